@@ -1,0 +1,151 @@
+"""Guest memory: memfd-backed maps, and the one checked way to reach them.
+
+Every address and length that comes from the guest passes through `GuestMemory`, which hands out
+`memoryview` slices of the map itself: nothing is copied, and nothing outside guest RAM can be
+reached. RAM above 3 GiB is split around the hole in which MMIO devices live:
+
+    0                    3 GiB        4 GiB
+    ├── low RAM ──────────┤ MMIO hole  ├── high RAM ──────┤
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from typing import Literal
+
+from voidbox.errors import GuestError, HostError
+
+PAGE_BYTES = 4096
+MMIO_HOLE_GPA = 0xC000_0000
+MMIO_HOLE_END_GPA = 0x1_0000_0000
+
+_WORD_BYTES = {"H": 2, "I": 4, "Q": 8}
+
+
+def layout(size_bytes: int) -> list[tuple[int, int]]:
+    """Split `size_bytes` of RAM around the MMIO hole: a list of (gpa, length in bytes)."""
+    low_bytes = min(size_bytes, MMIO_HOLE_GPA)
+    ranges = [(0, low_bytes)]
+    if size_bytes > low_bytes:
+        ranges.append((MMIO_HOLE_END_GPA, size_bytes - low_bytes))
+    return ranges
+
+
+class MemoryRegion:
+    """One contiguous range of guest RAM: a memfd and its shared map.
+
+    Attributes:
+        gpa: the first guest-physical address.
+        size_bytes: its length.
+        fd: the memfd, shareable with another process that maps it.
+        map: the whole region, as the object that KVM_SET_USER_MEMORY_REGION takes the address of.
+    """
+
+    def __init__(self, gpa: int, size_bytes: int) -> None:
+        self.gpa = gpa
+        self.size_bytes = size_bytes
+        self.fd = os.memfd_create("voidbox-ram", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self.fd, size_bytes)
+            # NORESERVE: pages are the host's only once the guest touches them.
+            self.map = mmap.mmap(
+                self.fd, size_bytes, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_NORESERVE", 0x4000)
+            )
+        except OSError as error:
+            os.close(self.fd)
+            raise HostError.from_errno(f"map {size_bytes >> 20} MiB", error.errno or 0) from error
+        self.view = memoryview(self.map)
+
+    def close(self) -> None:
+        """Release the map and the memfd. Every slice handed out must have been released."""
+        self.view.release()
+        self.map.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class GuestMemory:
+    """All RAM of one guest. Thread: any; slices alias memory that the running guest may change.
+
+    Args:
+        size_bytes: a multiple of 4,096.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        if size_bytes <= 0 or size_bytes % PAGE_BYTES:
+            raise ValueError(f"guest memory of {size_bytes} bytes is no multiple of a page")
+        self.size_bytes = size_bytes
+        self.regions: list[MemoryRegion] = []
+        try:
+            for gpa, length in layout(size_bytes):
+                self.regions.append(MemoryRegion(gpa, length))
+        except HostError:
+            self.close()
+            raise
+
+    def view(self, gpa: int, length: int) -> memoryview:
+        """Return guest memory [gpa, gpa + length) as a writable slice of the map.
+
+        Raises:
+            GuestError: the range is not wholly inside one region of RAM.
+        """
+        for region in self.regions:
+            offset = gpa - region.gpa
+            if 0 <= offset and 0 <= length <= region.size_bytes - offset:
+                return region.view[offset : offset + length]
+        raise GuestError(f"guest address {gpa:#x} + {length:#x} bytes is not inside RAM")
+
+    def words(self, gpa: int, code: Literal["H", "I", "Q"], count: int) -> memoryview:
+        """Return `count` aligned little-endian words as an indexable view of u16, u32 or u64.
+
+        Words that a running guest also writes (ring indices, flags) are accessed only this way:
+        each index is one load or store of the whole word, where `struct` and byte-wise access
+        tear. x86-64 is little-endian, as virtio 1.x and every boot structure are.
+
+        Raises:
+            GuestError: the range is misaligned or not wholly inside one region of RAM.
+        """
+        width = _WORD_BYTES[code]
+        if gpa % width:
+            raise GuestError(f"guest address {gpa:#x} is not aligned to {width} bytes")
+        return self.view(gpa, count * width).cast(code)
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Copy `length` bytes out of guest memory."""
+        return bytes(self.view(gpa, length))
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy `data` into guest memory."""
+        self.view(gpa, len(data))[:] = data
+
+    def load_file(self, fd: int, offset: int, gpa: int, length: int) -> None:
+        """Read `length` bytes at `offset` of a file straight into guest memory.
+
+        Raises:
+            GuestError: the range is outside RAM.
+            HostError: the file ended early or could not be read.
+        """
+        target = self.view(gpa, length)
+        done = 0
+        while done < length:
+            count = os.preadv(fd, [target[done:]], offset + done)
+            if count == 0:
+                raise HostError(f"the file ended {length - done} bytes early")
+            done += count
+
+    def __iter__(self) -> Iterator[MemoryRegion]:
+        return iter(self.regions)
+
+    def close(self) -> None:
+        """Give the memory back to the host. Idempotent."""
+        while self.regions:
+            self.regions.pop().close()
+
+    def __enter__(self) -> GuestMemory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
