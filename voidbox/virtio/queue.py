@@ -1,0 +1,356 @@
+"""The split virtqueue, device side (VirtIO 1.2 §2.7).
+
+Three arrays in guest memory, each written by one side only:
+
+    descriptor table   driver   where the buffers are: {u64 addr; u32 len; u16 flags; u16 next}
+    available ring     driver   {u16 flags; u16 idx; u16 ring[size]; u16 used_event}
+    used ring          device   {u16 flags; u16 idx; {u32 id; u32 len} ring[size]; u16 avail_event}
+
+Both `idx` run freely from 0 to 65,535 and wrap; a ring is indexed by idx modulo its size. The
+driver is hostile: everything read from guest memory is copied to a local once and then checked,
+every walk is bounded, and every broken rule is a GuestError.
+
+Memory ordering. x86-64 keeps loads in order and stores in order, so a ring entry is read after the
+idx that announced it and written before the idx that announces it. A load may still overtake an
+earlier store to another address, and two places cannot live with that: they take and release an
+uncontended lock, a locked instruction and hence a full fence (`_fence`). See `publish` and
+`enable_notification`.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from voidbox.errors import GuestError
+from voidbox.memory import GuestMemory
+
+VRING_DESC_F_NEXT = 1
+VRING_DESC_F_WRITE = 2
+VRING_DESC_F_INDIRECT = 4
+VRING_USED_F_NO_NOTIFY = 1
+VRING_AVAIL_F_NO_INTERRUPT = 1
+
+QUEUE_SIZE_MAX = 32768
+DESC_BYTES = 16
+# The longest indirect table. A chain may not exceed the queue size (§2.7.5.3.1), but Linux drivers
+# do exceed it with indirect tables; this is QEMU's bound, and IOV_MAX: one readv takes a chain.
+INDIRECT_DESCS_MAX = 1024
+# A used element's length is a u32.
+CHAIN_BYTES_MAX = 0xFFFF_FFFF
+
+# A descriptor as two u64 words: addr, and len | flags << 32 | next << 48.
+_LEN_MASK = 0xFFFF_FFFF
+_NEXT = VRING_DESC_F_NEXT << 32
+_WRITE = VRING_DESC_F_WRITE << 32
+_INDIRECT = VRING_DESC_F_INDIRECT << 32
+_NEXT_SHIFT = 48
+
+
+def vring_need_event(event_idx: int, new_idx: int, old_idx: int) -> bool:
+    """Whether going from old_idx to new_idx passed the event the other side asked for.
+
+    The kernel's `vring_need_event()`: true if event_idx lies in [old_idx, new_idx), modulo 2^16.
+    """
+    return ((new_idx - event_idx - 1) & 0xFFFF) < ((new_idx - old_idx) & 0xFFFF)
+
+
+class Chain:
+    """One request: the buffers of a descriptor chain, as slices of guest memory.
+
+    The buffers alias memory that the guest may change at any time: copy a header once, then check
+    the copy. Empty buffers are left out. Neither list is longer than the larger of the queue size
+    and INDIRECT_DESCS_MAX.
+
+    Attributes:
+        head_idx: what `add_used` takes.
+        readable: what the driver sent, in order.
+        writable: where the device answers, in order.
+        readable_bytes: their sum; with writable_bytes at most CHAIN_BYTES_MAX.
+        writable_bytes: likewise.
+    """
+
+    __slots__ = ("head_idx", "readable", "readable_bytes", "writable", "writable_bytes")
+
+    def __init__(
+        self,
+        head_idx: int,
+        readable: list[memoryview],
+        writable: list[memoryview],
+        readable_bytes: int,
+        writable_bytes: int,
+    ) -> None:
+        self.head_idx = head_idx
+        self.readable = readable
+        self.writable = writable
+        self.readable_bytes = readable_bytes
+        self.writable_bytes = writable_bytes
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """A virtqueue at rest, for a snapshot. What is in the rings is in guest memory already."""
+
+    size: int
+    desc_gpa: int
+    driver_gpa: int
+    device_gpa: int
+    event_idx: bool
+    indirect: bool
+    next_avail_idx: int
+    next_used_idx: int
+    published_idx: int
+
+
+class Virtqueue:
+    """The device's end of one split virtqueue. Thread: loop.
+
+    Args:
+        memory: the guest's RAM.
+        size: number of descriptors, a power of two up to 32,768.
+        desc_gpa: the descriptor table ("Descriptor Area").
+        driver_gpa: the available ring ("Driver Area").
+        device_gpa: the used ring ("Device Area").
+        event_idx: VIRTIO_RING_F_EVENT_IDX was negotiated.
+        indirect: VIRTIO_RING_F_INDIRECT_DESC was negotiated.
+
+    Raises:
+        GuestError: the size is no power of two, an address is misaligned or outside RAM.
+    """
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        *,
+        size: int,
+        desc_gpa: int,
+        driver_gpa: int,
+        device_gpa: int,
+        event_idx: bool = False,
+        indirect: bool = False,
+    ) -> None:
+        if not 0 < size <= QUEUE_SIZE_MAX or size & (size - 1):
+            raise GuestError(f"a queue size of {size} is no power of two up to {QUEUE_SIZE_MAX}")
+        if desc_gpa % DESC_BYTES:
+            raise GuestError(f"descriptor table at {desc_gpa:#x} is not aligned to 16 bytes")
+        self.size = size
+        self.desc_gpa = desc_gpa
+        self.driver_gpa = driver_gpa
+        self.device_gpa = device_gpa
+        self.event_idx = event_idx
+        self.indirect = indirect
+        self._memory = memory
+        # The whole of each ring, checked here once: indexing the views needs no check later.
+        self._desc = memory.words(desc_gpa, "Q", 2 * size)
+        self._avail = memory.words(driver_gpa, "H", 3 + size)
+        # The used ring is u32 pairs between u16 words, so it has two views. Its ring starts 4
+        # bytes in: element i is the words 1 + 2i and 2 + 2i of the u32 view.
+        if device_gpa % 4:
+            raise GuestError(f"used ring at {device_gpa:#x} is not aligned to 4 bytes")
+        self._used = memory.words(device_gpa, "H", 3 + 4 * size)
+        self._used_ring = memory.words(device_gpa, "I", 1 + 2 * size)
+        self._mask = size - 1
+        self._used_event_slot = 2 + size
+        self._avail_event_slot = 2 + 4 * size
+        self._fence = threading.Lock()
+        self._next_avail = 0  # the avail idx of the next chain to take
+        self._next_used = 0  # the used idx of the next add_used
+        self._published = 0  # the used idx that the driver can see
+
+    def next_chain(self) -> Chain | None:
+        """Take the next available chain; None if there is none.
+
+        Raises:
+            GuestError: the ring or the chain breaks a rule.
+        """
+        avail = self._avail
+        next_avail = self._next_avail
+        avail_idx = avail[1]
+        if avail_idx == next_avail:
+            return None
+        # A chain holds at least one descriptor until the driver sees it used, so no more than
+        # `size` can be outstanding. This implies avail.idx - next <= size, and it bounds what one
+        # pass can take before publish(), however fast another vCPU adds chains.
+        if ((avail_idx - self._published) & 0xFFFF) > self.size:
+            raise GuestError(
+                f"avail idx {avail_idx} is too far ahead of used idx {self._published}"
+            )
+        head_idx = avail[2 + (next_avail & self._mask)]
+        if head_idx > self._mask:
+            raise GuestError(f"head {head_idx} in a queue of {self.size}")
+        desc = self._desc
+        word = desc[2 * head_idx + 1]
+        if word & (_NEXT | _INDIRECT):
+            chain = self._walk(head_idx)
+        else:
+            length = word & _LEN_MASK
+            buffers = [self._memory.view(desc[2 * head_idx], length)] if length else []
+            if word & _WRITE:
+                chain = Chain(head_idx, [], buffers, 0, length)
+            else:
+                chain = Chain(head_idx, buffers, [], length, 0)
+        self._next_avail = (next_avail + 1) & 0xFFFF
+        return chain
+
+    def _walk(self, head_idx: int) -> Chain:
+        """Take a chain of more than one descriptor apart."""
+        view = self._memory.view
+        readable: list[memoryview] = []
+        writable: list[memoryview] = []
+        readable_bytes = writable_bytes = 0
+        seen_writable = False
+        for addr, word in self._descriptors(head_idx):
+            length = word & _LEN_MASK
+            if word & _WRITE:
+                seen_writable = True
+                writable_bytes += length
+                if length:
+                    writable.append(view(addr, length))
+            elif seen_writable:
+                raise GuestError("a readable descriptor after a writable one")
+            else:
+                readable_bytes += length
+                if length:
+                    readable.append(view(addr, length))
+        if readable_bytes + writable_bytes > CHAIN_BYTES_MAX:
+            raise GuestError("a descriptor chain of 4 GiB or more")
+        return Chain(head_idx, readable, writable, readable_bytes, writable_bytes)
+
+    def _descriptors(self, head_idx: int) -> Iterator[tuple[int, int]]:
+        """Follow a chain: the two words of each descriptor that is a buffer.
+
+        The table is the queue's own until a descriptor with INDIRECT, which ends that part (NEXT
+        may not stand beside it), leads into a private copy of the table it points to.
+        """
+        table: memoryview | tuple[int, ...] = self._desc
+        table_size = ttl = self.size
+        idx = head_idx
+        while ttl:
+            ttl -= 1
+            addr = table[2 * idx]
+            word = table[2 * idx + 1]
+            if word & _INDIRECT:
+                if table is not self._desc or word & _NEXT:
+                    raise GuestError("an indirect descriptor inside a table, or one with a next")
+                table = self._indirect_table(addr, word & _LEN_MASK)
+                table_size = ttl = len(table) // 2
+                idx = 0
+                continue
+            yield addr, word
+            if not word & _NEXT:
+                return
+            idx = word >> _NEXT_SHIFT
+            if idx >= table_size:
+                raise GuestError(f"next descriptor {idx} in a table of {table_size}")
+        raise GuestError(f"the descriptor chain at {head_idx} has a loop")
+
+    def _indirect_table(self, gpa: int, length: int) -> tuple[int, ...]:
+        """Copy an indirect table out of guest memory, where it needs no alignment."""
+        if not self.indirect:
+            raise GuestError("an indirect descriptor, a feature that was not negotiated")
+        if length == 0 or length % DESC_BYTES:
+            raise GuestError(f"an indirect table of {length} bytes")
+        if length > DESC_BYTES * max(self.size, INDIRECT_DESCS_MAX):
+            raise GuestError(f"an indirect table of {length // DESC_BYTES} descriptors")
+        return struct.unpack(f"<{length // 8}Q", self._memory.view(gpa, length))
+
+    def undo_next(self) -> None:
+        """Hand the chain taken last back to the available ring; repeated, the one before it.
+
+        For a device that finds it cannot serve the request yet. The next `next_chain` reads the
+        descriptors anew.
+        """
+        self._next_avail = (self._next_avail - 1) & 0xFFFF
+
+    def add_used(self, head_idx: int, written_bytes: int) -> None:
+        """Return one chain to the driver; it sees it after publish(), §2.7.8.
+
+        Args:
+            head_idx: the chain's.
+            written_bytes: bytes written to its writable buffers, from their start on.
+        """
+        slot = (self._next_used & self._mask) * 2 + 1
+        self._used_ring[slot] = head_idx
+        self._used_ring[slot + 1] = written_bytes
+        self._next_used = (self._next_used + 1) & 0xFFFF
+
+    def publish(self) -> bool:
+        """Show the driver what add_used() returned since last time.
+
+        Returns:
+            True if the driver wants an interrupt for it.
+        """
+        new, old = self._next_used, self._published
+        if new == old:
+            return False
+        self._used[1] = self._published = new
+        # The store of used->idx must be visible before used_event or the flags are read: else the
+        # driver that enables interrupts, and then looks at used->idx once more, sees the old idx
+        # while we see its old wish, and sleeps on. Lock and unlock are the fence.
+        with self._fence:
+            pass
+        if self.event_idx:
+            return vring_need_event(self._avail[self._used_event_slot], new, old)
+        return not self._avail[0] & VRING_AVAIL_F_NO_INTERRUPT
+
+    def enable_notification(self) -> bool:
+        """Ask the driver to kick at the next chain, §2.7.10.
+
+        Returns:
+            True if chains arrived meanwhile, for which no kick may come: look again.
+        """
+        if self.event_idx:
+            self._used[self._avail_event_slot] = self._next_avail
+        else:
+            self._used[0] = 0
+        # The store above must be visible before avail->idx is read again: else a driver that adds
+        # a chain right now sees no wish for a kick while we see no chain. As in publish().
+        with self._fence:
+            pass
+        return self._avail[1] != self._next_avail
+
+    def disable_notification(self) -> None:
+        """Tell the driver that kicks are not needed now; a hint, kicks may still come.
+
+        With EVENT_IDX nothing needs saying: avail_event stays behind, and is passed only once.
+        """
+        if not self.event_idx:
+            self._used[0] = VRING_USED_F_NO_NOTIFY
+
+    def state(self) -> QueueState:
+        """Snapshot the queue. Chains taken but not returned are the device's to remember."""
+        return QueueState(
+            size=self.size,
+            desc_gpa=self.desc_gpa,
+            driver_gpa=self.driver_gpa,
+            device_gpa=self.device_gpa,
+            event_idx=self.event_idx,
+            indirect=self.indirect,
+            next_avail_idx=self._next_avail,
+            next_used_idx=self._next_used,
+            published_idx=self._published,
+        )
+
+    @classmethod
+    def from_state(cls, state: QueueState, *, memory: GuestMemory) -> Virtqueue:
+        """Continue a queue over restored memory."""
+        queue = cls(
+            memory,
+            size=state.size,
+            desc_gpa=state.desc_gpa,
+            driver_gpa=state.driver_gpa,
+            device_gpa=state.device_gpa,
+            event_idx=state.event_idx,
+            indirect=state.indirect,
+        )
+        queue._next_avail = state.next_avail_idx & 0xFFFF
+        queue._next_used = state.next_used_idx & 0xFFFF
+        queue._published = state.published_idx & 0xFFFF
+        return queue
+
+    def close(self) -> None:
+        """Let go of guest memory; any later use of the queue is a ValueError. Idempotent."""
+        for view in (self._desc, self._avail, self._used, self._used_ring):
+            view.release()
