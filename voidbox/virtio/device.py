@@ -5,7 +5,7 @@ transport knows registers, feature negotiation, interrupts and the device status
 calls everything but the configuration accessors on the loop thread, so a device needs no lock of
 its own for its queues.
 
-A device that takes chains follows one pattern (VirtIO 1.2 §2.7.13), here with a budget, so that a
+A device that takes chains follows one pattern, always with a budget, so that a
 driver on another vCPU that keeps adding chains cannot hold the loop:
 
     queue.disable_notification()

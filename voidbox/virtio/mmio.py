@@ -18,7 +18,6 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from voidbox.errors import ConfigError, GuestError
 from voidbox.memory import GuestMemory
@@ -36,9 +35,9 @@ from voidbox.virtio.device import (
     VirtioDevice,
 )
 from voidbox.virtio.mmio_regs import (
-    MAGIC,
-    VENDOR_ID,
-    VERSION,
+    ALL_ONES,
+    CONSTANT_REGISTERS,
+    QUEUE_ADDRESS_REGISTERS,
     VIRTIO_MMIO_CONFIG,
     VIRTIO_MMIO_CONFIG_GENERATION,
     VIRTIO_MMIO_DEVICE_FEATURES,
@@ -46,41 +45,29 @@ from voidbox.virtio.mmio_regs import (
     VIRTIO_MMIO_DEVICE_ID,
     VIRTIO_MMIO_DRIVER_FEATURES,
     VIRTIO_MMIO_DRIVER_FEATURES_SEL,
-    VIRTIO_MMIO_INTERRUPT_ACK,
-    VIRTIO_MMIO_INTERRUPT_STATUS,
     VIRTIO_MMIO_INT_CONFIG,
     VIRTIO_MMIO_INT_VRING,
-    VIRTIO_MMIO_MAGIC_VALUE,
-    VIRTIO_MMIO_QUEUE_AVAIL_HIGH,
-    VIRTIO_MMIO_QUEUE_AVAIL_LOW,
-    VIRTIO_MMIO_QUEUE_DESC_HIGH,
-    VIRTIO_MMIO_QUEUE_DESC_LOW,
+    VIRTIO_MMIO_INTERRUPT_ACK,
+    VIRTIO_MMIO_INTERRUPT_STATUS,
     VIRTIO_MMIO_QUEUE_NOTIFY,
     VIRTIO_MMIO_QUEUE_NUM,
     VIRTIO_MMIO_QUEUE_NUM_MAX,
     VIRTIO_MMIO_QUEUE_READY,
-    VIRTIO_MMIO_QUEUE_RESET,
     VIRTIO_MMIO_QUEUE_SEL,
-    VIRTIO_MMIO_QUEUE_USED_HIGH,
-    VIRTIO_MMIO_QUEUE_USED_LOW,
-    VIRTIO_MMIO_SHM_BASE_HIGH,
-    VIRTIO_MMIO_SHM_BASE_LOW,
-    VIRTIO_MMIO_SHM_LEN_HIGH,
-    VIRTIO_MMIO_SHM_LEN_LOW,
     VIRTIO_MMIO_SHM_SEL,
     VIRTIO_MMIO_STATUS,
-    VIRTIO_MMIO_VENDOR_ID,
-    VIRTIO_MMIO_VERSION,
+    MmioState,
+    MmioStatistics,
+    QueueRegisters,
 )
 from voidbox.virtio.queue import QueueState, Virtqueue
 
 log = logging.getLogger(__name__)
 
 # How long a vCPU that resets the device waits for the loop. Beyond it, Status stays non-zero until
-# the loop gets there, which is what §4.2.3.1 has drivers wait for; Linux does not.
+# the loop gets there, and §2.4 has drivers wait for that 0; Linux over MMIO does not wait.
 RESET_WAIT_S = 5.0
 
-_ALL_ONES = 0xFFFF_FFFF
 _ACKNOWLEDGED = VIRTIO_CONFIG_S_ACKNOWLEDGE
 _NEGOTIATING = _ACKNOWLEDGED | VIRTIO_CONFIG_S_DRIVER
 _CONFIGURING = _NEGOTIATING | VIRTIO_CONFIG_S_FEATURES_OK
@@ -91,67 +78,6 @@ _NEXT_STATUS = {
     _NEGOTIATING: _CONFIGURING,
     _CONFIGURING: _RUNNING,
 }
-
-_CONSTANT_REGISTERS = {
-    VIRTIO_MMIO_MAGIC_VALUE: MAGIC,
-    VIRTIO_MMIO_VERSION: VERSION,
-    VIRTIO_MMIO_VENDOR_ID: VENDOR_ID,
-    # No shared memory regions: §4.2.2 has length and base of an absent one read as -1.
-    VIRTIO_MMIO_SHM_LEN_LOW: _ALL_ONES,
-    VIRTIO_MMIO_SHM_LEN_HIGH: _ALL_ONES,
-    VIRTIO_MMIO_SHM_BASE_LOW: _ALL_ONES,
-    VIRTIO_MMIO_SHM_BASE_HIGH: _ALL_ONES,
-    # VIRTIO_F_RING_RESET is not offered, so no queue is ever being reset.
-    VIRTIO_MMIO_QUEUE_RESET: 0,
-}
-
-# Address register → field of QueueRegisters, and the half it sets.
-_QUEUE_ADDRESS = {
-    VIRTIO_MMIO_QUEUE_DESC_LOW: ("desc_gpa", 0),
-    VIRTIO_MMIO_QUEUE_DESC_HIGH: ("desc_gpa", 32),
-    VIRTIO_MMIO_QUEUE_AVAIL_LOW: ("driver_gpa", 0),
-    VIRTIO_MMIO_QUEUE_AVAIL_HIGH: ("driver_gpa", 32),
-    VIRTIO_MMIO_QUEUE_USED_LOW: ("device_gpa", 0),
-    VIRTIO_MMIO_QUEUE_USED_HIGH: ("device_gpa", 32),
-}
-
-
-@dataclass(frozen=True)
-class QueueRegisters:
-    """What the driver wrote about one queue."""
-
-    size: int = 0
-    desc_gpa: int = 0
-    driver_gpa: int = 0
-    device_gpa: int = 0
-    ready: bool = False
-
-
-@dataclass(frozen=True)
-class MmioState:
-    """The transport at rest, for a snapshot. `virtqueues` is empty unless the device is live."""
-
-    device_id: int
-    status: int
-    device_features_sel: int
-    driver_features_sel: int
-    driver_features: int
-    queue_sel: int
-    interrupt_status: int
-    config_generation: int
-    queues: tuple[QueueRegisters, ...]
-    virtqueues: tuple[QueueState, ...]
-
-
-@dataclass(frozen=True)
-class MmioStatistics:
-    """Counters since the transport was made."""
-
-    notifications: int
-    interrupts: int
-    resets: int
-    refused_accesses: int
-    reset_reason: str
 
 
 class MmioTransport:
@@ -222,8 +148,8 @@ class MmioTransport:
 
     def _read_register(self, offset: int) -> int | None:
         """Read a control register; None if there is no such register to read."""
-        if offset in _CONSTANT_REGISTERS:
-            return _CONSTANT_REGISTERS[offset]
+        if offset in CONSTANT_REGISTERS:
+            return CONSTANT_REGISTERS[offset]
         if offset == VIRTIO_MMIO_STATUS:
             return self._status
         if offset == VIRTIO_MMIO_CONFIG_GENERATION:
@@ -232,7 +158,7 @@ class MmioTransport:
             return self._device.device_id
         if offset == VIRTIO_MMIO_DEVICE_FEATURES:
             selected = self._device_features_sel
-            return (self._offered >> 32 * selected) & _ALL_ONES if selected < 2 else 0
+            return (self._offered >> 32 * selected) & ALL_ONES if selected < 2 else 0
         if offset in (VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY):
             selected = self._queue_sel
             if selected >= len(self._queues):
@@ -258,7 +184,7 @@ class MmioTransport:
             accepted = self._write_status(value)
         else:
             with self._lock:
-                accepted = self._write_setup(offset, value & _ALL_ONES)
+                accepted = self._write_setup(offset, value & ALL_ONES)
         if not accepted:
             self._count_refused()
 
@@ -320,7 +246,7 @@ class MmioTransport:
         if self._driver_features_sel > 1:
             return value == 0  # bits above 63 do not exist; a driver may say so
         shift = 32 * self._driver_features_sel
-        kept = self._driver_features & ~(_ALL_ONES << shift)
+        kept = self._driver_features & ~(ALL_ONES << shift)
         self._driver_features = kept | value << shift
         return True
 
@@ -336,9 +262,9 @@ class MmioTransport:
             return False
         elif offset == VIRTIO_MMIO_QUEUE_NUM:
             queue = dataclasses.replace(queue, size=value)
-        elif offset in _QUEUE_ADDRESS:
-            field, shift = _QUEUE_ADDRESS[offset]
-            kept = getattr(queue, field) & ~(_ALL_ONES << shift)
+        elif offset in QUEUE_ADDRESS_REGISTERS:
+            field, shift = QUEUE_ADDRESS_REGISTERS[offset]
+            kept = getattr(queue, field) & ~(ALL_ONES << shift)
             queue = dataclasses.replace(queue, **{field: kept | value << shift})
         else:
             return False
@@ -490,7 +416,7 @@ class MmioTransport:
         with self._lock:
             if change is not None:
                 change()
-            self._config_generation = (self._config_generation + 1) & _ALL_ONES
+            self._config_generation = (self._config_generation + 1) & ALL_ONES
         self._interrupt(VIRTIO_MMIO_INT_CONFIG)
 
     def _interrupt(self, bit: int) -> None:

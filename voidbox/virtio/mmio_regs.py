@@ -1,4 +1,10 @@
-"""The virtio-mmio register map, version 2 (VirtIO 1.2 §4.2.2): offsets and fixed values."""
+"""The virtio-mmio register map, version 2 (VirtIO 1.2 §4.2.2), and the plain state behind it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from voidbox.virtio.queue import QueueState
 
 # linux/virtio_mmio.h
 VIRTIO_MMIO_MAGIC_VALUE = 0x000
@@ -39,3 +45,66 @@ MMIO_REGION_BYTES = 0x1000
 MAGIC = int.from_bytes(b"virt", "little")
 VERSION = 2
 VENDOR_ID = int.from_bytes(b"VOID", "little")
+
+ALL_ONES = 0xFFFF_FFFF
+
+CONSTANT_REGISTERS = {
+    VIRTIO_MMIO_MAGIC_VALUE: MAGIC,
+    VIRTIO_MMIO_VERSION: VERSION,
+    VIRTIO_MMIO_VENDOR_ID: VENDOR_ID,
+    # No shared memory regions: §4.2.2 has length and base of an absent one read as -1.
+    VIRTIO_MMIO_SHM_LEN_LOW: ALL_ONES,
+    VIRTIO_MMIO_SHM_LEN_HIGH: ALL_ONES,
+    VIRTIO_MMIO_SHM_BASE_LOW: ALL_ONES,
+    VIRTIO_MMIO_SHM_BASE_HIGH: ALL_ONES,
+    # VIRTIO_F_RING_RESET is not offered, so no queue is ever being reset.
+    VIRTIO_MMIO_QUEUE_RESET: 0,
+}
+
+# Address register → field of QueueRegisters, and the half it sets.
+QUEUE_ADDRESS_REGISTERS = {
+    VIRTIO_MMIO_QUEUE_DESC_LOW: ("desc_gpa", 0),
+    VIRTIO_MMIO_QUEUE_DESC_HIGH: ("desc_gpa", 32),
+    VIRTIO_MMIO_QUEUE_AVAIL_LOW: ("driver_gpa", 0),
+    VIRTIO_MMIO_QUEUE_AVAIL_HIGH: ("driver_gpa", 32),
+    VIRTIO_MMIO_QUEUE_USED_LOW: ("device_gpa", 0),
+    VIRTIO_MMIO_QUEUE_USED_HIGH: ("device_gpa", 32),
+}
+
+
+@dataclass(frozen=True)
+class QueueRegisters:
+    """What the driver wrote about one queue."""
+
+    size: int = 0
+    desc_gpa: int = 0
+    driver_gpa: int = 0
+    device_gpa: int = 0
+    ready: bool = False
+
+
+@dataclass(frozen=True)
+class MmioState:
+    """The transport at rest, for a snapshot. `virtqueues` is empty unless the device is live."""
+
+    device_id: int
+    status: int
+    device_features_sel: int
+    driver_features_sel: int
+    driver_features: int
+    queue_sel: int
+    interrupt_status: int
+    config_generation: int
+    queues: tuple[QueueRegisters, ...]
+    virtqueues: tuple[QueueState, ...]
+
+
+@dataclass(frozen=True)
+class MmioStatistics:
+    """Counters since the transport was made."""
+
+    notifications: int
+    interrupts: int
+    resets: int
+    refused_accesses: int
+    reset_reason: str

@@ -1,0 +1,535 @@
+"""The virtqueue against a driver that speaks the ring layout, and against broken rings."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.virtio.driver import Arena, DriverQueue
+from voidbox.errors import GuestError
+from voidbox.memory import GuestMemory
+from voidbox.virtio.queue import (
+    INDIRECT_DESCS_MAX,
+    VRING_DESC_F_INDIRECT,
+    VRING_DESC_F_NEXT,
+    VRING_DESC_F_WRITE,
+    Chain,
+    Virtqueue,
+    vring_need_event,
+)
+
+NEXT, WRITE, INDIRECT = VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_DESC_F_INDIRECT
+DATA_GPA = 0x80000
+
+
+def attach(driver: DriverQueue) -> Virtqueue:
+    """The device's end of the same queue."""
+    return Virtqueue(
+        driver.memory,
+        size=driver.size,
+        desc_gpa=driver.desc_gpa,
+        driver_gpa=driver.driver_gpa,
+        device_gpa=driver.device_gpa,
+        event_idx=driver.event_idx,
+        indirect=driver.indirect,
+    )
+
+
+def pair(memory: GuestMemory, size: int = 8, **features: bool) -> tuple[DriverQueue, Virtqueue]:
+    driver = DriverQueue(memory, Arena(0x10000, DATA_GPA), size, **features)
+    return driver, attach(driver)
+
+
+def take(queue: Virtqueue) -> Chain:
+    chain = queue.next_chain()
+    assert chain is not None
+    return chain
+
+
+# Well-formed requests
+
+
+def test_empty_queue_has_no_chain(memory: GuestMemory) -> None:
+    _, queue = pair(memory)
+    assert queue.next_chain() is None
+    assert queue.publish() is False
+
+
+@pytest.mark.parametrize("indirect", [False, True])
+def test_chain_splits_readable_and_writable(memory: GuestMemory, indirect: bool) -> None:
+    driver, queue = pair(memory, indirect=True)
+    head_idx = driver.add([b"head", b"payload"], [3, 5], indirect=indirect)
+    chain = take(queue)
+    assert chain.head_idx == head_idx
+    assert [bytes(buffer) for buffer in chain.readable] == [b"head", b"payload"]
+    assert [len(buffer) for buffer in chain.writable] == [3, 5]
+    assert (chain.readable_bytes, chain.writable_bytes) == (11, 8)
+    chain.writable[0][:] = b"abc"
+    chain.writable[1][:2] = b"de"
+    queue.add_used(head_idx, 5)
+    assert driver.completed() == []  # not before it is published
+    assert queue.publish() is True
+    [done] = driver.completed()
+    assert (done.head_idx, done.written_bytes, done.data) == (head_idx, 5, b"abcde")
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_single_descriptor(memory: GuestMemory, write: bool) -> None:
+    driver, queue = pair(memory)
+    driver.add([] if write else [b"12345"], [5] if write else [])
+    chain = take(queue)
+    buffers = chain.writable if write else chain.readable
+    assert [len(buffer) for buffer in buffers] == [5]
+    assert len(chain.readable) + len(chain.writable) == 1
+    assert (chain.writable_bytes if write else chain.readable_bytes) == 5
+
+
+def test_indirect_table_after_direct_descriptors(memory: GuestMemory) -> None:
+    """§2.7.5.3.2: zero or more normal descriptors, then one that refers to a table."""
+    driver, queue = pair(memory, indirect=True)
+    memory.write(DATA_GPA, struct.pack("<QIHH", DATA_GPA + 0x100, 7, WRITE, 0))
+    driver.set_desc(0, DATA_GPA + 0x200, 4, NEXT, 1)
+    # The write flag of a descriptor that refers to a table means nothing.
+    driver.set_desc(1, DATA_GPA, 16, INDIRECT | WRITE)
+    driver.offer(0)
+    chain = take(queue)
+    assert ([len(b) for b in chain.readable], [len(b) for b in chain.writable]) == ([4], [7])
+
+
+def test_indirect_table_needs_no_alignment_and_may_exceed_the_queue(memory: GuestMemory) -> None:
+    driver, queue = pair(memory, size=4, indirect=True)
+    table = b"".join(
+        struct.pack("<QIHH", DATA_GPA + 0x8000 + i, 1, NEXT if i < 99 else 0, (i + 1) % 100)
+        for i in range(100)
+    )
+    memory.write(DATA_GPA + 1, table)
+    driver.set_desc(0, DATA_GPA + 1, len(table), INDIRECT)
+    driver.offer(0)
+    assert len(take(queue).readable) == 100
+
+
+def test_empty_buffers_are_left_out(memory: GuestMemory) -> None:
+    driver, queue = pair(memory)
+    driver.set_desc(0, 0xDEAD_0000_0000, 0, NEXT, 1)  # nothing is there, and nothing is touched
+    driver.set_desc(1, DATA_GPA, 4, NEXT, 2)
+    driver.set_desc(2, 0, 0, WRITE)
+    driver.set_desc(3, 0xDEAD_0000_0000, 0)
+    driver.offer(0)
+    driver.offer(3)
+    chain = take(queue)
+    assert ([len(b) for b in chain.readable], chain.writable) == ([4], [])
+    chain = take(queue)
+    assert (chain.readable, chain.writable, chain.readable_bytes) == ([], [], 0)
+
+
+def test_undo_hands_chains_back_in_order(memory: GuestMemory) -> None:
+    driver, queue = pair(memory)
+    heads = [driver.add([bytes([i])]) for i in range(3)]
+    assert [take(queue).head_idx for _ in range(3)] == heads
+    assert queue.next_chain() is None
+    queue.undo_next()
+    queue.undo_next()
+    assert [take(queue).head_idx for _ in range(2)] == heads[1:]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 256])
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_indices_wrap(memory: GuestMemory, size: int, event_idx: bool) -> None:
+    """The ring is indexed modulo its size, the idx words modulo 2^16 ("id 0 is not a head!")."""
+    driver, queue = pair(memory, size, event_idx=event_idx)
+    for number in range(65536 // size + 300 if size > 4 else 66000):
+        head_idx = driver.add([], [2])
+        chain = take(queue)
+        chain.writable[0][:] = struct.pack("<H", number & 0xFFFF)
+        queue.add_used(chain.head_idx, 2)
+        assert queue.publish() is True
+        [done] = driver.completed()
+        assert (done.head_idx, done.data) == (head_idx, struct.pack("<H", number & 0xFFFF))
+    if size <= 4:
+        assert driver.used_idx == 66000 - 65536
+
+
+def test_chains_may_be_returned_in_any_order(memory: GuestMemory) -> None:
+    driver, queue = pair(memory, 4)
+    heads = [driver.add([], [1]) for _ in range(4)]
+    for _ in range(4):
+        take(queue)
+    for head_idx in reversed(heads):
+        queue.add_used(head_idx, 0)
+    queue.publish()
+    assert [done.head_idx for done in driver.completed()] == heads[::-1]
+
+
+# Broken rings
+
+
+def broken_avail_idx(driver: DriverQueue) -> None:
+    driver.set_avail_idx(driver.size + 1)
+
+
+def backward_avail_idx(driver: DriverQueue) -> None:
+    driver.set_avail_idx(0xFFFF)
+
+
+def head_out_of_table(driver: DriverQueue) -> None:
+    driver.offer(driver.size)
+
+
+def next_out_of_table(driver: DriverQueue) -> None:
+    driver.set_desc(0, DATA_GPA, 4, NEXT, driver.size)
+    driver.offer(0)
+
+
+def loop_of_one(driver: DriverQueue) -> None:
+    driver.set_desc(0, DATA_GPA, 4, NEXT, 0)
+    driver.offer(0)
+
+
+def loop_of_all(driver: DriverQueue) -> None:
+    for idx in range(driver.size):
+        driver.set_desc(idx, DATA_GPA, 0, NEXT, (idx + 1) % driver.size)
+    driver.offer(0)
+
+
+def readable_after_writable(driver: DriverQueue) -> None:
+    driver.set_desc(0, DATA_GPA, 4, WRITE | NEXT, 1)
+    driver.set_desc(1, DATA_GPA, 4)
+    driver.offer(0)
+
+
+def readable_after_empty_writable(driver: DriverQueue) -> None:
+    driver.set_desc(0, DATA_GPA, 0, WRITE | NEXT, 1)
+    driver.set_desc(1, DATA_GPA, 4)
+    driver.offer(0)
+
+
+def foreign_address(driver: DriverQueue) -> None:
+    driver.set_desc(0, 1 << 20, 4)
+    driver.offer(0)
+
+
+def foreign_last_byte(driver: DriverQueue) -> None:
+    driver.set_desc(0, (1 << 20) - 3, 4, NEXT, 1)
+    driver.set_desc(1, DATA_GPA, 4)
+    driver.offer(0)
+
+
+def address_overflow(driver: DriverQueue) -> None:
+    driver.set_desc(0, (1 << 64) - 2, 4)
+    driver.offer(0)
+
+
+def table(driver: DriverQueue, length: int, flags: int = INDIRECT, entry_flags: int = 0) -> None:
+    driver.memory.write(DATA_GPA, struct.pack("<QIHH", DATA_GPA, 4, entry_flags, 0))
+    driver.set_desc(0, DATA_GPA, length, flags)
+    driver.offer(0)
+
+
+def empty_table(driver: DriverQueue) -> None:
+    table(driver, 0)
+
+
+def crooked_table(driver: DriverQueue) -> None:
+    table(driver, 24)
+
+
+def oversized_table(driver: DriverQueue) -> None:
+    table(driver, 16 * (INDIRECT_DESCS_MAX + 1))
+
+
+def foreign_table(driver: DriverQueue) -> None:
+    driver.set_desc(0, (1 << 20) - 8, 16, INDIRECT)
+    driver.offer(0)
+
+
+def table_with_next(driver: DriverQueue) -> None:
+    table(driver, 16, INDIRECT | NEXT)
+
+
+def nested_table(driver: DriverQueue) -> None:
+    table(driver, 16, INDIRECT, INDIRECT)
+
+
+def loop_in_table(driver: DriverQueue) -> None:
+    table(driver, 16, INDIRECT, NEXT)
+
+
+def next_out_of_indirect_table(driver: DriverQueue) -> None:
+    """Inside the queue's size, outside the indirect table's."""
+    driver.memory.write(DATA_GPA, struct.pack("<QIHH", DATA_GPA, 4, NEXT, 1))
+    driver.set_desc(0, DATA_GPA, 16, INDIRECT)
+    driver.offer(0)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        broken_avail_idx,
+        backward_avail_idx,
+        head_out_of_table,
+        next_out_of_table,
+        loop_of_one,
+        loop_of_all,
+        readable_after_writable,
+        readable_after_empty_writable,
+        foreign_address,
+        foreign_last_byte,
+        address_overflow,
+        empty_table,
+        crooked_table,
+        oversized_table,
+        foreign_table,
+        table_with_next,
+        nested_table,
+        loop_in_table,
+        next_out_of_indirect_table,
+    ],
+)
+def test_broken_ring_is_refused(memory: GuestMemory, spoil: Any) -> None:
+    driver, queue = pair(memory, indirect=True)
+    spoil(driver)
+    before = queue.state()
+    with pytest.raises(GuestError):
+        queue.next_chain()
+    assert queue.state() == before  # nothing was taken
+
+
+def test_indirect_needs_the_feature(memory: GuestMemory) -> None:
+    driver, queue = pair(memory, indirect=False)
+    driver.add([b"x"], indirect=True)
+    with pytest.raises(GuestError, match="not negotiated"):
+        queue.next_chain()
+
+
+def test_a_chain_as_long_as_the_queue_is_no_loop(memory: GuestMemory) -> None:
+    driver, queue = pair(memory, 8)
+    driver.add([b"x"] * 8)
+    assert len(take(queue).readable) == 8
+
+
+def test_four_gigabytes_are_too_much(memory: GuestMemory) -> None:
+    """Each buffer is inside RAM, yet their sum does not fit the used ring's u32."""
+    with GuestMemory(1 << 31) as large:  # address space only: no page of it is touched twice
+        driver = DriverQueue(large, Arena(0x10000, DATA_GPA), 4)
+        queue = attach(driver)
+        driver.set_desc(0, 0, 1 << 31, NEXT, 1)
+        driver.set_desc(1, 0, (1 << 31) - 1)
+        driver.offer(0)
+        assert take(queue).readable_bytes == 0xFFFF_FFFF
+        driver.set_desc(1, 0, 1 << 31)
+        driver.offer(0)
+        with pytest.raises(GuestError, match="4 GiB"):
+            queue.next_chain()
+        queue.close()
+
+
+def test_one_pass_is_bounded_by_the_queue_size(memory: GuestMemory) -> None:
+    """A driver on another vCPU that goes on adding cannot keep the device in one pass."""
+    driver, queue = pair(memory, 8)
+    driver.set_desc(0, DATA_GPA, 4, WRITE)
+    taken = 0
+    with pytest.raises(GuestError, match="too far ahead"):
+        while True:
+            driver.offer(0)
+            queue.add_used(take(queue).head_idx, 0)
+            taken += 1
+    assert taken == 8
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"size": 0},
+        {"size": 3},
+        {"size": 65536},
+        {"desc_gpa": 0x1008},
+        {"driver_gpa": 0x2001},
+        {"device_gpa": 0x3002},
+        {"desc_gpa": (1 << 20) - 0x70},
+        {"driver_gpa": (1 << 20) - 20},
+        {"device_gpa": (1 << 20) - 68},
+        {"desc_gpa": 1 << 63},
+    ],
+    ids=str,
+)
+def test_rings_must_be_aligned_and_inside_ram(memory: GuestMemory, changes: dict[str, int]) -> None:
+    good = {"size": 8, "desc_gpa": 0x1000, "driver_gpa": 0x2000, "device_gpa": 0x3000}
+    Virtqueue(memory, **good).close()
+    with pytest.raises(GuestError):
+        Virtqueue(memory, **(good | changes))
+
+
+def test_rings_may_end_where_ram_ends(memory: GuestMemory) -> None:
+    for name, length in (("desc_gpa", 16 * 8), ("driver_gpa", 6 + 2 * 8), ("device_gpa", 72)):
+        good = {"size": 8, "desc_gpa": 0x1000, "driver_gpa": 0x2000, "device_gpa": 0x3000}
+        Virtqueue(memory, **(good | {name: (1 << 20) - length}))
+
+
+# Notification suppression
+
+
+@given(st.integers(0, 65535), st.integers(0, 65535), st.integers(1, 32768))
+def test_need_event_is_membership_of_the_batch(event: int, old: int, count: int) -> None:
+    new = (old + count) % 65536
+    batch = {(old + i) % 65536 for i in range(count)} if count < 600 else None
+    if batch is None:
+        assert vring_need_event(event, new, old) == ((event - old) % 65536 < count)
+    else:
+        assert vring_need_event(event, new, old) == (event in batch)
+
+
+def test_no_interrupt_flag(memory: GuestMemory) -> None:
+    driver, queue = pair(memory)
+    for wanted in (True, False):
+        if not wanted:
+            driver.disable_callbacks()
+        driver.add([b"x"])
+        queue.add_used(take(queue).head_idx, 0)
+        assert queue.publish() is wanted
+
+
+def test_event_idx_interrupts_once_per_wish(memory: GuestMemory) -> None:
+    driver, queue = pair(memory, 8, event_idx=True)
+    for _ in range(6):
+        driver.add([b"x"])
+
+    def complete() -> bool:
+        queue.add_used(take(queue).head_idx, 0)
+        return queue.publish()
+
+    driver.set_used_event(2)
+    assert [complete() for _ in range(5)] == [False, False, True, False, False]
+    driver.completed()  # asks for the next
+    assert complete() is True
+
+
+def test_a_batch_is_published_and_signalled_once(memory: GuestMemory) -> None:
+    driver, queue = pair(memory, 8, event_idx=True)
+    for _ in range(4):
+        driver.add([b"x"])
+    driver.set_used_event(1)
+    for _ in range(4):
+        queue.add_used(take(queue).head_idx, 0)
+        assert driver.used_idx == 0
+    assert queue.publish() is True
+    assert driver.used_idx == 4
+    assert queue.publish() is False  # nothing new: no second interrupt
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_kicks_are_suppressed_until_asked_for(memory: GuestMemory, event_idx: bool) -> None:
+    driver, queue = pair(memory, 8, event_idx=event_idx)
+    driver.add([b"x"])
+    assert driver.kick_prepare() is True  # a fresh ring wants the first kick
+    queue.disable_notification()
+    take(queue)
+    driver.add([b"x"])
+    assert driver.kick_prepare() is False
+    assert queue.enable_notification() is True  # the second chain came without a kick
+    take(queue)
+    assert queue.enable_notification() is False
+    driver.add([b"x"])
+    assert driver.kick_prepare() is True
+
+
+# The lost wakeup
+
+
+class Fence:
+    """Stands in for the queue's fence, and lets the driver act in that very moment."""
+
+    def __init__(self, action: Any) -> None:
+        self.action = action
+        self.passed = 0
+
+    def __enter__(self) -> None:
+        self.passed += 1
+        self.action()
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_chain_added_while_kicks_are_being_enabled(memory: GuestMemory, event_idx: bool) -> None:
+    """The driver adds a chain at the fence, having decided before it that no kick is wanted.
+
+    Were avail->idx read before the fence, or the wish for kicks stored after it, both sides would
+    sleep.
+    """
+    driver, queue = pair(memory, 8, event_idx=event_idx)
+    for _ in range(2):
+        driver.add([b"x"])
+    queue.disable_notification()
+    for _ in range(2):
+        take(queue)
+    wish_seen_at_fence = []
+
+    def driver_adds() -> None:
+        wish_seen_at_fence.append(
+            driver.avail_event == 2 if event_idx else driver._word(driver.device_gpa) == 0
+        )
+        driver.add([b"late"])
+
+    queue._fence = Fence(driver_adds)  # type: ignore[assignment]
+    assert queue.enable_notification() is True
+    assert wish_seen_at_fence == [True]
+    assert bytes(take(queue).readable[0]) == b"late"
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_interrupts_enabled_while_publishing(memory: GuestMemory, event_idx: bool) -> None:
+    """The driver enables interrupts at the fence: it must see the new used idx, or we its wish."""
+    driver, queue = pair(memory, 8, event_idx=event_idx)
+    driver.disable_callbacks()
+    driver.add([b"x"])
+    queue.add_used(take(queue).head_idx, 0)
+    used_idx_at_fence = []
+
+    def driver_enables() -> None:
+        used_idx_at_fence.append(driver.used_idx)
+        if event_idx:
+            driver.set_used_event(driver.last_used_idx)
+        else:
+            driver._set_word(driver.driver_gpa, 0)
+
+    queue._fence = Fence(driver_enables)  # type: ignore[assignment]
+    assert queue.publish() is True
+    assert used_idx_at_fence == [1]
+
+
+# Snapshot and lifetime
+
+
+def test_state_continues_in_another_queue(memory: GuestMemory) -> None:
+    driver, queue = pair(memory, 8, event_idx=True, indirect=True)
+    for _ in range(5):
+        driver.add([], [1])
+    first, second = take(queue), take(queue)
+    queue.add_used(first.head_idx, 1)
+    queue.publish()
+    queue.add_used(second.head_idx, 1)  # not published: it must not get lost
+    restored = Virtqueue.from_state(queue.state(), memory=memory)
+    assert restored.state() == queue.state()
+    queue.close()
+    assert restored.publish() is False  # the driver's event was at the first
+    restored.add_used(take(restored).head_idx, 1)
+    restored.publish()
+    assert len(driver.completed()) == 3
+
+
+def test_closed_queue_keeps_nothing_of_guest_memory() -> None:
+    memory = GuestMemory(1 << 20)
+    driver, queue = pair(memory)
+    driver.add([b"x"])
+    chain = take(queue)
+    queue.close()
+    queue.close()
+    with pytest.raises(ValueError, match="released"):
+        queue.next_chain()
+    del chain
+    memory.close()  # raises BufferError if a view is left
