@@ -383,6 +383,16 @@ class MmioTransport:
                 self._resets += 1
                 self._resetting = False
 
+    def close(self) -> None:
+        """Stop the device for good and let go of guest memory. Idempotent.
+
+        Thread: loop, or any once the loop and the vCPUs are stopped.
+        """
+        with self._lock:
+            self._running = False
+            self._resetting = True
+        self._stop()
+
     # Kicks and device work. Thread: loop.
 
     def notify(self, queue_idx: int) -> None:

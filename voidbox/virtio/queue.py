@@ -19,7 +19,6 @@ uncontended lock, a locked instruction and hence a full fence (`_fence`). See `p
 
 from __future__ import annotations
 
-import struct
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -224,7 +223,7 @@ class Virtqueue:
         The table is the queue's own until a descriptor with INDIRECT, which ends that part (NEXT
         may not stand beside it), leads into a private copy of the table it points to.
         """
-        table: memoryview | tuple[int, ...] = self._desc
+        table: memoryview | list[int] = self._desc
         table_size = ttl = self.size
         idx = head_idx
         while ttl:
@@ -246,7 +245,7 @@ class Virtqueue:
                 raise GuestError(f"next descriptor {idx} in a table of {table_size}")
         raise GuestError(f"the descriptor chain at {head_idx} has a loop")
 
-    def _indirect_table(self, gpa: int, length: int) -> tuple[int, ...]:
+    def _indirect_table(self, gpa: int, length: int) -> list[int]:
         """Copy an indirect table out of guest memory, where it needs no alignment."""
         if not self.indirect:
             raise GuestError("an indirect descriptor, a feature that was not negotiated")
@@ -254,7 +253,7 @@ class Virtqueue:
             raise GuestError(f"an indirect table of {length} bytes")
         if length > DESC_BYTES * max(self.size, INDIRECT_DESCS_MAX):
             raise GuestError(f"an indirect table of {length // DESC_BYTES} descriptors")
-        return struct.unpack(f"<{length // 8}Q", self._memory.view(gpa, length))
+        return self._memory.view(gpa, length).cast("Q").tolist()
 
     def undo_next(self) -> None:
         """Hand the chain taken last back to the available ring; repeated, the one before it.

@@ -44,6 +44,19 @@ def pair(memory: GuestMemory, size: int = 8, **features: bool) -> tuple[DriverQu
     return driver, attach(driver)
 
 
+def queue_at(
+    memory: GuestMemory,
+    *,
+    size: int = 8,
+    desc_gpa: int = 0x1000,
+    driver_gpa: int = 0x2000,
+    device_gpa: int = 0x3000,
+) -> Virtqueue:
+    return Virtqueue(
+        memory, size=size, desc_gpa=desc_gpa, driver_gpa=driver_gpa, device_gpa=device_gpa
+    )
+
+
 def take(queue: Virtqueue) -> Chain:
     chain = queue.next_chain()
     assert chain is not None
@@ -136,7 +149,7 @@ def test_undo_hands_chains_back_in_order(memory: GuestMemory) -> None:
     assert [take(queue).head_idx for _ in range(2)] == heads[1:]
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 256])
+@pytest.mark.parametrize("size", [1, 4, 256])
 @pytest.mark.parametrize("event_idx", [False, True])
 def test_indices_wrap(memory: GuestMemory, size: int, event_idx: bool) -> None:
     """The ring is indexed modulo its size, the idx words modulo 2^16 ("id 0 is not a head!")."""
@@ -357,16 +370,14 @@ def test_one_pass_is_bounded_by_the_queue_size(memory: GuestMemory) -> None:
     ids=str,
 )
 def test_rings_must_be_aligned_and_inside_ram(memory: GuestMemory, changes: dict[str, int]) -> None:
-    good = {"size": 8, "desc_gpa": 0x1000, "driver_gpa": 0x2000, "device_gpa": 0x3000}
-    Virtqueue(memory, **good).close()
+    queue_at(memory).close()
     with pytest.raises(GuestError):
-        Virtqueue(memory, **(good | changes))
+        queue_at(memory, **changes)
 
 
 def test_rings_may_end_where_ram_ends(memory: GuestMemory) -> None:
     for name, length in (("desc_gpa", 16 * 8), ("driver_gpa", 6 + 2 * 8), ("device_gpa", 72)):
-        good = {"size": 8, "desc_gpa": 0x1000, "driver_gpa": 0x2000, "device_gpa": 0x3000}
-        Virtqueue(memory, **(good | {name: (1 << 20) - length}))
+        queue_at(memory, **{name: (1 << 20) - length}).close()
 
 
 # Notification suppression
