@@ -117,7 +117,6 @@ class MmioTransport:
         # The loop thread's own.
         self._loop_thread_id: int | None = None
         self._active = False  # device.activate() was called, and reset() since then was not
-        self._epoch = 0  # counts activations
         self._virtqueues: list[Virtqueue] = []
         self._restored: tuple[QueueState, ...] = ()
         self._notifications = 0
@@ -308,7 +307,6 @@ class MmioTransport:
             if self._status != _RUNNING or self._resetting or self._active:
                 return
             self._running = self._active = True
-        self._epoch += 1
 
         def start() -> None:
             states = self._restored or self._fresh_queue_states()
@@ -411,9 +409,8 @@ class MmioTransport:
             self.needs_reset(str(error))
 
     def defer(self, work: Callable[[], None]) -> None:
-        """Have the loop run(work) later, unless the device was activated anew by then."""
-        epoch = self._epoch
-        self._call_soon(lambda: self.run(work) if epoch == self._epoch else None)
+        """Have the loop run(work) later: before a later activation, as calls keep their order."""
+        self._call_soon(lambda: self.run(work))
 
     # Interrupts. Thread: any.
 
