@@ -1,0 +1,336 @@
+"""virtio-vsock, the socket device (VirtIO 1.2 §5.10): queues rx, tx and event; config guest_cid.
+
+The device owns the configuration and the event queue. Packets are the business of a `DataPlane`:
+`PacketQueues` moves them here, between the queues and a backend of Python; the vhost one hands the
+two queues to the host's kernel.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from enum import Enum, auto
+from typing import Protocol
+
+from voidbox.errors import GuestError
+from voidbox.virtio.device import VIRTIO_ID_VSOCK, Transport, config_value
+from voidbox.virtio.queue import Virtqueue
+from voidbox.vsock.packet import HDR_BYTES
+
+RX_QUEUE = 0
+TX_QUEUE = 1
+EVENT_QUEUE = 2
+QUEUE_SIZE = 256
+EVENT_QUEUE_SIZE = 16
+
+# What one pass on the loop may cost. A pass of TX is at most 2 MiB of data.
+TX_PASS_CHAINS = 32
+RX_PASS_CHAINS = 128
+
+VIRTIO_VSOCK_EVENT_TRANSPORT_RESET = 0
+
+# struct virtio_vsock_config { __le64 guest_cid; };
+_CONFIG = struct.Struct("<Q")
+assert _CONFIG.size == 8
+# struct virtio_vsock_event { __le32 id; };
+_EVENT = struct.Struct("<I")
+assert _EVENT.size == 4
+
+
+class DataPlane(Protocol):
+    """Who moves packets. Thread: loop."""
+
+    @property
+    def device_features(self) -> int:
+        """VIRTIO_VSOCK_F_* as a mask."""
+        ...
+
+    def start(
+        self, transport: Transport, driver_features: int, rx: Virtqueue, tx: Virtqueue
+    ) -> None:
+        """The driver is ready: use the queues."""
+        ...
+
+    def kick(self, queue_idx: int) -> None:
+        """The driver kicked RX_QUEUE or TX_QUEUE, or may have."""
+        ...
+
+    def hold_rx(self, held: bool) -> None:
+        """Send the guest nothing while held."""
+        ...
+
+    def reset_connections(self) -> None:
+        """End every connection without a word to the guest."""
+        ...
+
+    def stop(self) -> None:
+        """End every connection and let go of the queues; start() may come again."""
+        ...
+
+
+class RxSource(Protocol):
+    """What a backend fills: see voidbox.vsock.muxer.RxBuffers."""
+
+    def take(self, count: int) -> list[list[memoryview]]: ...
+    def commit(self, written_bytes: Sequence[int]) -> None: ...
+
+
+class PacketBackend(Protocol):
+    """A backend of Python, such as voidbox.vsock.unix.UnixBackend. Thread: loop."""
+
+    on_pending: Callable[[], None]
+
+    def send_pkt(self, buffers: Sequence[memoryview]) -> None:
+        """Take one packet of the guest out of guest memory; never fails."""
+        ...
+
+    def recv_pkt(self, rx: RxSource) -> int:
+        """Fill RX buffers with what is next; the number of packets, 0 if there was no buffer."""
+        ...
+
+    def has_pending_rx(self) -> bool:
+        """Whether recv_pkt may have something."""
+        ...
+
+    def reset(self) -> None:
+        """End every connection."""
+        ...
+
+
+class _Reset(Enum):
+    """How far a TRANSPORT_RESET has got."""
+
+    NONE = auto()
+    WANTED = auto()  # the driver has posted no buffer for it yet
+    SENT = auto()  # the driver has not posted the buffer again, so may not have seen it
+
+
+class VirtioVsock:
+    """The socket device. Thread: loop.
+
+    Args:
+        guest_cid: the guest's address, 3 to 2^32 - 2.
+        data_plane: moves the packets.
+    """
+
+    device_id = VIRTIO_ID_VSOCK
+    queue_max_sizes = (QUEUE_SIZE, QUEUE_SIZE, EVENT_QUEUE_SIZE)
+
+    def __init__(self, guest_cid: int, data_plane: DataPlane) -> None:
+        self.device_features = data_plane.device_features
+        self._config = _CONFIG.pack(guest_cid)
+        self._data_plane = data_plane
+        self._transport: Transport | None = None
+        self._event_queue: Virtqueue | None = None
+        self._reset = _Reset.NONE
+        self._events_posted = 0  # buffers on the event queue when the event was sent
+
+    def read_config(self, offset: int, width: int) -> int:
+        """Read guest_cid."""
+        return config_value(self._config, offset, width)
+
+    def write_config(self, offset: int, width: int, value: int) -> None:
+        """Nothing in it may be written."""
+
+    def activate(
+        self, transport: Transport, driver_features: int, queues: Sequence[Virtqueue]
+    ) -> None:
+        """Start to move packets."""
+        rx, tx, event = queues
+        self._transport, self._event_queue = transport, event
+        self._data_plane.start(transport, driver_features, rx, tx)
+
+    def queue_notify(self, queue_idx: int) -> None:
+        """Pass packets on, or see to a reset that is under way."""
+        if queue_idx == EVENT_QUEUE:
+            self._advance_reset()
+        else:
+            self._data_plane.kick(queue_idx)
+
+    def reset(self) -> None:
+        """The driver let go of the device."""
+        self._data_plane.stop()
+        self._data_plane.hold_rx(False)
+        self._transport = self._event_queue = None
+        self._reset = _Reset.NONE
+
+    # TRANSPORT_RESET, §5.10.6.7.
+
+    def transport_reset(self) -> None:
+        """Have the driver drop all its connections and read guest_cid anew: after a restore.
+
+        Nothing is sent to the guest until it has taken the event, or it would drop connections
+        that are opened after the restore as well.
+        """
+        self._data_plane.reset_connections()
+        if self._transport is None:
+            return  # no driver, no connections
+        self._reset = _Reset.WANTED
+        self._data_plane.hold_rx(True)
+        self._transport.run(self._advance_reset)
+
+    def _advance_reset(self) -> None:
+        if self._reset is _Reset.SENT and self._count_posted() > self._events_posted:
+            # The driver posts the buffer again once it has handled the event.
+            self._reset = _Reset.NONE
+            self._data_plane.hold_rx(False)
+        elif self._reset is _Reset.WANTED and self._count_posted():
+            self._send_event(VIRTIO_VSOCK_EVENT_TRANSPORT_RESET)
+            self._reset = _Reset.SENT
+            self._events_posted = self._count_posted()
+
+    def _count_posted(self) -> int:
+        """Count the event buffers on the ring, and ask for a kick at the next one."""
+        queue = self._event_queue
+        if queue is None:
+            return 0
+        count = 0
+        more = True
+        while more:
+            while queue.next_chain() is not None:
+                count += 1
+            more = queue.enable_notification()
+        for _ in range(count):
+            queue.undo_next()
+        return count
+
+    def _send_event(self, event_id: int) -> None:
+        queue, transport = self._event_queue, self._transport
+        if queue is None or transport is None or (chain := queue.next_chain()) is None:
+            return
+        if chain.readable_bytes or not chain.writable or len(chain.writable[0]) < _EVENT.size:
+            raise GuestError("an event buffer that is readable or too small")
+        _EVENT.pack_into(chain.writable[0], 0, event_id)
+        queue.add_used(chain.head_idx, _EVENT.size)
+        if queue.publish():
+            transport.interrupt_queues()
+
+
+class _RxRing:
+    """The rx queue as a backend sees it: a batch of buffers at a time."""
+
+    def __init__(self, queue: Virtqueue) -> None:
+        self._queue = queue
+        self._heads: list[int] = []
+        self.budget = 0
+
+    def take(self, count: int) -> list[list[memoryview]]:
+        """Take up to `count` buffers off the ring.
+
+        Raises:
+            GuestError: a buffer that the device may not write, or with no room for data.
+        """
+        self._heads = []
+        buffers = []
+        for _ in range(min(count, self.budget)):
+            chain = self._queue.next_chain()
+            if chain is None:
+                break
+            if chain.readable_bytes or chain.writable_bytes <= HDR_BYTES:
+                raise GuestError(f"an rx buffer with room for {chain.writable_bytes} bytes")
+            self._heads.append(chain.head_idx)
+            buffers.append(chain.writable)
+        return buffers
+
+    def commit(self, written_bytes: Sequence[int]) -> None:
+        """Return the buffers that were filled to the driver, and the others to the ring."""
+        for head_idx, written in zip(self._heads, written_bytes, strict=False):
+            self._queue.add_used(head_idx, written)
+        for _ in self._heads[len(written_bytes) :]:
+            self._queue.undo_next()
+        self.budget -= len(written_bytes)
+
+
+class PacketQueues:
+    """Moves packets between the queues and a backend of Python. Thread: loop."""
+
+    device_features = 0
+
+    def __init__(self, backend: PacketBackend) -> None:
+        self._backend = backend
+        backend.on_pending = self._on_pending
+        self._transport: Transport | None = None
+        self._rx: Virtqueue | None = None
+        self._tx: Virtqueue | None = None
+        self._rx_ring: _RxRing | None = None
+        self._held = False
+        self._deferred = False
+
+    def start(
+        self, transport: Transport, driver_features: int, rx: Virtqueue, tx: Virtqueue
+    ) -> None:
+        """Use the queues; the kick that follows every activation starts the traffic."""
+        self._transport, self._rx, self._tx = transport, rx, tx
+        self._rx_ring = _RxRing(rx)
+
+    def kick(self, queue_idx: int) -> None:
+        """Serve both queues, unless a pass that will do so is under way."""
+        if not self._deferred:
+            self._serve()
+
+    def hold_rx(self, held: bool) -> None:
+        """Send the guest nothing while held."""
+        self._held = held
+        if not held:
+            self._on_pending()
+
+    def reset_connections(self) -> None:
+        """End every connection."""
+        self._backend.reset()
+
+    def stop(self) -> None:
+        """Forget queues and connections."""
+        self._transport = self._rx = self._tx = self._rx_ring = None
+        self._deferred = False
+        self._backend.reset()
+
+    def _on_pending(self) -> None:
+        """The backend has something for the guest."""
+        if self._transport is not None and not self._deferred:
+            self._transport.run(self._serve)
+
+    def _serve(self) -> None:
+        """One pass: what the guest sent, then what is there for it, and one interrupt for both."""
+        transport, rx, tx, ring = self._transport, self._rx, self._tx, self._rx_ring
+        if transport is None or rx is None or tx is None or ring is None:
+            return
+        tx.disable_notification()
+        rx.disable_notification()
+        more = self._serve_tx(tx)
+        more = self._serve_rx(ring) or more
+        wanted = tx.publish()
+        if rx.publish() or wanted:
+            transport.interrupt_queues()
+        # A kick for tx is always wanted, one for rx only if the backend waits for buffers.
+        more = more or tx.enable_notification()
+        if not more and self._backend.has_pending_rx() and not self._held:
+            more = rx.enable_notification()
+        self._deferred = more
+        if more:
+            transport.defer(self._serve_deferred)
+
+    def _serve_deferred(self) -> None:
+        self._deferred = False
+        self._serve()
+
+    def _serve_tx(self, tx: Virtqueue) -> bool:
+        """Take packets from the guest; True if there may be more."""
+        for _ in range(TX_PASS_CHAINS):
+            chain = tx.next_chain()
+            if chain is None:
+                return False
+            if chain.writable_bytes:
+                raise GuestError("a writable buffer on the tx queue")
+            self._backend.send_pkt(chain.readable)
+            tx.add_used(chain.head_idx, 0)
+        return True
+
+    def _serve_rx(self, ring: _RxRing) -> bool:
+        """Give packets to the guest; True if there are more, and buffers for them."""
+        ring.budget = RX_PASS_CHAINS
+        while self._backend.has_pending_rx() and not self._held:
+            if ring.budget == 0:
+                return True
+            if self._backend.recv_pkt(ring) == 0:
+                return False
+        return False

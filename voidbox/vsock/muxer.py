@@ -1,0 +1,539 @@
+"""All connections of one guest: who sends next, limits and time-outs. No I/O of its own, no clock.
+
+The muxer stands between the guest's packets and the host's programs, and pulls rather than queues:
+data stays in the program's socket until the guest has an RX buffer and credit for it, and is then
+read straight into that buffer. The guest's data goes to the program straight from guest memory;
+only what the program does not take at once is kept, at most `buf_alloc` bytes a connection.
+
+Connections with something for the guest wait in one queue, each once, and take turns.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from voidbox.vsock import packet
+from voidbox.vsock.connection import Connection, State
+from voidbox.vsock.packet import (
+    HDR_BYTES,
+    SHUTDOWN_MASK,
+    VIRTIO_VSOCK_MAX_PKT_BUF_SIZE,
+    VIRTIO_VSOCK_OP_REQUEST,
+    VIRTIO_VSOCK_OP_RST,
+    VIRTIO_VSOCK_OP_RW,
+    VIRTIO_VSOCK_OP_SHUTDOWN,
+    VIRTIO_VSOCK_SHUTDOWN_RCV,
+    VIRTIO_VSOCK_SHUTDOWN_SEND,
+    VIRTIO_VSOCK_TYPE_STREAM,
+    VMADDR_CID_HOST,
+    Header,
+    PacketError,
+)
+
+CONNECTIONS_MAX = 1024
+# The first connections get a window that keeps a fast stream going; the rest, one that keeps the
+# memory behind all of them bounded: 64 MiB and 240 MiB if no program reads at all.
+LARGE_WINDOW_CONNECTIONS = 64
+LARGE_BUF_ALLOC = 1 << 20
+BUF_ALLOC = 256 << 10
+# RSTs that wait for RX buffers. Beyond it they are dropped: a guest that leaves so many unread has
+# its own time-outs.
+RESETS_MAX = 1024
+# For the guest's RESPONSE to our REQUEST, and its RST to our SHUTDOWN.
+ANSWER_TIMEOUT_NS = 2_000_000_000
+# RX buffers filled in one turn of one connection, by one read.
+RX_BATCH_MAX = 64
+# What a flush offers at once; a Unix socket takes some 200 KiB.
+FLUSH_BYTES = 256 << 10
+
+FIRST_HOST_PORT = 1 << 30  # ports of connections that the host's programs open, as Firecracker's
+_HOST_PORTS = (1 << 31) - FIRST_HOST_PORT
+
+Key = tuple[int, int]  # (host's port, guest's port)
+
+
+class RxBuffers(Protocol):
+    """The guest's receive buffers."""
+
+    def take(self, count: int) -> list[list[memoryview]]:
+        """Return up to `count` buffers, each longer than a header; none if the guest has none."""
+        ...
+
+    def commit(self, written_bytes: Sequence[int]) -> None:
+        """The first buffers taken hold packets of these sizes; the others go back untouched."""
+        ...
+
+
+class HostStream(Protocol):
+    """A connection's end on the host. No method blocks or raises.
+
+    Attributes:
+        link: set by the muxer.
+    """
+
+    link: Link | None
+
+    def recv_into(self, buffers: list[memoryview]) -> int | None:
+        """Read what fits; None if there is nothing now, 0 if there will be nothing more."""
+        ...
+
+    def send(self, buffers: list[memoryview]) -> int | None:
+        """Send what is taken at once, which may be 0; None if nothing is taken any more."""
+        ...
+
+    def shutdown(self, flags: int) -> None:
+        """The guest sends no more (SEND), receives no more (RCV), or both."""
+        ...
+
+    def established(self, host_port: int) -> None:
+        """The guest accepted the connection that the program opened."""
+        ...
+
+    def watch(self, readable: bool, writable: bool) -> None:
+        """Report it to `Muxer.host_ready` when there is data, room, or the program is gone."""
+        ...
+
+    def close(self) -> None:
+        """The connection is over."""
+        ...
+
+
+class Link:
+    """A connection, its host stream, and what waits between the two."""
+
+    __slots__ = ("batch", "buffered", "connection", "hung_up", "queued", "readable", "stream")
+
+    def __init__(self, connection: Connection, stream: HostStream) -> None:
+        self.connection = connection
+        self.stream: HostStream | None = stream  # None: the program is gone
+        self.buffered = bytearray()  # the guest's data that the program did not take yet
+        self.readable = False  # the stream has data or its end for us, as far as we know
+        self.hung_up = False  # the program closed; what it wrote may still be there
+        self.queued = False  # in the queue of those with something for the guest
+        self.batch = 1  # RX buffers for the next read: grows while reads fill them
+
+    @property
+    def key(self) -> Key:
+        return self.connection.local_port, self.connection.peer_port
+
+
+@dataclass(frozen=True, slots=True)
+class MuxerStatistics:
+    """Counters since the start; connections and buffered_bytes are of now."""
+
+    connections: int = 0
+    buffered_bytes: int = 0
+    opened_by_guest: int = 0
+    opened_by_host: int = 0
+    refused: int = 0
+    expired: int = 0
+    violations: int = 0
+    invalid_packets: int = 0
+    resets_dropped: int = 0
+    rx_bytes: int = 0
+    tx_bytes: int = 0
+
+
+class Muxer:
+    """The connections of one guest. Thread: loop.
+
+    Args:
+        guest_cid: the guest's address.
+        connect: opens the host's end of a connection that the guest asks for; None refuses it.
+    """
+
+    def __init__(self, guest_cid: int, connect: Callable[[int], HostStream | None]) -> None:
+        self.guest_cid = guest_cid
+        self._connect = connect
+        self._links: dict[Key, Link] = {}
+        self._pending: deque[Link] = deque()  # those with something for the guest, in turn
+        self._resets: deque[tuple[Key, int]] = deque()  # RSTs owed: key and type
+        # When the guest must have answered. All time-outs are alike, so the order is that of time.
+        self._deadlines: dict[Link, int] = {}
+        self._next_port = 0
+        self._rx_room_bytes = 4096  # in the last RX buffer that was used; Linux's are all alike
+        self._opened_by_guest = self._opened_by_host = self._refused = self._expired = 0
+        self._violations = self._invalid_packets = self._resets_dropped = 0
+        self._rx_bytes = self._tx_bytes = 0
+
+    # From the guest.
+
+    def send_pkt(self, buffers: Sequence[memoryview], now_ns: int) -> None:
+        """Take one packet of the guest; whatever it holds, no exception leaves.
+
+        Args:
+            buffers: the packet in guest memory.
+        """
+        try:
+            header, payload = packet.parse(buffers, self.guest_cid)
+        except PacketError:
+            self._invalid_packets += 1
+            return
+        key = header.dst_port, header.src_port
+        link = self._links.get(key)
+        if header.type != VIRTIO_VSOCK_TYPE_STREAM:
+            self._refuse(key, header)
+        elif link is None:
+            if header.op == VIRTIO_VSOCK_OP_REQUEST:
+                self._accept(header)
+            else:
+                self._refuse(key, header)
+        elif link.connection.state is State.ORPHANED:
+            # The guest begins anew with ports whose last data is still on its way.
+            self._refuse(key, header)
+        else:
+            self._receive(link, header, payload, now_ns)
+
+    def _refuse(self, key: Key, header: Header) -> None:
+        """Answer a packet that belongs to no connection; never an RST by an RST."""
+        if header.op != VIRTIO_VSOCK_OP_RST:
+            self._refused += 1
+            self._owe_reset(key, header.type)
+
+    def _accept(self, request: Header) -> None:
+        key = request.dst_port, request.src_port
+        stream = None
+        if len(self._links) < CONNECTIONS_MAX:
+            stream = self._connect(request.dst_port)
+        if stream is None:
+            self._refuse(key, request)
+            return
+        self._opened_by_guest += 1
+        link = self._add(Connection.accept(request, self._buf_alloc()), stream)
+        self._enqueue(link)
+        self.update_watch(link)
+
+    def _receive(self, link: Link, header: Header, payload: list[memoryview], now_ns: int) -> None:
+        connection = link.connection
+        was_requested = connection.state is State.REQUESTED
+        try:
+            connection.receive(header)
+        except PacketError:
+            self._violations += 1
+            connection.abort()
+        else:
+            if header.op == VIRTIO_VSOCK_OP_RW:
+                self._tx_bytes += header.length
+                self._to_host(link, payload, header.length)
+            elif was_requested and connection.state is State.ESTABLISHED:
+                self._deadlines.pop(link, None)
+                if link.stream is not None:
+                    link.stream.established(connection.local_port)
+        self._settle(link, now_ns)
+        if link.stream is not None:
+            self.update_watch(link)
+
+    def _to_host(self, link: Link, payload: list[memoryview], length: int) -> None:
+        """Hand the guest's data on; keep what is not taken at once."""
+        stream = link.stream
+        sent = None
+        if link.buffered:
+            sent = 0  # in order
+        elif stream is not None and link.connection.takes_data:
+            sent = stream.send(payload)
+            if sent is None:
+                link.connection.host_shutdown(VIRTIO_VSOCK_SHUTDOWN_RCV)
+        if sent is None:
+            sent = length  # nobody wants it
+        if sent:
+            link.connection.forwarded(sent)
+        if sent < length:
+            for piece in packet.skip(payload, sent) if sent else payload:
+                link.buffered += piece
+
+    # To the guest.
+
+    def has_pending_rx(self) -> bool:
+        """Whether recv_pkt may have something."""
+        return bool(self._resets or self._pending)
+
+    def recv_pkt(self, rx: RxBuffers, now_ns: int) -> int:
+        """Fill RX buffers with what is next: one control packet, or data by one read.
+
+        Returns:
+            The number of packets; 0 if the guest has no buffer or nothing was pending after all.
+        """
+        while self.has_pending_rx():
+            link = self._pending[0] if self._pending and not self._resets else None
+            wanted = 1 if link is None else self._buffers_wanted(link)
+            buffers = rx.take(wanted)
+            if not buffers:
+                return 0
+            if link is None:
+                (local_port, peer_port), type_ = self._resets.popleft()
+                header = Header(
+                    VMADDR_CID_HOST, self.guest_cid, local_port, peer_port,
+                    type=type_, op=VIRTIO_VSOCK_OP_RST,
+                )  # fmt: skip
+                packet.write_header(buffers[0], header)
+                rx.commit([HDR_BYTES])
+                return 1
+            self._pending.popleft()
+            link.queued = False
+            written = self._fill(link, buffers)
+            rx.commit(written)
+            self._settle(link, now_ns)
+            if link.stream is not None:
+                self.update_watch(link)
+            if written:
+                return len(written)
+        return 0
+
+    def _buffers_wanted(self, link: Link) -> int:
+        """How many RX buffers the next turn of a connection is likely to fill."""
+        if link.connection.owed:
+            return 1
+        return min(link.batch, 1 + link.connection.credit_bytes // self._rx_room_bytes)
+
+    def _fill(self, link: Link, buffers: list[list[memoryview]]) -> list[int]:
+        """Write one control packet, or as much data as there is; returns the packets' sizes."""
+        connection = link.connection
+        if op := connection.next_op():
+            self._write(connection, buffers[0], op, 0)
+            return [HDR_BYTES]
+        if link.stream is None or not link.readable or not connection.sends_data:
+            return []
+        iov, rooms = self._payload_room(buffers, connection.credit_bytes)
+        return self._fill_data(link, link.stream, buffers, iov, rooms) if iov else []
+
+    def _payload_room(
+        self, buffers: list[list[memoryview]], credit_bytes: int
+    ) -> tuple[list[memoryview], list[int]]:
+        """Return where data may go, all buffers in one list, and how much of it is in each."""
+        iov: list[memoryview] = []
+        rooms: list[int] = []
+        for buffer in buffers:
+            if not credit_bytes:
+                break
+            pieces = packet.payload_buffers(buffer)
+            size = self._rx_room_bytes = sum(map(len, pieces))
+            limit = min(credit_bytes, VIRTIO_VSOCK_MAX_PKT_BUF_SIZE)
+            if size > limit:
+                pieces, size = packet.clip(pieces, limit), limit
+            iov += pieces
+            rooms.append(size)
+            credit_bytes -= size
+        return iov, rooms
+
+    def _fill_data(
+        self,
+        link: Link,
+        stream: HostStream,
+        buffers: list[list[memoryview]],
+        iov: list[memoryview],
+        rooms: list[int],
+    ) -> list[int]:
+        """One read into all the buffers, then a header before each part."""
+        connection = link.connection
+        count = stream.recv_into(iov)
+        if not count:
+            link.readable = False
+            if count == 0:
+                self._host_ended(link)
+            return []
+        self._rx_bytes += count
+        if count == sum(rooms):
+            link.batch = min(2 * link.batch, RX_BATCH_MAX)
+        else:
+            # A short read left the socket empty; if not, level-triggered epoll says so.
+            link.readable = False
+        written = []
+        for buffer, size in zip(buffers, rooms, strict=False):
+            length = min(size, count)
+            self._write(connection, buffer, VIRTIO_VSOCK_OP_RW, length)
+            written.append(HDR_BYTES + length)
+            count -= length
+            if not count:
+                break
+        if not link.readable:
+            link.batch = len(written)
+        return written
+
+    def _write(
+        self, connection: Connection, buffer: list[memoryview], op: int, length: int
+    ) -> None:
+        # A plain tuple, for this is done for each 4 KiB of data; the fields of Header.
+        header = (
+            VMADDR_CID_HOST, self.guest_cid, connection.local_port, connection.peer_port,
+            length, VIRTIO_VSOCK_TYPE_STREAM, op,
+            connection.local_shutdown if op == VIRTIO_VSOCK_OP_SHUTDOWN else 0,
+            connection.buf_alloc, connection.fwd_cnt,
+        )  # fmt: skip
+        packet.write_header(buffer, header)
+        connection.sent(length)
+
+    # From the host's programs.
+
+    def open(self, stream: HostStream, guest_port: int, now_ns: int) -> Link | None:
+        """A program wants a connection to a port of the guest; None if there are too many."""
+        if len(self._links) >= CONNECTIONS_MAX:
+            self._refused += 1
+            return None
+        self._opened_by_host += 1
+        local_port = self._allocate_port(guest_port)
+        link = self._add(Connection(local_port, guest_port, self._buf_alloc()), stream)
+        self._start_timer(link, now_ns)
+        self._enqueue(link)
+        self.update_watch(link)
+        return link
+
+    def _allocate_port(self, guest_port: int) -> int:
+        """Take turns, so that a port comes again as late as possible."""
+        while True:
+            port = FIRST_HOST_PORT + self._next_port
+            self._next_port = (self._next_port + 1) % _HOST_PORTS
+            if (port, guest_port) not in self._links:
+                return port
+
+    def host_ready(
+        self, link: Link, *, readable: bool, writable: bool, hung_up: bool, now_ns: int
+    ) -> None:
+        """The stream has data (or its end), room, or its program is gone altogether.
+
+        Afterwards see has_pending_rx(), serve the guest's RX queue, and then call update_watch().
+        """
+        connection = link.connection
+        link.hung_up |= hung_up
+        if writable and link.buffered:
+            self._flush(link)
+        if connection.sends_data:
+            link.readable |= readable or hung_up
+        elif hung_up and connection.state not in (State.RESET, State.CLOSED):
+            connection.host_shutdown(SHUTDOWN_MASK)
+        self._settle(link, now_ns)
+
+    def _host_ended(self, link: Link) -> None:
+        """The program sends no more; if it hung up as well, it receives no more either."""
+        link.connection.host_shutdown(SHUTDOWN_MASK if link.hung_up else VIRTIO_VSOCK_SHUTDOWN_SEND)
+
+    def _flush(self, link: Link) -> None:
+        stream = link.stream
+        if stream is None:
+            return
+        with memoryview(link.buffered) as view, view[:FLUSH_BYTES] as part:
+            sent = stream.send([part])
+        if sent is None:
+            link.connection.host_shutdown(VIRTIO_VSOCK_SHUTDOWN_RCV)
+            sent = len(link.buffered)
+        del link.buffered[:sent]
+        link.connection.forwarded(sent)
+
+    def update_watch(self, link: Link) -> None:
+        """Have the stream report what is of use now.
+
+        Data that is known to be there is not reported again while the guest has no room for it:
+        a level-triggered loop would spin.
+        """
+        if link.stream is not None:
+            link.stream.watch(link.connection.sends_data and not link.readable, bool(link.buffered))
+
+    # Life and death.
+
+    def _buf_alloc(self) -> int:
+        return LARGE_BUF_ALLOC if len(self._links) < LARGE_WINDOW_CONNECTIONS else BUF_ALLOC
+
+    def _add(self, connection: Connection, stream: HostStream) -> Link:
+        link = self._links[connection.local_port, connection.peer_port] = Link(connection, stream)
+        stream.link = link
+        return link
+
+    def _settle(self, link: Link, now_ns: int) -> None:
+        """Draw the consequences of whatever has just happened to a connection."""
+        connection = link.connection
+        if connection.state in (State.DRAINING, State.ORPHANED):
+            if not link.buffered:
+                connection.delivered()
+        elif connection.peer_shutdown and link.stream is not None:
+            held_back = VIRTIO_VSOCK_SHUTDOWN_SEND if link.buffered else 0
+            link.stream.shutdown(connection.peer_shutdown & ~held_back)
+        state = connection.state
+        if state in (State.RESET, State.CLOSED):
+            self._remove(link)
+            return
+        if state is State.CLOSING and link.stream is not None:
+            self._drop_stream(link)
+            self._start_timer(link, now_ns)
+        if link.readable and connection.sends_data:
+            if connection.credit_bytes:
+                self._enqueue(link)
+            else:
+                connection.request_credit()
+        if connection.owed:
+            self._enqueue(link)
+
+    def _enqueue(self, link: Link) -> None:
+        if not link.queued:
+            link.queued = True
+            self._pending.append(link)
+
+    def _start_timer(self, link: Link, now_ns: int) -> None:
+        self._deadlines.pop(link, None)
+        self._deadlines[link] = now_ns + ANSWER_TIMEOUT_NS
+
+    def next_deadline_ns(self) -> int | None:
+        """When `expire` has to be called next."""
+        return next(iter(self._deadlines.values()), None)
+
+    def expire(self, now_ns: int) -> None:
+        """End the connections whose guest did not answer in time."""
+        while self._deadlines:
+            link, deadline_ns = next(iter(self._deadlines.items()))
+            if deadline_ns > now_ns:
+                return
+            del self._deadlines[link]
+            self._expired += 1
+            link.connection.expire()
+            self._settle(link, now_ns)
+
+    def _remove(self, link: Link) -> None:
+        if self._links.pop(link.key, None) is None:
+            return
+        self._deadlines.pop(link, None)
+        if link.queued:
+            self._pending.remove(link)
+            link.queued = False
+        if link.connection.state is State.RESET:
+            self._owe_reset(link.key, VIRTIO_VSOCK_TYPE_STREAM)
+        self._drop_stream(link)
+
+    def _drop_stream(self, link: Link) -> None:
+        link.buffered = bytearray()
+        link.readable = False
+        if link.stream is not None:
+            link.stream.link = None
+            link.stream.close()
+            link.stream = None
+
+    def _owe_reset(self, key: Key, type_: int) -> None:
+        if len(self._resets) < RESETS_MAX:
+            self._resets.append((key, type_))
+        else:
+            self._resets_dropped += 1
+
+    def reset(self) -> None:
+        """Forget every connection, without a word to the guest, which forgot them too."""
+        for link in list(self._links.values()):
+            self._drop_stream(link)
+        self._links.clear()
+        self._pending.clear()
+        self._resets.clear()
+        self._deadlines.clear()
+
+    def statistics(self) -> MuxerStatistics:
+        """Return the counters."""
+        return MuxerStatistics(
+            connections=len(self._links),
+            buffered_bytes=sum(len(link.buffered) for link in self._links.values()),
+            opened_by_guest=self._opened_by_guest,
+            opened_by_host=self._opened_by_host,
+            refused=self._refused,
+            expired=self._expired,
+            violations=self._violations,
+            invalid_packets=self._invalid_packets,
+            resets_dropped=self._resets_dropped,
+            rx_bytes=self._rx_bytes,
+            tx_bytes=self._tx_bytes,
+        )
