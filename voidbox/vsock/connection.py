@@ -220,7 +220,6 @@ class Connection:
     def _note_credit(self, header: Header) -> None:
         self._peer_buf_alloc = header.buf_alloc
         self._peer_fwd_cnt = header.fwd_cnt
-        self._credit_requested = False
 
     def _receive_data(self, length: int) -> None:
         if self.peer_shutdown & VIRTIO_VSOCK_SHUTDOWN_SEND:
@@ -287,7 +286,11 @@ class Connection:
         return max(0, self._peer_buf_alloc - in_flight)
 
     def request_credit(self) -> None:
-        """There is data but no credit: ask, once."""
+        """There is data but no credit: ask, once.
+
+        The answer may be "none yet", and to ask again at that would never end; a guest that makes
+        room says so unasked.
+        """
         if not self._credit_requested:
             self._credit_requested = True
             self._owe(VIRTIO_VSOCK_OP_CREDIT_REQUEST)
@@ -302,6 +305,8 @@ class Connection:
 
     def sent(self, data_bytes: int = 0) -> None:
         """A packet went out, with our fwd_cnt in its header."""
-        self._tx_cnt = (self._tx_cnt + data_bytes) & _U32
+        if data_bytes:
+            self._tx_cnt = (self._tx_cnt + data_bytes) & _U32
+            self._credit_requested = False
         self._fwd_cnt_told = self.fwd_cnt
         self.owed &= ~(1 << VIRTIO_VSOCK_OP_CREDIT_UPDATE)
