@@ -1,4 +1,4 @@
-"""The muxer joined to a guest of its own kind, with programs that are lists: no socket, no clock."""
+"""The muxer joined to a model of a guest, with programs that are lists: no socket, no clock."""
 
 from __future__ import annotations
 

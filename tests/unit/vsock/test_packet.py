@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,9 +14,7 @@ from voidbox.vsock.packet import Header, PacketError
 def pieces(data: bytes, cuts: list[int]) -> list[memoryview]:
     """`data` in buffers that end at each cut; some may be empty."""
     ends = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
-    return [
-        memoryview(bytearray(data[start:end])) for start, end in zip(ends, ends[1:], strict=False)
-    ]
+    return [memoryview(bytearray(data[start:end])) for start, end in pairwise(ends)]
 
 
 @given(st.binary(max_size=100), st.lists(st.integers(0, 150), max_size=8))
