@@ -160,14 +160,14 @@ class VirtioVsock:
         """Have the driver drop all its connections and read guest_cid anew: after a restore.
 
         Nothing is sent to the guest until it has taken the event, or it would drop connections
-        that are opened after the restore as well.
+        that are opened after the restore as well. Before a restored device is activated this is
+        remembered: the event queue is notified then.
         """
         self._data_plane.reset_connections()
-        if self._transport is None:
-            return  # no driver, no connections
         self._reset = _Reset.WANTED
         self._data_plane.hold_rx(True)
-        self._transport.run(self._advance_reset)
+        if self._transport is not None:
+            self._transport.run(self._advance_reset)
 
     def _advance_reset(self) -> None:
         if self._reset is _Reset.SENT and self._count_posted() > self._events_posted:

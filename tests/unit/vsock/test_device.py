@@ -10,6 +10,7 @@ import pytest
 from tests.unit.vsock.guest import GUEST_CID, RW, raw
 from tests.unit.vsock.machine import Machine
 from voidbox.virtio.device import VIRTIO_CONFIG_S_NEEDS_RESET
+from voidbox.virtio.mmio import MmioTransport
 from voidbox.virtio.vsock import EVENT_QUEUE, RX_QUEUE, TX_PASS_CHAINS, TX_QUEUE
 
 
@@ -56,6 +57,39 @@ def test_transport_reset_waits_for_an_event_buffer(tmp_path: Path) -> None:
     machine.settle()
     assert machine.events == [struct.pack("<I", 0)]
     machine.close()
+
+
+def test_transport_reset_right_after_a_restore(tmp_path: Path) -> None:
+    """A machine that continues over the rings of another, whose connections are gone."""
+    old = Machine(tmp_path / "old.sock")
+    old.boot()
+    program = old.open_to_guest()
+    state = old.transport.state()
+    new = Machine(tmp_path / "new.sock")
+    new.transport = MmioTransport.from_state(
+        state,
+        device=new.device,
+        memory=old.memory,
+        pulse_irq=new.line.pulse,
+        loop_call_soon=new.loop.call_soon,
+    )
+    old.driver.registers = new.transport
+    new.driver, new.guest, new._outbox = old.driver, old.guest, old._outbox
+    new.line.on_pulse = old.driver.interrupt
+    new.device.transport_reset()  # before the loop has activated it
+    new.guest.sockets.clear()
+    new.guest.accepted.clear()
+    waiting = new.connect(b"CONNECT 22\n")
+    new.settle()
+    assert new.events == [struct.pack("<I", 0)]
+    assert not new.guest.accepted
+    new.driver.queues[EVENT_QUEUE].add(writable=[4])
+    new.driver.kick(EVENT_QUEUE)
+    assert new.receive(waiting, 3) == b"OK "
+    for end in (program, waiting):
+        end.close()
+    new.close()
+    old.close()
 
 
 @pytest.mark.parametrize("cycles", [5])
