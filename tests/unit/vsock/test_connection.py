@@ -26,7 +26,9 @@ from voidbox.vsock.packet import (
 U32 = 1 << 32
 
 
-def header(op: int, length: int = 0, flags: int = 0, buf_alloc: int = 1000, fwd_cnt: int = 0):
+def header(
+    op: int, length: int = 0, flags: int = 0, buf_alloc: int = 1000, fwd_cnt: int = 0
+) -> Header:
     return Header(42, 2, 5, 6, length, 1, op, flags, buf_alloc, fwd_cnt)
 
 
