@@ -107,15 +107,19 @@ class Serial:
             if len(self._output) < OUTPUT_BYTES_MAX:
                 status |= UART_LSR_THRE | UART_LSR_TEMT
             return status
-        made_room = False
         with self._lock:
             value = self._read_locked(offset)
-            if offset == UART_RX and self._input_was_full and len(self._input) == 0:
-                self._input_was_full = False
-                made_room = True
+            made_room = self._made_room()
         if made_room:
             self.on_input_room()
         return value
+
+    def _made_room(self) -> bool:
+        """True once after the guest emptied an input that had refused bytes."""
+        if self._input_was_full and not self._input:
+            self._input_was_full = False
+            return True
+        return False
 
     def _read_locked(self, offset: int) -> int:
         if self._lcr & UART_LCR_DLAB and offset <= UART_DLM:
@@ -153,14 +157,17 @@ class Serial:
     def write(self, offset: int, width: int, value: int) -> None:
         """Write a register; of wider accesses the low byte counts."""
         value &= 0xFF
-        notify = False
+        has_output = made_room = False
         with self._lock:
             if offset == UART_TX and not self._lcr & UART_LCR_DLAB:
-                notify = self._transmit(value)
+                has_output = self._transmit(value)
             else:
                 self._write_locked(offset, value)
-        if notify:
+                made_room = self._made_room()
+        if has_output:
             self.on_output()
+        if made_room:
+            self.on_input_room()
 
     def _transmit(self, value: int) -> bool:
         """Send a byte; True if the output was empty before."""

@@ -1,0 +1,113 @@
+"""An uncompressed vmlinux: program headers, and the PVH note where there is one.
+
+ELF-64 (System V gABI chapter 5). A PVH entry (Xen docs/misc/pvh.pandoc) is announced by the note
+XEN_ELFNOTE_PHYS32_ENTRY.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from voidbox.errors import ConfigError
+
+ELF_MAGIC = b"\x7fELF"
+
+# Elf64_Ehdr
+_EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+assert _EHDR.size == 64
+# Elf64_Phdr
+_PHDR = struct.Struct("<IIQQQQQQ")
+assert _PHDR.size == 56
+# Elf64_Nhdr
+_NHDR = struct.Struct("<III")
+
+_ELFCLASS64_LSB = b"\x02\x01"
+_ET_EXEC, _ET_DYN = 2, 3
+_EM_X86_64 = 62
+_PT_LOAD, _PT_NOTE = 1, 4
+_PROGRAM_HEADERS_MAX = 64
+_NOTE_BYTES_MAX = 1 << 20
+_XEN_ELFNOTE_PHYS32_ENTRY = 18
+
+ReadAt = Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A PT_LOAD: `file_bytes` at `offset` go to `gpa`; the rest of `memory_bytes` is zero."""
+
+    offset: int
+    gpa: int
+    file_bytes: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vmlinux:
+    """A kernel to load. `pvh_entry_gpa` is None where the note is missing."""
+
+    segments: tuple[Segment, ...]
+    entry_gpa: int
+    pvh_entry_gpa: int | None
+
+
+def parse(read_at: ReadAt, file_bytes: int, path: str) -> Vmlinux:
+    """Parse a vmlinux.
+
+    Args:
+        read_at: (offset, length) to bytes, shorter at the end of the file.
+    Raises:
+        ConfigError: not an x86-64 executable, or the file is shorter than its headers say.
+    """
+
+    def exactly(offset: int, length: int) -> bytes:
+        data = read_at(offset, length) if offset + length <= file_bytes else b""
+        if len(data) != length:
+            raise ConfigError(
+                f"{path}: truncated: its headers name bytes up to {offset + length}, "
+                f"the file has {file_bytes}; copy or build it again"
+            )
+        return data
+
+    ident, kind, machine, _, entry, phoff, _, _, _, phentsize, phnum, *_ = _EHDR.unpack(
+        exactly(0, _EHDR.size)
+    )
+    if ident[4:6] != _ELFCLASS64_LSB or machine != _EM_X86_64 or kind not in (_ET_EXEC, _ET_DYN):
+        raise ConfigError(f"{path}: an ELF file, but no x86-64 kernel; use a 64-bit vmlinux")
+    if phentsize != _PHDR.size or not 0 < phnum <= _PROGRAM_HEADERS_MAX:
+        raise ConfigError(f"{path}: an ELF file without program headers; use a linked vmlinux")
+
+    segments: list[Segment] = []
+    pvh_entry: int | None = None
+    table = exactly(phoff, phnum * _PHDR.size)
+    for kind, _, offset, _, paddr, filesz, memsz, _ in _PHDR.iter_unpack(table):
+        if kind == _PT_LOAD and memsz:
+            if filesz > memsz or offset + filesz > file_bytes:
+                exactly(offset, filesz)  # says how many bytes are missing
+                raise ConfigError(f"{path}: a segment is larger in the file than in memory")
+            segments.append(Segment(offset, paddr, filesz, memsz))
+        elif kind == _PT_NOTE and pvh_entry is None and filesz <= _NOTE_BYTES_MAX:
+            pvh_entry = _pvh_entry(exactly(offset, filesz))
+    if not segments:
+        raise ConfigError(f"{path}: an ELF file with nothing to load; use a linked vmlinux")
+    return Vmlinux(tuple(segments), entry, pvh_entry)
+
+
+def _pvh_entry(notes: bytes) -> int | None:
+    """Find XEN_ELFNOTE_PHYS32_ENTRY among the notes; names and contents are padded to 4 bytes."""
+    offset = 0
+    while offset + _NHDR.size <= len(notes):
+        name_bytes, content_bytes, kind = _NHDR.unpack_from(notes, offset)
+        name_at = offset + _NHDR.size
+        content_at = name_at + (name_bytes + 3 & ~3)
+        content = notes[content_at : content_at + content_bytes]
+        if (
+            notes[name_at : name_at + name_bytes] == b"Xen\0"
+            and kind == _XEN_ELFNOTE_PHYS32_ENTRY
+            and len(content) in (4, 8)
+        ):
+            return int.from_bytes(content, "little")
+        offset = content_at + (content_bytes + 3 & ~3)
+    return None
