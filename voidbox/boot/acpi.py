@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from voidbox.boot import aml, layout
 
@@ -52,8 +52,7 @@ _MADT_IO_APIC = 1
 _MADT_ENABLED = 1
 
 
-@dataclass(frozen=True, slots=True)
-class PortDevice:
+class PortDevice(NamedTuple):
     """A device in port space: its ACPI name and id, first port, ports, and line (0 for none)."""
 
     name: str
@@ -63,8 +62,7 @@ class PortDevice:
     gsi: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class MmioDevice:
+class MmioDevice(NamedTuple):
     """A virtio-mmio device: guest-physical address, bytes, interrupt line."""
 
     gpa: int
@@ -72,8 +70,7 @@ class MmioDevice:
     gsi: int
 
 
-@dataclass(frozen=True, slots=True)
-class PowerRegisters:
+class PowerRegisters(NamedTuple):
     """Ports of the sleep control, sleep status and reset registers, and the values they take."""
 
     sleep_control_port: int
@@ -197,8 +194,6 @@ def _virtio_device(index: int, device: MmioDevice) -> bytes:
         aml.name("_CCA", aml.integer(1)),
         aml.name(
             "_CRS",
-            aml.resources(
-                aml.memory32_fixed(device.gpa, device.length), aml.interrupt(device.gsi)
-            ),
+            aml.resources(aml.memory32_fixed(device.gpa, device.length), aml.interrupt(device.gsi)),
         ),
     )

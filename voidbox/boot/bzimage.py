@@ -7,7 +7,7 @@ followed by the protected-mode kernel, entered 0x200 bytes into it.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from voidbox.errors import ConfigError
 
@@ -35,8 +35,7 @@ _PREF_ADDRESS = struct.Struct("<Q")  # 0x258
 _INIT_SIZE = struct.Struct("<I")  # 0x260
 
 
-@dataclass(frozen=True, slots=True)
-class BzImage:
+class BzImage(NamedTuple):
     """What a loader needs to know of a bzImage.
 
     Attributes:

@@ -76,9 +76,7 @@ def write_tables(memory: GuestMemory, entry: EntryPoint) -> None:
         return
     memory.write(layout.PML4_GPA, struct.pack("<Q", layout.PDPT_GPA | _PAGE_PRESENT_RW))
     memory.write(layout.PDPT_GPA, struct.pack("<Q", layout.PD_GPA | _PAGE_PRESENT_RW))
-    large_pages = [
-        index << _LARGE_PAGE_SHIFT | _PAGE_PRESENT_RW_LARGE for index in range(_ENTRIES)
-    ]
+    large_pages = [index << _LARGE_PAGE_SHIFT | _PAGE_PRESENT_RW_LARGE for index in range(_ENTRIES)]
     memory.write(layout.PD_GPA, struct.pack(f"<{_ENTRIES}Q", *large_pages))
 
 
@@ -135,4 +133,4 @@ def set_lapic(lapic: Any) -> None:
     for offset, mode in ((APIC_LVT0, _APIC_MODE_EXTINT), (APIC_LVT1, _APIC_MODE_NMI)):
         raw = bytes(lapic.regs[offset : offset + 4])
         value = int.from_bytes(raw, "little") & ~0x700 | mode
-        lapic.regs[offset : offset + 4] = [bytes([b]) for b in value.to_bytes(4, "little")]
+        lapic.regs[offset : offset + 4] = list(value.to_bytes(4, "little"))

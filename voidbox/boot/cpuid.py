@@ -7,7 +7,7 @@ One thread a core, one package; the APIC id is the vCPU id.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 _EBX_CLFLUSH_8_QUADWORDS = 8 << 8
 _ECX_TSC_DEADLINE = 1 << 24
@@ -19,15 +19,16 @@ _LEVEL_SMT, _LEVEL_CORE = 1, 2
 _AMD_CMP_LEGACY = 1 << 1
 _AMD_TOPOEXT = 1 << 22
 _INTEL_TOPOLOGY_LEAVES = (0xB, 0x1F)
+_EBX_AUTHENTIC_AMD = int.from_bytes(b"Auth", "little")
+_EBX_HYGON_GENUINE = int.from_bytes(b"Hygo", "little")
 KVM_CPUID_FLAG_SIGNIFCANT_INDEX = 1
 
 
-@dataclass(frozen=True, slots=True)
-class CpuidEntry:
-    """struct kvm_cpuid_entry2."""
+class CpuidEntry(NamedTuple):
+    """struct kvm_cpuid_entry2; `index` there is `subleaf` here."""
 
     function: int
-    index: int
+    subleaf: int
     flags: int
     eax: int
     ebx: int
@@ -48,11 +49,14 @@ def fix_up(
     id_bits = (cpus - 1).bit_length()
     entries: list[CpuidEntry] = []
     topology_leaves: set[int] = set()
+    vendor_ebx = next((entry.ebx for entry in supported if entry.function == 0), 0)
+    is_amd = vendor_ebx in (_EBX_AUTHENTIC_AMD, _EBX_HYGON_GENUINE)
     for entry in supported:
         if entry.function in _INTEL_TOPOLOGY_LEAVES:
             topology_leaves.add(entry.function)
             continue
-        entries.append(_fix_entry(entry, apic_id, cpus, id_bits, has_tsc_deadline))
+        fixed = _fix_common(entry, apic_id, cpus, has_tsc_deadline)
+        entries.append(_fix_amd(fixed, apic_id, cpus, id_bits) if is_amd else fixed)
     for leaf in sorted(topology_leaves):
         entries += _topology(leaf, apic_id, cpus, id_bits)
     return entries
@@ -68,9 +72,7 @@ def _topology(leaf: int, apic_id: int, cpus: int, id_bits: int) -> list[CpuidEnt
     ]
 
 
-def _fix_entry(
-    entry: CpuidEntry, apic_id: int, cpus: int, id_bits: int, has_tsc_deadline: bool
-) -> CpuidEntry:
+def _fix_common(entry: CpuidEntry, apic_id: int, cpus: int, has_tsc_deadline: bool) -> CpuidEntry:
     function, eax, ebx, ecx, edx = entry.function, entry.eax, entry.ebx, entry.ecx, entry.edx
     if function == 1:
         ebx = ebx & 0xFF | _EBX_CLFLUSH_8_QUADWORDS | cpus << 16 | apic_id << 24
@@ -85,7 +87,12 @@ def _fix_entry(
         ecx &= ~_ECX_EPB
     elif function == 0xA:
         eax = ebx = ecx = edx = 0  # no performance counters
-    elif function == 0x8000_0001:
+    return entry._replace(eax=eax, ebx=ebx, ecx=ecx, edx=edx)
+
+
+def _fix_amd(entry: CpuidEntry, apic_id: int, cpus: int, id_bits: int) -> CpuidEntry:
+    function, eax, ebx, ecx = entry.function, entry.eax, entry.ebx, entry.ecx
+    if function == 0x8000_0001:
         # One thread a core: TOPOEXT describes it where the host has it, CMP_LEGACY elsewhere.
         if ecx & _AMD_TOPOEXT or cpus == 1:
             ecx &= ~_AMD_CMP_LEGACY
@@ -96,4 +103,4 @@ def _fix_entry(
         eax = eax & ~(0xFFF << 14) | sharing << 14
     elif function == 0x8000_001E:
         eax, ebx, ecx = apic_id, apic_id & 0xFF, 0
-    return replace(entry, eax=eax, ebx=ebx, ecx=ecx, edx=edx)
+    return entry._replace(eax=eax, ebx=ebx, ecx=ecx)

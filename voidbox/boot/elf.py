@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from voidbox.errors import ConfigError
 
@@ -34,8 +34,7 @@ _XEN_ELFNOTE_PHYS32_ENTRY = 18
 ReadAt = Callable[[int, int], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A PT_LOAD: `file_bytes` at `offset` go to `gpa`; the rest of `memory_bytes` is zero."""
 
     offset: int
@@ -44,8 +43,7 @@ class Segment:
     memory_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Vmlinux:
+class Vmlinux(NamedTuple):
     """A kernel to load. `pvh_entry_gpa` is None where the note is missing."""
 
     segments: tuple[Segment, ...]

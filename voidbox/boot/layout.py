@@ -1,8 +1,8 @@
 """Where boot data lies in guest-physical memory. All below 1 MiB but the kernel and the initramfs.
 
-    0x000500  GDT, IDT             0x008ff0  stack (grows down)      0x0e0000  RSDP, ACPI tables
-    0x006000  PVH start_info       0x009000  PML4, PDPT, PD          0x100000  kernel
-    0x007000  zero page / memmap   0x020000  command line            top       initramfs
+0x000500  GDT, IDT             0x008ff0  stack (grows down)      0x0e0000  RSDP, ACPI tables
+0x006000  PVH start_info       0x009000  PML4, PDPT, PD          0x100000  kernel
+0x007000  zero page / memmap   0x020000  command line            top       initramfs
 """
 
 from __future__ import annotations

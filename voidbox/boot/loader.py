@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from voidbox.boot import bzimage, elf, layout, params
 from voidbox.errors import ConfigError, GuestError, HostError
@@ -15,8 +15,7 @@ _CMDLINE_BYTES_MAX = 2047  # Linux's COMMAND_LINE_SIZE on x86, less the terminat
 _MIB = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class EntryPoint:
+class EntryPoint(NamedTuple):
     """Where the first vCPU starts.
 
     Attributes:
@@ -28,8 +27,7 @@ class EntryPoint:
     is_pvh: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _LoadedKernel:
+class _LoadedKernel(NamedTuple):
     entry: EntryPoint
     setup_header: bytes
     end_gpa: int
@@ -133,9 +131,7 @@ def _load_bzimage(memory: GuestMemory, fd: int, image: bzimage.BzImage) -> _Load
 
 
 def _load_elf(memory: GuestMemory, fd: int, file_bytes: int, path: str) -> _LoadedKernel:
-    vmlinux = elf.parse(
-        lambda offset, length: os.pread(fd, length, offset), file_bytes, path
-    )
+    vmlinux = elf.parse(lambda offset, length: os.pread(fd, length, offset), file_bytes, path)
     end_gpa = 0
     for segment in vmlinux.segments:
         if segment.gpa < layout.HIGH_RAM_GPA:

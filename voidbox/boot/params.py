@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from voidbox.boot import layout
 from voidbox.memory import MMIO_HOLE_END_GPA, PAGE_BYTES
@@ -42,8 +42,7 @@ _HVM_MEMMAP_ENTRY = struct.Struct("<QQII")
 _XEN_HVM_START_MAGIC = 0x336EC578
 
 
-@dataclass(frozen=True, slots=True)
-class BootInfo:
+class BootInfo(NamedTuple):
     """Addresses that go into either structure; an initramfs of 0 bytes is none."""
 
     cmdline_gpa: int
@@ -104,9 +103,7 @@ def pvh_start_info(info: BootInfo) -> Sequence[tuple[int, bytes]]:
         len(entries),
         0,
     )
-    memmap = b"".join(
-        _HVM_MEMMAP_ENTRY.pack(gpa, length, kind, 0) for gpa, length, kind in entries
-    )
+    memmap = b"".join(_HVM_MEMMAP_ENTRY.pack(gpa, length, kind, 0) for gpa, length, kind in entries)
     modlist = _HVM_MODLIST_ENTRY.pack(info.initrd_gpa, info.initrd_bytes, 0, 0)
     return (
         (layout.PVH_START_INFO_GPA, start_info),

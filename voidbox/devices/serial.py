@@ -41,7 +41,8 @@ UART_LSR_THRE = 0x20
 UART_LSR_TEMT = 0x40
 UART_MSR_CTS_DSR_DCD = 0xB0
 
-OUTPUT_BYTES_MAX = 64 << 10
+OUTPUT_BYTES_MAX = 64 << 10  # from here on the transmitter is busy
+_OUTPUT_BYTES_LOST = OUTPUT_BYTES_MAX + (4 << 10)  # what a guest sends that does not wait
 INPUT_BYTES_MAX = 4 << 10
 
 
@@ -177,9 +178,9 @@ class Serial:
             self._update_irq()
             return False
         output = self._output
-        if len(output) < OUTPUT_BYTES_MAX:  # beyond it, lost: the guest was told to wait
+        if len(output) < _OUTPUT_BYTES_LOST:
             output.append(value)
-        # Still latched while the buffer is full: take_output() latches it then.
+        # Not while the transmitter is busy: take_output() latches it then.
         self._thr_empty_pending = len(output) < OUTPUT_BYTES_MAX
         if self._ier & UART_IER_THRI:
             self._update_irq()

@@ -74,7 +74,7 @@ struct kvm_cpuid_entry2 {
 };
 struct kvm_cpuid2 { uint32_t nent; uint32_t padding; struct kvm_cpuid_entry2 entries[]; };
 
-struct kvm_lapic_state { char regs[0x400]; };
+struct kvm_lapic_state { uint8_t regs[0x400]; };
 
 struct kvm_debugregs {
     uint64_t db[4];
@@ -130,7 +130,13 @@ struct kvm_userspace_memory_region {
 
 struct kvm_pit_config { uint32_t flags; uint32_t pad[15]; };
 struct kvm_irq_level { uint32_t irq; uint32_t level; };
-struct kvm_irqfd { uint32_t fd; uint32_t gsi; uint32_t flags; uint32_t resamplefd; uint8_t pad[16]; };
+struct kvm_irqfd {
+    uint32_t fd;
+    uint32_t gsi;
+    uint32_t flags;
+    uint32_t resamplefd;
+    uint8_t pad[16];
+};
 
 struct kvm_ioeventfd {
     uint64_t datamatch;
