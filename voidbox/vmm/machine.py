@@ -226,7 +226,6 @@ class Machine:
         self.stop()
         for thread in self._threads:
             thread.join()
-        self._threads = []
         self._resources.close()
 
     def __enter__(self) -> Machine:
