@@ -31,6 +31,8 @@ _LOADFLAGS = struct.Struct("<B")  # 0x211
 _INITRD_ADDR_MAX = struct.Struct("<I")  # 0x22c
 _XLOADFLAGS = struct.Struct("<H")  # 0x236
 _CMDLINE_SIZE = struct.Struct("<I")  # 0x238
+_PAYLOAD_OFFSET = struct.Struct("<I")  # 0x248, from the protected-mode kernel's start
+_PAYLOAD_LENGTH = struct.Struct("<I")  # 0x24c
 _PREF_ADDRESS = struct.Struct("<Q")  # 0x258
 _INIT_SIZE = struct.Struct("<I")  # 0x260
 
@@ -41,6 +43,7 @@ class BzImage(NamedTuple):
     Attributes:
         setup_header: the bytes to copy into the zero page at 0x1f1.
         kernel_offset, kernel_bytes: the protected-mode kernel in the file.
+        payload_offset, payload_bytes: the compressed vmlinux in the file.
         pref_address_gpa, init_size_bytes: memory that the kernel uses before it can read E820.
         initrd_addr_max_gpa: the highest address of the initramfs's last byte.
         cmdline_bytes_max: longest command line, without its terminating zero.
@@ -49,6 +52,8 @@ class BzImage(NamedTuple):
     setup_header: bytes
     kernel_offset: int
     kernel_bytes: int
+    payload_offset: int
+    payload_bytes: int
     pref_address_gpa: int
     init_size_bytes: int
     initrd_addr_max_gpa: int
@@ -95,6 +100,8 @@ def parse(probe: bytes, file_bytes: int, path: str) -> BzImage:
         setup_header=probe[SETUP_HEADER_OFFSET : min(header_end, HEADER_PROBE_BYTES)],
         kernel_offset=kernel_offset,
         kernel_bytes=kernel_bytes,
+        payload_offset=kernel_offset + field(_PAYLOAD_OFFSET, 0x248),
+        payload_bytes=field(_PAYLOAD_LENGTH, 0x24C),
         pref_address_gpa=field(_PREF_ADDRESS, 0x258),
         init_size_bytes=field(_INIT_SIZE, 0x260),
         initrd_addr_max_gpa=field(_INITRD_ADDR_MAX, 0x22C),

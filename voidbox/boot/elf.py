@@ -44,15 +44,15 @@ class Segment(NamedTuple):
 
 
 class Vmlinux(NamedTuple):
-    """A kernel to load. `pvh_entry_gpa` is None where the note is missing."""
+    """A kernel to load. `notes` are the (offset, length) of its PT_NOTE segments."""
 
     segments: tuple[Segment, ...]
     entry_gpa: int
-    pvh_entry_gpa: int | None
+    notes: tuple[tuple[int, int], ...]
 
 
 def parse(read_at: ReadAt, file_bytes: int, path: str) -> Vmlinux:
-    """Parse a vmlinux.
+    """Parse a vmlinux's headers.
 
     Args:
         read_at: (offset, length) to bytes, shorter at the end of the file.
@@ -78,19 +78,30 @@ def parse(read_at: ReadAt, file_bytes: int, path: str) -> Vmlinux:
         raise ConfigError(f"{path}: an ELF file without program headers; use a linked vmlinux")
 
     segments: list[Segment] = []
-    pvh_entry: int | None = None
+    notes: list[tuple[int, int]] = []
     table = exactly(phoff, phnum * _PHDR.size)
     for kind, _, offset, _, paddr, filesz, memsz, _ in _PHDR.iter_unpack(table):
         if kind == _PT_LOAD and memsz:
-            if filesz > memsz or offset + filesz > file_bytes:
-                exactly(offset, filesz)  # says how many bytes are missing
+            if filesz > memsz:
                 raise ConfigError(f"{path}: a segment is larger in the file than in memory")
+            if filesz:
+                exactly(offset + filesz - 1, 1)
             segments.append(Segment(offset, paddr, filesz, memsz))
-        elif kind == _PT_NOTE and pvh_entry is None and filesz <= _NOTE_BYTES_MAX:
-            pvh_entry = _pvh_entry(exactly(offset, filesz))
+        elif kind == _PT_NOTE and 0 < filesz <= _NOTE_BYTES_MAX:
+            exactly(offset + filesz - 1, 1)
+            notes.append((offset, filesz))
     if not segments:
         raise ConfigError(f"{path}: an ELF file with nothing to load; use a linked vmlinux")
-    return Vmlinux(tuple(segments), entry, pvh_entry)
+    return Vmlinux(tuple(segments), entry, tuple(notes))
+
+
+def find_pvh_entry(vmlinux: Vmlinux, read_at: ReadAt) -> int | None:
+    """Return the PVH entry's guest-physical address, or None where no note announces one."""
+    for offset, length in vmlinux.notes:
+        entry = _pvh_entry(read_at(offset, length))
+        if entry is not None:
+            return entry
+    return None
 
 
 def _pvh_entry(notes: bytes) -> int | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from voidbox.boot import bzimage, elf, layout, params
+from voidbox.boot import bzimage, elf, layout, params, payload
 from voidbox.errors import ConfigError, GuestError, HostError
 from voidbox.memory import MMIO_HOLE_GPA, PAGE_BYTES, GuestMemory
 
@@ -36,18 +37,25 @@ class _LoadedKernel(NamedTuple):
 
 
 def load(
-    memory: GuestMemory, kernel: str, initramfs: str | None, cmdline: str, acpi_image: bytes
+    memory: GuestMemory,
+    kernel: str,
+    initramfs: str | None,
+    cmdline: str,
+    acpi_image: bytes,
+    self_extract: bool = False,
 ) -> EntryPoint:
     """Load a bzImage or ELF kernel with everything that it is told.
 
     Args:
         kernel, initramfs: paths on the host.
+        self_extract: enter a bzImage at its own decompressor, which takes longer and places the
+            kernel at random (KASLR); else the host unpacks it.
     Raises:
         ConfigError: a file is missing, damaged, no kernel, or too large for the memory; the
             command line is too long.
     """
     with _open(kernel, "kernel") as fd:
-        loaded = _load_kernel(memory, fd, kernel)
+        loaded = _load_kernel(memory, fd, kernel, self_extract)
     encoded = _encode_cmdline(cmdline, loaded.cmdline_bytes_max)
     memory.write(layout.CMDLINE_GPA, encoded + b"\0")
     memory.write(layout.ACPI_GPA, acpi_image)
@@ -98,14 +106,15 @@ def _encode_cmdline(cmdline: str, bytes_max: int) -> bytes:
     return encoded
 
 
-def _load_kernel(memory: GuestMemory, fd: int, path: str) -> _LoadedKernel:
+def _load_kernel(memory: GuestMemory, fd: int, path: str, self_extract: bool) -> _LoadedKernel:
     file_bytes = os.fstat(fd).st_size
     probe = os.pread(fd, bzimage.HEADER_PROBE_BYTES, 0)
     try:
         if probe.startswith(elf.ELF_MAGIC):
             return _load_elf(memory, fd, file_bytes, path)
         if bzimage.is_bzimage(probe):
-            return _load_bzimage(memory, fd, bzimage.parse(probe, file_bytes, path))
+            image = bzimage.parse(probe, file_bytes, path)
+            return _load_bzimage(memory, fd, image, path, self_extract)
     except GuestError as error:
         raise ConfigError(
             f"the kernel {path} does not fit into {memory.size_bytes // _MIB} MiB of memory: "
@@ -114,15 +123,20 @@ def _load_kernel(memory: GuestMemory, fd: int, path: str) -> _LoadedKernel:
     raise ConfigError(f"{path} is no Linux kernel: it is neither a bzImage nor an ELF vmlinux")
 
 
-def _load_bzimage(memory: GuestMemory, fd: int, image: bzimage.BzImage) -> _LoadedKernel:
-    memory.load_file(fd, image.kernel_offset, layout.HIGH_RAM_GPA, image.kernel_bytes)
-    # The decompressor works in [pref_address, + init_size); it must find RAM there.
+def _load_bzimage(
+    memory: GuestMemory, fd: int, image: bzimage.BzImage, path: str, self_extract: bool
+) -> _LoadedKernel:
+    # The kernel works in [pref_address, + init_size) before it has read E820: it must be RAM.
+    memory.view(image.pref_address_gpa, image.init_size_bytes)
+    entry = None if self_extract else _unpack_payload(memory, fd, image, path)
+    if entry is None:
+        memory.load_file(fd, image.kernel_offset, layout.HIGH_RAM_GPA, image.kernel_bytes)
+        entry = layout.HIGH_RAM_GPA + bzimage.ENTRY_64_OFFSET
     end_gpa = max(
         layout.HIGH_RAM_GPA + image.kernel_bytes, image.pref_address_gpa + image.init_size_bytes
     )
-    memory.view(image.pref_address_gpa, image.init_size_bytes)
     return _LoadedKernel(
-        entry=EntryPoint(layout.HIGH_RAM_GPA + bzimage.ENTRY_64_OFFSET, is_pvh=False),
+        entry=EntryPoint(entry, is_pvh=False),
         setup_header=image.setup_header,
         end_gpa=end_gpa,
         initrd_addr_max_gpa=image.initrd_addr_max_gpa,
@@ -130,8 +144,51 @@ def _load_bzimage(memory: GuestMemory, fd: int, image: bzimage.BzImage) -> _Load
     )
 
 
+def _unpack_payload(memory: GuestMemory, fd: int, image: bzimage.BzImage, path: str) -> int | None:
+    """Unpack a bzImage's vmlinux to where it runs; returns its 64-bit entry.
+
+    None where the host cannot unpack it: the kernel's own decompressor then does, and overwrites
+    whatever was written here.
+    """
+    packed = os.pread(fd, image.payload_bytes, image.payload_offset)
+    try:
+        unpacked_bytes = payload.unpacked_bytes(packed)
+        pieces = payload.unpack(packed)
+        first = bytes(next(pieces))
+        vmlinux = elf.parse(
+            lambda offset, length: first[offset : offset + length] or bytes(length),
+            unpacked_bytes,
+            path,
+        )
+        for segment in vmlinux.segments:
+            if segment.gpa < layout.HIGH_RAM_GPA:
+                return None
+            memory.view(segment.gpa, segment.memory_bytes)
+        position = 0
+        for piece in itertools.chain([first], pieces):
+            _place(memory, vmlinux, position, memoryview(piece))
+            position += len(piece)
+    except (payload.Undecodable, ConfigError, GuestError, StopIteration):
+        return None
+    return vmlinux.entry_gpa if position >= unpacked_bytes else None
+
+
+def _place(memory: GuestMemory, vmlinux: elf.Vmlinux, position: int, piece: memoryview) -> None:
+    """Copy what of `piece`, found at `position` of the file, belongs to segments."""
+    for segment in vmlinux.segments:
+        start = max(position, segment.offset)
+        end = min(position + len(piece), segment.offset + segment.file_bytes)
+        if start < end:
+            memory.write(
+                segment.gpa + start - segment.offset, piece[start - position : end - position]
+            )
+
+
 def _load_elf(memory: GuestMemory, fd: int, file_bytes: int, path: str) -> _LoadedKernel:
-    vmlinux = elf.parse(lambda offset, length: os.pread(fd, length, offset), file_bytes, path)
+    def read_at(offset: int, length: int) -> bytes:
+        return os.pread(fd, length, offset)
+
+    vmlinux = elf.parse(read_at, file_bytes, path)
     end_gpa = 0
     for segment in vmlinux.segments:
         if segment.gpa < layout.HIGH_RAM_GPA:
@@ -139,8 +196,9 @@ def _load_elf(memory: GuestMemory, fd: int, file_bytes: int, path: str) -> _Load
         memory.view(segment.gpa, segment.memory_bytes)  # .bss: fresh memory is zero
         memory.load_file(fd, segment.offset, segment.gpa, segment.file_bytes)
         end_gpa = max(end_gpa, segment.gpa + segment.memory_bytes)
-    if vmlinux.pvh_entry_gpa is not None:
-        entry = EntryPoint(vmlinux.pvh_entry_gpa, is_pvh=True)
+    pvh_entry_gpa = elf.find_pvh_entry(vmlinux, read_at)
+    if pvh_entry_gpa is not None:
+        entry = EntryPoint(pvh_entry_gpa, is_pvh=True)
     else:
         entry = EntryPoint(vmlinux.entry_gpa, is_pvh=False)
     return _LoadedKernel(entry, b"", end_gpa, MMIO_HOLE_GPA - 1, _CMDLINE_BYTES_MAX)

@@ -72,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cpus", default="1", metavar="N", help="1 (default) to 8")
     parser.add_argument("--timeout", metavar="SECONDS", help="end the VM after so long")
     parser.add_argument(
+        "--self-extract",
+        action="store_true",
+        help="let a bzImage unpack itself: slower, but with KASLR",
+    )
+    parser.add_argument(
         "--stats", metavar="PATH", help="write exit counts and boot time there, as JSON"
     )
     return parser
@@ -91,6 +96,7 @@ def main(argv: list[str]) -> int:
         cmdline=_cmdline(options.cmdline, options.no_default_cmdline),
         memory_bytes=parse_memory(options.memory),
         cpus=int(_parse_number(options.cpus, "--cpus", int)),
+        self_extract=options.self_extract,
     )
     with Machine(config) as machine:
         status = _run(machine, timeout_s)

@@ -19,7 +19,7 @@ _DEFAULT_CMDLINE = (
     "panic=-1",  # a panic ends the machine instead of hanging it
     "reboot=k",  # by the i8042: one write, on kernels without ACPI too
     "8250.nr_uarts=2",  # do not probe for ports that do not exist
-    "pci=off",  # no PCI: do not probe for it
+    "pci=noearly",  # an empty PCI bus: do not scan it before the drivers do
     "tsc=reliable",  # KVM keeps it: no watchdog, no calibration loop
     "cryptomgr.notests",
 )
@@ -59,6 +59,7 @@ class MachineConfig(NamedTuple):
         cmdline: the whole kernel command line.
         memory_bytes: guest RAM, a multiple of a page.
         cpus: 1 to CPUS_MAX.
+        self_extract: let a bzImage unpack itself, with KASLR, instead of the faster host.
     """
 
     kernel: str
@@ -66,6 +67,7 @@ class MachineConfig(NamedTuple):
     cmdline: str = DEFAULT_CMDLINE
     memory_bytes: int = MEMORY_BYTES_DEFAULT
     cpus: int = 1
+    self_extract: bool = False
 
     def validate(self) -> None:
         """Check the quantities; the files are checked when they are loaded.

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from voidbox.boot import acpi, cpu, cpuid, layout, loader
 from voidbox.devices.bus import Bus
 from voidbox.devices.i8042 import I8042, I8042_PORT, I8042_PORTS
+from voidbox.devices.pci import PCI_CONFIG_PORT, PCI_CONFIG_PORTS, PciHostBridge
 from voidbox.devices.power import (
     ACPI_PM_PORT,
     ACPI_PM_PORTS,
@@ -130,7 +131,12 @@ class Machine:
         ]
         tables = acpi.build(self.config.cpus, _POWER_REGISTERS, _PORT_DEVICES, ())
         entry = loader.load(
-            self.memory, self.config.kernel, self.config.initramfs, self.config.cmdline, tables
+            self.memory,
+            self.config.kernel,
+            self.config.initramfs,
+            self.config.cmdline,
+            tables,
+            self.config.self_extract,
         )
         cpu.write_tables(self.memory, entry)
         _set_up_vcpus(kvm, vcpus, entry)
@@ -155,6 +161,7 @@ class Machine:
         self._ports.attach(
             I8042_PORT, I8042_PORTS, I8042(lambda: self._end(Outcome(EndReason.RESET)))
         )
+        self._ports.attach(PCI_CONFIG_PORT, PCI_CONFIG_PORTS, PciHostBridge())
         self._ports.attach(RTC_PORT, RTC_PORTS, Rtc())
         self._ports.attach(ACPI_PM_PORT, ACPI_PM_PORTS, power)
         self._ports.attach(PVPANIC_PORT, PVPANIC_PORTS, panic)
