@@ -55,12 +55,15 @@ class Console:
         """Type `data` into the guest's console. Thread: any; keeps the order of one thread."""
         self._loop.call_soon(lambda: self._queue_input(data))
 
-    def tail(self) -> str:
-        """Return the last lines of output as printable text. Thread: any."""
-        text = bytes(self._tail).decode("utf-8", "replace")
-        lines = [line.rstrip("\r") for line in text.split("\n")]
+    def text(self) -> str:
+        """Return the last TAIL_BYTES of output as printable lines. Thread: any."""
+        lines = bytes(self._tail).decode("utf-8", "replace").split("\n")
         clean = ("".join(c for c in line if c.isprintable() or c == "\t") for line in lines)
-        return "\n".join([line for line in clean if line][-_TAIL_LINES_SHOWN:])
+        return "\n".join(line for line in clean if line)
+
+    def tail(self) -> str:
+        """Return the last lines of output, as many as an error message bears. Thread: any."""
+        return "\n".join(self.text().splitlines()[-_TAIL_LINES_SHOWN:])
 
     def flush(self, on_done: Callable[[], None]) -> None:
         """Call `on_done` once every output has taken everything. The guest must have ended."""

@@ -194,7 +194,8 @@ class Machine:
         # The tail needs the last output; an output that blocks must not hold back the outcome.
         wait_flushed(self.loop, self.console, _FLUSH_S)
         assert self._outcome is not None
-        return _explain(self._outcome._replace(console_tail=self.console.tail()))
+        outcome = self._outcome._replace(console_tail=self.console.tail())
+        return _explain(outcome, self.console.text())
 
     def stop(self) -> None:
         """End the machine at once, as if its power were cut. Thread: any. Never blocks."""
@@ -242,14 +243,14 @@ class Machine:
         self.close()
 
 
-def _explain(outcome: Outcome) -> Outcome:
+def _explain(outcome: Outcome, console_text: str) -> Outcome:
     """Call a reset or a crash that the console announced as a panic by that name.
 
     Kernels without a pvpanic driver can only say it there. A guest that prints the words and
     resets is believed: it fools nobody but its own user.
     """
     if outcome.reason in (EndReason.RESET, EndReason.CRASH, EndReason.PANIC):
-        for line in outcome.console_tail.splitlines():
+        for line in console_text.splitlines():
             if _PANIC_MARK in line:
                 text = line[line.index(_PANIC_MARK) + len(_PANIC_MARK) :].strip(": ")
                 return outcome._replace(reason=EndReason.PANIC, detail=text)
