@@ -40,12 +40,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run_verb(verb: str, arguments: list[str]) -> int:
-    from importlib import import_module
-
     from voidbox.errors import VoidboxError
 
     try:
-        status: int = import_module(f"voidbox.cli.{verb}").main(arguments)
+        status: int = __import__(f"voidbox.cli.{verb}", fromlist=["main"]).main(arguments)
     except VoidboxError as error:
         print(f"voidbox: {error}", file=sys.stderr)
         return exit_status.USAGE

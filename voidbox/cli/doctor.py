@@ -10,6 +10,7 @@ from contextlib import closing
 from typing import NamedTuple
 
 from voidbox.cli import exit_status
+from voidbox.cli.parser import make_parser
 from voidbox.errors import HostError
 from voidbox.kvm import api
 from voidbox.kvm.kvm import KVM_DEVICE, Kvm
@@ -38,10 +39,8 @@ class Check(NamedTuple):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="voidbox doctor",
-        description="Check that this host can run VMs. Exit status: 0 if it can, 2 if not.",
-        allow_abbrev=False,
+    parser = make_parser(
+        "doctor", "Check that this host can run VMs. Exit status: 0 if it can, 2 if not."
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     return parser

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from voidbox.cli import exit_status
+from voidbox.cli.parser import make_parser
 from voidbox.cli.terminal import Terminal
 from voidbox.errors import ConfigError
 from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, parse_memory
@@ -51,12 +51,8 @@ examples:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="voidbox run",
-        description="Boot a Linux kernel in a new VM, its serial console on this terminal.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = make_parser(
+        "run", "Boot a Linux kernel in a new VM, its serial console on this terminal.", _EPILOG
     )
     parser.add_argument("--kernel", required=True, metavar="PATH", help="bzImage or ELF vmlinux")
     parser.add_argument("--initramfs", metavar="PATH", help="initramfs; none by default")
@@ -179,6 +175,8 @@ def _signals(on_signal: Callable[[int], None]) -> Iterator[None]:
 
 
 def _write_statistics(machine: Machine, path: str) -> None:
+    import json
+
     statistics = machine.statistics()
     document = {
         "exits": statistics.exits,
