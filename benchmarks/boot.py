@@ -186,11 +186,12 @@ def main() -> None:
     """Measure every guest; print tables; write JSON if asked."""
     parser = argparse.ArgumentParser(description="Boot time beside QEMU microvm.")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", metavar="NAME", help="guests with NAME in theirs")
     parser.add_argument("--output", type=Path, help="write all samples there, as JSON")
     options = parser.parse_args()
     print(f"{options.rounds} rounds, medians; target: voidbox/QEMU microvm ≤ {QEMU_RATIO_TARGET}")
     results = []
-    for guest in find_guests():
+    for guest in [guest for guest in find_guests() if options.only in guest.name]:
         results.append(measure(guest, options.rounds))
         print_table(results[-1])
     if options.output:

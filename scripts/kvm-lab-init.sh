@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # The lab's init: the host's root under a throw-away overlay, then the command, its streams on
-# virtio-serial ports (1 stdin, 2 stdout, 3 stderr, 4 control). /lab/ holds what scripts/kvm-lab says.
+# virtio-serial ports: 1 stdin, 2 stdout, 3 stderr, 4 exit status, 5 window size. /lab/ holds what
+# scripts/kvm-lab says.
 b=/bin/busybox
 $b mkdir -p /proc /sys /host /ov /new /keep
 $b mount -t proc proc /proc
@@ -58,23 +59,23 @@ $b mv /bin/busybox /new/run/lab/busybox
 b=/new/run/lab/busybox
 
 # The ports come up one by one, some time after their driver was loaded.
-until set -- /new/dev/vport*p4 && [ -e "$1" ]; do $b usleep 10000; done
-port=${1%4}
+until set -- /new/dev/vport*p5 && [ -e "$1" ]; do $b usleep 10000; done
+port=${1%5}
 
-command='. /run/lab/env; cd "$(cat /run/lab/cwd)"; eval "$(cat /run/lab/command)"'
+command='. /run/lab/env; cd "$(cat /run/lab/cwd)"; eval "exec $(cat /run/lab/command)"'
 read -r rows columns </new/run/lab/tty
 if [ -n "$rows" ]; then
-    # script(1) makes the terminal; the control port tells when the window's size changes.
+    # script(1) makes the terminal; port 5 tells when the window's size changes.
     while read -r r c; do
         $b stty -F /new/dev/pts/0 rows "$r" cols "$c"
-    done <"${port}4" >/dev/null 2>&1 &
+    done <"${port}5" >/dev/null 2>&1 &
     command="stty rows $rows cols $columns; $command"
     $b chroot /new /usr/bin/setsid /usr/bin/script -qec "/bin/bash -c '$(
         echo "$command" | $b sed "s/'/'\\\\''/g"
     )'" /dev/null <"${port}1" >"${port}2" 2>"${port}3"
 else
-    $b chroot /new /bin/bash -c "$command" \
-        <"${port}1" >"${port}2" 2>"${port}3"
+    # In a shell of its own: what this one says of a killed child belongs on the console.
+    (exec $b chroot /new /bin/bash -c "$command" <"${port}1" >"${port}2" 2>"${port}3")
 fi
 status=$?
 echo $status >"${port}4"
