@@ -1,0 +1,52 @@
+"""The command line: one module a verb, imported only when it is used."""
+
+from __future__ import annotations
+
+import sys
+
+from voidbox.cli import exit_status
+
+_VERBS = {
+    "run": "boot a kernel in a new VM, its console on this terminal",
+    "doctor": "check that this host can run VMs, and say what to do if not",
+}
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {verb:8} {help_text}" for verb, help_text in _VERBS.items())
+    return (
+        "usage: voidbox VERB [OPTION …]\n\n"
+        f"{verbs}\n\n"
+        "  voidbox VERB --help tells more; voidbox --version prints the version.\n"
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments == ["--version"]:
+        from voidbox.version import __version__
+
+        print(f"voidbox {__version__}")
+        return exit_status.OK
+    if arguments and arguments[0] in ("-h", "--help", "help"):
+        print(_usage(), end="")
+        return exit_status.OK
+    if not arguments or arguments[0] not in _VERBS:
+        problem = f"no such verb: {arguments[0]}\n" if arguments else ""
+        print(problem + _usage(), end="", file=sys.stderr)
+        return exit_status.USAGE
+    return _run_verb(arguments[0], arguments[1:])
+
+
+def _run_verb(verb: str, arguments: list[str]) -> int:
+    from voidbox.errors import VoidboxError
+
+    try:
+        status: int = __import__(f"voidbox.cli.{verb}", fromlist=["main"]).main(arguments)
+    except VoidboxError as error:
+        print(f"voidbox: {error}", file=sys.stderr)
+        return exit_status.USAGE
+    except KeyboardInterrupt:
+        return exit_status.INTERRUPTED
+    return status

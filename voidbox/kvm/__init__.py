@@ -1,0 +1,1 @@
+"""The KVM ioctl layer: one method an ioctl, kernel names kept, no policy."""

@@ -1,0 +1,1 @@
+"""The machine: vCPU threads, the event loop, and everything wired together."""

@@ -1,0 +1,39 @@
+# The two commands of README.md are `make demo` and `make test`; the rest is for developers.
+VENV ?= .venv
+PYTHON = $(VENV)/bin/python
+export VENV
+
+.PHONY: demo test test-fast test-lab lint bench setup kernels clean
+
+demo: setup
+	scripts/demo.sh
+
+# Everything: what needs no Linux guest here, what boots one here or in the lab.
+test: setup lint test-fast test-lab
+
+test-fast: setup
+	$(PYTHON) -m pytest tests/unit tests/guest
+
+test-lab: setup kernels
+	scripts/with-kvm --mem 8192 --timeout 3000 -- $(PYTHON) -m pytest tests/guest tests/e2e
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: setup kernels
+	scripts/with-kvm --mem 8192 --timeout 3000 --rw benchmarks/results -- \
+		$(PYTHON) benchmarks/boot.py --output benchmarks/results/boot.json
+
+kernels: setup
+	kernel/fetch_debian.sh cloud
+	kernel/fetch_debian.sh generic
+	kernel/build_minimal.sh
+	scripts/build_first_guest.sh
+
+setup:
+	scripts/setup.sh
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

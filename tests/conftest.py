@@ -1,0 +1,41 @@
+"""Which tests can run here. A skip always says why, and how to run the test."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from functools import cache
+
+import pytest
+
+from voidbox.errors import HostError
+from voidbox.kvm.kvm import Kvm
+from voidbox.vmm import probe
+
+
+@cache
+def _kvm_problem() -> str:
+    """Why no guest can run here; empty if one can."""
+    try:
+        with closing(Kvm()):
+            return ""
+    except HostError as error:
+        return str(error)
+
+
+@cache
+def _boot_problem() -> str:
+    """Why no Linux can boot here; empty if it can."""
+    if _kvm_problem():
+        return _kvm_problem()
+    with closing(Kvm()) as kvm:
+        if probe.measure(kvm).is_emulated:
+            return "this KVM emulates; run it in the lab: make test-lab"
+    return ""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what this machine cannot run."""
+    if item.get_closest_marker("kvm") and _kvm_problem():
+        pytest.skip(_kvm_problem())
+    if item.get_closest_marker("boot") and _boot_problem():
+        pytest.skip(_boot_problem())

@@ -1,0 +1,35 @@
+"""Kernels and the first guest, from the project's own scripts (cached; `make kernels` fetches)."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(*command: str) -> str:
+    """Run one of the project's scripts; returns what it prints."""
+    return subprocess.run(
+        command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture(scope="session")
+def initramfs() -> str:
+    """The first guest: busybox and a shell."""
+    return script("scripts/build_first_guest.sh")
+
+
+@pytest.fixture(scope="session")
+def kernels() -> dict[str, str]:
+    """Paths of all kernels that must boot."""
+    minimal = script("kernel/build_minimal.sh")
+    return {
+        "cloud": script("kernel/fetch_debian.sh", "cloud"),
+        "generic": script("kernel/fetch_debian.sh", "generic"),
+        "minimal": f"{minimal}/bzImage",
+        "minimal-elf": f"{minimal}/vmlinux",
+    }

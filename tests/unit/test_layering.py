@@ -1,0 +1,67 @@
+"""One direction of dependency, walked over the imports of the source itself."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+# Each package may import these and what stands in its own folder; "" is the top level.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "version": set(),
+    "memory": {"errors"},
+    "kvm": {"errors"},
+    "boot": {"errors", "memory"},
+    "devices": set(),
+    "vmm": {"errors", "memory", "kvm", "boot", "devices"},
+    "cli": {"errors", "version", "vmm", "kvm"},
+    "__main__": {"cli"},
+    "__init__": {"version"},
+}
+STANDARD_COMPUTATION = {"boot", "devices", "memory"}
+FORBIDDEN_IN_PURE = {"socket", "threading.Thread", "select", "subprocess", "asyncio"}
+
+
+def _imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def _modules() -> list[tuple[str, Path]]:
+    package = ROOT / "voidbox"
+    return [
+        (path.relative_to(package).parts[0].removesuffix(".py"), path)
+        for path in sorted(package.rglob("*.py"))
+    ]
+
+
+def test_every_package_imports_only_what_lies_below_it() -> None:
+    assert len(_modules()) > 20
+    for layer, path in _modules():
+        used = {name.split(".")[1] for name in _imports(path) if name.startswith("voidbox.")}
+        wrong = used - ALLOWED[layer] - {layer}
+        assert not wrong, f"{path.relative_to(ROOT)} imports voidbox.{', voidbox.'.join(wrong)}"
+
+
+def test_pure_packages_do_no_io() -> None:
+    for layer, path in _modules():
+        if layer in STANDARD_COMPUTATION:
+            wrong = _imports(path) & FORBIDDEN_IN_PURE
+            assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_the_guest_agent_never_imports_voidbox() -> None:
+    for path in (ROOT / "guest_agent").rglob("*.py"):
+        wrong = {name for name in _imports(path) if name.split(".")[0] == "voidbox"}
+        assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_no_module_is_called_utils() -> None:
+    assert not [path for _, path in _modules() if "util" in path.stem]

@@ -1,0 +1,192 @@
+"""`voidbox run`: boot a kernel, its serial console on this terminal."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from voidbox.cli import exit_status
+from voidbox.cli.parser import make_parser
+from voidbox.cli.terminal import Terminal
+from voidbox.errors import ConfigError
+from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, parse_memory
+from voidbox.vmm.console import wait_flushed
+from voidbox.vmm.machine import Machine
+from voidbox.vmm.outcome import EndReason, Outcome
+
+_STATUS = {
+    EndReason.POWER_OFF: exit_status.OK,
+    EndReason.RESET: exit_status.OK,
+    EndReason.STOPPED: exit_status.OK,
+    EndReason.PANIC: exit_status.PANIC,
+    EndReason.CRASH: exit_status.CRASH,
+    EndReason.ERROR: exit_status.INTERNAL,
+}
+_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_EPILOG = f"""\
+The console is this terminal in raw mode: Ctrl-A x quits, Ctrl-A Ctrl-A sends Ctrl-A.
+
+exit status:
+  0    the guest powered off or rebooted, or you quit
+  2    bad arguments or files, or a host that cannot run VMs
+  120  the guest's kernel panicked
+  121  the guest crashed (a triple fault, say); its registers are shown
+  124  --timeout ran out
+  125  voidbox itself failed: a bug
+  128+n  ended by signal n
+
+default kernel command line:
+  {DEFAULT_CMDLINE}
+
+examples:
+  voidbox run --kernel vmlinuz --initramfs guest.cpio
+  voidbox run --kernel vmlinuz --initramfs guest.cpio --memory 4G --cpus 2
+  voidbox run --kernel vmlinux --initramfs guest.cpio --cmdline 'loglevel=7'
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        "run", "Boot a Linux kernel in a new VM, its serial console on this terminal.", _EPILOG
+    )
+    parser.add_argument("--kernel", required=True, metavar="PATH", help="bzImage or ELF vmlinux")
+    parser.add_argument("--initramfs", metavar="PATH", help="initramfs; none by default")
+    parser.add_argument(
+        "--cmdline", default="", metavar="STR", help="words added to the kernel command line"
+    )
+    parser.add_argument(
+        "--no-default-cmdline",
+        action="store_true",
+        help="give the kernel the words of --cmdline alone",
+    )
+    parser.add_argument("--memory", default="512M", metavar="SIZE", help="512M (default), 4G, …")
+    parser.add_argument("--cpus", default="1", metavar="N", help="1 (default) to 8")
+    parser.add_argument("--timeout", metavar="SECONDS", help="end the VM after so long")
+    parser.add_argument(
+        "--self-extract",
+        action="store_true",
+        help="let a bzImage unpack itself: slower, but with KASLR",
+    )
+    parser.add_argument(
+        "--stats", metavar="PATH", help="write exit counts and boot time there, as JSON"
+    )
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit status.
+
+    Raises:
+        VoidboxError: bad input or an unusable host.
+    """
+    options = _parser().parse_args(argv)
+    timeout_s = _parse_number(options.timeout, "--timeout", float) if options.timeout else None
+    config = MachineConfig(
+        kernel=options.kernel,
+        initramfs=options.initramfs,
+        cmdline=_cmdline(options.cmdline, options.no_default_cmdline),
+        memory_bytes=parse_memory(options.memory),
+        cpus=int(_parse_number(options.cpus, "--cpus", int)),
+        self_extract=options.self_extract,
+    )
+    with Machine(config) as machine:
+        status = _run(machine, timeout_s)
+        if options.stats:
+            _write_statistics(machine, options.stats)
+    return status
+
+
+def _parse_number(text: str, option: str, kind: type[int] | type[float]) -> float:
+    try:
+        value = kind(text)
+        if not 0 < value < float("inf"):
+            raise ValueError
+    except ValueError as error:
+        raise ConfigError(f"{option} {text}: give a positive number") from error
+    return value
+
+
+def _cmdline(words: str, is_alone: bool) -> str:
+    return words if is_alone else f"{DEFAULT_CMDLINE} {words}".rstrip()
+
+
+def _run(machine: Machine, timeout_s: float | None) -> int:
+    """Run until the machine ends, the time runs out, or a signal comes; returns the status."""
+    interruption: list[int] = []
+
+    def stop(status: int) -> None:
+        interruption.append(status)
+        machine.stop()
+
+    with (
+        _signals(lambda number: stop(exit_status.SIGNAL_BASE + number)),
+        Terminal(
+            machine.loop,
+            machine.console,
+            on_quit=machine.stop,
+            on_broken=lambda: stop(exit_status.BROKEN_PIPE),
+        ),
+    ):
+        machine.start()
+        outcome = machine.wait(timeout_s)
+        if outcome is None:
+            machine.stop()
+            outcome = machine.wait()
+            interruption.append(exit_status.TIMEOUT)
+        # A reader that is slow, or stopped with Ctrl-S, still gets the guest's last words.
+        while not interruption and not wait_flushed(machine.loop, machine.console, 0.2):
+            pass
+        machine.close()  # no thread may touch the terminal once its mode is restored
+    assert outcome is not None
+    return _report(outcome, interruption, timeout_s)
+
+
+def _report(outcome: Outcome, interruption: list[int], timeout_s: float | None) -> int:
+    """Say on stderr how the machine ended, unless it ended well."""
+    if interruption and outcome.reason is EndReason.STOPPED:
+        if interruption[0] == exit_status.TIMEOUT:
+            print(f"\nvoidbox: the VM ran for {timeout_s:g} s and was ended", file=sys.stderr)
+        return interruption[0]
+    status = _STATUS[outcome.reason]
+    if status != exit_status.OK:
+        print(f"\nvoidbox: {outcome.describe()}", file=sys.stderr)
+    if outcome.error is not None and os.environ.get("VOIDBOX_DEBUG"):
+        raise outcome.error
+    return status
+
+
+@contextmanager
+def _signals(on_signal: Callable[[int], None]) -> Iterator[None]:
+    """Route the ending signals to `on_signal(number)` for a while."""
+    saved = {
+        number: signal.signal(number, lambda received, _: on_signal(received))
+        for number in _ENDING_SIGNALS
+    }
+    try:
+        yield
+    finally:
+        for number, handler in saved.items():
+            signal.signal(number, handler)
+
+
+def _write_statistics(machine: Machine, path: str) -> None:
+    import json
+
+    statistics = machine.statistics()
+    document = {
+        "exits": statistics.exits,
+        "port_exits": {f"{port:#x}": n for port, n in sorted(statistics.port_exits.items())},
+        "boot_ns": statistics.boot_ns,
+        "boot_timer_monotonic_ns": statistics.boot_timer_ns,
+    }
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(document, file, indent=1)
+            file.write("\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write --stats {path}: {error.strerror}") from error

@@ -1,0 +1,90 @@
+"""What a machine is made of, checked before anything is made."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from voidbox.errors import ConfigError
+from voidbox.memory import PAGE_BYTES
+
+CPUS_MAX = 8
+MEMORY_BYTES_MIN = 16 << 20
+MEMORY_BYTES_DEFAULT = 512 << 20
+
+# Words that every kernel gets before the user's own, and why:
+_DEFAULT_CMDLINE = (
+    "console=ttyS0",  # the console that voidbox has
+    "quiet",  # each console byte costs; loglevel=7 undoes it
+    "panic=-1",  # a panic ends the machine instead of hanging it
+    "reboot=k",  # by the i8042: one write, on kernels without ACPI too
+    "8250.nr_uarts=2",  # do not probe for ports that do not exist
+    "pci=noearly",  # an empty PCI bus: do not scan it before the drivers do
+    "tsc=reliable",  # KVM keeps it: no watchdog, no calibration loop
+    "cryptomgr.notests",
+)
+DEFAULT_CMDLINE = " ".join(_DEFAULT_CMDLINE)
+
+_SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_memory(text: str) -> int:
+    """Parse 512M, 4G, 1.5G or 256 (MiB) into bytes.
+
+    Raises:
+        ConfigError: no such quantity.
+    """
+    number = text.strip().upper().removesuffix("B").removesuffix("I")
+    suffix = number[-1:] if number[-1:] in ("K", "M", "G", "T") else ""
+    try:
+        quantity = float(number.removesuffix(suffix))
+        if not 0 <= quantity < 1 << 40:
+            raise ValueError
+    except ValueError as error:
+        raise ConfigError(f"no amount of memory: {text!r}; write it as 512M or 4G") from error
+    return int(quantity * _SUFFIXES[suffix]) // PAGE_BYTES * PAGE_BYTES
+
+
+def host_memory_bytes() -> int:
+    """Return the host's RAM."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+class MachineConfig(NamedTuple):
+    """A machine to build.
+
+    Attributes:
+        kernel: path of a bzImage or an uncompressed ELF vmlinux.
+        initramfs: path of an initramfs, or None.
+        cmdline: the whole kernel command line.
+        memory_bytes: guest RAM, a multiple of a page.
+        cpus: 1 to CPUS_MAX.
+        self_extract: let a bzImage unpack itself, with KASLR, instead of the faster host.
+    """
+
+    kernel: str
+    initramfs: str | None = None
+    cmdline: str = DEFAULT_CMDLINE
+    memory_bytes: int = MEMORY_BYTES_DEFAULT
+    cpus: int = 1
+    self_extract: bool = False
+
+    def validate(self) -> None:
+        """Check the quantities; the files are checked when they are loaded.
+
+        Raises:
+            ConfigError: a quantity is out of range; the message gives the range.
+        """
+        if not 1 <= self.cpus <= CPUS_MAX:
+            raise ConfigError(f"{self.cpus} CPUs: choose 1 to {CPUS_MAX}")
+        if self.memory_bytes < MEMORY_BYTES_MIN:
+            raise ConfigError(
+                f"{self.memory_bytes / (1 << 20):g} MiB of memory: "
+                f"choose at least {MEMORY_BYTES_MIN >> 20}M"
+            )
+        host_bytes = host_memory_bytes()
+        if self.memory_bytes > host_bytes:
+            raise ConfigError(
+                f"{self.memory_bytes >> 20} MiB of memory: "
+                f"this host has {host_bytes >> 20}M in all; choose less"
+            )

@@ -1,0 +1,156 @@
+"""The event loop: one thread, level-triggered epoll, timers, and calls from other threads.
+
+Some facts about epoll that the code relies on: a closed descriptor leaves the set by itself only if
+no duplicate of it is open, hence `unwatch` before `close`; a descriptor can be reported that an
+earlier callback of the same pass unwatched, hence the look-up for each event; regular files are
+refused (EPERM).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from threading import Lock, Thread
+
+_EVENTS_MAX = 64
+
+
+class TimerHandle:
+    """A call to come; `cancel()` on the loop thread undoes it."""
+
+    __slots__ = ("callback", "when_ns")
+
+    def __init__(self, when_ns: int, callback: Callable[[], None]) -> None:
+        self.when_ns = when_ns
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        """Never call it. Idempotent."""
+        self.callback = None
+
+    def __lt__(self, other: TimerHandle) -> bool:
+        return self.when_ns < other.when_ns
+
+
+class EventLoop:
+    """Runs callbacks on a thread of its own. Thread: loop, but for `call_soon` and `close`.
+
+    Args:
+        on_error: takes whatever a callback raised; the loop goes on.
+    """
+
+    def __init__(self, on_error: Callable[[BaseException], None]) -> None:
+        self._on_error = on_error
+        self._epoll = select.epoll()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._timers: list[TimerHandle] = []
+        self._soon: deque[Callable[[], None]] = deque()
+        self._soon_lock = Lock()  # covers _awake only; never held while calling out
+        self._awake = False
+        self._stopping = False
+        self._closed = False
+        self._thread = Thread(target=self._run, name="voidbox-loop")
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
+        """Call `callback(ready)` whenever one of `events` holds; again for `fd` replaces both.
+
+        Args:
+            events: select.EPOLLIN | select.EPOLLOUT; errors and hang-ups are always reported.
+        Raises:
+            OSError: EPERM for a regular file.
+        """
+        if fd in self._callbacks:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        self._callbacks[fd] = callback
+
+    def unwatch(self, fd: int) -> None:
+        """Stop watching; must come before the descriptor is closed. Idempotent."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Run `callback` on the loop. Thread: any. Calls from one thread keep their order."""
+        self._soon.append(callback)
+        with self._soon_lock:
+            wake, self._awake = not self._awake, True
+            # Under the lock, so that close() cannot free the descriptor in between.
+            if wake and not self._closed:
+                os.eventfd_write(self._wake_fd, 1)
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> TimerHandle:
+        """Run `callback` on the loop after `delay_s` seconds."""
+        handle = TimerHandle(time.monotonic_ns() + int(delay_s * 1e9), callback)
+        heapq.heappush(self._timers, handle)
+        return handle
+
+    def _run(self) -> None:
+        while not self._stopping:
+            for fd, ready in self._epoll.poll(self._timeout_s(), _EVENTS_MAX):
+                if fd == self._wake_fd:
+                    self._drain_soon()
+                elif (callback := self._callbacks.get(fd)) is not None:
+                    self._guard(callback, ready)
+            self._run_timers()
+        self._drain_soon()
+
+    def _timeout_s(self) -> float:
+        while self._timers and self._timers[0].callback is None:
+            heapq.heappop(self._timers)
+        if not self._timers:
+            return -1
+        return max(0, self._timers[0].when_ns - time.monotonic_ns()) / 1e9
+
+    def _run_timers(self) -> None:
+        if not self._timers:
+            return
+        now_ns = time.monotonic_ns()
+        while self._timers and self._timers[0].when_ns <= now_ns:
+            callback = heapq.heappop(self._timers).callback
+            if callback is not None:
+                self._guard(callback)
+
+    def _drain_soon(self) -> None:
+        with self._soon_lock:
+            self._awake = False
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake_fd)
+        # What is added from here on wakes the loop again; one pass is bounded.
+        for _ in range(len(self._soon)):
+            self._guard(self._soon.popleft())
+
+    def _guard(self, callback: Callable[..., None], *arguments: int) -> None:
+        try:
+            callback(*arguments)
+        except Exception as error:  # handed on, not hidden: the machine ends with it
+            self._on_error(error)
+
+    def close(self) -> None:
+        """Run what was handed in, end the thread and free the descriptors. Idempotent.
+
+        Thread: any but the loop.
+        """
+        if self._closed:
+            return
+        if self._thread.is_alive():
+            self.call_soon(self._stop)
+            self._thread.join()
+        with self._soon_lock:
+            self._closed = True
+            self._epoll.close()
+            os.close(self._wake_fd)
+
+    def _stop(self) -> None:
+        self._stopping = True

@@ -1,0 +1,290 @@
+"""The machine: where KVM, memory, devices, threads and the console are wired together.
+
+caller ── start, wait, stop ──► Machine ──► vCPU threads ──► buses ──► devices
+                                   └──────► event loop ◄── console, timers, eventfds
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from functools import partial
+from typing import NamedTuple
+
+from voidbox.boot import acpi, cpu, cpuid, layout, loader
+from voidbox.devices.bus import Bus
+from voidbox.devices.i8042 import I8042, I8042_PORT, I8042_PORTS
+from voidbox.devices.pci import PCI_CONFIG_PORT, PCI_CONFIG_PORTS, PciHostBridge
+from voidbox.devices.power import (
+    ACPI_PM_PORT,
+    ACPI_PM_PORTS,
+    BOOT_TIMER_PORT,
+    BOOT_TIMER_PORTS,
+    PVPANIC_PORT,
+    PVPANIC_PORTS,
+    RESET_OFFSET,
+    RESET_VALUE,
+    SLEEP_CONTROL_OFFSET,
+    SLEEP_STATUS_OFFSET,
+    SLP_TYP_S5,
+    AcpiPower,
+    BootTimer,
+    PvPanic,
+)
+from voidbox.devices.rtc import RTC_PORT, RTC_PORTS, Rtc
+from voidbox.devices.serial import COM1_GSI, COM1_PORT, SERIAL_PORTS, UART_TX, Serial
+from voidbox.kvm import api
+from voidbox.kvm._abi import ffi
+from voidbox.kvm.kvm import KVM_DEVICE, Kvm
+from voidbox.kvm.vcpu import Vcpu
+from voidbox.kvm.vm import Vm
+from voidbox.memory import GuestMemory
+from voidbox.vmm import requirements
+from voidbox.vmm.coalesced import CoalescedRing
+from voidbox.vmm.config import MachineConfig
+from voidbox.vmm.console import Console, wait_flushed
+from voidbox.vmm.loop import EventLoop
+from voidbox.vmm.outcome import EndReason, Outcome
+from voidbox.vmm.vcpu_thread import VcpuThread
+
+# Port writes that need no answer and are always followed by an access that exits, which drains
+# them: (port, width in bytes). Linux polls LSR or IIR after every burst to the UART.
+_COALESCED_PORTS = ((COM1_PORT + UART_TX, 1), (RTC_PORT, 1), (0x80, 1), (0xCF8, 4))
+_PANIC_MARK = "Kernel panic - not syncing"
+_FLUSH_S = 1.0
+
+_POWER_REGISTERS = acpi.PowerRegisters(
+    sleep_control_port=ACPI_PM_PORT + SLEEP_CONTROL_OFFSET,
+    sleep_status_port=ACPI_PM_PORT + SLEEP_STATUS_OFFSET,
+    reset_port=ACPI_PM_PORT + RESET_OFFSET,
+    reset_value=RESET_VALUE,
+    slp_typ_s5=SLP_TYP_S5,
+)
+_PORT_DEVICES = (
+    acpi.PortDevice("COM1", "PNP0501", COM1_PORT, SERIAL_PORTS, COM1_GSI),
+    acpi.PortDevice("RTC", "PNP0B00", RTC_PORT, RTC_PORTS),
+    acpi.PortDevice("PEVT", "QEMU0001", PVPANIC_PORT, PVPANIC_PORTS),
+)
+
+
+class MachineStatistics(NamedTuple):
+    """Counts since the start.
+
+    Attributes:
+        exits: KVM_EXIT_* name to how often.
+        port_exits: port to how often, of the KVM_EXIT_IO among them.
+        boot_ns: from the first KVM_RUN to the guest's boot-timer write, or None.
+        boot_timer_ns: time.monotonic_ns() of that write, or None.
+    """
+
+    exits: dict[str, int]
+    port_exits: dict[int, int]
+    boot_ns: int | None
+    boot_timer_ns: int | None
+
+
+class Machine:
+    """One virtual machine. Thread: its methods are the caller's, from any one thread at a time.
+
+    `with Machine(config) as machine: machine.start(); outcome = machine.wait()`
+
+    Raises:
+        ConfigError: the configuration or one of its files cannot be used.
+        HostError: KVM is missing, forbidden or lacks something.
+    """
+
+    def __init__(self, config: MachineConfig, kvm_path: str = KVM_DEVICE) -> None:
+        config.validate()
+        self.config = config
+        self.boot_timer = BootTimer()
+        self._ended = threading.Event()
+        self._end_lock = threading.Lock()  # covers _outcome's first setting; nothing is called
+        self._outcome: Outcome | None = None
+        self._threads: list[VcpuThread] = []
+        self._started_ns: int | None = None
+        self._ports = Bus()
+        self._mmio = Bus()
+        self._resources = contextlib.ExitStack()
+        try:
+            self._build(kvm_path)
+        except BaseException:
+            self._resources.close()
+            raise
+
+    def _build(self, kvm_path: str) -> None:
+        """Make everything, in the order that KVM wants; ExitStack releases it in reverse."""
+        own = self._resources.enter_context
+        kvm = own(contextlib.closing(Kvm(kvm_path)))
+        requirements.check(kvm, self.config.cpus)
+        self.memory = own(GuestMemory(self.config.memory_bytes))
+        self._vm = own(contextlib.closing(kvm.create_vm()))
+        self._vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP_GPA)
+        self._vm.set_tss_addr(layout.KVM_TSS_GPA)
+        self._vm.create_irqchip()
+        self._vm.create_pit2(api.KVM_PIT_SPEAKER_DUMMY)
+        for slot, region in enumerate(self.memory):
+            self._vm.set_user_memory_region(slot, region.gpa, region.map)
+        vcpus = [
+            own(contextlib.closing(self._vm.create_vcpu(index)))
+            for index in range(self.config.cpus)
+        ]
+        tables = acpi.build(self.config.cpus, _POWER_REGISTERS, _PORT_DEVICES, ())
+        entry = loader.load(
+            self.memory,
+            self.config.kernel,
+            self.config.initramfs,
+            self.config.cmdline,
+            tables,
+            self.config.self_extract,
+        )
+        cpu.write_tables(self.memory, entry)
+        _set_up_vcpus(kvm, vcpus, entry)
+
+        self.loop = EventLoop(on_error=self._on_loop_error)
+        self._resources.callback(self.loop.close)
+        self._attach_devices()
+        coalesced = self._coalesce(kvm, self._vm, vcpus[0])
+        self._threads = [
+            VcpuThread(vcpu, self._ports, self._mmio, coalesced, self._end) for vcpu in vcpus
+        ]
+
+    def _attach_devices(self) -> None:
+        serial = Serial(partial(self._vm.irq_line, COM1_GSI))
+        self.console = Console(self.loop, serial)
+        power = AcpiPower(
+            on_power_off=lambda: self._end(Outcome(EndReason.POWER_OFF)),
+            on_reset=lambda: self._end(Outcome(EndReason.RESET)),
+        )
+        panic = PvPanic(lambda: self._end(Outcome(EndReason.PANIC)))
+        self._ports.attach(COM1_PORT, SERIAL_PORTS, serial)
+        self._ports.attach(
+            I8042_PORT, I8042_PORTS, I8042(lambda: self._end(Outcome(EndReason.RESET)))
+        )
+        self._ports.attach(PCI_CONFIG_PORT, PCI_CONFIG_PORTS, PciHostBridge())
+        self._ports.attach(RTC_PORT, RTC_PORTS, Rtc())
+        self._ports.attach(ACPI_PM_PORT, ACPI_PM_PORTS, power)
+        self._ports.attach(PVPANIC_PORT, PVPANIC_PORTS, panic)
+        self._ports.attach(BOOT_TIMER_PORT, BOOT_TIMER_PORTS, self.boot_timer)
+
+    def _coalesce(self, kvm: Kvm, vm: Vm, vcpu: Vcpu) -> CoalescedRing | None:
+        page_offset = kvm.check_extension(api.KVM_CAP_COALESCED_MMIO)
+        if not page_offset or not kvm.check_extension(api.KVM_CAP_COALESCED_PIO):
+            return None
+        for port, width in _COALESCED_PORTS:
+            vm.register_coalesced_mmio(port, width, pio=True)
+        return CoalescedRing(vcpu.coalesced_ring(page_offset), self._ports, self._mmio)
+
+    def start(self) -> None:
+        """Start the event loop and the vCPUs. Once."""
+        self.loop.start()
+        self._started_ns = time.monotonic_ns()
+        for thread in self._threads:
+            thread.start()
+
+    def wait(self, timeout_s: float | None = None) -> Outcome | None:
+        """Wait for the machine's end; None if `timeout_s` seconds pass before.
+
+        Every vCPU thread has ended when an outcome is returned, and its console tail is complete.
+        """
+        if not self._ended.wait(timeout_s):
+            return None
+        for thread in self._threads:
+            thread.join()
+        # The tail needs the last output; an output that blocks must not hold back the outcome.
+        wait_flushed(self.loop, self.console, _FLUSH_S)
+        assert self._outcome is not None
+        outcome = self._outcome._replace(console_tail=self.console.tail())
+        return _explain(outcome, self.console.text())
+
+    def stop(self) -> None:
+        """End the machine at once, as if its power were cut. Thread: any. Never blocks."""
+        self._end(Outcome(EndReason.STOPPED))
+
+    def statistics(self) -> MachineStatistics:
+        """Return the counts up to now. Thread: any."""
+        exits: dict[str, int] = {}
+        port_exits: dict[int, int] = {}
+        for thread in self._threads:
+            for reason, count in list(thread.exits.items()):
+                name = api.EXIT_NAMES.get(reason, str(reason))
+                exits[name] = exits.get(name, 0) + count
+            for port, count in list(thread.port_exits.items()):
+                port_exits[port] = port_exits.get(port, 0) + count
+        reached_ns = self.boot_timer.reached_ns
+        has_booted = reached_ns is not None and self._started_ns is not None
+        boot_ns = reached_ns - self._started_ns if has_booted else None  # type: ignore[operator]
+        return MachineStatistics(exits, port_exits, boot_ns, reached_ns)
+
+    def _end(self, outcome: Outcome) -> None:
+        """Take the first outcome and end every vCPU. Thread: any; never blocks."""
+        with self._end_lock:
+            if self._outcome is not None:
+                return
+            self._outcome = outcome
+        for thread in self._threads:
+            thread.kick()
+        self._ended.set()
+
+    def _on_loop_error(self, error: BaseException) -> None:
+        self._end(Outcome(EndReason.ERROR, str(error) or repr(error), error=error))
+
+    def close(self) -> None:
+        """Stop, wait for every thread, and free everything. Idempotent."""
+        self.stop()
+        for thread in self._threads:
+            thread.join()
+        self._resources.close()
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _explain(outcome: Outcome, console_text: str) -> Outcome:
+    """Call a reset or a crash that the console announced as a panic by that name.
+
+    Kernels without a pvpanic driver can only say it there. A guest that prints the words and
+    resets is believed: it fools nobody but its own user.
+    """
+    if outcome.reason in (EndReason.RESET, EndReason.CRASH, EndReason.PANIC):
+        for line in console_text.splitlines():
+            if _PANIC_MARK in line:
+                text = line[line.index(_PANIC_MARK) + len(_PANIC_MARK) :].strip(": ")
+                return outcome._replace(reason=EndReason.PANIC, detail=text)
+    return outcome
+
+
+def _set_up_vcpus(kvm: Kvm, vcpus: list[Vcpu], entry: loader.EntryPoint) -> None:
+    """Give every vCPU its CPUID, and the first one the state of a boot loader's hand-over.
+
+    The others wait for the guest's INIT and SIPI, which the in-kernel APIC handles.
+    """
+    host = kvm.get_supported_cpuid()
+    supported = [
+        cpuid.CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
+        for e in host.entries[0 : host.nent]
+    ]
+    has_tsc_deadline = bool(kvm.check_extension(api.KVM_CAP_TSC_DEADLINE_TIMER))
+    for vcpu in vcpus:
+        entries = cpuid.fix_up(supported, vcpu.vcpu_id, len(vcpus), has_tsc_deadline)
+        fixed = ffi.new(
+            "struct kvm_cpuid2 *",
+            {"nent": len(entries), "entries": entries},
+        )
+        vcpu.set_cpuid2(fixed)
+        vcpu.set_msrs(cpu.BOOT_MSRS)
+        fpu = vcpu.get_fpu()
+        fpu.fcw, fpu.mxcsr = cpu.FPU_CONTROL_WORD, cpu.MXCSR_DEFAULT
+        vcpu.set_fpu(fpu)
+        lapic = vcpu.get_lapic()
+        cpu.set_lapic(lapic)
+        vcpu.set_lapic(lapic)
+    first = vcpus[0]
+    sregs, regs = first.get_sregs(), first.get_regs()
+    cpu.set_sregs(sregs, entry)
+    cpu.set_regs(regs, entry)
+    first.set_sregs(sregs)
+    first.set_regs(regs)

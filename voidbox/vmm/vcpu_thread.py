@@ -1,0 +1,173 @@
+"""A vCPU's thread: KVM_RUN, and one switch on the exit reason.
+
+Stopping: each thread blocks STOP_SIGNAL, and KVM_SET_SIGNAL_MASK unblocks it only inside KVM_RUN.
+`kick` sets immediate_exit and sends the signal, so whether the thread is in KVM_RUN, about to enter
+it, or in Python, the next or current KVM_RUN returns. No handler is installed, so a program that
+embeds voidbox keeps its signals, and machines can be started from any thread.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from voidbox.devices.bus import Bus
+from voidbox.errors import HostError
+from voidbox.kvm import api
+from voidbox.kvm.vcpu import Vcpu
+from voidbox.vmm.coalesced import CoalescedRing
+from voidbox.vmm.outcome import EndReason, Outcome
+
+STOP_SIGNAL = signal.SIGRTMIN
+
+_KVM_EXIT_IO_IN = api.KVM_EXIT_IO_IN
+
+
+class VcpuThread:
+    """Runs one vCPU until the machine ends. Thread: its own, but for `kick` and `join`.
+
+    Args:
+        on_end: takes the outcome when this vCPU ends the machine; must not block.
+    """
+
+    def __init__(
+        self,
+        vcpu: Vcpu,
+        ports: Bus,
+        mmio: Bus,
+        coalesced: CoalescedRing | None,
+        on_end: Callable[[Outcome], None],
+    ) -> None:
+        self.vcpu = vcpu
+        self._ports = ports
+        self._mmio = mmio
+        self._coalesced = coalesced
+        self._on_end = on_end
+        self._stopping = False
+        self.exits: dict[int, int] = {}
+        self.port_exits: dict[int, int] = {}
+        self._thread = threading.Thread(target=self._main, name=f"voidbox-vcpu{vcpu.vcpu_id}")
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def kick(self) -> None:
+        """End the thread's current or next KVM_RUN for good. Thread: any. Never blocks."""
+        self._stopping = True
+        self.vcpu.request_exit(True)
+        ident = self._thread.ident
+        if ident is not None and self._thread.is_alive():
+            signal.pthread_kill(ident, STOP_SIGNAL)
+
+    def join(self) -> None:
+        """Wait for the thread's end, if it was started."""
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _main(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [STOP_SIGNAL])
+        try:
+            everything = set(range(1, 65)) - {signal.SIGKILL, signal.SIGSTOP}
+            self.vcpu.set_signal_mask(everything - {STOP_SIGNAL})
+            outcome = self._run()
+        except Exception as error:  # whatever it is, the machine ends and says so
+            outcome = Outcome(EndReason.ERROR, str(error) or repr(error), error=error)
+        if outcome is not None:
+            self._on_end(outcome)
+
+    def _run(self) -> Outcome | None:
+        """Run until something ends the machine; None if `kick` did."""
+        vcpu, kvm_run, exits = self.vcpu, self.vcpu.kvm_run, self.exits
+        coalesced = self._coalesced
+        while not self._stopping:
+            reason = vcpu.run()
+            exits[reason] = exits.get(reason, 0) + 1
+            # Writes that were queued come before the access that caused this exit.
+            if coalesced is not None and coalesced.has_entries():
+                coalesced.drain()
+            if reason == api.KVM_EXIT_IO:
+                self._handle_io(kvm_run.io)
+            elif reason == api.KVM_EXIT_MMIO:
+                self._handle_mmio(kvm_run.mmio)
+            elif reason in (api.KVM_EXIT_INTR, api.KVM_EXIT_IRQ_WINDOW_OPEN):
+                continue
+            else:
+                return self._end_of(reason)
+        return None
+
+    def _handle_io(self, io: Any) -> None:
+        """Serve IN, OUT and their string forms: `count` items of `size` bytes each."""
+        port, width, start, count = io.port, io.size, io.data_offset, io.count
+        self.port_exits[port] = self.port_exits.get(port, 0) + 1
+        view = self.vcpu.run_view
+        is_in = io.direction == _KVM_EXIT_IO_IN
+        for offset in range(start, start + width * count, width):
+            item = view[offset : offset + width]
+            if is_in:
+                item[:] = self._ports.read(port, width).to_bytes(width, "little")
+            else:
+                self._ports.write(port, width, int.from_bytes(item, "little"))
+
+    def _handle_mmio(self, mmio: Any) -> None:
+        width = mmio.len
+        if mmio.is_write:
+            value = int.from_bytes(bytes(mmio.data[0:width]), "little")
+            self._mmio.write(mmio.phys_addr, width, value)
+        else:
+            value = self._mmio.read(mmio.phys_addr, width)
+            mmio.data[0:width] = value.to_bytes(width, "little")
+
+    def _end_of(self, reason: int) -> Outcome:
+        """Turn an exit that the machine cannot go on from into an outcome."""
+        kvm_run = self.vcpu.kvm_run
+        name = api.EXIT_NAMES.get(reason, f"exit reason {reason}")
+        where = f"vCPU {self.vcpu.vcpu_id}: {name}"
+        if reason == api.KVM_EXIT_SHUTDOWN:
+            detail = f"{where}: a triple fault"
+        elif reason == api.KVM_EXIT_HLT:
+            detail = f"{where}: halted without an interrupt controller"
+        elif reason == api.KVM_EXIT_SYSTEM_EVENT:
+            return self._system_event(kvm_run.system_event.type, where)
+        elif reason == api.KVM_EXIT_FAIL_ENTRY:
+            entry_reason = kvm_run.fail_entry.hardware_entry_failure_reason
+            detail = f"{where}: the processor refused the guest's state ({entry_reason:#x})"
+        elif reason == api.KVM_EXIT_INTERNAL_ERROR:
+            detail = f"{where}: {_internal_error(kvm_run)}"
+        else:
+            detail = f"{where}: voidbox does not handle it"
+        return Outcome(EndReason.CRASH, detail, describe_registers(self.vcpu))
+
+    def _system_event(self, kind: int, where: str) -> Outcome:
+        if kind == api.KVM_SYSTEM_EVENT_SHUTDOWN:
+            return Outcome(EndReason.POWER_OFF)
+        if kind == api.KVM_SYSTEM_EVENT_RESET:
+            return Outcome(EndReason.RESET)
+        return Outcome(EndReason.CRASH, f"{where}: type {kind}", describe_registers(self.vcpu))
+
+
+def _internal_error(kvm_run: Any) -> str:
+    internal = kvm_run.internal
+    if internal.suberror == api.KVM_INTERNAL_ERROR_EMULATION:
+        failure = kvm_run.emulation_failure
+        size = min(failure.insn_size, 15) if failure.ndata >= 3 and failure.flags & 1 else 0
+        instruction = bytes(failure.insn_bytes[0:size]).hex(" ") or "unknown"
+        return f"KVM could not emulate an instruction ({instruction})"
+    data = " ".join(f"{internal.data[index]:#x}" for index in range(min(internal.ndata, 16)))
+    return f"suberror {internal.suberror} {data}".rstrip()
+
+
+def describe_registers(vcpu: Vcpu) -> str:
+    """Return a vCPU's registers as a few lines of text. Thread: the vCPU's."""
+    try:
+        regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
+    except HostError as error:
+        return f"  not available: {error}"
+    names = ["rip", "rflags", "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"]
+    names += [f"r{number}" for number in range(8, 16)]
+    items = [f"{name}={getattr(regs, name):016x}" for name in names]
+    items += [f"{name}={getattr(sregs, name):016x}" for name in ("cr0", "cr2", "cr3", "cr4")]
+    items.append(f"efer={sregs.efer:x} cs={sregs.cs.selector:x}")
+    return "\n".join("  " + " ".join(items[at : at + 4]) for at in range(0, len(items), 4))
