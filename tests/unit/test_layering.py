@@ -15,6 +15,9 @@ ALLOWED: dict[str, set[str]] = {
     "kvm": {"errors"},
     "boot": {"errors", "memory"},
     "devices": set(),
+    "loop_api": set(),
+    "vsock": {"errors", "memory", "loop_api"},
+    "virtio": {"errors", "memory", "vsock"},
     "vmm": {"errors", "memory", "kvm", "boot", "devices"},
     "cli": {"errors", "version", "vmm", "kvm"},
     "__main__": {"cli"},
@@ -55,6 +58,14 @@ def test_pure_packages_do_no_io() -> None:
         if layer in STANDARD_COMPUTATION:
             wrong = _imports(path) & FORBIDDEN_IN_PURE
             assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_the_vsock_core_does_no_io() -> None:
+    for name in ("packet", "connection", "muxer"):
+        wrong = _imports(ROOT / "voidbox" / "vsock" / f"{name}.py") & {
+            *FORBIDDEN_IN_PURE, "os", "time", "threading", "fcntl",
+        }  # fmt: skip
+        assert not wrong, f"vsock/{name}.py imports {wrong}"
 
 
 def test_the_guest_agent_never_imports_voidbox() -> None:
