@@ -470,7 +470,7 @@ class Muxer:
             self._pending.append(link)
 
     def _start_timer(self, link: Link, now_ns: int) -> None:
-        self._deadlines.pop(link, None)
+        # Never there already: an answer takes it out, and so the newest is always the last.
         self._deadlines[link] = now_ns + ANSWER_TIMEOUT_NS
 
     def next_deadline_ns(self) -> int | None:

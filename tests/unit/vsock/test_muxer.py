@@ -270,6 +270,18 @@ def test_a_slow_reader_is_bounded_and_alone(lab: Lab) -> None:
     assert slow.watched == (True, False)
 
 
+def test_data_stays_in_order_when_room_comes_unnoticed(lab: Lab) -> None:
+    sock, program = lab.guest_opens()
+    program.takes = 3
+    sock.send(b"first, ")
+    lab.run()
+    program.takes = 1 << 30  # but no event said so yet
+    sock.send(b"second")
+    lab.run()
+    lab.ready(program, writable=True)
+    assert program.taken == b"first, second"
+
+
 def test_the_window_shrinks_with_many_connections(lab: Lab) -> None:
     sockets = [lab.guest_opens(port)[0] for port in range(1, 66)]
     assert sockets[63].host_buf_alloc == module.LARGE_BUF_ALLOC
@@ -499,21 +511,20 @@ def test_an_abort_by_the_guest(lab: Lab) -> None:
 
 
 def test_turns_are_fair(lab: Lab) -> None:
-    """With a few RX buffers at a time, a flood does not keep a short message waiting."""
-    flood_sock, flood = lab.guest_opens(1)
-    quiet_sock, quiet = lab.guest_opens(2)
+    """With one RX buffer at a time, three floods get one packet each in turn."""
+    pairs = [lab.guest_opens(port) for port in (1, 2, 3)]
     lab.rx_free = 0
-    flood.outgoing += bytes(200_000)
-    lab.ready(flood)
-    quiet.outgoing += b"ping"
-    lab.ready(quiet)
-    for _ in range(2):
-        lab.rx_free = 1
-        lab.muxer.recv_pkt(lab, 0)
-    for data in lab.delivered:
-        lab.guest.deliver(data)
-    assert quiet_sock.data == b"ping"
-    assert len(flood_sock.data) == 4096
+    for _, program in pairs:
+        program.outgoing += bytes(200_000)
+        lab.ready(program)
+    for turn in range(1, 4):
+        for _ in pairs:
+            lab.rx_free = 1
+            assert lab.muxer.recv_pkt(lab, 0) == 1
+        for data in lab.delivered:
+            lab.guest.deliver(data)
+        lab.delivered.clear()
+        assert [len(sock.data) for sock, _ in pairs] == 3 * [turn * 4096]
 
 
 def test_a_short_message_costs_one_buffer(lab: Lab) -> None:
