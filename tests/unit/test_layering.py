@@ -61,7 +61,7 @@ def test_pure_packages_do_no_io() -> None:
 
 
 def test_the_vsock_core_does_no_io() -> None:
-    for name in ("packet", "connection", "muxer"):
+    for name in ("packet", "connection", "link", "muxer"):
         wrong = _imports(ROOT / "voidbox" / "vsock" / f"{name}.py") & {
             *FORBIDDEN_IN_PURE, "os", "time", "threading", "fcntl",
         }  # fmt: skip

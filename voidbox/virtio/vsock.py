@@ -69,7 +69,7 @@ class DataPlane(Protocol):
 
 
 class RxSource(Protocol):
-    """What a backend fills: see voidbox.vsock.muxer.RxBuffers."""
+    """What a backend fills: see voidbox.vsock.link.RxBuffers."""
 
     def take(self, count: int) -> list[list[memoryview]]: ...
     def commit(self, written_bytes: Sequence[int]) -> None: ...

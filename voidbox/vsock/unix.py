@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from voidbox.loop_api import Loop, TimerHandle
-from voidbox.vsock.muxer import Muxer, MuxerStatistics, RxBuffers
+from voidbox.vsock.link import MuxerStatistics, RxBuffers
+from voidbox.vsock.muxer import Muxer
 from voidbox.vsock.packet import VMADDR_PORT_ANY
 from voidbox.vsock.unix_listener import UnixListener
 from voidbox.vsock.unix_stream import UnixStream

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable
 
 from voidbox.loop_api import Loop
-from voidbox.vsock.muxer import Link
+from voidbox.vsock.link import Link
 from voidbox.vsock.packet import VIRTIO_VSOCK_SHUTDOWN_RCV, VIRTIO_VSOCK_SHUTDOWN_SEND
 
 IOV_MAX = 1024

@@ -27,7 +27,8 @@ from tests.unit.vsock.guest import (
     raw,
 )
 from voidbox.vsock import muxer as module
-from voidbox.vsock.muxer import Link, Muxer
+from voidbox.vsock.link import Link
+from voidbox.vsock.muxer import Muxer
 
 S = 1_000_000_000
 
