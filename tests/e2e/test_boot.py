@@ -122,6 +122,24 @@ def test_a_large_paste_arrives_whole(kernels: dict[str, str], initramfs: str) ->
         assert session.wait() == exit_status.OK
 
 
+@pytest.mark.parametrize("name", ["cloud", "minimal"])
+def test_a_script_can_be_piped_in_before_the_guest_listens(
+    kernels: dict[str, str], initramfs: str, name: str
+) -> None:
+    result = subprocess.run(
+        run_command(kernels[name], initramfs),
+        cwd=ROOT,
+        input="echo fir''st\necho seco''nd\npoweroff -f\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == exit_status.OK, result.stderr
+    assert "\nfirst" in result.stdout
+    assert "\nsecond" in result.stdout
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_signals_end_it_and_restore_the_terminal(
     kernels: dict[str, str], initramfs: str, number: signal.Signals

@@ -4,6 +4,10 @@ National Semiconductor PC16550D; Linux's drivers/tty/serial/8250. The transmitte
 host takes bytes. Both directions are bounded: while the host does not drain the output, the
 transmitter reports itself busy (LSR.THRE clear), exactly as a slow line would, and the guest waits;
 while the guest does not read its input, `receive` accepts no more.
+
+Input is held back until the guest listens: until it has enabled the receive interrupt, or polls LSR
+and does nothing else. A driver that starts empties the receiver, so what was typed or piped before
+would be lost.
 """
 
 from __future__ import annotations
@@ -44,6 +48,8 @@ UART_MSR_CTS_DSR_DCD = 0xB0
 OUTPUT_BYTES_MAX = 64 << 10  # from here on the transmitter is busy
 _OUTPUT_BYTES_LOST = OUTPUT_BYTES_MAX + (4 << 10)  # what a guest sends that does not wait
 INPUT_BYTES_MAX = 4 << 10
+# A driver polls LSR once before it sends; so many times in a row is waiting for input.
+_LSR_POLLS_OF_A_READER = 64
 
 
 class Serial:
@@ -53,6 +59,9 @@ class Serial:
         set_irq: sets the level of the interrupt line; called with `_lock` held, it must not block.
         on_output: called without the lock when output becomes available to `take_output`.
         on_input_room: called without the lock when the guest has made room for input again.
+        on_listening: called without the lock when the guest listens after `receive` has refused
+            bytes because it did not. Wait a moment before believing it: a driver's probe sets every
+            interrupt enable bit for an instant.
     """
 
     def __init__(
@@ -60,10 +69,14 @@ class Serial:
         set_irq: Callable[[bool], None],
         on_output: Callable[[], None] = lambda: None,
         on_input_room: Callable[[], None] = lambda: None,
+        on_listening: Callable[[], None] = lambda: None,
     ) -> None:
         self._set_irq = set_irq
         self.on_output = on_output
         self.on_input_room = on_input_room
+        self.on_listening = on_listening
+        self._lsr_polls = 0
+        self._has_refused = False
         self._lock = Lock()
         self._output = bytearray()
         self._input = bytearray()
@@ -91,13 +104,19 @@ class Serial:
         return data
 
     def receive(self, data: bytes) -> int:
-        """Give the guest input; returns how many bytes it had room for."""
+        """Give the guest input; returns how many bytes it took: none if it does not listen."""
         with self._lock:
+            if not self._is_listening():
+                self._has_refused = True
+                return 0
             accepted = min(len(data), INPUT_BYTES_MAX - len(self._input))
             self._input += data[:accepted]
             self._input_was_full = accepted < len(data)
             self._update_irq()
         return accepted
+
+    def _is_listening(self) -> bool:
+        return bool(self._ier & UART_IER_RDI) or self._lsr_polls >= _LSR_POLLS_OF_A_READER
 
     # --- the guest's side ------------------------------------------------------------------------
 
@@ -107,6 +126,10 @@ class Serial:
             status = UART_LSR_DR if self._input else 0
             if len(self._output) < OUTPUT_BYTES_MAX:
                 status |= UART_LSR_THRE | UART_LSR_TEMT
+            self._lsr_polls += 1
+            if self._has_refused and self._lsr_polls >= _LSR_POLLS_OF_A_READER:
+                self._has_refused = False
+                self.on_listening()
             return status
         with self._lock:
             value = self._read_locked(offset)
@@ -160,11 +183,17 @@ class Serial:
         value &= 0xFF
         has_output = made_room = False
         with self._lock:
+            self._lsr_polls = 0
             if offset == UART_TX and not self._lcr & UART_LCR_DLAB:
                 has_output = self._transmit(value)
             else:
                 self._write_locked(offset, value)
                 made_room = self._made_room()
+            begins_to_listen = self._has_refused and self._is_listening()
+            if begins_to_listen:
+                self._has_refused = False
+        if begins_to_listen:
+            self.on_listening()
         if has_output:
             self.on_output()
         if made_room:

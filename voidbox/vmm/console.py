@@ -13,6 +13,7 @@ from voidbox.vmm.loop import EventLoop
 
 TAIL_BYTES = 16 << 10
 _GATHER_S = 0.001
+_SETTLE_S = 0.02
 _TAIL_LINES_SHOWN = 20
 
 
@@ -40,6 +41,7 @@ class Console:
         self.on_input_empty: Callable[[], None] = lambda: None
         serial.on_output = lambda: loop.call_soon(self._pump_shortly)
         serial.on_input_room = lambda: loop.call_soon(self._feed)
+        serial.on_listening = lambda: loop.call_soon(self._feed_shortly)
 
     def attach(self, output: Output) -> None:
         """Send all output from now on to `output` too. Before the machine's start."""
@@ -73,6 +75,10 @@ class Console:
     def _pump_shortly(self) -> None:
         """Let a burst gather: a wake-up per byte would cost the guest more than the byte itself."""
         self._loop.call_later(_GATHER_S, self._pump)
+
+    def _feed_shortly(self) -> None:
+        """Feed once the guest's driver has settled; see Serial."""
+        self._loop.call_later(_SETTLE_S, self._feed)
 
     def _pump(self) -> None:
         # While one output is slow nothing is taken, the UART fills, and the guest waits.

@@ -99,7 +99,7 @@ class Machine:
         self.config = config
         self.boot_timer = BootTimer()
         self._ended = threading.Event()
-        self._end_lock = threading.Lock()  # covers _outcome's first setting; nothing is called
+        self._end_lock = threading.Lock()  # covers _outcome's first setting and the kicks
         self._outcome: Outcome | None = None
         self._threads: list[VcpuThread] = []
         self._started_ns: int | None = None
@@ -222,8 +222,8 @@ class Machine:
             if self._outcome is not None:
                 return
             self._outcome = outcome
-        for thread in self._threads:
-            thread.kick()
+            for thread in self._threads:
+                thread.kick()  # under the lock, so that close() cannot free a vCPU meanwhile
         self._ended.set()
 
     def _on_loop_error(self, error: BaseException) -> None:
@@ -234,6 +234,8 @@ class Machine:
         self.stop()
         for thread in self._threads:
             thread.join()
+        with self._end_lock:  # another thread's stop() may still be kicking
+            pass
         self._resources.close()
 
     def __enter__(self) -> Machine:

@@ -1,6 +1,6 @@
 """A vCPU's thread: KVM_RUN, and one switch on the exit reason.
 
-Stopping: each thread blocks STOP_SIGNAL, and KVM_SET_SIGNAL_MASK unblocks it only inside KVM_RUN.
+Stopping: each thread has STOP_SIGNAL blocked; KVM_SET_SIGNAL_MASK unblocks it only inside KVM_RUN.
 `kick` sets immediate_exit and sends the signal, so whether the thread is in KVM_RUN, about to enter
 it, or in Python, the next or current KVM_RUN returns. No handler is installed, so a program that
 embeds voidbox keeps its signals, and machines can be started from any thread.
@@ -8,6 +8,7 @@ embeds voidbox keeps its signals, and machines can be started from any thread.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -51,8 +52,13 @@ class VcpuThread:
         self._thread = threading.Thread(target=self._main, name=f"voidbox-vcpu{vcpu.vcpu_id}")
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread, STOP_SIGNAL blocked in it from its first instruction."""
+        # Threads inherit the mask; blocked any later, an early kick would end the process.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [STOP_SIGNAL])
+        try:
+            self._thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def kick(self) -> None:
         """End the thread's current or next KVM_RUN for good. Thread: any. Never blocks."""
@@ -60,7 +66,8 @@ class VcpuThread:
         self.vcpu.request_exit(True)
         ident = self._thread.ident
         if ident is not None and self._thread.is_alive():
-            signal.pthread_kill(ident, STOP_SIGNAL)
+            with contextlib.suppress(ProcessLookupError):  # it ended by itself just now
+                signal.pthread_kill(ident, STOP_SIGNAL)
 
     def join(self) -> None:
         """Wait for the thread's end, if it was started."""
@@ -68,7 +75,6 @@ class VcpuThread:
             self._thread.join()
 
     def _main(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, [STOP_SIGNAL])
         try:
             everything = set(range(1, 65)) - {signal.SIGKILL, signal.SIGSTOP}
             self.vcpu.set_signal_mask(everything - {STOP_SIGNAL})

@@ -124,9 +124,46 @@ def test_input_raises_the_line_and_waits_for_the_guest() -> None:
     assert not line.level
 
 
+def test_input_is_held_back_until_the_guest_listens() -> None:
+    listening: list[int] = []
+    port = Serial(Line(), on_listening=lambda: listening.append(1))
+    assert port.receive(b"early") == 0
+    # What Linux's startup() does: empty the receiver, by FCR and by reading.
+    port.write(uart.UART_FCR, 1, uart.UART_FCR_ENABLE_FIFO | uart.UART_FCR_CLEAR_RCVR)
+    assert port.read(uart.UART_RX, 1) == 0
+    assert not listening
+    port.write(uart.UART_IER, 1, uart.UART_IER_RDI)
+    assert listening == [1]
+    assert port.receive(b"now") == 3
+    # Linux's console writes with interrupts off, and on again: no call unless bytes wait.
+    port.write(uart.UART_IER, 1, 0)
+    port.write(uart.UART_IER, 1, uart.UART_IER_RDI)
+    assert listening == [1]
+    port.write(uart.UART_IER, 1, 0)
+    assert port.receive(b"closed") == 0
+    port.write(uart.UART_IER, 1, uart.UART_IER_RDI)
+    assert listening == [1, 1]
+
+
+def test_a_guest_that_polls_listens_too() -> None:
+    listening: list[int] = []
+    port = Serial(Line(), on_listening=lambda: listening.append(1))
+    assert port.receive(b"x") == 0
+    for byte in b"a message, each byte after one look at LSR" * 10:
+        port.read(uart.UART_LSR, 1)
+        port.write(uart.UART_TX, 1, byte)
+    assert not listening
+    for _ in range(100):
+        port.read(uart.UART_LSR, 1)
+    assert listening == [1]
+    assert port.receive(b"x") == 1
+    assert port.read(uart.UART_LSR, 1) & uart.UART_LSR_DR
+
+
 def test_clearing_the_receiver_makes_room_too() -> None:
     room: list[int] = []
     port = Serial(Line(), on_input_room=lambda: room.append(1))
+    port.write(uart.UART_IER, 1, uart.UART_IER_RDI)
     port.receive(bytes(uart.INPUT_BYTES_MAX + 1))
     port.write(uart.UART_FCR, 1, uart.UART_FCR_CLEAR_RCVR)
     assert room == [1]

@@ -104,7 +104,9 @@ def test_input_waits_for_the_guest(loop: EventLoop, serial: Serial) -> None:
     console.on_input_empty = empty.set
     data = bytes(range(256)) * 64
     console.send(data)
-    assert not empty.wait(0.05)
+    assert not empty.wait(0.05), "the guest does not listen yet"
+    serial.write(uart.UART_IER, 1, uart.UART_IER_RDI)
+    assert not empty.wait(0.05), "it does not read"
     received = bytearray()
     while len(received) < len(data):
         if serial.read(uart.UART_LSR, 1) & uart.UART_LSR_DR:
