@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -36,6 +37,11 @@ def lab(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[byte
 def children_of(pid: int) -> list[int]:
     text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
     return [int(child) for child in text.split()]
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def is_running(pid: int) -> bool:
@@ -104,6 +110,30 @@ def test_a_signal_ends_it_and_leaves_no_process(number: signal.Signals, tmp_path
     if number != signal.SIGKILL:
         assert status == 128 + number
         assert os.listdir(tmp_path) == []
+
+
+def test_an_idle_lab_is_idle() -> None:
+    # With our end of its stdin closed, QEMU's main loop spins and starves the lab's CPUs.
+    process = subprocess.Popen(
+        [LAB, "--", "bash", "-c", "echo up; exec sleep 100"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
+        children = children_of(process.pid)
+        settled = threading.Event()
+        settled.wait(1)
+        before = sum(cpu_seconds(child) for child in children)
+        settled.wait(2)
+        assert sum(cpu_seconds(child) for child in children) - before < 1.0
+    finally:
+        process.terminate()
+        process.wait(10)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def test_a_missing_package_is_named(tmp_path: Path) -> None:
