@@ -1,4 +1,4 @@
-"""Guest memory: anonymous maps, and the one checked way to reach them.
+"""Guest memory: its maps, and the one checked way to reach them.
 
 Every address and length that comes from the guest passes through `GuestMemory`, which hands out
 `memoryview` slices of the map itself: nothing is copied, and nothing outside guest RAM can be
@@ -44,28 +44,46 @@ class MemoryRegion:
     Attributes:
         gpa: the first guest-physical address.
         size_bytes: its length.
+        fd: the memfd of shared memory, for another process to map; else -1.
         map: the whole region, as the object that KVM_SET_USER_MEMORY_REGION takes the address of.
         view: the same bytes, for slicing.
     """
 
-    def __init__(self, gpa: int, size_bytes: int) -> None:
+    def __init__(self, gpa: int, size_bytes: int, shared: bool) -> None:
         self.gpa = gpa
         self.size_bytes = size_bytes
-        # Private and anonymous, not a memfd: only such memory gets huge pages on a stock host, and
-        # with them a guest boots with a hundredth of the page faults. NORESERVE: pages are the
-        # host's only once the guest touches them.
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        self.fd = -1
         try:
-            self.map = mmap.mmap(-1, size_bytes, flags=flags)
+            self.map = self._map_shared() if shared else self._map_private()
         except OSError as error:
+            self._close_fd()
             raise HostError.from_errno(f"map {size_bytes >> 20} MiB", error.errno or 0) from error
-        with contextlib.suppress(OSError):  # a host without transparent huge pages
-            self.map.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(self.map)
+
+    def _map_private(self) -> mmap.mmap:
+        # Anonymous, not a memfd: only such memory gets huge pages on a stock host, and with them a
+        # guest boots with a hundredth of the page faults. NORESERVE: pages are the host's only
+        # once the guest touches them.
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        mapped = mmap.mmap(-1, self.size_bytes, flags=flags)
+        with contextlib.suppress(OSError):  # a host without transparent huge pages
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+        return mapped
+
+    def _map_shared(self) -> mmap.mmap:
+        self.fd = os.memfd_create("voidbox-ram", os.MFD_CLOEXEC)
+        os.ftruncate(self.fd, self.size_bytes)
+        return mmap.mmap(self.fd, self.size_bytes, flags=mmap.MAP_SHARED | _MAP_NORESERVE)
+
+    def _close_fd(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
     def close(self) -> None:
         """Release the map. Every slice handed out must have been released."""
         self.view.release()
+        self._close_fd()
         self.map.close()
 
 
@@ -74,16 +92,17 @@ class GuestMemory:
 
     Args:
         size_bytes: a multiple of 4,096.
+        shared: back it by memfds, which other processes can map, at the price of huge pages.
     """
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, shared: bool = False) -> None:
         if size_bytes <= 0 or size_bytes % PAGE_BYTES:
             raise ValueError(f"guest memory of {size_bytes} bytes is no multiple of a page")
         self.size_bytes = size_bytes
         self.regions: list[MemoryRegion] = []
         try:
             for gpa, length in layout(size_bytes):
-                self.regions.append(MemoryRegion(gpa, length))
+                self.regions.append(MemoryRegion(gpa, length, shared))
         except HostError:
             self.close()
             raise

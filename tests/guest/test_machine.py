@@ -99,7 +99,7 @@ def test_absent_ports_and_addresses_read_all_ones(tmp_path: Path) -> None:
 
 def test_absent_mmio_reads_all_ones_and_swallows_writes(tmp_path: Path) -> None:
     # PVH entry runs without paging, so it reaches the MMIO hole.
-    mmio = 0xD000_0000
+    mmio = 0xE000_0000
     code = tiny.store_eax(mmio)
     code += b"\xbf" + struct.pack("<I", mmio) + b"\x8b\x07"  # mov eax, [edi]
     code += tiny.store_eax(0x200000)

@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "loop_api": set(),
     "vsock": {"errors", "memory", "loop_api"},
     "virtio": {"errors", "memory", "vsock"},
-    "vmm": {"errors", "memory", "kvm", "boot", "devices"},
+    "vmm": {"errors", "memory", "kvm", "boot", "devices", "virtio", "vsock"},
     "cli": {"errors", "version", "vmm", "kvm"},
     "__main__": {"cli"},
     "__init__": {"version"},

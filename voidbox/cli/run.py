@@ -13,7 +13,7 @@ from voidbox.cli import exit_status
 from voidbox.cli.parser import make_parser
 from voidbox.cli.terminal import Terminal
 from voidbox.errors import ConfigError
-from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, parse_memory
+from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig, parse_memory
 from voidbox.vmm.console import wait_flushed
 from voidbox.vmm.machine import Machine
 from voidbox.vmm.outcome import EndReason, Outcome
@@ -73,6 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         help="let a bzImage unpack itself: slower, but with KASLR",
     )
     parser.add_argument(
+        "--vsock",
+        metavar="PATH|vhost",
+        help="a socket device: host programs connect to the Unix socket PATH and send CONNECT "
+        "<port>; the guest's connections to port P go to PATH_P. Or vhost: the host kernel's",
+    )
+    parser.add_argument("--cid", default="3", metavar="N", help="the guest's vsock address, 3")
+    parser.add_argument(
         "--stats", metavar="PATH", help="write exit counts and boot time there, as JSON"
     )
     return parser
@@ -93,6 +100,7 @@ def main(argv: list[str]) -> int:
         memory_bytes=parse_memory(options.memory),
         cpus=int(_parse_number(options.cpus, "--cpus", int)),
         self_extract=options.self_extract,
+        vsock=_vsock(options.vsock, options.cid),
     )
     with Machine(config) as machine:
         status = _run(machine, timeout_s)
@@ -109,6 +117,16 @@ def _parse_number(text: str, option: str, kind: type[int] | type[float]) -> floa
     except ValueError as error:
         raise ConfigError(f"{option} {text}: give a positive number") from error
     return value
+
+
+def _vsock(where: str | None, cid: str) -> VsockConfig | None:
+    if where is None:
+        return None
+    if not where:
+        raise ConfigError("--vsock: give a path for the socket, or vhost")
+    return VsockConfig(
+        int(_parse_number(cid, "--cid", int)), path="" if where == "vhost" else where
+    )
 
 
 def _cmdline(words: str, is_alone: bool) -> str:

@@ -11,6 +11,8 @@ from voidbox.memory import PAGE_BYTES
 CPUS_MAX = 8
 MEMORY_BYTES_MIN = 16 << 20
 MEMORY_BYTES_DEFAULT = 512 << 20
+VSOCK_CID_MIN = 3  # 0 to 2 are the hypervisor, this machine, and the host
+VSOCK_CID_MAX = (1 << 32) - 2
 
 # Words that every kernel gets before the user's own, and why:
 _DEFAULT_CMDLINE = (
@@ -50,6 +52,27 @@ def host_memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+class VsockConfig(NamedTuple):
+    """A socket device between the host and the guest.
+
+    Attributes:
+        cid: the guest's address, 3 to 2^32 - 2.
+        path: the Unix socket that host programs connect to; empty for the host kernel's vhost.
+    """
+
+    cid: int = 3
+    path: str = ""
+
+    def validate(self) -> None:
+        """Check the address; the path is checked when it is bound.
+
+        Raises:
+            ConfigError: no guest's address.
+        """
+        if not VSOCK_CID_MIN <= self.cid <= VSOCK_CID_MAX:
+            raise ConfigError(f"CID {self.cid}: choose {VSOCK_CID_MIN} to {VSOCK_CID_MAX}")
+
+
 class MachineConfig(NamedTuple):
     """A machine to build.
 
@@ -60,6 +83,7 @@ class MachineConfig(NamedTuple):
         memory_bytes: guest RAM, a multiple of a page.
         cpus: 1 to CPUS_MAX.
         self_extract: let a bzImage unpack itself, with KASLR, instead of the faster host.
+        vsock: the socket device, or None.
     """
 
     kernel: str
@@ -68,6 +92,7 @@ class MachineConfig(NamedTuple):
     memory_bytes: int = MEMORY_BYTES_DEFAULT
     cpus: int = 1
     self_extract: bool = False
+    vsock: VsockConfig | None = None
 
     def validate(self) -> None:
         """Check the quantities; the files are checked when they are loaded.
@@ -88,3 +113,5 @@ class MachineConfig(NamedTuple):
                 f"{self.memory_bytes >> 20} MiB of memory: "
                 f"this host has {host_bytes >> 20}M in all; choose less"
             )
+        if self.vsock is not None:
+            self.vsock.validate()

@@ -137,20 +137,23 @@ class EventLoop:
         except Exception as error:  # handed on, not hidden: the machine ends with it
             self._on_error(error)
 
-    def close(self) -> None:
-        """Run what was handed in, end the thread and free the descriptors. Idempotent.
+    def stop(self) -> None:
+        """Run what was handed in and end the thread. Idempotent. Thread: any but the loop.
 
-        Thread: any but the loop.
+        Afterwards the caller may act in the loop's place: unwatch, close what was watched.
         """
-        if self._closed:
-            return
         if self._thread.is_alive():
             self.call_soon(self._stop)
             self._thread.join()
+
+    def close(self) -> None:
+        """Stop, and free the loop's own descriptors. Idempotent. Thread: any but the loop."""
+        self.stop()
         with self._soon_lock:
-            self._closed = True
-            self._epoll.close()
-            os.close(self._wake_fd)
+            if not self._closed:
+                self._closed = True
+                self._epoll.close()
+                os.close(self._wake_fd)
 
     def _stop(self) -> None:
         self._stopping = True

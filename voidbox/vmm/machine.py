@@ -38,8 +38,9 @@ from voidbox.kvm import api
 from voidbox.kvm._abi import ffi
 from voidbox.kvm.kvm import KVM_DEVICE, Kvm
 from voidbox.kvm.vcpu import Vcpu
-from voidbox.kvm.vm import Vm
+from voidbox.kvm.vm import Vm, host_address
 from voidbox.memory import GuestMemory
+from voidbox.virtio.rng import VirtioRng
 from voidbox.vmm import requirements
 from voidbox.vmm.coalesced import CoalescedRing
 from voidbox.vmm.config import MachineConfig
@@ -47,6 +48,7 @@ from voidbox.vmm.console import Console, wait_flushed
 from voidbox.vmm.loop import EventLoop
 from voidbox.vmm.outcome import EndReason, Outcome
 from voidbox.vmm.vcpu_thread import VcpuThread
+from voidbox.vmm.virtio_slots import VirtioSlots
 
 # Port writes that need no answer and are always followed by an access that exits, which drains
 # them: (port, width in bytes). Linux polls LSR or IIR after every burst to the UART.
@@ -129,7 +131,25 @@ class Machine:
             own(contextlib.closing(self._vm.create_vcpu(index)))
             for index in range(self.config.cpus)
         ]
-        tables = acpi.build(self.config.cpus, _POWER_REGISTERS, _PORT_DEVICES, ())
+        self.loop = EventLoop(on_error=self._on_loop_error)
+        self._resources.callback(self.loop.close)
+        self._slots = own(
+            contextlib.closing(VirtioSlots(self._vm, self.memory, self._mmio, self.loop))
+        )
+        self._attach_devices()
+        self._attach_virtio()
+        self._resources.callback(self.loop.stop)  # before anything that it serves goes away
+        self._load(kvm, vcpus)
+        coalesced = self._coalesce(kvm, self._vm, vcpus[0])
+        self._threads = [
+            VcpuThread(vcpu, self._ports, self._mmio, coalesced, self._end) for vcpu in vcpus
+        ]
+
+    def _load(self, kvm: Kvm, vcpus: list[Vcpu]) -> None:
+        """Put the kernel and all that it is told into memory, and the first vCPU before it."""
+        tables = acpi.build(
+            self.config.cpus, _POWER_REGISTERS, _PORT_DEVICES, self._slots.acpi_devices
+        )
         entry = loader.load(
             self.memory,
             self.config.kernel,
@@ -141,13 +161,26 @@ class Machine:
         cpu.write_tables(self.memory, entry)
         _set_up_vcpus(kvm, vcpus, entry)
 
-        self.loop = EventLoop(on_error=self._on_loop_error)
-        self._resources.callback(self.loop.close)
-        self._attach_devices()
-        coalesced = self._coalesce(kvm, self._vm, vcpus[0])
-        self._threads = [
-            VcpuThread(vcpu, self._ports, self._mmio, coalesced, self._end) for vcpu in vcpus
-        ]
+    def _attach_virtio(self) -> None:
+        self._slots.add(VirtioRng())
+        if self.config.vsock is None:
+            return
+        # Imported here: a machine without vsock starts 10 ms sooner.
+        from voidbox.virtio.vsock import PacketQueues, VirtioVsock
+
+        cid, path = self.config.vsock
+        if path:
+            from voidbox.vsock.unix import UnixBackend
+
+            backend = UnixBackend(path, cid, self.loop)
+            self._resources.callback(backend.close)
+            self._slots.add(VirtioVsock(cid, PacketQueues(backend)))
+        else:
+            from voidbox.vsock.vhost import VhostVsock
+
+            plane = VhostVsock(cid, self.memory, lambda region: host_address(region.map))
+            self._resources.callback(plane.close)
+            self._slots.add(VirtioVsock(cid, plane), dict(enumerate(plane.kick_fds)))
 
     def _attach_devices(self) -> None:
         serial = Serial(partial(self._vm.irq_line, COM1_GSI))

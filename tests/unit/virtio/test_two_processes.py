@@ -67,7 +67,7 @@ def run_driver(driver: DriverQueue, kick_fd: int, irq_fd: int) -> tuple[int, int
 
 @pytest.mark.parametrize("event_idx", [False, True])
 def test_no_wakeup_is_lost(event_idx: bool) -> None:
-    memory = GuestMemory(1 << 20)
+    memory = GuestMemory(1 << 20, shared=True)
     driver = DriverQueue(memory, Arena(0x1000, 1 << 20), QUEUE_SIZE, event_idx=event_idx)
     queue = Virtqueue(
         memory,

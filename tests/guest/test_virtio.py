@@ -1,0 +1,94 @@
+"""virtio devices on a real machine: what a guest sees of them, and that they leave nothing."""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.guest import tiny
+from voidbox.boot import layout
+from voidbox.errors import ConfigError
+from voidbox.vmm.config import MachineConfig, VsockConfig
+from voidbox.vmm.machine import Machine
+from voidbox.vmm.outcome import EndReason
+
+pytestmark = pytest.mark.kvm
+
+DEADLINE_S = 30
+MEMORY_BYTES = 32 << 20
+MAGIC = 0x74726976  # "virt"
+
+
+def load_eax(address: int) -> bytes:
+    """Mov edi, address; mov eax, [edi]."""
+    return b"\xbf" + struct.pack("<I", address) + b"\x8b\x07"
+
+
+def config_of(tmp_path: Path, code: bytes, vsock: VsockConfig | None = None) -> MachineConfig:
+    kernel = tiny.write_elf(tmp_path / "tiny.elf", code, pvh=True)
+    return MachineConfig(kernel=kernel, memory_bytes=MEMORY_BYTES, vsock=vsock)
+
+
+def test_the_guest_finds_the_devices(tmp_path: Path) -> None:
+    code = b""
+    for slot in range(2):
+        for register in range(3):  # MagicValue, Version, DeviceID
+            address = layout.MMIO_DEVICES_GPA + slot * layout.MMIO_DEVICE_BYTES + 4 * register
+            code += load_eax(address) + tiny.store_eax(0x200000 + 12 * slot + 4 * register)
+    vsock = VsockConfig(cid=5, path=str(tmp_path / "v.sock"))
+    with Machine(config_of(tmp_path, code + tiny.power_off(), vsock)) as machine:
+        assert (tmp_path / "v.sock").is_socket()
+        machine.start()
+        outcome = machine.wait(DEADLINE_S)
+        assert outcome is not None
+        assert outcome.reason is EndReason.POWER_OFF
+        found = struct.unpack("<6I", machine.memory.read(0x200000, 24))
+    assert found == (MAGIC, 2, 4, MAGIC, 2, 19)
+    assert not (tmp_path / "v.sock").exists()
+
+
+def test_a_kick_costs_no_exit(tmp_path: Path) -> None:
+    notify = layout.MMIO_DEVICES_GPA + 0x50
+    code = b"\x31\xc0" + tiny.store_eax(notify) * 100  # xor eax, eax: queue 0
+    with Machine(config_of(tmp_path, code + tiny.power_off())) as machine:
+        machine.start()
+        assert machine.wait(DEADLINE_S) is not None
+        assert "KVM_EXIT_MMIO" not in machine.statistics().exits
+
+
+def test_machines_with_vsock_leave_nothing_behind(tmp_path: Path) -> None:
+    vsock = VsockConfig(path=str(tmp_path / "v.sock"))
+
+    def run() -> None:
+        with Machine(config_of(tmp_path, tiny.power_off(), vsock)) as machine:
+            machine.start()
+            assert machine.wait(DEADLINE_S) is not None
+
+    run()
+    before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for _ in range(10):
+        run()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize(
+    ("vsock", "message"),
+    [
+        (VsockConfig(cid=2), "CID 2"),
+        (VsockConfig(cid=1 << 32), "CID"),
+        (VsockConfig(path="/nonexistent/v.sock"), "v.sock"),
+        (VsockConfig(path="x" * 200), "long"),
+    ],
+)
+def test_bad_sockets_are_clear_errors_that_leave_nothing(
+    tmp_path: Path, vsock: VsockConfig, message: str
+) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(ConfigError, match=message):
+        Machine(config_of(tmp_path, tiny.power_off(), vsock))
+    assert len(os.listdir("/proc/self/fd")) == before

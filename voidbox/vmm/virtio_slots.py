@@ -1,0 +1,93 @@
+"""Where virtio-mmio devices are put: each gets a page of registers, a line, and its eventfds.
+
+guest writes QueueNotify ─► ioeventfd ─► event loop ─► MmioTransport.notify ─► device
+device ─► MmioTransport.interrupt_queues ─► INTERRUPT_STATUS ─► KVM_IRQ_LINE, up and down
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable, Mapping
+
+from voidbox.boot import acpi, layout
+from voidbox.devices.bus import Bus
+from voidbox.errors import ConfigError
+from voidbox.kvm.vm import Vm
+from voidbox.memory import GuestMemory
+from voidbox.virtio.device import VirtioDevice
+from voidbox.virtio.mmio import MmioTransport
+from voidbox.virtio.mmio_regs import VIRTIO_MMIO_QUEUE_NOTIFY
+from voidbox.vmm.loop import EventLoop
+
+_NOTIFY_BYTES = 4
+
+
+class VirtioSlots:
+    """The machine's virtio devices. Thread: the caller's, before the start and after the end.
+
+    `close()` must come after the loop's stop(), before its close(), and before guest memory is
+    unmapped.
+    """
+
+    def __init__(self, vm: Vm, memory: GuestMemory, bus: Bus, loop: EventLoop) -> None:
+        self._vm = vm
+        self._memory = memory
+        self._bus = bus
+        self._loop = loop
+        self._transports: list[MmioTransport] = []
+        self._eventfds: list[int] = []
+        self.acpi_devices: list[acpi.MmioDevice] = []
+
+    def add(self, device: VirtioDevice, kick_fds: Mapping[int, int] | None = None) -> MmioTransport:
+        """Put `device` into the next slot.
+
+        Args:
+            kick_fds: eventfds, by queue, of someone else who serves that queue: the host's kernel.
+        Raises:
+            ConfigError: all slots are taken.
+        """
+        index = len(self._transports)
+        gsi = layout.MMIO_FIRST_GSI + index
+        if gsi > layout.MMIO_LAST_GSI:
+            most = layout.MMIO_LAST_GSI - layout.MMIO_FIRST_GSI + 1
+            raise ConfigError(f"a machine has room for {most} virtio devices: ask for fewer")
+        gpa = layout.MMIO_DEVICES_GPA + index * layout.MMIO_DEVICE_BYTES
+
+        def pulse_irq() -> None:
+            self._vm.irq_line(gsi, True)
+            self._vm.irq_line(gsi, False)
+
+        transport = MmioTransport(device, self._memory, pulse_irq, self._loop.call_soon)
+        self._transports.append(transport)
+        self._bus.attach(gpa, layout.MMIO_DEVICE_BYTES, transport)
+        self.acpi_devices.append(acpi.MmioDevice(gpa, layout.MMIO_DEVICE_BYTES, gsi))
+        for queue_idx in range(len(device.queue_max_sizes)):
+            fd = (kick_fds or {}).get(queue_idx, -1)
+            if fd < 0:
+                fd = self._watched_eventfd(transport, queue_idx)
+            self._vm.ioeventfd(fd, gpa + VIRTIO_MMIO_QUEUE_NOTIFY, _NOTIFY_BYTES, queue_idx)
+        return transport
+
+    def _watched_eventfd(self, transport: MmioTransport, queue_idx: int) -> int:
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._eventfds.append(fd)
+        self._loop.watch(fd, select.EPOLLIN, _notifier(fd, transport, queue_idx))
+        return fd
+
+    def close(self) -> None:
+        """Let go of the queues and close the eventfds. Idempotent."""
+        while self._transports:
+            self._transports.pop().close()
+        while self._eventfds:
+            fd = self._eventfds.pop()
+            self._loop.unwatch(fd)
+            os.close(fd)
+
+
+def _notifier(fd: int, transport: MmioTransport, queue_idx: int) -> Callable[[int], None]:
+    def on_kick(_ready: int) -> None:
+        os.eventfd_read(fd)
+        transport.notify(queue_idx)
+
+    return on_kick
