@@ -11,7 +11,7 @@ import pytest
 
 from tests.guest import tiny
 from voidbox.boot import layout
-from voidbox.errors import ConfigError
+from voidbox.errors import VoidboxError
 from voidbox.vmm.config import MachineConfig, VsockConfig
 from voidbox.vmm.machine import Machine
 from voidbox.vmm.outcome import EndReason
@@ -89,6 +89,6 @@ def test_bad_sockets_are_clear_errors_that_leave_nothing(
     tmp_path: Path, vsock: VsockConfig, message: str
 ) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(VoidboxError, match=message):
         Machine(config_of(tmp_path, tiny.power_off(), vsock))
     assert len(os.listdir("/proc/self/fd")) == before

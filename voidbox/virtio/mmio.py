@@ -14,7 +14,6 @@ the rings' memory right after it wrote 0. Interrupts may be asked for by any thr
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 from collections.abc import Callable
@@ -256,15 +255,15 @@ class MmioTransport:
             # Linux writes 0 here also after a reset, when it holds already.
             if self._status != _CONFIGURING:
                 return value == 0 and not queue.ready
-            queue = dataclasses.replace(queue, ready=value == 1)
+            queue = queue._replace(ready=value == 1)
         elif self._status != _CONFIGURING or queue.ready:
             return False
         elif offset == VIRTIO_MMIO_QUEUE_NUM:
-            queue = dataclasses.replace(queue, size=value)
+            queue = queue._replace(size=value)
         elif offset in QUEUE_ADDRESS_REGISTERS:
             field, shift = QUEUE_ADDRESS_REGISTERS[offset]
             kept = getattr(queue, field) & ~(ALL_ONES << shift)
-            queue = dataclasses.replace(queue, **{field: kept | value << shift})
+            queue = queue._replace(**{field: kept | value << shift})
         else:
             return False
         self._queues[self._queue_sel] = queue

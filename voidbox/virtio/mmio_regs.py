@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from voidbox.virtio.queue import QueueState
 
@@ -72,8 +72,7 @@ QUEUE_ADDRESS_REGISTERS = {
 }
 
 
-@dataclass(frozen=True)
-class QueueRegisters:
+class QueueRegisters(NamedTuple):
     """What the driver wrote about one queue."""
 
     size: int = 0
@@ -83,8 +82,7 @@ class QueueRegisters:
     ready: bool = False
 
 
-@dataclass(frozen=True)
-class MmioState:
+class MmioState(NamedTuple):
     """The transport at rest, for a snapshot. `virtqueues` is empty unless the device is live."""
 
     device_id: int
@@ -99,8 +97,7 @@ class MmioState:
     virtqueues: tuple[QueueState, ...]
 
 
-@dataclass(frozen=True)
-class MmioStatistics:
+class MmioStatistics(NamedTuple):
     """Counters since the transport was made."""
 
     notifications: int

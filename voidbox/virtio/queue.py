@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from voidbox.errors import GuestError
 from voidbox.memory import GuestMemory
@@ -88,8 +88,7 @@ class Chain:
         self.writable_bytes = writable_bytes
 
 
-@dataclass(frozen=True)
-class QueueState:
+class QueueState(NamedTuple):
     """A virtqueue at rest, for a snapshot. What is in the rings is in guest memory already."""
 
     size: int

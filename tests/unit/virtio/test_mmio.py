@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -372,7 +371,7 @@ def test_reset_forgets_everything(bench: Bench) -> None:
     bench.driver.reset()
     assert bench.device.resets == 1
     # The driver selected a queue since, and a generation never goes back.
-    expected = dataclasses.replace(fresh, queue_sel=1, config_generation=1)
+    expected = fresh._replace(queue_sel=1, config_generation=1)
     assert bench.transport.state() == expected
     for _ in range(3):  # unbind and bind
         bench.boot()
