@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from functools import cache
 
@@ -25,6 +26,8 @@ def _kvm_problem() -> str:
 @cache
 def _boot_problem() -> str:
     """Why no Linux can boot here; empty if it can."""
+    if "VOIDBOX_LAB" in os.environ:  # made for it: there, a problem is a failure
+        return ""
     if _kvm_problem():
         return _kvm_problem()
     with closing(Kvm()) as kvm:

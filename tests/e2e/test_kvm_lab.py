@@ -155,7 +155,7 @@ def test_on_a_terminal_the_command_has_one_too() -> None:
         session.type("tty && stty size; echo $((6 * 7))\r")
         session.expect(r"/dev/pts/\d+")
         session.expect(r"42\r")
-        session.type("echo g''o; sleep 1000\r")
+        session.type("sh -c \"echo g''o; sleep 1000\"\r")
         session.expect(r"\bgo\r")
         session.type("\x03")
         session.expect(r"# ")
