@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -82,11 +83,14 @@ def load(
 @contextmanager
 def _open(path: str, what: str) -> Iterator[int]:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # NONBLOCK: a FIFO without a writer is refused below, not waited for.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(f"cannot read the {what} {path}: {reason}") from error
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ConfigError(f"cannot read the {what} {path}: it is a directory or a device")
         yield fd
     except (HostError, OSError) as error:
         raise ConfigError(f"cannot read the {what} {path}: {error}") from error

@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -26,6 +27,7 @@ _STATUS = {
     EndReason.CRASH: exit_status.CRASH,
     EndReason.ERROR: exit_status.INTERNAL,
 }
+_FLUSH_S = 0.2  # how often a signal is looked for while the last output drains
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _EPILOG = f"""\
@@ -151,14 +153,16 @@ def _run(machine: Machine, timeout_s: float | None) -> int:
         ),
     ):
         machine.start()
+        deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
         outcome = machine.wait(timeout_s)
         if outcome is None:
             machine.stop()
             outcome = machine.wait()
             interruption.append(exit_status.TIMEOUT)
         # A reader that is slow, or stopped with Ctrl-S, still gets the guest's last words.
-        while not interruption and not wait_flushed(machine.loop, machine.console, 0.2):
-            pass
+        while not interruption and time.monotonic() < deadline:
+            if wait_flushed(machine.loop, machine.console, _FLUSH_S):
+                break
         machine.close()  # no thread may touch the terminal once its mode is restored
     assert outcome is not None
     return _report(outcome, interruption, timeout_s)

@@ -11,6 +11,7 @@ import tty
 from collections.abc import Callable
 from typing import Any
 
+from voidbox.errors import ConfigError
 from voidbox.vmm.console import Console, FdOutput
 from voidbox.vmm.loop import EventLoop
 
@@ -83,6 +84,8 @@ class Terminal:
         self._console = console
         self._on_quit = on_quit
         self._in_fd = sys.stdin.fileno() if sys.stdin is not None else -1
+        if sys.stdout is None:
+            raise ConfigError("standard output is closed: send it to /dev/null instead")
         self._out_fd = open_unblocking(sys.stdout.fileno())
         self._saved_mode: list[Any] | None = None
         self._escapes = EscapeFilter()

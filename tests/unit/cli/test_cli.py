@@ -63,6 +63,9 @@ def test_version_starts_quickly() -> None:
 BAD_INPUT = {
     "missing kernel": (["--kernel", "{tmp}/missing"], "No such file"),
     "folder as kernel": (["--kernel", "{tmp}"], "directory"),
+    "FIFO as kernel": (["--kernel", "{tmp}/fifo"], "device"),
+    "device as kernel": (["--kernel", "/dev/zero"], "device"),
+    "FIFO as initramfs": (["--kernel", "{elf}", "--initramfs", "{tmp}/fifo"], "device"),
     "text as kernel": (["--kernel", "{text}"], "no Linux kernel"),
     "truncated bzImage": (["--kernel", "{bzimage_cut}"], "truncated"),
     "truncated ELF": (["--kernel", "{elf_cut}"], "truncated"),
@@ -94,6 +97,7 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
+    os.mkfifo(tmp_path / "fifo")
     with open(tmp_path / "huge", "wb") as huge:
         huge.truncate(1 << 30)
     names = {name: str(tmp_path / name) for name in [*files, "huge"]}
@@ -103,6 +107,25 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
+
+
+@pytest.mark.kvm
+def test_a_closed_standard_output_is_one_line(tmp_path: Path) -> None:
+    kernel = tiny.write_elf(tmp_path / "elf", tiny.power_off())
+    command = [sys.executable, "-m", "voidbox", "run", "--kernel", kernel, "--memory", "32M"]
+    result = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *command],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == exit_status.USAGE
+    assert result.stderr.splitlines() == [
+        "voidbox: standard output is closed: send it to /dev/null instead"
+    ]
 
 
 @pytest.mark.kvm
