@@ -192,7 +192,7 @@ def test_stop_always_ends_every_thread(tmp_path: Path, code: bytes, cpus: int) -
 
 
 def test_stop_races_with_start_and_end(tmp_path: Path) -> None:
-    for attempt in range(50):
+    for attempt in range(30):
         with machine_of(tmp_path, tiny.say("x") + tiny.power_off()) as (machine, _):
             machine.start()
             for _ in range(attempt * 20):
@@ -203,7 +203,7 @@ def test_stop_races_with_start_and_end(tmp_path: Path) -> None:
 
 def test_a_kick_may_come_before_the_threads_first_instruction(tmp_path: Path) -> None:
     # With the signal unblocked for an instant this ends the whole process, sometimes.
-    for _ in range(100):
+    for _ in range(30):
         with machine_of(tmp_path, tiny.SPIN, cpus=2) as (machine, _):
             stopper = threading.Thread(target=machine.stop)
             stopper.start()
