@@ -17,7 +17,7 @@ test-fast: setup
 # The lab's software CPU can stall a nested guest when its host is busy: what failed is tried once
 # more, alone. A real fault fails twice.
 LAB_TESTS = tests/guest tests/e2e tests/unit/vsock/test_vhost.py
-LAB = scripts/with-kvm --mem 8192 --timeout 2400 --rw build/lab
+LAB = scripts/with-kvm --mem 8192 --timeout 1200 --rw build/lab
 test-lab: setup kernels
 	$(PYTHON) -m pytest tests/e2e/test_kvm_lab.py
 	$(LAB) -- $(PYTHON) -m pytest -o cache_dir=build/lab/cache $(LAB_TESTS) || \
