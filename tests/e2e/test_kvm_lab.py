@@ -20,7 +20,9 @@ LAB = str(ROOT / "scripts" / "kvm-lab")
 LIMIT_S = 90
 
 pytestmark = [
-    pytest.mark.skipif("VOIDBOX_LAB" in os.environ, reason="inside the lab: run make test-fast"),
+    pytest.mark.skipif(
+        "VOIDBOX_LAB" in os.environ, reason="inside the lab: make test-lab runs it outside"
+    ),
     pytest.mark.skipif(
         os.geteuid() != 0 or shutil.which("qemu-system-x86_64") is None,
         reason="needs root and QEMU: sudo apt-get install qemu-system-x86, then sudo make test",
