@@ -1,0 +1,15 @@
+"""PID 1 and agent of a voidbox guest, in one process and one thread.
+
+boot         what PID 1 does first: mounts, modules, network, secret
+loop         epoll, timers, children
+server       listens on vsock and on the second serial port
+  connection   one client: frames in, requests started, frames out
+    commands     EXEC, ATTACH, PROCESSES, KILL, RESIZE
+      process      a child: its pipes or terminal, its end
+    files        FILE_*: reads, writes, lists
+      watch        FILE_WATCH by inotify
+    system       METRICS, SET_CLOCK, SHUTDOWN
+protocol, packing, serial_link    shared with voidbox/agent (symbolic links)
+
+Standard library only; it runs on the guest's Python and imports nothing of voidbox.
+"""

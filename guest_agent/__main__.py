@@ -1,0 +1,79 @@
+"""Start the agent: as PID 1 of a guest, or on a Unix socket of any machine.
+
+    python -m guest_agent --socket PATH --secret-file PATH
+
+serves on a Unix socket as an ordinary program, to develop and test clients without a guest.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+
+from guest_agent.loop import Loop, log
+from guest_agent.server import Agent
+
+_SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPWR)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the agent; returns the exit status, unless it is PID 1."""
+    if os.getpid() == 1:
+        _run_guest()
+        return 0
+    if len(arguments) != 4 or arguments[::2] != ["--socket", "--secret-file"]:
+        print(__doc__, file=sys.stderr)
+        return 2
+    with open(arguments[3], "rb") as file:
+        secret = file.read()
+    _run_program(arguments[1], secret)
+    return 0
+
+
+def _run_guest() -> None:
+    """Be PID 1: bring the guest up, serve, and end the machine, whatever happens."""
+    from guest_agent import boot
+
+    ends: list[bool] = []  # is it a reboot
+    loop = Loop()
+
+    def shut_down(is_reboot: bool) -> None:
+        ends.append(is_reboot)
+        loop.call_later(0.05, loop.stop)  # the answer to who asked gets out first
+
+    try:
+        secret = boot.prepare()
+        # busybox's reboot sends SIGTERM to PID 1, its poweroff and halt SIGUSR2 and SIGUSR1.
+        loop.catch(_SHUTDOWN_SIGNALS)
+        loop.on_signal = lambda number: shut_down(number in (signal.SIGTERM, signal.SIGINT))
+        agent = Agent(loop, secret, shut_down)
+        serial_fd = boot.open_serial_line()
+        if serial_fd is not None:
+            agent.serve_serial(serial_fd)
+        try:
+            agent.serve_vsock()
+        except OSError as error:
+            log(f"no vsock ({error.strerror}): serving on the serial line alone")
+        loop.run()
+    except BaseException:
+        import traceback
+
+        log(f"the agent failed, the guest ends:\n{traceback.format_exc()}")
+        ends.append(False)
+    boot.end(ends[0])
+
+
+def _run_program(path: str, secret: bytes) -> None:
+    loop = Loop()
+    loop.catch((signal.SIGTERM, signal.SIGINT))
+    loop.on_signal = lambda number: loop.stop()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    Agent(loop, secret, lambda is_reboot: loop.stop()).serve_socket(listener)
+    loop.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

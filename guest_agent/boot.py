@@ -1,0 +1,194 @@
+"""What PID 1 does before it serves anybody, and at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import resource
+import signal
+import struct
+import termios
+import time
+
+from guest_agent import protocol, syscalls
+from guest_agent.loop import log
+from guest_agent.spawn import OPEN_FILES, PATH
+from guest_agent.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MODULES_LIST = "/usr/lib/voidbox/modules"  # one path a line, in the order of dependency
+SANDBOX_FOLDERS = ("/home/sandbox", "/workspace")
+SANDBOX_UID = SANDBOX_GID = 1000
+SERIAL_LINE = "/dev/ttyS1"
+_END_GRACE_S = 2.0
+
+# What, where, kind, flags, options, and whether a guest can do without it.
+_MOUNTS = (
+    ("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "", False),
+    ("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "", False),
+    ("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, "mode=0755", False),
+    ("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "mode=0620,ptmxmode=0666", False),
+    ("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777", True),
+    ("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755", True),
+)
+
+# linux/sockios.h, linux/if.h; struct ifreq { char name[16]; short flags; char pad[22]; }
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_IFREQ = struct.Struct("16sh22x")
+
+
+def prepare() -> bytes:
+    """Bring the guest up to where commands can run; return the secret.
+
+    Modules come before the network: an interface exists only once its driver does. A step that
+    fails is told on the console, and the next one is tried: a guest that serves half is easier to
+    mend than one that serves nobody.
+    """
+    os.umask(0o022)
+    os.environ.clear()
+    os.environ["PATH"] = PATH
+    for source, target, kind, flags, data, is_optional in _MOUNTS:
+        _mount(source, target, kind, flags, data, is_optional)
+    with contextlib.suppress(FileExistsError):
+        os.symlink("/proc/self/fd", "/dev/fd")
+    secret = _take_secret()
+    load_modules(_lines(MODULES_LIST))
+    _attempt("the loopback interface", _raise_loopback)
+    _attempt("the host's name", _set_hostname)
+    _attempt("the folders", _own_folders)
+    _attempt("the limits", _set_limits)
+    return secret
+
+
+def _attempt(what: str, call: object) -> None:
+    try:
+        call()  # type: ignore[operator]
+    except OSError as error:
+        log(f"{what}: {error}")
+
+
+def _mount(source: str, target: str, kind: str, flags: int, data: str, is_optional: bool) -> None:
+    try:
+        os.makedirs(target, exist_ok=True)
+        syscalls.mount(source, target, kind, flags, data)
+    except OSError as error:
+        if error.errno != 16 and not is_optional:  # EBUSY: the kernel has mounted it
+            log(f"cannot mount {target}: {error.strerror}")
+
+
+def _take_secret() -> bytes:
+    """Read the secret and remove it: from now on only this process has it."""
+    try:
+        with open(protocol.SECRET_PATH, "rb") as file:
+            secret = file.read()
+        os.unlink(protocol.SECRET_PATH)
+    except FileNotFoundError:
+        secret = b""
+    if len(secret) != protocol.SECRET_BYTES:
+        # Nobody can know this one: the guest runs, its agent serves nobody.
+        log(f"no secret of {protocol.SECRET_BYTES} bytes in {protocol.SECRET_PATH}")
+        return os.urandom(protocol.SECRET_BYTES)
+    return secret
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().split()
+    except FileNotFoundError:
+        return []  # a kernel that has everything built in
+
+
+def load_modules(paths: Iterable[str]) -> None:
+    """Load kernel modules, each after those that it needs."""
+    for path in paths:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            log(f"cannot read the module {path}: {error.strerror}")
+            continue
+        try:
+            syscalls.finit_module(fd)
+        except FileExistsError:
+            pass  # built in, or loaded already
+        except OSError as error:
+            log(f"cannot load the module {path}: {error.strerror}")
+        finally:
+            os.close(fd)
+
+
+def _raise_loopback() -> None:
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = _IFREQ.pack(b"lo", 0)
+        flags = _IFREQ.unpack(fcntl.ioctl(sock, _SIOCGIFFLAGS, request))[1]
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | _IFF_UP))
+
+
+def _set_hostname() -> None:
+    import socket
+
+    with open("/etc/hostname", encoding="utf-8") as file:
+        socket.sethostname(file.read().strip())
+
+
+def _own_folders() -> None:
+    for folder in SANDBOX_FOLDERS:
+        os.makedirs(folder, exist_ok=True)
+        os.chown(folder, SANDBOX_UID, SANDBOX_GID)
+    os.chmod("/tmp", 0o1777)
+
+
+def _set_limits() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES[1], OPEN_FILES[1]))
+    # The kernel ends others first when memory is short: without PID 1 there is no guest.
+    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("-1000")
+
+
+def open_serial_line() -> int | None:
+    """Return the second serial port in raw mode, or None if the machine has none."""
+    try:
+        fd = os.open(SERIAL_LINE, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        # Fails on a port without hardware behind it, for which the device exists too.
+        attributes = termios.tcgetattr(fd)
+        cflag = attributes[2] & ~(termios.CSIZE | termios.PARENB | termios.CRTSCTS)
+        cflag |= termios.CS8 | termios.CREAD | termios.CLOCAL
+        speed = termios.B115200
+        raw = [0, 0, cflag, 0, speed, speed, attributes[6]]
+        termios.tcsetattr(fd, termios.TCSANOW, raw)
+    except termios.error:
+        os.close(fd)
+        return None
+    return fd
+
+
+def end(is_reboot: bool) -> None:
+    """End all processes, politely first, and the machine. Does not return in a guest."""
+    _end_processes()
+    os.sync()
+    syscalls.reboot(syscalls.RB_AUTOBOOT if is_reboot else syscalls.RB_POWER_OFF)
+
+
+def _end_processes() -> None:
+    for number, grace in ((signal.SIGTERM, _END_GRACE_S), (signal.SIGKILL, _END_GRACE_S)):
+        try:
+            os.kill(-1, number)
+        except ProcessLookupError:
+            return
+        deadline = time.monotonic() + grace
+        while time.monotonic() < deadline:
+            try:
+                if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                    # Wakes at the next child's end; orphans' too, PID 1 inherits them.
+                    signal.sigtimedwait((signal.SIGCHLD,), 0.05)
+            except ChildProcessError:
+                return

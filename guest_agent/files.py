@@ -1,0 +1,313 @@
+"""Requests about files: FILE_READ, WRITE, LIST, STAT, MKDIR, REMOVE, RENAME.
+
+Each acts on the file system as the request's user, "sandbox" if it names none, so that nothing
+that this user's programs prepare leads further than they get themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import stat
+from hashlib import blake2b
+
+from guest_agent import arguments, protocol, users
+from guest_agent.connection import Request, RequestError
+from guest_agent.users import acting_as
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+_ENTRIES_PER_EVENT = 16  # with the longest names they still fit into what may wait for a client
+_REMOVALS_PER_PASS = 256  # then other requests get their turn
+_NUMBERS = itertools.count()
+_TYPES = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "folder",
+    stat.S_IFLNK: "link",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFBLK: "block",
+    stat.S_IFCHR: "character",
+}
+
+
+def user_of(values: dict[str, Any]) -> users.User:
+    """Return whom the request acts as."""
+    return users.find(arguments.text(values, "user", users.DEFAULT_USER))
+
+
+def describe(path: str, name: str, follow: bool = False) -> dict[str, Any]:
+    """Return what STAT and LIST say of a file."""
+    status = os.stat(path, follow_symlinks=follow)
+    entry = {
+        "name": name,
+        "type": _TYPES[stat.S_IFMT(status.st_mode)],
+        "size": status.st_size,
+        "mode": stat.S_IMODE(status.st_mode),
+        "uid": status.st_uid,
+        "gid": status.st_gid,
+        "mtime_ns": status.st_mtime_ns,
+    }
+    if stat.S_ISLNK(status.st_mode):
+        entry["target"] = os.readlink(path)
+    return entry
+
+
+class FileRead(Request):
+    """Read a regular file.
+
+    Values: path, user, offset, length. Answers: DATA, then RESULT {size, mode, mtime_ns, checksum
+    (BLAKE2b-256 of what was sent)}.
+    """
+
+    def start(self, values: dict[str, Any]) -> None:
+        self._fd = -1
+        path = arguments.path(values)
+        offset = arguments.integer(values, "offset", 0)
+        self._left = arguments.optional_integer(values, "length")
+        with acting_as(user_of(values)):
+            # NONBLOCK: a FIFO without a writer is refused below, not waited for.
+            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        self._status = os.fstat(self._fd)
+        _require_regular(self._status.st_mode, path)
+        os.lseek(self._fd, offset, os.SEEK_SET)
+        self._checksum = blake2b(digest_size=protocol.CHECKSUM_BYTES)
+        self.on_room()
+
+    def on_room(self) -> None:
+        while not self.is_done and self.room:
+            size = self.room if self._left is None else min(self.room, self._left)
+            data = os.read(self._fd, size) if size else b""
+            if not data:
+                self._finish()
+                return
+            if self._left is not None:
+                self._left -= len(data)
+            self._checksum.update(data)
+            self.send(data)
+
+    def _finish(self) -> None:
+        status = self._status
+        self.result(
+            {
+                "size": status.st_size,
+                "mode": stat.S_IMODE(status.st_mode),
+                "mtime_ns": status.st_mtime_ns,
+                "checksum": self._checksum.digest(),
+            }
+        )
+
+    def on_close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class FileWrite(Request):
+    """Write a file, whole or not at all: it gets its name when all of it is there and right.
+
+    Values: path, user, mode (the old file's or 0644), mtime_ns, parents (bool: make the folders
+    above). Then DATA, and END {checksum}. Answers: RESULT {size}. Fails with "checksum" if that of
+    what came differs.
+    """
+
+    def start(self, values: dict[str, Any]) -> None:
+        self._fd = -1
+        self._temporary = ""
+        self._size = 0
+        self._checksum = blake2b(digest_size=protocol.CHECKSUM_BYTES)
+        self._mtime_ns = arguments.optional_integer(values, "mtime_ns")
+        mode = arguments.optional_integer(values, "mode")
+        makes_parents = arguments.flag(values, "parents", True)
+        path = arguments.path(values)
+        if path.endswith("/"):
+            raise RequestError("EISDIR", f"{path}: a file's name does not end with a slash")
+        self._user = user_of(values)
+        with acting_as(self._user):
+            self._path = os.path.realpath(path)  # through a link to what it names
+            folder = os.path.dirname(self._path)
+            if makes_parents:
+                os.makedirs(folder, exist_ok=True)
+            self._mode = _mode_for(self._path, mode)
+            temporary = f"{folder}/.voidbox-{os.getpid()}-{next(_NUMBERS)}.part"
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._fd = os.open(temporary, flags, 0o600)
+            self._temporary = temporary
+
+    def on_data(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        self._checksum.update(data)
+        self._size += len(data)
+        self.used(data)
+
+    def on_end(self, values: dict[str, Any]) -> None:
+        if values.get("checksum") != self._checksum.digest():
+            raise RequestError(
+                protocol.CHECKSUM, f"{self._path}: what arrived has another checksum"
+            )
+        with acting_as(self._user):
+            os.fchmod(self._fd, self._mode)
+            if self._mtime_ns is not None:
+                os.utime(self._fd, ns=(self._mtime_ns, self._mtime_ns))
+            os.rename(self._temporary, self._path)
+        self._temporary = ""
+        self.result({"size": self._size})
+
+    def on_close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._temporary:
+            with acting_as(self._user), contextlib.suppress(OSError):
+                os.unlink(self._temporary)
+            self._temporary = ""
+
+
+def _mode_for(path: str, wanted: int | None) -> int:
+    """Return the permissions of a file to be written, which may exist already."""
+    try:
+        old = os.stat(path).st_mode
+    except FileNotFoundError:
+        return 0o644 if wanted is None else wanted & 0o7777
+    _require_regular(old, path)
+    return stat.S_IMODE(old) if wanted is None else wanted & 0o7777
+
+
+def _require_regular(mode: int, path: str) -> None:
+    if stat.S_ISDIR(mode):
+        raise RequestError("EISDIR", f"{path}: Is a directory")
+    if not stat.S_ISREG(mode):
+        raise RequestError("EINVAL", f"{path}: not a regular file")
+
+
+class FileList(Request):
+    """List a folder.
+
+    Values: path, user, depth (1: its own entries). Answers: EVENT {entries: [as STAT's, the name
+    relative to path]}, then RESULT {}. Folders that cannot be read are listed but not entered.
+    """
+
+    def start(self, values: dict[str, Any]) -> None:
+        path = arguments.path(values)
+        depth = arguments.integer(values, "depth", 1, low=1)
+        self._user = user_of(values)
+        self._pending: list[dict[str, Any]] = []
+        with acting_as(self._user):
+            os.listdir(path)  # an error here is the request's; further down it is not
+        self._entries = self._walk(path, "", depth)
+        self.on_room()
+
+    def _walk(self, path: str, prefix: str, depth: int) -> Iterator[dict[str, Any]]:
+        try:
+            with acting_as(self._user):
+                names = sorted(os.listdir(path))
+        except OSError:
+            return
+        for name in names:
+            full = f"{path}/{name}"
+            try:
+                with acting_as(self._user):
+                    entry = describe(full, prefix + name)
+            except OSError:
+                continue  # removed since
+            yield entry
+            if depth > 1 and entry["type"] == "folder":
+                yield from self._walk(full, f"{prefix}{name}/", depth - 1)
+
+    def on_room(self) -> None:
+        while not self.is_done:
+            if not self._pending:
+                self._pending = list(itertools.islice(self._entries, _ENTRIES_PER_EVENT))
+            if not self._pending:
+                self.result({})
+            elif self.event({"entries": self._pending}):
+                self._pending = []
+            else:
+                return
+
+
+class FileStat(Request):
+    """Describe a file. Values: path, user, follow (bool, true). Answers: RESULT, see describe()."""
+
+    def start(self, values: dict[str, Any]) -> None:
+        path = arguments.path(values)
+        follow = arguments.flag(values, "follow", True)
+        with acting_as(user_of(values)):
+            self.result(describe(path, os.path.basename(path), follow))
+
+
+class FileMkdir(Request):
+    """Make a folder. Values: path, user, mode, parents (bool: also those above; it may exist)."""
+
+    def start(self, values: dict[str, Any]) -> None:
+        path = arguments.path(values)
+        mode = arguments.integer(values, "mode", 0o755) & 0o7777
+        parents = arguments.flag(values, "parents", True)
+        with acting_as(user_of(values)):
+            existed = os.path.isdir(path)
+            if parents:
+                os.makedirs(path, mode, exist_ok=True)
+            else:
+                os.mkdir(path, mode)
+        self.result({"created": not existed})
+
+
+class FileRemove(Request):
+    """Remove a file or a folder. Values: path, user, recursive (bool: with what is in it)."""
+
+    def start(self, values: dict[str, Any]) -> None:
+        path = arguments.path(values).rstrip("/")
+        if not path:
+            raise RequestError(protocol.BAD_REQUEST, "the root is not to be removed")
+        self._user = user_of(values)
+        if arguments.flag(values, "recursive"):
+            self._steps = _removals(path)
+        else:
+            self._steps = _removal(path)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self.is_done:
+            return
+        try:
+            with acting_as(self._user):
+                taken = sum(1 for _ in itertools.islice(self._steps, _REMOVALS_PER_PASS))
+        except OSError as error:
+            self.fail_by(error)
+            return
+        if taken < _REMOVALS_PER_PASS:
+            self.result({})
+        else:
+            self.loop.call_later(0, self._go_on)
+
+
+def _removal(path: str) -> Iterator[None]:
+    if os.path.isdir(path) and not os.path.islink(path):
+        os.rmdir(path)
+    else:
+        os.unlink(path)
+    yield
+
+
+def _removals(path: str) -> Iterator[None]:
+    """Remove a tree, one file a step. Links are removed, never followed."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        for name in os.listdir(path):
+            yield from _removals(f"{path}/{name}")
+    yield from _removal(path)
+
+
+class FileRename(Request):
+    """Rename a file or folder, replacing a file of the new name. Values: path, to, user."""
+
+    def start(self, values: dict[str, Any]) -> None:
+        source, target = arguments.path(values), arguments.path(values, "to")
+        with acting_as(user_of(values)):
+            os.rename(source, target)
+        self.result({})

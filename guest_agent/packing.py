@@ -1,0 +1,1 @@
+../voidbox/agent/packing.py

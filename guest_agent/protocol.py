@@ -1,0 +1,1 @@
+../voidbox/agent/protocol.py

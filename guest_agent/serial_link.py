@@ -1,0 +1,1 @@
+../voidbox/agent/serial_link.py
