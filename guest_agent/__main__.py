@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 
-from guest_agent.loop import Loop, log
+from guest_agent.loop import Loop, describe_fault, log
 from guest_agent.server import Agent
 
 _SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPWR)
@@ -57,10 +57,8 @@ def _run_guest() -> None:
         except OSError as error:
             log(f"no vsock ({error.strerror}): serving on the serial line alone")
         loop.run()
-    except BaseException:
-        import traceback
-
-        log(f"the agent failed, the guest ends:\n{traceback.format_exc()}")
+    except BaseException as error:
+        log(f"the guest ends: {describe_fault(error)}")
         ends.append(False)
     boot.end(ends[0])
 

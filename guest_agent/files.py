@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import os
 import stat
-from hashlib import blake2b
 
 from guest_agent import arguments, protocol, users
 from guest_agent.connection import Request, RequestError
@@ -33,6 +32,12 @@ _TYPES = {
     stat.S_IFBLK: "block",
     stat.S_IFCHR: "character",
 }
+
+
+def _new_checksum() -> Any:
+    from hashlib import blake2b  # loads OpenSSL, so not at every start
+
+    return blake2b(digest_size=protocol.CHECKSUM_BYTES)
 
 
 def user_of(values: dict[str, Any]) -> users.User:
@@ -75,7 +80,7 @@ class FileRead(Request):
         self._status = os.fstat(self._fd)
         _require_regular(self._status.st_mode, path)
         os.lseek(self._fd, offset, os.SEEK_SET)
-        self._checksum = blake2b(digest_size=protocol.CHECKSUM_BYTES)
+        self._checksum = _new_checksum()
         self.on_room()
 
     def on_room(self) -> None:
@@ -119,7 +124,7 @@ class FileWrite(Request):
         self._fd = -1
         self._temporary = ""
         self._size = 0
-        self._checksum = blake2b(digest_size=protocol.CHECKSUM_BYTES)
+        self._checksum = _new_checksum()
         self._mtime_ns = arguments.optional_integer(values, "mtime_ns")
         mode = arguments.optional_integer(values, "mode")
         makes_parents = arguments.flag(values, "parents", True)

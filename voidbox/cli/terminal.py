@@ -13,7 +13,7 @@ from typing import Any
 
 from voidbox.errors import ConfigError
 from voidbox.vmm.console import Console, FdOutput
-from voidbox.vmm.loop import EventLoop
+from voidbox.event_loop import EventLoop
 
 ESCAPE = b"\x01"  # Ctrl-A
 _READ_BYTES = 4096

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from voidbox.devices.serial import Serial
-from voidbox.vmm.loop import EventLoop
+from voidbox.event_loop import EventLoop
 
 TAIL_BYTES = 16 << 10
 _GATHER_S = 0.001

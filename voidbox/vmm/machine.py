@@ -45,7 +45,7 @@ from voidbox.vmm import requirements
 from voidbox.vmm.coalesced import CoalescedRing
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.console import Console, wait_flushed
-from voidbox.vmm.loop import EventLoop
+from voidbox.event_loop import EventLoop
 from voidbox.vmm.outcome import EndReason, Outcome
 from voidbox.vmm.vcpu_thread import VcpuThread
 from voidbox.vmm.virtio_slots import VirtioSlots

@@ -18,7 +18,7 @@ from voidbox.memory import GuestMemory
 from voidbox.virtio.device import VirtioDevice
 from voidbox.virtio.mmio import MmioTransport
 from voidbox.virtio.mmio_regs import VIRTIO_MMIO_QUEUE_NOTIFY
-from voidbox.vmm.loop import EventLoop
+from voidbox.event_loop import EventLoop
 
 _NOTIFY_BYTES = 4
 

@@ -11,7 +11,7 @@ import pytest
 from voidbox.devices import serial as uart
 from voidbox.devices.serial import Serial
 from voidbox.vmm.console import TAIL_BYTES, CallbackOutput, Console, FdOutput, wait_flushed
-from voidbox.vmm.loop import EventLoop
+from voidbox.event_loop import EventLoop
 
 DEADLINE_S = 10
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from voidbox.vmm.loop import EventLoop
+from voidbox.event_loop import EventLoop
 
 DEADLINE_S = 10
 

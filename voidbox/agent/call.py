@@ -1,0 +1,171 @@
+"""One request on its way: what came for it, and what is still to be sent."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from threading import Condition
+from typing import Any
+
+from voidbox.agent.core import Data, Event, Failure, Result
+from voidbox.errors import AgentError, SandboxTimeout
+
+INPUT_BYTES_MAX = 256 << 10  # what write() queues before it waits for the guest
+
+
+class RequestFailed(AgentError):
+    """The guest could not do what was asked.
+
+    Attributes:
+        code: an errno's name ("ENOENT") or one of the protocol's codes.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Call:
+    """A request and its answers. Thread: any, several at once; `deliver` and `fail` the link's.
+
+    Args:
+        what: for messages, "exec" say.
+        post: has the link's thread do something for this call.
+    """
+
+    def __init__(self, what: str, post: Callable[[Callable[[], None]], None]) -> None:
+        self.what = what
+        self.on_consumed: Callable[[int], None] = lambda cost: None  # link thread
+        self.on_input: Callable[[], None] = lambda: None  # link thread
+        self.on_cancel: Callable[[], None] = lambda: None  # link thread
+        self._post = post
+        self._changed = Condition()  # covers everything below
+        self._events: deque[Event | Data] = deque()
+        self._end: Result | None = None
+        self._error: Callable[[], AgentError] | None = None
+        self._input = bytearray()
+        self._input_end: dict[str, Any] | None = None
+
+    # The link's side.
+
+    def deliver(self, event: Event | Data | Result | Failure) -> None:
+        """Hand over what came."""
+        with self._changed:
+            if isinstance(event, Result):
+                self._end = event
+            elif isinstance(event, Failure):
+                self._error = partial(RequestFailed, event.code, event.message)
+            else:
+                self._events.append(event)
+            self._changed.notify_all()
+
+    def fail(self, error: Callable[[], AgentError]) -> None:
+        """The connection is lost; what came before is still to be had.
+
+        `error` is called by the caller's thread: it may wait for the guest's post-mortem.
+        """
+        with self._changed:
+            if self._end is None and self._error is None:
+                self._error = error
+            self._changed.notify_all()
+
+    def take_input(self, size: int) -> bytes:
+        """Return up to `size` bytes that are to be sent."""
+        with self._changed:
+            data = bytes(self._input[:size])
+            del self._input[:size]
+            self._changed.notify_all()
+        return data
+
+    def give_back(self, data: bytes) -> None:
+        """Take back what could not be sent yet."""
+        with self._changed:
+            self._input[:0] = data
+
+    def take_input_end(self) -> dict[str, Any] | None:
+        """Return what ends the input, once, when all of it has been taken."""
+        with self._changed:
+            if self._input:
+                return None
+            end, self._input_end = self._input_end, None
+        return end
+
+    # The caller's side.
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the request has ended, well or not."""
+        return self._end is not None or self._error is not None
+
+    def write(self, data: bytes | memoryview, timeout_s: float | None = None) -> None:
+        """Send data, waiting while the guest is slow to take it; after the end nothing is sent.
+
+        Raises:
+            SandboxTimeout: the guest took nothing for so long.
+        """
+        with self._changed:
+            if not self._changed.wait_for(
+                lambda: len(self._input) < INPUT_BYTES_MAX or self.is_over, timeout_s
+            ):
+                raise self._stalled(timeout_s)
+            if self.is_over:
+                return
+            self._input += data
+        self._post(self.on_input)
+
+    def end_input(self, values: dict[str, Any] | None = None) -> None:
+        """Say that no more data follows."""
+        with self._changed:
+            self._input_end = values or {}
+        self._post(self.on_input)
+
+    def cancel(self) -> None:
+        """Ask for the request's end, which still comes as a result or an error."""
+        self._post(self.on_cancel)
+
+    def next(self, timeout_s: float | None = None) -> Event | Data | None:
+        """Return what came next, or None at the end, which result() then has.
+
+        Raises:
+            RequestFailed: the guest could not do it.
+            AgentError: the connection is lost.
+            SandboxTimeout: nothing came for so long.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._events or self.is_over, timeout_s):
+                raise self._stalled(timeout_s)
+            event = self._events.popleft() if self._events else None
+        if event is None:
+            if self._error is not None:
+                raise self._error()
+            return None
+        self._post(lambda: self.on_consumed(event.cost))
+        return event
+
+    def __iter__(self) -> Iterator[Event | Data]:
+        while (event := self.next()) is not None:
+            yield event
+
+    def result(self, timeout_s: float | None = None) -> dict[str, Any]:
+        """Wait for the end, dropping what comes before it; return the result's map.
+
+        Raises:
+            RequestFailed, AgentError: see next().
+            SandboxTimeout: it has not ended after so long; the request is cancelled.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            while self.next(None if deadline is None else deadline - time.monotonic()) is not None:
+                pass
+        except SandboxTimeout:
+            self.cancel()
+            raise self._stalled(timeout_s) from None
+        assert self._end is not None
+        return self._end.values
+
+    def _stalled(self, timeout_s: float | None) -> SandboxTimeout:
+        return SandboxTimeout(
+            f"{self.what}: the guest's agent did not answer within {timeout_s:g} s"
+        )

@@ -1,0 +1,260 @@
+"""The thread that moves bytes between a connection and the protocol's core."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from voidbox.agent import protocol
+from voidbox.agent.call import Call
+from voidbox.agent.core import ClientCore, Failure, Pong, Result, Writable
+from voidbox.agent.protocol import ProtocolError
+from voidbox.agent.serial_link import CLOSED, OPEN, SerialLink
+from voidbox.errors import AgentError, SandboxTimeout
+from voidbox.event_loop import EventLoop
+from voidbox.loop_api import TimerHandle
+
+_IO_BYTES = 256 << 10
+
+
+class Link:
+    """One connection to the agent. Thread: loop, where nothing else is said.
+
+    Args:
+        sock: connected to the agent; the link owns it.
+        serial: what makes a stream of it, where it is a serial line.
+        explain: called on the thread of a caller whose request ends because the connection is
+            lost, with the reason: returns the error to raise.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        serial: SerialLink | None = None,
+        explain: Callable[[str], AgentError] = AgentError,
+    ) -> None:
+        self._socket = sock
+        self._serial = serial
+        self._explain = explain
+        self._core = ClientCore()
+        self._calls: dict[int, Call] = {}
+        self._unwritten = b""
+        self._timer: TimerHandle | None = None
+        self._lost: str | None = None  # why
+        self._lost_error: AgentError | None = None
+        self._explain_lock = threading.Lock()  # covers _lost_error
+        self._pong = threading.Event()
+        self._pong_value: Pong | None = None
+        self._is_closed = False
+        self._loop = EventLoop(on_error=self._on_fault)
+        sock.setblocking(False)
+        self._loop.start()
+        self._loop.call_soon(self._begin)
+
+    @property
+    def is_serial(self) -> bool:
+        """Whether this is the slow way. Thread: any."""
+        return self._serial is not None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether bytes can flow; on a serial line once the agent has answered. Thread: any."""
+        return self._lost is None and (self._serial is None or self._serial.state == OPEN)
+
+    def handshake(self, secret: bytes, timeout_s: float) -> Pong:
+        """Show the secret; return what the agent says of itself. Thread: any but the loop.
+
+        Raises:
+            AgentError: the agent wants another secret, or the connection is lost.
+            SandboxTimeout: no answer within `timeout_s` seconds.
+        """
+        self._loop.call_soon(partial(self._ping, secret))
+        if not self._pong.wait(timeout_s):
+            raise SandboxTimeout(f"the guest's agent did not answer within {timeout_s:g} s")
+        if self._pong_value is None:
+            raise self._error()
+        if not self._pong_value.is_authenticated:
+            raise AgentError("the guest's agent does not accept our secret: is it another guest?")
+        return self._pong_value
+
+    def call(self, type: int, values: dict[str, Any], what: str) -> Call:
+        """Begin a request. Thread: any."""
+        call = Call(what, self._loop.call_soon)
+        self._loop.call_soon(partial(self._start_call, call, type, values))
+        return call
+
+    def close(self) -> None:
+        """End the connection and all calls. Idempotent. Thread: any but the loop."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._loop.call_soon(partial(self._lose, "it was closed here"))
+            self._loop.close()
+            self._socket.close()
+
+    # On the loop.
+
+    def _begin(self) -> None:
+        self._watch()
+        self._pump()
+
+    def _ping(self, secret: bytes) -> None:
+        self._core.ping(secret)
+        self._pump()
+
+    def _start_call(self, call: Call, type: int, values: dict[str, Any]) -> None:
+        if self._lost is not None:
+            call.fail(self._error)
+            return
+        try:
+            number = self._core.begin(type, values)
+        except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+            call.fail(partial(AgentError, f"{call.what}: {error}"))
+            return
+        self._calls[number] = call
+        call.on_consumed = partial(self._on_consumed, number)
+        call.on_input = partial(self._send_input, number)
+        call.on_cancel = partial(self._on_cancel, number)
+        self._send_input(number)  # what was written before it had a number
+
+    def _on_consumed(self, number: int, cost: int) -> None:
+        self._core.consumed(number, cost)
+        self._pump()
+
+    def _on_cancel(self, number: int) -> None:
+        self._core.cancel(number)
+        self._pump()
+
+    def _send_input(self, number: int) -> None:
+        call = self._calls.get(number)
+        if call is None:
+            return
+        while data := call.take_input(protocol.CHUNK_BYTES):
+            sent = self._core.send_data(number, data)
+            if sent < len(data):
+                call.give_back(data[sent:])
+                break
+        end = call.take_input_end()
+        if end is not None:
+            self._core.end_data(number, end)
+        self._pump()
+
+    def _on_ready(self, ready: int) -> None:
+        if ready & ~select.EPOLLOUT:
+            try:
+                data = self._socket.recv(_IO_BYTES)
+            except BlockingIOError:
+                data = None
+            except OSError as error:
+                self._lose(error.strerror or "it broke")
+                return
+            if data == b"":
+                self._lose("the guest's end closed it")
+                return
+            if data:
+                self._receive(data)
+        self._pump()
+
+    def _receive(self, data: bytes) -> None:
+        if self._serial is not None:
+            self._serial.feed(data)
+            data = self._serial.receive()
+        try:
+            for event in self._core.feed(data):
+                if isinstance(event, Pong):
+                    self._pong_value = event
+                    self._pong.set()
+                elif isinstance(event, Writable):
+                    self._send_input(event.request)
+                elif isinstance(event, Result | Failure):
+                    self._calls.pop(event.request).deliver(event)
+                else:
+                    self._calls[event.request].deliver(event)
+        except ProtocolError as error:
+            self._lose(f"the agent broke the protocol: {error}")
+
+    def _pump(self) -> None:
+        """Write what is due, and come back when the connection or the clock asks for it."""
+        if self._lost is not None:
+            return
+        try:
+            while self._fill() and self._flush():
+                pass
+        except OSError as error:
+            self._lose(error.strerror or "it broke")
+            return
+        self._watch()
+        self._set_timer()
+        if self._serial is not None and self._serial.state == CLOSED:
+            self._lose("the serial line's other end gave up")
+
+    def _fill(self) -> bool:
+        """Have something to write; False if there is nothing."""
+        if self._unwritten:
+            return True
+        if self._serial is None:
+            self._unwritten = self._core.take_outgoing(_IO_BYTES)
+        else:
+            while self._serial.room and (data := self._core.take_outgoing(self._serial.room)):
+                self._serial.send(data)
+            self._unwritten = self._serial.to_write(time.monotonic_ns())
+        return bool(self._unwritten)
+
+    def _flush(self) -> bool:
+        """Write; False if the connection takes no more now."""
+        try:
+            sent = self._socket.send(self._unwritten)
+        except BlockingIOError:
+            sent = 0
+        self._unwritten = self._unwritten[sent:]
+        return not self._unwritten
+
+    def _watch(self) -> None:
+        events = select.EPOLLIN | (select.EPOLLOUT if self._unwritten else 0)
+        self._loop.watch(self._socket.fileno(), events, self._on_ready)
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline_ns = self._serial.deadline_ns if self._serial is not None else None
+        if deadline_ns is not None:
+            delay_s = max(0, deadline_ns - time.monotonic_ns()) / 1e9
+            self._timer = self._loop.call_later(delay_s, self._pump)
+
+    def _lose(self, reason: str) -> None:
+        """End every call, and the handshake."""
+        if self._lost is not None:
+            return
+        self._lost = reason
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._serial is not None and self._serial.state != CLOSED:
+            self._say_goodbye(self._serial)
+        self._loop.unwatch(self._socket.fileno())
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            call.fail(self._error)
+        self._pong.set()
+
+    def _say_goodbye(self, serial: SerialLink) -> None:
+        serial.close()
+        with contextlib.suppress(OSError):  # the line may be gone with the guest
+            self._socket.send(self._unwritten + serial.to_write(time.monotonic_ns()))
+
+    def _error(self) -> AgentError:
+        """Return why the connection is lost. Thread: a caller's; it may wait for the VM's end."""
+        with self._explain_lock:
+            if self._lost_error is None:
+                self._lost_error = self._explain(
+                    f"the connection to the guest's agent is lost: {self._lost}"
+                )
+            return self._lost_error
+
+    def _on_fault(self, error: BaseException) -> None:
+        self._lose(f"voidbox failed: {error!r}")
