@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from voidbox.errors import ConfigError
-from voidbox.vmm.console import Console, FdOutput
 from voidbox.event_loop import EventLoop
+from voidbox.vmm.console import Console, FdOutput
 
 ESCAPE = b"\x01"  # Ctrl-A
 _READ_BYTES = 4096

@@ -34,6 +34,7 @@ from voidbox.devices.power import (
 )
 from voidbox.devices.rtc import RTC_PORT, RTC_PORTS, Rtc
 from voidbox.devices.serial import COM1_GSI, COM1_PORT, SERIAL_PORTS, UART_TX, Serial
+from voidbox.event_loop import EventLoop
 from voidbox.kvm import api
 from voidbox.kvm._abi import ffi
 from voidbox.kvm.kvm import KVM_DEVICE, Kvm
@@ -45,7 +46,6 @@ from voidbox.vmm import requirements
 from voidbox.vmm.coalesced import CoalescedRing
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.console import Console, wait_flushed
-from voidbox.event_loop import EventLoop
 from voidbox.vmm.outcome import EndReason, Outcome
 from voidbox.vmm.vcpu_thread import VcpuThread
 from voidbox.vmm.virtio_slots import VirtioSlots

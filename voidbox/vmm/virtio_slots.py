@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from voidbox.boot import acpi, layout
 from voidbox.devices.bus import Bus
 from voidbox.errors import ConfigError
+from voidbox.event_loop import EventLoop
 from voidbox.kvm.vm import Vm
 from voidbox.memory import GuestMemory
 from voidbox.virtio.device import VirtioDevice
 from voidbox.virtio.mmio import MmioTransport
 from voidbox.virtio.mmio_regs import VIRTIO_MMIO_QUEUE_NOTIFY
-from voidbox.event_loop import EventLoop
 
 _NOTIFY_BYTES = 4
 

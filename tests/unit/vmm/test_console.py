@@ -10,8 +10,8 @@ import pytest
 
 from voidbox.devices import serial as uart
 from voidbox.devices.serial import Serial
-from voidbox.vmm.console import TAIL_BYTES, CallbackOutput, Console, FdOutput, wait_flushed
 from voidbox.event_loop import EventLoop
+from voidbox.vmm.console import TAIL_BYTES, CallbackOutput, Console, FdOutput, wait_flushed
 
 DEADLINE_S = 10
 
