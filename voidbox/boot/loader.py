@@ -44,6 +44,7 @@ def load(
     cmdline: str,
     acpi_image: bytes,
     self_extract: bool = False,
+    initramfs_tail: bytes = b"",
 ) -> EntryPoint:
     """Load a bzImage or ELF kernel with everything that it is told.
 
@@ -51,6 +52,7 @@ def load(
         kernel, initramfs: paths on the host.
         self_extract: enter a bzImage at its own decompressor, which takes longer and places the
             kernel at random (KASLR); else the host unpacks it.
+        initramfs_tail: one more archive, put behind the initramfs.
     Raises:
         ConfigError: a file is missing, damaged, no kernel, or too large for the memory; the
             command line is too long.
@@ -63,7 +65,9 @@ def load(
     initrd_gpa, initrd_bytes = 0, 0
     if initramfs is not None:
         with _open(initramfs, "initramfs") as fd:
-            initrd_gpa, initrd_bytes = _load_initramfs(memory, fd, initramfs, loaded)
+            initrd_gpa, initrd_bytes = _load_initramfs(
+                memory, fd, initramfs, loaded, initramfs_tail
+            )
     info = params.BootInfo(
         cmdline_gpa=layout.CMDLINE_GPA,
         cmdline_bytes=len(encoded),
@@ -209,12 +213,15 @@ def _load_elf(memory: GuestMemory, fd: int, file_bytes: int, path: str) -> _Load
 
 
 def _load_initramfs(
-    memory: GuestMemory, fd: int, path: str, kernel: _LoadedKernel
+    memory: GuestMemory, fd: int, path: str, kernel: _LoadedKernel, tail: bytes
 ) -> tuple[int, int]:
     """Load at the top of low RAM, aligned down to a page. Returns (gpa, bytes)."""
-    length = os.fstat(fd).st_size
-    if length == 0:
+    file_bytes = os.fstat(fd).st_size
+    if file_bytes == 0:
         raise ConfigError(f"the initramfs {path} is empty: build it again")
+    # Documentation/driver-api/early-userspace/buffer-format.rst: archives start at 4n.
+    tail_offset = (file_bytes + 3) & ~3
+    length = tail_offset + len(tail)
     low_ram_end = memory.regions[0].size_bytes
     end_gpa = min(low_ram_end, kernel.initrd_addr_max_gpa + 1)
     gpa = (end_gpa - length) & ~(PAGE_BYTES - 1)
@@ -223,5 +230,6 @@ def _load_initramfs(
             f"the initramfs {path} ({length / _MIB:.1f} MiB) does not fit beside the kernel into "
             f"{memory.size_bytes // _MIB} MiB of memory: give the VM more"
         )
-    memory.load_file(fd, 0, gpa, length)
+    memory.load_file(fd, 0, gpa, file_bytes)
+    memory.write(gpa + tail_offset, tail)
     return gpa, length

@@ -8,7 +8,7 @@ everything belongs to root, inodes are counted; so no root is needed, for device
 
 from __future__ import annotations
 
-import argparse
+import io
 import os
 import stat
 import sys
@@ -91,8 +91,17 @@ def _write_entry(output: BinaryIO, entry: Entry, inode: int) -> None:
         output.write(part + bytes(-len(part) % _ALIGNMENT))
 
 
+def archive(entries: Iterable[Entry]) -> bytes:
+    """Return an archive. Linux takes several one after another, each aligned to four bytes."""
+    output = io.BytesIO()
+    write(output, entries)
+    return output.getvalue()
+
+
 def main(argv: list[str]) -> int:
     """Pack a folder; returns the exit status."""
+    import argparse  # for the program alone: a VM's start needs the rest
+
     parser = argparse.ArgumentParser(description="Pack a folder as an initramfs, reproducibly.")
     parser.add_argument("folder")
     parser.add_argument("output")

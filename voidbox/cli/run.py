@@ -126,9 +126,8 @@ def _vsock(where: str | None, cid: str) -> VsockConfig | None:
         return None
     if not where:
         raise ConfigError("--vsock: give a path for the socket, or vhost")
-    return VsockConfig(
-        int(_parse_number(cid, "--cid", int)), path="" if where == "vhost" else where
-    )
+    address = int(_parse_number(cid, "--cid", int))
+    return VsockConfig(address, is_vhost=True) if where == "vhost" else VsockConfig(address, where)
 
 
 def _cmdline(words: str, is_alone: bool) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from voidbox.boot import newc
 from voidbox.errors import ConfigError
 from voidbox.memory import PAGE_BYTES
 
@@ -57,11 +58,14 @@ class VsockConfig(NamedTuple):
 
     Attributes:
         cid: the guest's address, 3 to 2^32 - 2.
-        path: the Unix socket that host programs connect to; empty for the host kernel's vhost.
+        path: the Unix socket that host programs connect to; None for no other programs than this.
+        is_vhost: let the host kernel's vhost-vsock carry the data; the address is then one of the
+            whole host's, and `path` means nothing.
     """
 
     cid: int = 3
-    path: str = ""
+    path: str | None = None
+    is_vhost: bool = False
 
     def validate(self) -> None:
         """Check the address; the path is checked when it is bound.
@@ -84,6 +88,8 @@ class MachineConfig(NamedTuple):
         cpus: 1 to CPUS_MAX.
         self_extract: let a bzImage unpack itself, with KASLR, instead of the faster host.
         vsock: the socket device, or None.
+        serial_line: a second serial port, for programs; see Machine.connect_serial.
+        extra_files: added to the initramfs, which must be there: only the guest gets to see them.
     """
 
     kernel: str
@@ -93,6 +99,8 @@ class MachineConfig(NamedTuple):
     cpus: int = 1
     self_extract: bool = False
     vsock: VsockConfig | None = None
+    serial_line: bool = False
+    extra_files: tuple[newc.Entry, ...] = ()
 
     def validate(self) -> None:
         """Check the quantities; the files are checked when they are loaded.

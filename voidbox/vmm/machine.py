@@ -7,12 +7,13 @@ caller ── start, wait, stop ──► Machine ──► vCPU threads ──�
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import time
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from voidbox.boot import acpi, cpu, cpuid, layout, loader
+from voidbox.boot import acpi, cpu, cpuid, layout, loader, newc
 from voidbox.devices.bus import Bus
 from voidbox.devices.i8042 import I8042, I8042_PORT, I8042_PORTS
 from voidbox.devices.pci import PCI_CONFIG_PORT, PCI_CONFIG_PORTS, PciHostBridge
@@ -33,7 +34,15 @@ from voidbox.devices.power import (
     PvPanic,
 )
 from voidbox.devices.rtc import RTC_PORT, RTC_PORTS, Rtc
-from voidbox.devices.serial import COM1_GSI, COM1_PORT, SERIAL_PORTS, UART_TX, Serial
+from voidbox.devices.serial import (
+    COM1_GSI,
+    COM1_PORT,
+    COM2_GSI,
+    COM2_PORT,
+    SERIAL_PORTS,
+    UART_TX,
+    Serial,
+)
 from voidbox.event_loop import EventLoop
 from voidbox.kvm import api
 from voidbox.kvm._abi import ffi
@@ -49,6 +58,12 @@ from voidbox.vmm.console import Console, wait_flushed
 from voidbox.vmm.outcome import EndReason, Outcome
 from voidbox.vmm.vcpu_thread import VcpuThread
 from voidbox.vmm.virtio_slots import VirtioSlots
+
+if TYPE_CHECKING:  # imported where they are used: a machine without them starts sooner
+    import socket
+
+    from voidbox.vmm.serial_port import SerialPort
+    from voidbox.vsock.unix import UnixBackend
 
 # Port writes that need no answer and are always followed by an access that exits, which drains
 # them: (port, width in bytes). Linux polls LSR or IIR after every burst to the UART.
@@ -68,6 +83,9 @@ _PORT_DEVICES = (
     acpi.PortDevice("RTC", "PNP0B00", RTC_PORT, RTC_PORTS),
     acpi.PortDevice("PEVT", "QEMU0001", PVPANIC_PORT, PVPANIC_PORTS),
 )
+
+
+_SERIAL_LINE = acpi.PortDevice("COM2", "PNP0501", COM2_PORT, SERIAL_PORTS, COM2_GSI)
 
 
 class MachineStatistics(NamedTuple):
@@ -107,6 +125,8 @@ class Machine:
         self._started_ns: int | None = None
         self._ports = Bus()
         self._mmio = Bus()
+        self._unix_backend: UnixBackend | None = None
+        self._serial_port: SerialPort | None = None
         self._resources = contextlib.ExitStack()
         try:
             self._build(kvm_path)
@@ -147,9 +167,8 @@ class Machine:
 
     def _load(self, kvm: Kvm, vcpus: list[Vcpu]) -> None:
         """Put the kernel and all that it is told into memory, and the first vCPU before it."""
-        tables = acpi.build(
-            self.config.cpus, _POWER_REGISTERS, _PORT_DEVICES, self._slots.acpi_devices
-        )
+        ports = _PORT_DEVICES + ((_SERIAL_LINE,) if self.config.serial_line else ())
+        tables = acpi.build(self.config.cpus, _POWER_REGISTERS, ports, self._slots.acpi_devices)
         entry = loader.load(
             self.memory,
             self.config.kernel,
@@ -157,6 +176,7 @@ class Machine:
             self.config.cmdline,
             tables,
             self.config.self_extract,
+            newc.archive(self.config.extra_files) if self.config.extra_files else b"",
         )
         cpu.write_tables(self.memory, entry)
         _set_up_vcpus(kvm, vcpus, entry)
@@ -165,22 +185,21 @@ class Machine:
         self._slots.add(VirtioRng())
         if self.config.vsock is None:
             return
-        # Imported here: a machine without vsock starts 10 ms sooner.
         from voidbox.virtio.vsock import PacketQueues, VirtioVsock
 
-        cid, path = self.config.vsock
-        if path:
-            from voidbox.vsock.unix import UnixBackend
-
-            backend = UnixBackend(path, cid, self.loop)
-            self._resources.callback(backend.close)
-            self._slots.add(VirtioVsock(cid, PacketQueues(backend)))
-        else:
+        cid, path, is_vhost = self.config.vsock
+        if is_vhost:
             from voidbox.vsock.vhost import VhostVsock
 
             plane = VhostVsock(cid, self.memory, lambda region: host_address(region.map))
             self._resources.callback(plane.close)
             self._slots.add(VirtioVsock(cid, plane), dict(enumerate(plane.kick_fds)))
+        else:
+            from voidbox.vsock.unix import UnixBackend
+
+            self._unix_backend = UnixBackend(path, cid, self.loop)
+            self._resources.callback(self._unix_backend.close)
+            self._slots.add(VirtioVsock(cid, PacketQueues(self._unix_backend)))
 
     def _attach_devices(self) -> None:
         serial = Serial(partial(self._vm.irq_line, COM1_GSI))
@@ -191,6 +210,8 @@ class Machine:
         )
         panic = PvPanic(lambda: self._end(Outcome(EndReason.PANIC)))
         self._ports.attach(COM1_PORT, SERIAL_PORTS, serial)
+        if self.config.serial_line:
+            self._attach_serial_line()
         self._ports.attach(
             I8042_PORT, I8042_PORTS, I8042(lambda: self._end(Outcome(EndReason.RESET)))
         )
@@ -199,6 +220,14 @@ class Machine:
         self._ports.attach(ACPI_PM_PORT, ACPI_PM_PORTS, power)
         self._ports.attach(PVPANIC_PORT, PVPANIC_PORTS, panic)
         self._ports.attach(BOOT_TIMER_PORT, BOOT_TIMER_PORTS, self.boot_timer)
+
+    def _attach_serial_line(self) -> None:
+        from voidbox.vmm.serial_port import SerialPort
+
+        serial = Serial(partial(self._vm.irq_line, COM2_GSI))
+        self._ports.attach(COM2_PORT, SERIAL_PORTS, serial)
+        self._serial_port = SerialPort(self.loop, serial)
+        self._resources.callback(self._serial_port.close)
 
     def _coalesce(self, kvm: Kvm, vm: Vm, vcpu: Vcpu) -> CoalescedRing | None:
         page_offset = kvm.check_extension(api.KVM_CAP_COALESCED_MMIO)
@@ -233,6 +262,26 @@ class Machine:
     def stop(self) -> None:
         """End the machine at once, as if its power were cut. Thread: any. Never blocks."""
         self._end(Outcome(EndReason.STOPPED))
+
+    def adopt_vsock(self, sock: socket.socket, port: int) -> None:
+        """Connect a stream socket to a port of the guest, past the host kernel. Thread: any.
+
+        Its other end reads "OK <host port>\\n" once the guest has accepted, or the end if not.
+
+        Raises:
+            OSError: the machine has no vsock of its own.
+        """
+        if self._unix_backend is None:
+            sock.close()
+            raise OSError(errno.ENODEV, "the machine has no such vsock")
+        self.loop.call_soon(partial(self._unix_backend.adopt, sock, port))
+
+    def connect_serial(self) -> socket.socket | None:
+        """Return a stream to the second serial port, which ends the one before. Thread: any.
+
+        None if the machine was made without such a port.
+        """
+        return self._serial_port.connect() if self._serial_port is not None else None
 
     def statistics(self) -> MachineStatistics:
         """Return the counts up to now. Thread: any."""

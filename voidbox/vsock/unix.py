@@ -61,7 +61,8 @@ class UnixBackend:
     """The host's side of one guest's vsock. Thread: loop.
 
     Args:
-        path: the socket to listen on.
+        path: the socket to listen on; None for no name at all: then only adopt() makes
+            connections, and the guest's own are refused.
         guest_cid: the guest's address.
         loop: reports on the sockets.
     Raises:
@@ -72,7 +73,7 @@ class UnixBackend:
         on_pending: set by the device: serve the guest's RX queue, for has_pending_rx() is true.
     """
 
-    def __init__(self, path: str, guest_cid: int, loop: Loop) -> None:
+    def __init__(self, path: str | None, guest_cid: int, loop: Loop) -> None:
         self.path = path
         self.on_pending: Callable[[], None] = lambda: None
         self._loop = loop
@@ -83,7 +84,7 @@ class UnixBackend:
         self._resume_timer: TimerHandle | None = None
         self._accepting = False
         self._closed = False
-        self._listener = UnixListener(path)
+        self._listener = UnixListener(path) if path is not None else None
         self._resume_accepting()
 
     # The device's three methods, and reset.
@@ -113,6 +114,8 @@ class UnixBackend:
 
     def _connect(self, port: int) -> UnixStream | None:
         sock = None
+        if self.path is None:
+            return None
         try:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             sock.connect(f"{self.path}_{port}")
@@ -128,22 +131,23 @@ class UnixBackend:
 
     def _resume_accepting(self) -> None:
         self._resume_timer = None
-        if not self._accepting and not self._closed:
+        if self._listener is not None and not self._accepting and not self._closed:
             self._accepting = True
-            self._loop.watch(self._listener.socket.fileno(), select.EPOLLIN, self._accept)
+            listener = self._listener.socket
+            self._loop.watch(listener.fileno(), select.EPOLLIN, lambda _: self._accept(listener))
 
     def _pause_accepting(self) -> None:
-        if self._accepting:
+        if self._listener is not None and self._accepting:
             self._accepting = False
             self._loop.unwatch(self._listener.socket.fileno())
 
-    def _accept(self, _events: int) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         for _ in range(ACCEPTS_PER_PASS):
             if len(self._greeters) >= GREETERS_MAX:
                 self._pause_accepting()  # until one of them is done
                 return
             try:
-                sock, _ = self._listener.socket.accept()
+                sock, _ = listener.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -198,7 +202,15 @@ class UnixBackend:
             self._end_greeting(greeter, refused=True)
             return
         self._end_greeting(greeter)
-        stream = UnixStream(greeter.socket, self._loop, self._stream_ready)
+        self.adopt(greeter.socket, port)
+
+    def adopt(self, sock: socket.socket, port: int) -> None:
+        """Connect a program's socket to a port of the guest, as if it had sent CONNECT.
+
+        It reads "OK <host port>\\n" once the guest has accepted, or the end if it has not.
+        """
+        sock.setblocking(False)
+        stream = UnixStream(sock, self._loop, self._stream_ready)
         if self._muxer.open(stream, port, time.monotonic_ns()) is None:
             stream.close()
             return
@@ -285,4 +297,5 @@ class UnixBackend:
         for greeter in list(self._greeters.values()):
             self._end_greeting(greeter, refused=True)
         self._muxer.reset()
-        self._listener.close()
+        if self._listener is not None:
+            self._listener.close()

@@ -1,0 +1,126 @@
+"""A machine whose guest runs the agent, from its making to the agent's first answer."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Callable
+
+from voidbox.agent import connect, protocol
+from voidbox.agent.client import AgentClient
+from voidbox.agent.endpoint import await_ok
+from voidbox.boot import newc
+from voidbox.vmm.config import MachineConfig, VsockConfig
+from voidbox.vmm.machine import Machine
+
+_POST_MORTEM_S = 2.0  # between the loss of the connection and the machine's outcome
+
+
+class Guest:
+    """A machine with the agent in it. Thread: the caller's.
+
+    The secret goes to the guest in an archive behind the initramfs, as a file that only root can
+    read; the agent removes it once read.
+
+    Args:
+        config: its initramfs holds the agent; without a vsock it gets one that only this process
+            can use.
+
+    Raises:
+        ConfigError, HostError: see Machine.
+
+    Attributes:
+        machine: for its console, outcome and statistics.
+    """
+
+    def __init__(self, config: MachineConfig) -> None:
+        self._secret = os.urandom(protocol.SECRET_BYTES)
+        config = config._replace(
+            vsock=config.vsock or VsockConfig(),
+            serial_line=True,
+            extra_files=(*config.extra_files, *_secret_files(self._secret)),
+        )
+        self.machine = Machine(config)
+
+    def connect(
+        self,
+        timeout_s: float = connect.BOOT_TIMEOUT_S,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> AgentClient:
+        """Return a client once the agent answers; see voidbox.agent.connect."""
+        return connect.connect(MachineEndpoint(self.machine), self._secret, timeout_s, log)
+
+    def close(self) -> None:
+        """End the machine at once. Idempotent."""
+        self.machine.close()
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _secret_files(secret: bytes) -> tuple[newc.Entry, ...]:
+    path = protocol.SECRET_PATH.lstrip("/")
+    folders = path.split("/")[:-1]
+    return (
+        *(
+            newc.Entry("/".join(folders[: depth + 1]), stat.S_IFDIR | 0o755)
+            for depth in range(len(folders))
+        ),
+        newc.Entry(path, stat.S_IFREG | 0o400, secret),
+    )
+
+
+class MachineEndpoint:
+    """A machine of this process as the agent's client sees it; see Endpoint. Thread: any."""
+
+    def __init__(self, machine: Machine) -> None:
+        vsock = machine.config.vsock
+        assert vsock is not None
+        self.cid = vsock.cid
+        self._is_vhost = vsock.is_vhost
+        self._machine = machine
+
+    def connect(self, port: int, timeout_s: float) -> socket.socket:
+        """See Endpoint."""
+        if self._is_vhost:
+            return _connect_vhost(self.cid, port, timeout_s)
+        ours, theirs = socket.socketpair()
+        try:
+            self._machine.adopt_vsock(theirs, port)
+            await_ok(ours, timeout_s)
+        except BaseException:
+            ours.close()
+            raise
+        return ours
+
+    def connect_serial(self) -> socket.socket | None:
+        """See Endpoint."""
+        return self._machine.connect_serial()
+
+    def has_ended(self, timeout_s: float) -> bool:
+        """See Endpoint."""
+        return self._machine.wait(timeout_s) is not None
+
+    def explain_end(self) -> str:
+        """See Endpoint."""
+        outcome = self._machine.wait(_POST_MORTEM_S)
+        if outcome is not None:
+            return outcome.describe()
+        tail = self._machine.console.tail()
+        return f"the guest still runs; its console's last lines:\n{tail}" if tail else ""
+
+
+def _connect_vhost(cid: int, port: int, timeout_s: float) -> socket.socket:
+    sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect((cid, port))
+        sock.settimeout(None)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
