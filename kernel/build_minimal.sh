@@ -13,9 +13,13 @@ here=$(cd "$(dirname "$0")" && pwd)
 source_package=linux-source-6.1
 pinned=$(cat "$here/VERSION")
 recipe=$(cat "$here/minimal.config" "$0" | sha256sum | cut -c1-12)
+finish() { # say where the kernel is; it is the default of `voidbox run` from now on
+    ln -sfn "$(basename "$target")" "$cache/kernels/current-minimal"
+    echo "$target"
+}
 target=$cache/kernels/minimal-$pinned-$recipe
 if [ -d "$target" ]; then
-    echo "$target"
+    finish
     exit
 fi
 
@@ -35,7 +39,7 @@ if [ "$offered" != "$pinned" ]; then
     echo "build_minimal.sh: Debian offers $offered, not the pinned $pinned; building that" >&2
     target=$cache/kernels/minimal-$offered-$recipe
     if [ -d "$target" ]; then
-        echo "$target"
+        finish
         exit
     fi
 fi
@@ -64,4 +68,4 @@ cp arch/x86/boot/bzImage .config "$work/kernel/"
 mv "$work/kernel/.config" "$work/kernel/config"
 strip --strip-debug -o "$work/kernel/vmlinux" vmlinux
 publish "$work/kernel" "$target"
-echo "$target"
+finish

@@ -32,7 +32,8 @@ ALLOWED: dict[str, set[str]] = {
         "loop_api",
     },
     "sandbox": {"errors", "vmm", "agent", "boot"},
-    "cli": {"errors", "version", "vmm", "kvm", "agent", "sandbox", "event_loop"},
+    "defaults": {"errors"},
+    "cli": {"errors", "version", "vmm", "kvm", "agent", "sandbox", "event_loop", "defaults"},
     "__main__": {"cli"},
     "__init__": {"version"},
 }

@@ -4,6 +4,7 @@ OK = 0  # the guest powered off or rebooted; the user quit with Ctrl-A x
 USAGE = 2  # bad arguments, an unusable file, a host that cannot run VMs
 PANIC = 120  # the guest's kernel panicked
 CRASH = 121  # the guest crashed: a triple fault, an exit that cannot be handled
+AGENT = 122  # the guest's agent did not answer, or was lost
 TIMEOUT = 124  # --timeout ran out
 INTERNAL = 125  # voidbox itself failed: a bug
 SIGNAL_BASE = 128  # plus the number of the signal that ended voidbox

@@ -1,4 +1,4 @@
-"""`voidbox run`: boot a kernel, its serial console on this terminal."""
+"""`voidbox run`: a command or a shell in a fresh VM, or a kernel's console on this terminal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from voidbox import defaults
 from voidbox.cli import exit_status
 from voidbox.cli.parser import make_parser
 from voidbox.cli.terminal import Terminal
@@ -31,13 +32,18 @@ _FLUSH_S = 0.2  # how often a signal is looked for while the last output drains
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _EPILOG = f"""\
-The console is this terminal in raw mode: Ctrl-A x quits, Ctrl-A Ctrl-A sends Ctrl-A.
+With a COMMAND, its input, output and exit status are this one's, and it runs as the user
+"sandbox" in /workspace. Without one you get a shell. On a terminal it gets a terminal.
 
-exit status:
+With an initramfs of your own and no COMMAND, or with --console, the guest's serial console is this
+terminal in raw mode: Ctrl-A x quits, Ctrl-A Ctrl-A sends Ctrl-A.
+
+exit status, unless it is the COMMAND's:
   0    the guest powered off or rebooted, or you quit
   2    bad arguments or files, or a host that cannot run VMs
   120  the guest's kernel panicked
   121  the guest crashed (a triple fault, say); its registers are shown
+  122  the guest's agent did not answer, or was lost
   124  --timeout ran out
   125  voidbox itself failed: a bug
   128+n  ended by signal n
@@ -46,6 +52,9 @@ default kernel command line:
   {DEFAULT_CMDLINE}
 
 examples:
+  voidbox run -- python3 -c 'print(6 * 7)'
+  voidbox run
+  tar c project | voidbox run -- sh -c 'tar x && make test'
   voidbox run --kernel vmlinuz --initramfs guest.cpio
   voidbox run --kernel vmlinuz --initramfs guest.cpio --memory 4G --cpus 2
   voidbox run --kernel vmlinux --initramfs guest.cpio --cmdline 'loglevel=7'
@@ -53,11 +62,37 @@ examples:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = make_parser(
-        "run", "Boot a Linux kernel in a new VM, its serial console on this terminal.", _EPILOG
+    parser = make_parser("run", "Run a command or a shell in a fresh VM.", _EPILOG)
+    parser.usage = "voidbox run [OPTION …] [-- COMMAND [ARGUMENT …]]"
+    parser.add_argument(
+        "--kernel", metavar="PATH", help="bzImage or ELF vmlinux; the last built by default"
     )
-    parser.add_argument("--kernel", required=True, metavar="PATH", help="bzImage or ELF vmlinux")
-    parser.add_argument("--initramfs", metavar="PATH", help="initramfs; none by default")
+    parser.add_argument(
+        "--initramfs", metavar="PATH", help="the guest's image; the last built by default"
+    )
+    parser.add_argument(
+        "-e",
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a variable for the COMMAND; NAME alone takes it from here",
+    )
+    parser.add_argument("-w", "--workdir", metavar="PATH", help="where it runs, /workspace")
+    parser.add_argument("-u", "--user", metavar="NAME", help="whom it runs as, sandbox")
+    parser.add_argument(
+        "-t",
+        "--tty",
+        action="store_true",
+        default=None,
+        help="give it a terminal; done anyway where input and output are one",
+    )
+    parser.add_argument("-T", "--no-tty", action="store_false", dest="tty", help="never do that")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what happens, on stderr")
+    parser.add_argument("--console-log", metavar="PATH", help="write the guest's console there")
+    parser.add_argument(
+        "--console", action="store_true", help="show the guest's console here, run no COMMAND"
+    )
     parser.add_argument(
         "--cmdline", default="", metavar="STR", help="words added to the kernel command line"
     )
@@ -93,22 +128,79 @@ def main(argv: list[str]) -> int:
     Raises:
         VoidboxError: bad input or an unusable host.
     """
+    argv, command = _split(argv)
     options = _parser().parse_args(argv)
+    is_console = options.console or (options.initramfs is not None and not command)
+    if command and options.console:
+        raise ConfigError("--console shows the guest's console and runs no COMMAND: leave one out")
     timeout_s = _parse_number(options.timeout, "--timeout", float) if options.timeout else None
+    kernel = options.kernel or defaults.find_kernel()
     config = MachineConfig(
-        kernel=options.kernel,
-        initramfs=options.initramfs,
+        kernel=kernel,
+        initramfs=_initramfs(options.initramfs, kernel, is_console),
         cmdline=_cmdline(options.cmdline, options.no_default_cmdline),
         memory_bytes=parse_memory(options.memory),
         cpus=int(_parse_number(options.cpus, "--cpus", int)),
         self_extract=options.self_extract,
         vsock=_vsock(options.vsock, options.cid),
     )
-    with Machine(config) as machine:
-        status = _run(machine, timeout_s)
+
+    def on_end(machine: Machine) -> None:
         if options.stats:
             _write_statistics(machine, options.stats)
-    return status
+
+    if is_console:
+        with Machine(config) as machine:
+            status = _run(machine, timeout_s)
+            on_end(machine)
+        return status
+    from voidbox.cli import guest_run
+
+    return guest_run.run(
+        config,
+        guest_run.Command(
+            command, _environment(options.env), options.workdir, options.user, options.tty
+        ),
+        timeout_s=timeout_s,
+        is_verbose=options.verbose,
+        console_log=options.console_log,
+        on_end=on_end,
+    )
+
+
+def _split(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Return our own arguments, and the COMMAND behind the first "--"."""
+    if "--" not in argv:
+        return argv, ()
+    at = argv.index("--")
+    if at == len(argv) - 1:
+        raise ConfigError("-- is followed by no COMMAND")
+    return argv[:at], tuple(argv[at + 1 :])
+
+
+def _initramfs(path: str | None, kernel: str, is_console: bool) -> str | None:
+    """Return the image to boot. A kernel of one's own with --console may have none."""
+    if path is not None:
+        return path
+    try:
+        return defaults.find_image(kernel)
+    except ConfigError:
+        if is_console:
+            return None
+        raise
+
+
+def _environment(words: list[str]) -> dict[str, str]:
+    environment = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name:
+            raise ConfigError(f"--env {word}: give NAME=VALUE")
+        if equals:
+            environment[name] = value
+        elif name in os.environ:
+            environment[name] = os.environ[name]
+    return environment
 
 
 def _parse_number(text: str, option: str, kind: type[int] | type[float]) -> float:
