@@ -71,6 +71,8 @@ def kernel_release(path: str) -> str:
     Raises:
         ConfigError: the file cannot be read.
     """
+    if not os.path.isfile(path):
+        return ""  # a FIFO would not even open; whoever loads it says what is wrong
     try:
         with open(path, "rb") as file:
             header = file.read(_KERNEL_VERSION_OFFSET + 2)

@@ -166,7 +166,7 @@ def test_a_panic_is_told(kernels: dict[str, str], initramfs: str, name: str) -> 
 
 
 def test_a_guest_without_init_panics(kernels: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "voidbox", "run", "--kernel", kernels["minimal"]]
+    command = [sys.executable, "-m", "voidbox", "run", "--console", "--kernel", kernels["minimal"]]
     result = subprocess.run(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
     )

@@ -91,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="say what happens, on stderr")
     parser.add_argument("--console-log", metavar="PATH", help="write the guest's console there")
     parser.add_argument(
-        "--console", action="store_true", help="show the guest's console here, run no COMMAND"
+        "--console",
+        action="store_true",
+        help="show the guest's console here, run no COMMAND; a --kernel then gets no default image",
     )
     parser.add_argument(
         "--cmdline", default="", metavar="STR", help="words added to the kernel command line"
@@ -137,7 +139,7 @@ def main(argv: list[str]) -> int:
     kernel = options.kernel or defaults.find_kernel()
     config = MachineConfig(
         kernel=kernel,
-        initramfs=_initramfs(options.initramfs, kernel, is_console),
+        initramfs=_initramfs(options, kernel),
         cmdline=_cmdline(options.cmdline, options.no_default_cmdline),
         memory_bytes=parse_memory(options.memory),
         cpus=int(_parse_number(options.cpus, "--cpus", int)),
@@ -178,16 +180,14 @@ def _split(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:
     return argv[:at], tuple(argv[at + 1 :])
 
 
-def _initramfs(path: str | None, kernel: str, is_console: bool) -> str | None:
-    """Return the image to boot. A kernel of one's own with --console may have none."""
-    if path is not None:
+def _initramfs(options: argparse.Namespace, kernel: str) -> str | None:
+    """Return the image to boot. A kernel of one's own on the console is given none unasked."""
+    if options.initramfs is not None:
+        path: str = options.initramfs
         return path
-    try:
-        return defaults.find_image(kernel)
-    except ConfigError:
-        if is_console:
-            return None
-        raise
+    if options.console and options.kernel is not None:
+        return None
+    return defaults.find_image(kernel)
 
 
 def _environment(words: list[str]) -> dict[str, str]:

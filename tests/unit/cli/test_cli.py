@@ -41,7 +41,7 @@ def test_version_and_help() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["dance"], ["run"], ["run", "--kernel"], ["doctor", "x"]]
+    "arguments", [[], ["dance"], ["run", "--nonsense"], ["run", "--kernel"], ["doctor", "x"]]
 )
 def test_misuse_is_status_2(arguments: list[str]) -> None:
     result = voidbox(*arguments)
@@ -102,7 +102,9 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
         huge.truncate(1 << 30)
     names = {name: str(tmp_path / name) for name in [*files, "huge"]}
     options, message = BAD_INPUT[case]
-    result = voidbox("run", *[option.format(tmp=tmp_path, **names) for option in options])
+    result = voidbox(
+        "run", "--console", *[option.format(tmp=tmp_path, **names) for option in options]
+    )
     assert result.returncode == exit_status.USAGE
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
@@ -112,7 +114,17 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
 @pytest.mark.kvm
 def test_a_closed_standard_output_is_one_line(tmp_path: Path) -> None:
     kernel = tiny.write_elf(tmp_path / "elf", tiny.power_off())
-    command = [sys.executable, "-m", "voidbox", "run", "--kernel", kernel, "--memory", "32M"]
+    command = [
+        sys.executable,
+        "-m",
+        "voidbox",
+        "run",
+        "--console",
+        "--kernel",
+        kernel,
+        "--memory",
+        "32M",
+    ]
     result = subprocess.run(
         ["sh", "-c", '"$@" >&-', "sh", *command],
         cwd=ROOT,
@@ -132,7 +144,9 @@ def test_a_closed_standard_output_is_one_line(tmp_path: Path) -> None:
 def test_a_tiny_guest_through_the_whole_command(tmp_path: Path) -> None:
     kernel = tiny.write_elf(tmp_path / "elf", tiny.say("hello\n") + tiny.power_off())
     stats = tmp_path / "stats.json"
-    result = voidbox("run", "--kernel", kernel, "--memory", "32M", "--stats", str(stats))
+    result = voidbox(
+        "run", "--console", "--kernel", kernel, "--memory", "32M", "--stats", str(stats)
+    )
     assert (result.returncode, result.stdout, result.stderr) == (0, "hello\n", "")
     assert json.loads(stats.read_text())["exits"]["KVM_EXIT_IO"] >= 1
 
@@ -140,7 +154,7 @@ def test_a_tiny_guest_through_the_whole_command(tmp_path: Path) -> None:
 @pytest.mark.kvm
 def test_a_crash_is_told_with_its_status(tmp_path: Path) -> None:
     kernel = tiny.write_elf(tmp_path / "elf", tiny.say("oh\n") + b"\x0f\x0b")
-    result = voidbox("run", "--kernel", kernel, "--memory", "32M")
+    result = voidbox("run", "--console", "--kernel", kernel, "--memory", "32M")
     assert result.returncode == exit_status.CRASH
     assert "triple fault" in result.stderr
     assert "rip=" in result.stderr
@@ -150,7 +164,7 @@ def test_a_crash_is_told_with_its_status(tmp_path: Path) -> None:
 @pytest.mark.kvm
 def test_the_time_limit_ends_a_guest_that_spins(tmp_path: Path) -> None:
     kernel = tiny.write_elf(tmp_path / "elf", tiny.SPIN)
-    result = voidbox("run", "--kernel", kernel, "--memory", "32M", "--timeout", "0.3")
+    result = voidbox("run", "--console", "--kernel", kernel, "--memory", "32M", "--timeout", "0.3")
     assert result.returncode == exit_status.TIMEOUT
 
 
@@ -159,7 +173,17 @@ def test_a_closed_pipe_ends_it(tmp_path: Path) -> None:
     forever = tiny.out8(tiny.COM1, 0x41) + b"\xeb" + bytes([256 - 9])
     kernel = tiny.write_elf(tmp_path / "elf", forever)
     process = subprocess.Popen(
-        [sys.executable, "-m", "voidbox", "run", "--kernel", kernel, "--memory", "32M"],
+        [
+            sys.executable,
+            "-m",
+            "voidbox",
+            "run",
+            "--console",
+            "--kernel",
+            kernel,
+            "--memory",
+            "32M",
+        ],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
