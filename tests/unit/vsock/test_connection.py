@@ -212,3 +212,22 @@ def test_a_guest_that_forgot_is_told_nothing() -> None:
     assert connection.owed == 0
     connection.delivered()
     assert connection.state is State.CLOSED
+
+
+def test_a_guest_that_has_no_more_under_way_than_its_own_buffer_never_waits_for_credit() -> None:
+    """Linux caps what it has under way to its own buffer, 256 KiB, though we announce 1 MiB."""
+    guest_buffer, packet = 256 << 10, 64 << 10
+    connection = Connection.accept(
+        header(VIRTIO_VSOCK_OP_REQUEST, buf_alloc=guest_buffer), buf_alloc=1 << 20
+    )
+    connection.next_op()
+    connection.sent()
+    sent = told = 0
+    while sent < 4 << 20:
+        assert sent - told < guest_buffer, "the guest waits for credit that never comes"
+        connection.receive(header(VIRTIO_VSOCK_OP_RW, packet, buf_alloc=guest_buffer))
+        connection.forwarded(packet)
+        sent += packet
+        if connection.next_op() == VIRTIO_VSOCK_OP_CREDIT_UPDATE:
+            connection.sent()
+            told = connection.fwd_cnt
