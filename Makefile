@@ -37,6 +37,8 @@ kernels: setup
 	kernel/fetch_debian.sh generic
 	kernel/build_minimal.sh
 	scripts/build_first_guest.sh
+	scripts/build_guest_image.sh
+	scripts/build_guest_image.sh --kernel "$$(kernel/fetch_debian.sh cloud)"
 
 setup:
 	scripts/setup.sh
