@@ -225,7 +225,7 @@ class _SerialCarrier:
                 log(f"the serial line is gone: {error.strerror}")
                 self._loop.unwatch(self._fd)
                 return
-            self._link.feed(data)
+            self._link.feed(data, time.monotonic_ns())
             self._follow_session()
         self._pump()
 

@@ -1,4 +1,4 @@
-"""Kernels and the first guest, from the project's own scripts (cached; `make kernels` fetches)."""
+"""Kernels and images from the project's own scripts (cached; `make kernels` fetches)."""
 
 from __future__ import annotations
 
@@ -32,4 +32,13 @@ def kernels() -> dict[str, str]:
         "generic": script("kernel/fetch_debian.sh", "generic"),
         "minimal": f"{minimal}/bzImage",
         "minimal-elf": f"{minimal}/vmlinux",
+    }
+
+
+@pytest.fixture(scope="session")
+def guest_images(kernels: dict[str, str]) -> dict[str, str]:
+    """The images with the agent, by the kernel that they are for."""
+    return {
+        "minimal": script("scripts/build_guest_image.sh"),
+        "cloud": script("scripts/build_guest_image.sh", "--kernel", kernels["cloud"]),
     }

@@ -162,7 +162,7 @@ class Link:
 
     def _receive(self, data: bytes) -> None:
         if self._serial is not None:
-            self._serial.feed(data)
+            self._serial.feed(data, time.monotonic_ns())
             data = self._serial.receive()
         try:
             for event in self._core.feed(data):

@@ -4,6 +4,10 @@ The line may carry anything before and between our segments, lose bytes and chan
 segment starts with a magic and ends its header with a checksum, is numbered, acknowledged and sent
 again (go-back-N). A session begins with the host's SYN; a new SYN ends the session before.
 
+How fast the line is shows only in use: an emulated UART takes two exits a byte. So the time until
+something is sent again follows the measured round trips, and the number of segments under way
+starts at one and grows with every acknowledgement: else a slow line would fill with copies.
+
     struct segment { char magic[4]; u8 type, zero; u16 length; u32 session, number, crc32; ... }
 
     host   SYN ─►              DATA 0 ─► DATA 1 ─►                  RESET ─►
@@ -26,9 +30,9 @@ HEADER_BYTES = _HEADER.size + _CRC.size
 SEGMENT_BYTES_MAX = 1024  # of payload
 IN_FLIGHT_MAX = 8  # segments: a tty buffers 64 KiB and drops what comes beyond
 BUFFER_BYTES_MAX = 64 << 10  # of what is to be sent: then `room` is 0
-RETRY_NS = 400_000_000
-RETRY_NS_MAX = 4_000_000_000
-RETRIES_MAX = 10
+RETRY_NS = 1_000_000_000  # before a round trip was measured, and the least
+RETRY_NS_MAX = 10_000_000_000
+RETRIES_MAX = 8
 
 CONNECTING, OPEN, CLOSED = "connecting", "open", "closed"
 
@@ -67,6 +71,9 @@ class SerialLink:
     def _begin(self) -> None:
         self._pending = bytearray()  # not yet in a segment
         self._in_flight: list[bytes] = []
+        self._window = 1  # how many segments may be in flight
+        self._timed: tuple[int, int] | None = None  # a segment's number and when it was sent
+        self._round_trip_ns = 0  # smoothed; 0 before the first
         self._first = 0  # number of _in_flight[0]
         self._sent = 0  # how many of _in_flight are on their way
         self._expected = 0
@@ -108,7 +115,7 @@ class SerialLink:
         # The guest's end waits for the next session.
         self.state = CLOSED if self._is_host else CONNECTING
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes, now_ns: int) -> None:
         """Take bytes from the line."""
         line = self._line
         line += data
@@ -137,13 +144,15 @@ class SerialLink:
                 self._skip()  # a whole segment may lie within what this one claimed
                 continue
             del line[:end]
-            self._on_segment(type, session, number, payload)
+            self._on_segment(type, session, number, payload, now_ns)
 
     def _skip(self) -> None:
         self.is_dirty = True
         del self._line[:1]
 
-    def _on_segment(self, type: int, session: int, number: int, payload: bytes) -> None:
+    def _on_segment(
+        self, type: int, session: int, number: int, payload: bytes, now_ns: int
+    ) -> None:
         if type == SYN and not self._is_host:
             self._on_syn(session)
         elif session != self._session or not session:
@@ -159,7 +168,7 @@ class SerialLink:
                 self._received += payload
             self._control += _encode(answer, session, self._expected)
         elif type in (ACK, NAK) and self.state == OPEN:
-            self._on_ack(number)
+            self._on_ack(number, now_ns)
             if type == NAK:
                 self._go_back()
         elif type == RESET:
@@ -180,9 +189,15 @@ class SerialLink:
         self._retry_at_ns = None
         self._retries = 0
 
-    def _on_ack(self, number: int) -> None:
+    def _on_ack(self, number: int, now_ns: int) -> None:
         done = number - self._first
         if 0 < done <= len(self._in_flight):
+            self._window = min(self._window + done, IN_FLIGHT_MAX)
+            if self._timed is not None and number > self._timed[0]:
+                round_trip_ns = now_ns - self._timed[1]
+                old_ns = self._round_trip_ns or round_trip_ns
+                self._round_trip_ns = (7 * old_ns + round_trip_ns) // 8
+                self._timed = None
             del self._in_flight[:done]
             self._first = number
             self._sent = max(0, self._sent - done)
@@ -195,6 +210,7 @@ class SerialLink:
         if not self._has_gone_back:
             self._has_gone_back = True
             self._sent = 0
+            self._timed = None  # which of the copies is acknowledged could not be told
 
     def to_write(self, now_ns: int) -> bytes:
         """Return the bytes for the line now, often none."""
@@ -206,14 +222,17 @@ class SerialLink:
             self._is_syn_due = False
             self._set_timer(now_ns)
         if self.state == OPEN:
-            while self._pending and len(self._in_flight) < IN_FLIGHT_MAX:
+            while self._pending and len(self._in_flight) < self._window:
                 payload = bytes(self._pending[:SEGMENT_BYTES_MAX])
                 del self._pending[:SEGMENT_BYTES_MAX]
                 number = self._first + len(self._in_flight)
                 self._in_flight.append(_encode(DATA, self._session, number, payload))
-            if self._sent < len(self._in_flight):
-                out += b"".join(self._in_flight[self._sent :])
-                self._sent = len(self._in_flight)
+            end = min(len(self._in_flight), self._window)
+            if self._sent < end:
+                out += b"".join(self._in_flight[self._sent : end])
+                self._sent = end
+                if self._timed is None and not self._retries:
+                    self._timed = (self._first + end - 1, now_ns)
                 self._set_timer(now_ns)
             elif self._in_flight and self._retry_at_ns is None:
                 self._set_timer(now_ns)
@@ -226,8 +245,12 @@ class SerialLink:
             return
         self._retries += 1
         self._sent = 0
+        self._timed = None
+        self._window = 1
         if self._retries > RETRIES_MAX:
             self.close()
 
     def _set_timer(self, now_ns: int) -> None:
-        self._retry_at_ns = now_ns + min(RETRY_NS << self._retries, RETRY_NS_MAX)
+        # Four round trips: a window that has just doubled takes two.
+        retry_ns = max(RETRY_NS, 4 * self._round_trip_ns)
+        self._retry_at_ns = now_ns + min(retry_ns << self._retries, RETRY_NS_MAX)

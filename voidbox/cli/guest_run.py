@@ -161,6 +161,7 @@ def run(
     timeout_s: float | None,
     is_verbose: bool,
     console_log: str | None,
+    has_vsock: bool,
     on_end: Callable[[Machine], None],
 ) -> int:
     """Run a command in a fresh VM; returns its exit status, or one of ours.
@@ -175,7 +176,7 @@ def run(
         if console_log is not None:
             log_fd = _open_log(console_log)
             stack.callback(os.close, log_fd)
-        guest = stack.enter_context(Guest(config))
+        guest = stack.enter_context(Guest(config, has_vsock))
         if log_fd >= 0:
             loop: EventLoop = guest.machine.loop
             guest.machine.console.attach(FdOutput(loop, log_fd, on_broken=lambda: None))

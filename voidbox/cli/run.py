@@ -113,9 +113,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--vsock",
-        metavar="PATH|vhost",
+        metavar="PATH|vhost|none",
         help="a socket device: host programs connect to the Unix socket PATH and send CONNECT "
-        "<port>; the guest's connections to port P go to PATH_P. Or vhost: the host kernel's",
+        "<port>; the guest's connections to port P go to PATH_P. Or vhost: the host kernel's. Or "
+        "none: a COMMAND then goes over a slow serial line",
     )
     parser.add_argument("--cid", default="3", metavar="N", help="the guest's vsock address, 3")
     parser.add_argument(
@@ -166,6 +167,7 @@ def main(argv: list[str]) -> int:
         timeout_s=timeout_s,
         is_verbose=options.verbose,
         console_log=options.console_log,
+        has_vsock=options.vsock != "none",
         on_end=on_end,
     )
 
@@ -214,7 +216,7 @@ def _parse_number(text: str, option: str, kind: type[int] | type[float]) -> floa
 
 
 def _vsock(where: str | None, cid: str) -> VsockConfig | None:
-    if where is None:
+    if where is None or where == "none":
         return None
     if not where:
         raise ConfigError("--vsock: give a path for the socket, or vhost")

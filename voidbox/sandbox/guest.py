@@ -26,6 +26,7 @@ class Guest:
     Args:
         config: its initramfs holds the agent; without a vsock it gets one that only this process
             can use.
+        has_vsock: False for a machine that has none: all goes over the serial line.
 
     Raises:
         ConfigError, HostError: see Machine.
@@ -34,10 +35,10 @@ class Guest:
         machine: for its console, outcome and statistics.
     """
 
-    def __init__(self, config: MachineConfig) -> None:
+    def __init__(self, config: MachineConfig, has_vsock: bool = True) -> None:
         self._secret = os.urandom(protocol.SECRET_BYTES)
         config = config._replace(
-            vsock=config.vsock or VsockConfig(),
+            vsock=(config.vsock or VsockConfig()) if has_vsock else None,
             serial_line=True,
             extra_files=(*config.extra_files, *_secret_files(self._secret)),
         )
@@ -79,9 +80,8 @@ class MachineEndpoint:
 
     def __init__(self, machine: Machine) -> None:
         vsock = machine.config.vsock
-        assert vsock is not None
-        self.cid = vsock.cid
-        self._is_vhost = vsock.is_vhost
+        self.cid = vsock.cid if vsock is not None else 0
+        self._is_vhost = vsock is not None and vsock.is_vhost
         self._machine = machine
 
     def connect(self, port: int, timeout_s: float) -> socket.socket:
@@ -108,10 +108,11 @@ class MachineEndpoint:
     def explain_end(self) -> str:
         """See Endpoint."""
         outcome = self._machine.wait(_POST_MORTEM_S)
-        if outcome is not None:
-            return outcome.describe()
+        story = "the guest still runs" if outcome is None else outcome.describe()
         tail = self._machine.console.tail()
-        return f"the guest still runs; its console's last lines:\n{tail}" if tail else ""
+        if not tail or tail in story:
+            return story
+        return f"{story}\nthe console's last lines:\n{tail}"
 
 
 def _connect_vhost(cid: int, port: int, timeout_s: float) -> socket.socket:

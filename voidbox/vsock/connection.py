@@ -250,9 +250,9 @@ class Connection:
         """`count` buffered bytes went to the host's program, or were dropped with it."""
         self.buffered_bytes -= count
         self.fwd_cnt = (self.fwd_cnt + count) & _U32
-        # Half a window: the guest never runs dry while we forward, and is told seldom. The window is
-        # the smaller buffer: Linux, since 6.19 and in its stable series, has no more under way than
-        # it would itself take, whatever we announce.
+        # Half a window: the guest never runs dry while we forward, and is told seldom. The window
+        # is the smaller buffer: Linux has no more under way than it would itself take ("cap TX
+        # credit to local buffer size", in the stable series of 2026), whatever we announce.
         window = min(self.buf_alloc, self._peer_buf_alloc)
         if (self.fwd_cnt - self._fwd_cnt_told) & _U32 >= max(1, window // 2):
             self._owe(VIRTIO_VSOCK_OP_CREDIT_UPDATE)
