@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-OUTGOING_BYTES_MAX = 256 << 10  # what waits for a slow client; beyond it requests pause
 _WRONG_SECRETS_MAX = 3
 
 
@@ -74,7 +73,7 @@ class Request:
     @property
     def room(self) -> int:
         """How many bytes send() takes now, a chunk at most."""
-        return min(self.send_window.room, self.connection.room, protocol.CHUNK_BYTES)
+        return min(self.send_window.room, self.connection.room)
 
     def send(self, data: bytes, stream: int = 0) -> None:
         """Send a chunk of output that fits into `room`."""
@@ -84,7 +83,7 @@ class Request:
     def event(self, values: dict[str, Any]) -> bool:
         """Send an event; False if there is no room for it."""
         payload = pack(values)
-        if len(payload) > min(self.send_window.room, self.connection.room):
+        if len(payload) > self.send_window.room or not self.connection.room:
             return False
         self.send_window.spend(len(payload))
         self.connection.send(protocol.EVENT, self.number, payload)
@@ -135,6 +134,7 @@ class Connection:
         handlers: type of request to what makes its Request.
         secret: what the client must show.
         hello: what PONG says.
+        is_serial: the client is at the other end of a slow line.
 
     Attributes:
         on_outgoing: set by the carrier: there is something to take.
@@ -147,8 +147,13 @@ class Connection:
         handlers: Mapping[int, Callable[[Connection, int], Request]],
         secret: bytes,
         hello: dict[str, Any],
+        is_serial: bool = False,
     ) -> None:
         self.loop = loop
+        self._chunk_bytes = protocol.SERIAL_CHUNK_BYTES if is_serial else protocol.CHUNK_BYTES
+        self._outgoing_bytes_max = (
+            protocol.SERIAL_OUTGOING_BYTES_MAX if is_serial else protocol.OUTGOING_BYTES_MAX
+        )
         self.on_outgoing: Callable[[], None] = lambda: None
         self.is_ended = False
         self.is_authenticated = False
@@ -219,12 +224,11 @@ class Connection:
 
     @property
     def room(self) -> int:
-        """How many bytes of output may be added now."""
-        room = OUTGOING_BYTES_MAX - self._outgoing_bytes
-        if room <= protocol.CHUNK_BYTES:
+        """How many bytes of output may be added now: a chunk, or none while too much waits."""
+        if self._outgoing_bytes + self._chunk_bytes > self._outgoing_bytes_max:
             self._is_congested = True
             return 0
-        return room
+        return self._chunk_bytes
 
     def send(self, type: int, request: int, payload: bytes = b"", flags: int = 0) -> None:
         """Queue a frame."""

@@ -70,10 +70,10 @@ class Agent:
             protocol.SHUTDOWN: partial(Shutdown, on_shutdown),
         }
 
-    def connection(self) -> Connection:
+    def connection(self, is_serial: bool = False) -> Connection:
         """Return a new client's connection."""
         hello = {"version": AGENT_VERSION, "capabilities": list(CAPABILITIES)}
-        return Connection(self._loop, self._handlers, self._secret, hello)
+        return Connection(self._loop, self._handlers, self._secret, hello, is_serial)
 
     def serve_socket(self, listener: socket.socket) -> None:
         """Serve everybody who connects to a listening socket."""
@@ -92,7 +92,7 @@ class Agent:
 
     def serve_serial(self, fd: int) -> None:
         """Serve the one client at the other end of a terminal line in raw mode."""
-        _SerialCarrier(self._loop, fd, self.connection)
+        _SerialCarrier(self._loop, fd, partial(self.connection, is_serial=True))
 
 
 class _Listener:

@@ -149,13 +149,15 @@ class GuestMemory:
             GuestError: the range is outside RAM.
             HostError: the file ended early or could not be read.
         """
-        target = self.view(gpa, length)
         done = 0
-        while done < length:
-            count = os.preadv(fd, [target[done:]], offset + done)
-            if count == 0:
-                raise HostError(f"the file ended {length - done} bytes early")
-            done += count
+        # Released here: an error's traceback would hold the view, and the map could not be closed.
+        with self.view(gpa, length) as target:
+            while done < length:
+                with target[done:] as rest:
+                    count = os.preadv(fd, [rest], offset + done)
+                if count == 0:
+                    raise HostError(f"the file ended {length - done} bytes early")
+                done += count
 
     def __iter__(self) -> Iterator[MemoryRegion]:
         return iter(self.regions)

@@ -132,7 +132,7 @@ def test_the_secret_is_nowhere_to_be_read(booted: Booted) -> None:
 
 
 def test_stdin_files_and_checksums(booted: Booted) -> None:
-    data = os.urandom(20_000 if booted.way == "serial" else 3 << 20)
+    data = os.urandom(2_000 if booted.way == "serial" else 3 << 20)
     client = booted.client
     assert client.write_file("/workspace/dir/data", io.BytesIO(data), mode=0o640) == len(data)
     out, _, _ = run(client, "sha256sum < dir/data; stat -c %a:%u dir/data")
@@ -153,10 +153,10 @@ def test_stdin_files_and_checksums(booted: Booted) -> None:
 
 def test_a_full_disk_leaves_no_partial_file(booted: Booted) -> None:
     client = booted.client
-    line = "mkdir -p /mnt/s && mount -t tmpfs -o size=64k,mode=777 t /mnt/s"
+    line = "mkdir -p /mnt/s && mount -t tmpfs -o size=4k,mode=777 t /mnt/s"
     assert run(client, line, user="root")[2] == 0
     with pytest.raises(RequestFailed, match="No space left"):
-        client.write_file("/mnt/s/big", io.BytesIO(bytes(100_000)))
+        client.write_file("/mnt/s/big", io.BytesIO(bytes(10_000)))
     assert list(client.list_files("/mnt/s")) == []
     assert run(client, "umount /mnt/s", user="root")[2] == 0
 

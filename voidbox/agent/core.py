@@ -100,10 +100,12 @@ class ClientCore:
 
     Attributes:
         is_ready: the agent has accepted the secret.
+        outgoing_bytes: how much waits to be taken.
     """
 
     def __init__(self) -> None:
         self.is_ready = False
+        self.outgoing_bytes = 0
         self._decoder = Decoder(protocol.FROM_GUEST)
         self._outgoing: deque[bytes] = deque()
         self._requests: dict[int, _Request] = {}
@@ -165,10 +167,14 @@ class ClientCore:
         state = self._requests.get(request)
         credit = state.receive_window.use(cost) if state is not None else 0
         if credit:
-            self._outgoing.append(protocol.encode_credit(request, credit))
+            self._queue(protocol.encode_credit(request, credit))
 
     def _send(self, type: int, request: int, payload: bytes = b"") -> None:
-        self._outgoing.append(protocol.encode(type, request, payload))
+        self._queue(protocol.encode(type, request, payload))
+
+    def _queue(self, frame: bytes) -> None:
+        self._outgoing.append(frame)
+        self.outgoing_bytes += len(frame)
 
     def take_outgoing(self, size: int) -> bytes:
         """Return up to `size` bytes for the connection; what it does not take is the caller's."""
@@ -180,6 +186,7 @@ class ClientCore:
                 part = part[:size]
             taken.append(part)
             size -= len(part)
+            self.outgoing_bytes -= len(part)
         return taken[0] if len(taken) == 1 else b"".join(taken)
 
     def feed(self, data: bytes) -> list[CoreEvent]:

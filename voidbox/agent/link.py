@@ -44,6 +44,11 @@ class Link:
         self._explain = explain
         self._core = ClientCore()
         self._calls: dict[int, Call] = {}
+        self._inputs: dict[int, None] = {}  # calls that may have something to send, in turn
+        self._chunk_bytes = protocol.SERIAL_CHUNK_BYTES if serial else protocol.CHUNK_BYTES
+        self._outgoing_bytes_max = (
+            protocol.SERIAL_OUTGOING_BYTES_MAX if serial else protocol.OUTGOING_BYTES_MAX
+        )
         self._unwritten = b""
         self._timer: TimerHandle | None = None
         self._lost: str | None = None  # why
@@ -131,18 +136,37 @@ class Link:
         self._pump()
 
     def _send_input(self, number: int) -> None:
-        call = self._calls.get(number)
-        if call is None:
-            return
-        while data := call.take_input(protocol.CHUNK_BYTES):
-            sent = self._core.send_data(number, data)
-            if sent < len(data):
-                call.give_back(data[sent:])
-                break
-        end = call.take_input_end()
-        if end is not None:
-            self._core.end_data(number, end)
+        self._inputs[number] = None
         self._pump()
+
+    def _move_inputs(self) -> bool:
+        """Hand the calls' data to the core, a chunk each in turn; False if nothing could move.
+
+        Only while little waits for the connection: a long transfer must not hold up a short call.
+        """
+        has_moved = False
+        for number in list(self._inputs):
+            if self._core.outgoing_bytes >= self._outgoing_bytes_max:
+                break
+            del self._inputs[number]
+            call = self._calls.get(number)
+            if call is not None:
+                has_moved |= self._move_input(number, call)
+        return has_moved
+
+    def _move_input(self, number: int, call: Call) -> bool:
+        data = call.take_input(self._chunk_bytes)
+        if not data:
+            end = call.take_input_end()
+            if end is not None:
+                self._core.end_data(number, end)
+            return end is not None
+        sent = self._core.send_data(number, data)
+        if sent < len(data):
+            call.give_back(data[sent:])  # Writable comes when there is room again
+        else:
+            self._inputs[number] = None  # to the end of the queue
+        return sent > 0
 
     def _on_ready(self, ready: int) -> None:
         if ready & ~select.EPOLLOUT:
@@ -183,7 +207,7 @@ class Link:
         if self._lost is not None:
             return
         try:
-            while self._fill() and self._flush():
+            while (self._fill() and self._flush()) or (not self._unwritten and self._move_inputs()):
                 pass
         except OSError as error:
             self._lose(error.strerror or "it broke")

@@ -34,7 +34,10 @@ HANDSHAKE_S = 10  # a client that has not shown the secret by then is sent away
 
 HEADER = struct.Struct("<4sBBHII")
 PAYLOAD_BYTES_MAX = 1 << 20
-CHUNK_BYTES = 64 << 10  # of DATA that we send: small enough that requests take turns
+# Of DATA that we send at a time, and of frames that wait for the connection: little enough that
+# requests take turns. A serial line carries a few bytes a millisecond.
+CHUNK_BYTES, OUTGOING_BYTES_MAX = 64 << 10, 256 << 10
+SERIAL_CHUNK_BYTES, SERIAL_OUTGOING_BYTES_MAX = 1 << 10, 4 << 10
 WINDOW_BYTES = 1 << 20
 REQUESTS_MAX = 1024  # at a time on one connection
 CHECKSUM_BYTES = 32  # BLAKE2b-256 of a file's bytes

@@ -70,7 +70,8 @@ def write_tables(memory: GuestMemory, entry: EntryPoint) -> None:
     """Write the GDT, an empty IDT, and for 64-bit entry the page tables: the first GiB, 1:1."""
     code = _GDT_CODE32 if entry.is_pvh else _GDT_CODE64
     tss = _GDT_TSS32 if entry.is_pvh else _GDT_TSS64
-    memory.write(layout.GDT_GPA, struct.pack("<4Q", _GDT_NULL, code, _GDT_DATA, tss))
+    # boot.rst, 64-bit protocol: __BOOT_CS is selector 0x10, __BOOT_DS 0x18.
+    memory.write(layout.GDT_GPA, struct.pack("<5Q", _GDT_NULL, _GDT_NULL, code, _GDT_DATA, tss))
     memory.write(layout.IDT_GPA, bytes(8))
     if entry.is_pvh:
         return
@@ -83,17 +84,18 @@ def write_tables(memory: GuestMemory, entry: EntryPoint) -> None:
 def set_sregs(sregs: Any, entry: EntryPoint) -> None:
     """Set `struct kvm_sregs` for the entry's mode: 64-bit with paging, or flat 32-bit without."""
     code = _GDT_CODE32 if entry.is_pvh else _GDT_CODE64
-    _set_segment(sregs.cs, 1, code)
+    _set_segment(sregs.cs, 2, code)
     for segment in (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss):
-        _set_segment(segment, 2, _GDT_DATA)
-    _set_segment(sregs.tr, 3, _GDT_TSS32 if entry.is_pvh else _GDT_TSS64)
-    sregs.gdt.base, sregs.gdt.limit = layout.GDT_GPA, 4 * 8 - 1
+        _set_segment(segment, 3, _GDT_DATA)
+    _set_segment(sregs.tr, 4, _GDT_TSS32 if entry.is_pvh else _GDT_TSS64)
+    sregs.gdt.base, sregs.gdt.limit = layout.GDT_GPA, 5 * 8 - 1
     sregs.idt.base, sregs.idt.limit = layout.IDT_GPA, 8 - 1
     if entry.is_pvh:
         sregs.cr0 = X86_CR0_PE | X86_CR0_ET
         sregs.cr4 = 0
         return
-    sregs.cr0 |= X86_CR0_PE | X86_CR0_PG
+    # Outright: after a reset CD and NW are set, and the kernel would run uncached.
+    sregs.cr0 = X86_CR0_PE | X86_CR0_ET | X86_CR0_PG
     sregs.cr3 = layout.PML4_GPA
     sregs.cr4 |= X86_CR4_PAE
     sregs.efer |= EFER_LME | EFER_LMA

@@ -158,6 +158,8 @@ def _unpack_payload(memory: GuestMemory, fd: int, image: bzimage.BzImage, path: 
     None where the host cannot unpack it: the kernel's own decompressor then does, and overwrites
     whatever was written here.
     """
+    if image.payload_offset + image.payload_bytes > image.kernel_offset + image.kernel_bytes:
+        return None
     packed = os.pread(fd, image.payload_bytes, image.payload_offset)
     try:
         unpacked_bytes = payload.unpacked_bytes(packed)
@@ -176,6 +178,8 @@ def _unpack_payload(memory: GuestMemory, fd: int, image: bzimage.BzImage, path: 
         for piece in itertools.chain([first], pieces):
             _place(memory, vmlinux, position, memoryview(piece))
             position += len(piece)
+            if position > unpacked_bytes:  # it never ends, or not where it says
+                return None
     except (payload.Undecodable, ConfigError, GuestError, StopIteration):
         return None
     return vmlinux.entry_gpa if position >= unpacked_bytes else None

@@ -40,7 +40,7 @@ class Guest:
         config = config._replace(
             vsock=(config.vsock or VsockConfig()) if has_vsock else None,
             serial_line=True,
-            extra_files=(*config.extra_files, *_secret_files(self._secret)),
+            extra_files=(*config.extra_files, *secret_files(self._secret)),
         )
         self.machine = Machine(config)
 
@@ -63,7 +63,8 @@ class Guest:
         self.close()
 
 
-def _secret_files(secret: bytes) -> tuple[newc.Entry, ...]:
+def secret_files(secret: bytes) -> tuple[newc.Entry, ...]:
+    """Return the archive's entries that bring a secret to the guest, for root alone."""
     path = protocol.SECRET_PATH.lstrip("/")
     folders = path.split("/")[:-1]
     return (

@@ -233,7 +233,8 @@ class Machine:
         page_offset = kvm.check_extension(api.KVM_CAP_COALESCED_MMIO)
         if not page_offset or not kvm.check_extension(api.KVM_CAP_COALESCED_PIO):
             return None
-        for port, width in _COALESCED_PORTS:
+        serial_line = [(COM2_PORT + UART_TX, 1)] if self.config.serial_line else []
+        for port, width in (*_COALESCED_PORTS, *serial_line):
             vm.register_coalesced_mmio(port, width, pio=True)
         return CoalescedRing(vcpu.coalesced_ring(page_offset), self._ports, self._mmio)
 

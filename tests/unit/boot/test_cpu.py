@@ -86,7 +86,7 @@ def test_64_bit_entry_state() -> None:
     entry = EntryPoint(0x100_0000, is_pvh=False)
     cpu.set_sregs(sregs, entry)
     cpu.set_regs(regs, entry)
-    assert (sregs.cs.l, sregs.cs.db, sregs.cs.selector, sregs.cs.limit) == (1, 0, 8, ONES)
+    assert (sregs.cs.l, sregs.cs.db, sregs.cs.selector, sregs.cs.limit) == (1, 0, 0x10, ONES)
     assert (sregs.ds.type, sregs.ds.s, sregs.ds.present) == (3, 1, 1)
     assert (sregs.tr.type, sregs.tr.s) == (0xB, 0)
     assert sregs.cr0 & (1 << 31 | 1) == 1 << 31 | 1

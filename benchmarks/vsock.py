@@ -1,0 +1,298 @@
+"""Vsock beside QEMU's: the same kernel, image and guest program, in one run.
+
+Contenders: voidbox with its Unix sockets, voidbox with the host kernel's vhost-vsock, and QEMU
+microvm with the same. Each runs as a process of its own; a program in the guest takes, makes and
+echoes bytes for one on the host. Rounds are interleaved; quote medians and their ratios.
+
+    python benchmarks/vsock.py [--rounds N] [--megabytes N] [--output FILE.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from voidbox.agent import connect
+from voidbox.agent.endpoint import UnixEndpoint
+from voidbox.boot import newc
+from voidbox.sandbox import guest as sandbox_guest
+from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig
+
+ROOT = Path(__file__).parents[1]
+PORT = 7
+MEMORY_MIB = 512
+QEMU_CID, VHOST_CID = 55, 56
+ROUND_TRIPS = 2000
+BUFFER_BYTES = 256 << 10
+LIMIT_S = 120
+TARGETS = {"voidbox/vhost": 0.95, "voidbox/unix": 0.4}
+
+# Runs in the guest. The first byte says what the rest of the connection is.
+SERVER = """
+import socket
+buffer = bytearray(BUFFER_BYTES)
+listener = socket.socket(socket.AF_VSOCK)
+listener.bind((socket.VMADDR_CID_ANY, PORT))
+listener.listen(8)
+print("up", flush=True)
+while True:
+    connection, _ = listener.accept()
+    kind = connection.recv(1)
+    if kind == b"t":  # take everything, answer how much it was
+        total = 0
+        while count := connection.recv_into(buffer):
+            total += count
+        connection.sendall(total.to_bytes(8, "little"))
+    elif kind == b"m":  # make as much as is asked for
+        left = int.from_bytes(connection.recv(8, socket.MSG_WAITALL), "little")
+        while left:
+            left -= connection.send(memoryview(buffer)[:left])
+    else:  # echo
+        while data := connection.recv(1):
+            connection.send(data)
+    connection.close()
+""".replace("BUFFER_BYTES", str(BUFFER_BYTES)).replace("PORT", str(PORT))
+
+
+class Sample(NamedTuple):
+    """One round."""
+
+    to_guest_mb_s: float
+    from_guest_mb_s: float
+    round_trips_s: float
+
+
+class Contender(NamedTuple):
+    """A guest that runs, and how to reach its port."""
+
+    dial: Callable[[], socket.socket]
+    first_reply_s: float | None
+
+
+def measure(dial: Callable[[], socket.socket], megabytes: int) -> Sample:
+    """Move bytes both ways and make round trips."""
+    total = megabytes * 1_000_000
+    data = memoryview(bytes(BUFFER_BYTES))
+    with dial() as sock:
+        started = time.monotonic()
+        sock.sendall(b"t")
+        left = total
+        while left:
+            left -= sock.send(data[:left])
+        sock.shutdown(socket.SHUT_WR)
+        answer = sock.recv(8, socket.MSG_WAITALL)
+        to_guest_s = time.monotonic() - started
+        assert int.from_bytes(answer, "little") == total
+    buffer = bytearray(BUFFER_BYTES)
+    with dial() as sock:
+        started = time.monotonic()
+        sock.sendall(b"m" + total.to_bytes(8, "little"))
+        left = total
+        while left:
+            count = sock.recv_into(buffer)
+            assert count, "the guest ended early"
+            left -= count
+        from_guest_s = time.monotonic() - started
+    with dial() as sock:
+        sock.sendall(b"e")
+        started = time.monotonic()
+        for _ in range(ROUND_TRIPS):
+            sock.send(b"x")
+            assert sock.recv(1) == b"x"
+        round_trips_s = ROUND_TRIPS / (time.monotonic() - started)
+    return Sample(megabytes / to_guest_s, megabytes / from_guest_s, round_trips_s)
+
+
+def dial_vhost(cid: int) -> socket.socket:
+    sock = socket.socket(socket.AF_VSOCK)
+    sock.connect((cid, PORT))
+    return sock
+
+
+@contextlib.contextmanager
+def run_voidbox(config: MachineConfig) -> Iterator[Contender]:
+    """Run a guest in a child process, as each sandbox is one."""
+    assert config.vsock is not None
+    read_fd, write_fd = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read_fd)
+        status = 1
+        try:
+            _serve(config, write_fd)
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(write_fd)
+    try:
+        with open(read_fd, "rb") as pipe:
+            first_reply_s = float(pipe.readline())
+        path, cid = config.vsock.path, config.vsock.cid
+        if path is not None:
+            endpoint = UnixEndpoint(path)
+            yield Contender(lambda: endpoint.connect(PORT, LIMIT_S), first_reply_s)
+        else:
+            yield Contender(lambda: dial_vhost(cid), first_reply_s)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def _serve(config: MachineConfig, write_fd: int) -> None:
+    started = time.monotonic()
+    with sandbox_guest.Guest(config) as guest:
+        guest.machine.start()
+        with guest.connect() as client:
+            client.exec(["true"]).wait()
+            first_reply_s = time.monotonic() - started
+            server = client.exec(["python3", "-c", SERVER], user="root")
+            assert next(server.output()).data == b"up\n"
+            os.write(write_fd, b"%f\n" % first_reply_s)
+            server.wait()
+
+
+class QemuEndpoint:
+    """A guest of QEMU's, for the agent's client."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.cid = QEMU_CID
+        self._process = process
+
+    def connect(self, port: int, timeout_s: float) -> socket.socket:
+        """See Endpoint."""
+        sock = socket.socket(socket.AF_VSOCK)
+        try:
+            sock.settimeout(timeout_s)
+            sock.connect((self.cid, port))
+            sock.settimeout(None)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def connect_serial(self) -> None:
+        """See Endpoint."""
+
+    def has_ended(self, timeout_s: float) -> bool:
+        """See Endpoint."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+        return self._process.poll() is not None
+
+    def explain_end(self) -> str:
+        """See Endpoint."""
+        return "QEMU ended" if self._process.poll() is not None else ""
+
+
+@contextlib.contextmanager
+def run_qemu(config: MachineConfig, folder: Path) -> Iterator[Contender]:
+    """Run the same guest, its secret in the same place, under QEMU microvm."""
+    secret = os.urandom(32)
+    initramfs = folder / "initramfs"
+    assert config.initramfs is not None
+    image = Path(config.initramfs).read_bytes()
+    padding = bytes(-len(image) % 4)
+    initramfs.write_bytes(image + padding + newc.archive(sandbox_guest.secret_files(secret)))
+    command = ["qemu-system-x86_64", "-M", "microvm", "-accel", "kvm", "-cpu", "host"]
+    command += ["-m", str(MEMORY_MIB), "-kernel", config.kernel, "-initrd", str(initramfs)]
+    command += ["-append", config.cmdline, "-nodefaults", "-no-user-config", "-display", "none"]
+    command += ["-no-reboot", "-serial", "null"]
+    command += ["-device", f"vhost-vsock-device,guest-cid={QEMU_CID}"]
+    started = time.monotonic()
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    try:
+        with connect.connect(QemuEndpoint(process), secret, LIMIT_S) as client:
+            client.exec(["true"]).wait()
+            first_reply_s = time.monotonic() - started
+            server = client.exec(["python3", "-c", SERVER], user="root")
+            assert next(server.output()).data == b"up\n"
+            yield Contender(lambda: dial_vhost(QEMU_CID), first_reply_s)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def find_config() -> MachineConfig:
+    """The default kernel and image."""
+
+    def script(*command: str) -> str:
+        return subprocess.run(
+            command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True
+        ).stdout.strip()
+
+    kernel = f"{script('kernel/build_minimal.sh')}/bzImage"
+    image = script("scripts/build_guest_image.sh")
+    return MachineConfig(kernel, image, DEFAULT_CMDLINE, MEMORY_MIB << 20)
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--megabytes", type=int, default=100)
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    config = find_config()
+    samples: dict[str, list[Sample]] = {}
+    first: dict[str, float | None] = {}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        unix = config._replace(vsock=VsockConfig(path=f"{folder}/v.sock"))
+        vhost = config._replace(vsock=VsockConfig(VHOST_CID, is_vhost=True))
+        contenders = {
+            "voidbox/unix": stack.enter_context(run_voidbox(unix)),
+            "voidbox/vhost": stack.enter_context(run_voidbox(vhost)),
+            "QEMU/vhost": stack.enter_context(run_qemu(config, Path(folder))),
+        }
+        for number in range(options.rounds + 1):
+            for name, contender in contenders.items():
+                sample = measure(contender.dial, options.megabytes)
+                if number:  # the first is a warm-up
+                    samples.setdefault(name, []).append(sample)
+                first[name] = contender.first_reply_s
+    report(samples, first, options.output)
+    return 0
+
+
+def report(
+    samples: dict[str, list[Sample]], first: dict[str, float | None], output: Path | None
+) -> None:
+    """Print medians and ratios."""
+    medians = {
+        name: Sample(*(statistics.median(column) for column in zip(*rows, strict=True)))
+        for name, rows in samples.items()
+    }
+    reference = medians["QEMU/vhost"]
+    print(f"{'':14} {'to guest':>16} {'from guest':>16} {'round trips':>16} {'first reply':>12}")
+    for name, median in medians.items():
+        cells = [
+            f"{value:8.0f}{unit} {value / base:5.2f}"
+            for value, base, unit in zip(median, reference, ("MB/s", "MB/s", "/s"), strict=True)
+        ]
+        print(f"{name:14} {' '.join(f'{cell:>18}' for cell in cells)} {first[name] or 0:10.2f} s")
+    for name, target in TARGETS.items():
+        worst = min(a / b for a, b in zip(medians[name], reference, strict=True))
+        verdict = "met" if worst >= target else "MISSED"
+        print(f"{name}: at least {worst:.2f} of QEMU's; target {target}: {verdict}")
+    if output is not None:
+        document = {
+            name: {"samples": [row._asdict() for row in rows], "first_reply_s": first[name]}
+            for name, rows in samples.items()
+        }
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
