@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable
 from threading import Lock, Thread
 
+from voidbox.errors import HostError
+
 _EVENTS_MAX = 64
 
 
@@ -46,8 +48,11 @@ class EventLoop:
 
     def __init__(self, on_error: Callable[[BaseException], None]) -> None:
         self._on_error = on_error
-        self._epoll = select.epoll()
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._epoll = select.epoll()
+            self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError as error:
+            raise HostError.from_errno("epoll", error.errno or 0) from error
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[TimerHandle] = []
         self._soon: deque[Callable[[], None]] = deque()

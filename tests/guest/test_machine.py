@@ -153,7 +153,7 @@ def test_console_floods_are_bounded_and_never_block_the_vcpu(tmp_path: Path) -> 
             os.set_blocking(writer, False)
             from voidbox.vmm.console import FdOutput
 
-            machine.console.attach(FdOutput(machine.loop, writer, lambda: None))
+            machine.console.attach(FdOutput(machine.loop, writer, lambda error: None))
             machine.start()
             # An exit drains some 170 queued bytes: 400 overflow the UART's 64 KiB by far.
             exits = _wait_until_exits_exceed(machine, 400)

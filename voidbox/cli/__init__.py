@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from voidbox.cli import exit_status
+from voidbox.cli.complain import complain
 
 _VERBS = {
     "run": "boot a kernel in a new VM, its console on this terminal",
@@ -23,7 +24,37 @@ def _usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status."""
-    arguments = sys.argv[1:] if argv is None else argv
+    if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale cannot say
+    try:
+        status = _main(sys.argv[1:] if argv is None else argv)
+    except SystemExit as error:  # argparse, after --help or a mistake
+        status = error.code if isinstance(error.code, int) else exit_status.USAGE
+    except OSError as error:
+        status = _output_failed(error)
+    return status or _flush()
+
+
+def _flush() -> int:
+    """Write what is left for standard output, here where its failure can be told."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        return _output_failed(error)
+    return exit_status.OK
+
+
+def _output_failed(error: OSError) -> int:
+    # What stays in its buffer would fail again at exit.
+    sys.stdout = None
+    if isinstance(error, BrokenPipeError):
+        return exit_status.BROKEN_PIPE
+    complain(f"voidbox: cannot write the output: {error.strerror}")
+    return exit_status.USAGE
+
+
+def _main(arguments: list[str]) -> int:
     if arguments == ["--version"]:
         from voidbox.version import __version__
 
@@ -34,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
         return exit_status.OK
     if not arguments or arguments[0] not in _VERBS:
         problem = f"no such verb: {arguments[0]}\n" if arguments else ""
-        print(problem + _usage(), end="", file=sys.stderr)
+        complain(problem + _usage().rstrip())
         return exit_status.USAGE
     return _run_verb(arguments[0], arguments[1:])
 
@@ -45,7 +76,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     try:
         status: int = __import__(f"voidbox.cli.{verb}", fromlist=["main"]).main(arguments)
     except VoidboxError as error:
-        print(f"voidbox: {error}", file=sys.stderr)
+        complain(f"voidbox: {error}")
         return exit_status.USAGE
     except KeyboardInterrupt:
         return exit_status.INTERRUPTED

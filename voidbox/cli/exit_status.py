@@ -10,3 +10,8 @@ INTERNAL = 125  # voidbox itself failed: a bug
 SIGNAL_BASE = 128  # plus the number of the signal that ended voidbox
 INTERRUPTED = SIGNAL_BASE + 2
 BROKEN_PIPE = SIGNAL_BASE + 13
+
+
+def of_output_error(error: OSError) -> int:
+    """Return the status for output that could not be written."""
+    return BROKEN_PIPE if isinstance(error, BrokenPipeError) else USAGE

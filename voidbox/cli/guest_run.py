@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 from voidbox.agent.client import AgentClient, RemoteProcess
 from voidbox.cli import exit_status, streams
+from voidbox.cli.complain import complain
 from voidbox.cli.signals import SignalThread
 from voidbox.errors import AgentError, ConfigError, SandboxTimeout
 from voidbox.event_loop import EventLoop
@@ -110,12 +110,12 @@ class _Run:
         end = process.wait()
         self._log(f"ExecResponse received exit_code={end.status}")
         if end.error:
-            print(f"voidbox: {end.error}", file=sys.stderr)
+            complain(f"voidbox: {end.error}")
         return end.status
 
     def _log(self, line: str) -> None:
         if self._is_verbose:
-            print(line, file=sys.stderr, flush=True)
+            complain(line)
 
     def _on_signal(self, number: int) -> None:
         """Pass a signal on to the command; one that comes again, or too early, ends the VM."""
@@ -143,14 +143,14 @@ class _Run:
         if self._interruption is not None:
             if self._interruption == exit_status.TIMEOUT:
                 message = f"voidbox: the VM ran for {self._timeout_s:g} s and was ended"
-                print(message, file=sys.stderr)
+                complain(message)
             return self._interruption
         outcome = self._guest.machine.wait(0)
         status = exit_status.AGENT
         if outcome is not None:
             status = _GUEST_STATUS.get(outcome.reason, exit_status.INTERNAL)
         if status != exit_status.OK:
-            print(f"voidbox: {error}", file=sys.stderr)
+            complain(f"voidbox: {error}")
         return status
 
 
@@ -179,7 +179,7 @@ def run(
         guest = stack.enter_context(Guest(config, has_vsock))
         if log_fd >= 0:
             loop: EventLoop = guest.machine.loop
-            guest.machine.console.attach(FdOutput(loop, log_fd, on_broken=lambda: None))
+            guest.machine.console.attach(FdOutput(loop, log_fd, on_broken=lambda error: None))
         status = _Run(guest, timeout_s, is_verbose).run(command)
         on_end(guest.machine)
         return status

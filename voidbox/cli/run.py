@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from voidbox import defaults
 from voidbox.cli import exit_status
+from voidbox.cli.complain import complain
 from voidbox.cli.parser import make_parser
+from voidbox.cli.signals import SignalThread
 from voidbox.cli.terminal import Terminal
 from voidbox.errors import ConfigError
 from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig, parse_memory
@@ -28,6 +28,7 @@ _STATUS = {
     EndReason.CRASH: exit_status.CRASH,
     EndReason.ERROR: exit_status.INTERNAL,
 }
+_INTEGER, _DECIMAL = re.compile("[0-9]{1,18}"), re.compile(r"[0-9]{1,18}(\.[0-9]+)?")
 _FLUSH_S = 0.2  # how often a signal is looked for while the last output drains
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -136,7 +137,9 @@ def main(argv: list[str]) -> int:
     is_console = options.console or (options.initramfs is not None and not command)
     if command and options.console:
         raise ConfigError("--console shows the guest's console and runs no COMMAND: leave one out")
-    timeout_s = _parse_number(options.timeout, "--timeout", float) if options.timeout else None
+    timeout_s = None
+    if options.timeout is not None:
+        timeout_s = _parse_number(options.timeout, "--timeout", float)
     kernel = options.kernel or defaults.find_kernel()
     config = MachineConfig(
         kernel=kernel,
@@ -149,7 +152,7 @@ def main(argv: list[str]) -> int:
     )
 
     def on_end(machine: Machine) -> None:
-        if options.stats:
+        if options.stats is not None:
             _write_statistics(machine, options.stats)
 
     if is_console:
@@ -206,21 +209,18 @@ def _environment(words: list[str]) -> dict[str, str]:
 
 
 def _parse_number(text: str, option: str, kind: type[int] | type[float]) -> float:
-    try:
-        value = kind(text)
-        if not 0 < value < float("inf"):
-            raise ValueError
-    except ValueError as error:
-        raise ConfigError(f"{option} {text}: give a positive number") from error
-    return value
+    pattern = _INTEGER if kind is int else _DECIMAL
+    if not pattern.fullmatch(text) or not kind(text) > 0:
+        raise ConfigError(f"{option} {text}: give a positive number")
+    return kind(text)
 
 
 def _vsock(where: str | None, cid: str) -> VsockConfig | None:
+    address = int(_parse_number(cid, "--cid", int))
     if where is None or where == "none":
         return None
     if not where:
-        raise ConfigError("--vsock: give a path for the socket, or vhost")
-    address = int(_parse_number(cid, "--cid", int))
+        raise ConfigError("--vsock: give a path for the socket, vhost or none")
     return VsockConfig(address, is_vhost=True) if where == "vhost" else VsockConfig(address, where)
 
 
@@ -236,13 +236,19 @@ def _run(machine: Machine, timeout_s: float | None) -> int:
         interruption.append(status)
         machine.stop()
 
+    def on_broken(error: OSError) -> None:
+        if not isinstance(error, BrokenPipeError):
+            complain(f"\nvoidbox: cannot write the output: {error.strerror}")
+        stop(exit_status.of_output_error(error))
+
     with (
-        _signals(lambda number: stop(exit_status.SIGNAL_BASE + number)),
+        SignalThread(_ENDING_SIGNALS, lambda number: stop(exit_status.SIGNAL_BASE + number)),
         Terminal(
             machine.loop,
             machine.console,
             on_quit=machine.stop,
-            on_broken=lambda: stop(exit_status.BROKEN_PIPE),
+            on_broken=on_broken,
+            on_hangup=lambda: stop(exit_status.SIGNAL_BASE + signal.SIGHUP),
         ),
     ):
         machine.start()
@@ -263,30 +269,16 @@ def _run(machine: Machine, timeout_s: float | None) -> int:
 
 def _report(outcome: Outcome, interruption: list[int], timeout_s: float | None) -> int:
     """Say on stderr how the machine ended, unless it ended well."""
-    if interruption and outcome.reason is EndReason.STOPPED:
+    if interruption and _STATUS[outcome.reason] == exit_status.OK:
         if interruption[0] == exit_status.TIMEOUT:
-            print(f"\nvoidbox: the VM ran for {timeout_s:g} s and was ended", file=sys.stderr)
+            complain(f"\nvoidbox: the VM ran for {timeout_s:g} s and was ended")
         return interruption[0]
     status = _STATUS[outcome.reason]
     if status != exit_status.OK:
-        print(f"\nvoidbox: {outcome.describe()}", file=sys.stderr)
+        complain(f"\nvoidbox: {outcome.describe()}")
     if outcome.error is not None and os.environ.get("VOIDBOX_DEBUG"):
         raise outcome.error
     return status
-
-
-@contextmanager
-def _signals(on_signal: Callable[[int], None]) -> Iterator[None]:
-    """Route the ending signals to `on_signal(number)` for a while."""
-    saved = {
-        number: signal.signal(number, lambda received, _: on_signal(received))
-        for number in _ENDING_SIGNALS
-    }
-    try:
-        yield
-    finally:
-        for number, handler in saved.items():
-            signal.signal(number, handler)
 
 
 def _write_statistics(machine: Machine, path: str) -> None:

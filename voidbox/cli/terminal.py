@@ -17,6 +17,7 @@ from voidbox.vmm.console import Console, FdOutput
 
 ESCAPE = b"\x01"  # Ctrl-A
 _READ_BYTES = 4096
+_TYPED_BYTES_MAX = 64 << 10  # what the guest has not taken; more is dropped, as a terminal does
 
 
 class EscapeFilter:
@@ -42,24 +43,26 @@ class EscapeFilter:
         return bytes(out), False
 
 
-def open_unblocking(fd: int) -> int:
+def open_unblocking(fd: int) -> tuple[int, bool]:
     """Return a descriptor for the same file that never blocks the loop; the caller closes it.
 
     A terminal or pipe is opened anew, so that non-blocking mode stays ours and does not reach
-    the shell that shares it. What cannot be opened again is duplicated: regular files, which do
-    not block, and sockets.
+    the shell that shares it. What cannot be opened again is duplicated: a regular file, which does
+    not block; a socket, or a terminal of another user's, whose mode is then to be put back: the
+    second value says so.
     """
     mode = os.fstat(fd).st_mode
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
         try:
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-            return os.open(f"/proc/self/fd/{fd}", flags)
+            return os.open(f"/proc/self/fd/{fd}", flags), False
         except OSError:
             pass
     duplicate = os.dup(fd)
-    if stat.S_ISSOCK(mode):
+    is_shared = not stat.S_ISREG(mode) and os.get_blocking(duplicate)
+    if is_shared:
         os.set_blocking(duplicate, False)
-    return duplicate
+    return duplicate, is_shared
 
 
 class Terminal:
@@ -70,7 +73,8 @@ class Terminal:
 
     Args:
         on_quit: called when the user types Ctrl-A x.
-        on_broken: called when stdout's reader is gone.
+        on_broken: called when stdout cannot be written.
+        on_hangup: called when the terminal is gone.
     """
 
     def __init__(
@@ -78,15 +82,17 @@ class Terminal:
         loop: EventLoop,
         console: Console,
         on_quit: Callable[[], None],
-        on_broken: Callable[[], None],
+        on_broken: Callable[[OSError], None],
+        on_hangup: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._console = console
         self._on_quit = on_quit
+        self._on_hangup = on_hangup
         self._in_fd = sys.stdin.fileno() if sys.stdin is not None else -1
         if sys.stdout is None:
             raise ConfigError("standard output is closed: send it to /dev/null instead")
-        self._out_fd = open_unblocking(sys.stdout.fileno())
+        self._out_fd, self._makes_blocking = open_unblocking(sys.stdout.fileno())
         self._saved_mode: list[Any] | None = None
         self._escapes = EscapeFilter()
         self._is_tty = self._in_fd >= 0 and os.isatty(self._in_fd)
@@ -105,6 +111,8 @@ class Terminal:
             termios.tcsetattr(self._in_fd, termios.TCSANOW, self._saved_mode)
             self._saved_mode = None
         if self._out_fd >= 0:
+            if self._makes_blocking:
+                os.set_blocking(self._out_fd, True)
             os.close(self._out_fd)
             self._out_fd = -1
 
@@ -122,12 +130,17 @@ class Terminal:
             data = os.read(self._in_fd, _READ_BYTES)
         except OSError:
             data = b""
-        self._loop.unwatch(self._in_fd)  # until the guest has taken this
-        if not data:
-            self._in_fd = -1 if not self._is_tty else self._in_fd
-            return
-        if self._is_tty:
+        if self._is_tty and data:
+            # Watched on: Ctrl-A x must get through to us though the guest takes nothing.
             data, quits = self._escapes.feed(data)
             if quits:
                 self._on_quit()
-        self._console.send(data)
+            self._console.send(data[: max(0, _TYPED_BYTES_MAX - self._console.input_bytes)])
+            return
+        self._loop.unwatch(self._in_fd)  # until the guest has taken this
+        if data:
+            self._console.send(data)
+        else:
+            self._in_fd = -1
+            if self._is_tty:
+                self._on_hangup()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import NamedTuple
 
 from voidbox.boot import newc
@@ -28,6 +29,7 @@ _DEFAULT_CMDLINE = (
 )
 DEFAULT_CMDLINE = " ".join(_DEFAULT_CMDLINE)
 
+_MEMORY = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([KMGT]?)I?B?")
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -37,15 +39,10 @@ def parse_memory(text: str) -> int:
     Raises:
         ConfigError: no such quantity.
     """
-    number = text.strip().upper().removesuffix("B").removesuffix("I")
-    suffix = number[-1:] if number[-1:] in ("K", "M", "G", "T") else ""
-    try:
-        quantity = float(number.removesuffix(suffix))
-        if not 0 <= quantity < 1 << 40:
-            raise ValueError
-    except ValueError as error:
-        raise ConfigError(f"no amount of memory: {text!r}; write it as 512M or 4G") from error
-    return int(quantity * _SUFFIXES[suffix]) // PAGE_BYTES * PAGE_BYTES
+    match = _MEMORY.fullmatch(text.strip().upper())
+    if match is None:
+        raise ConfigError(f"no amount of memory: {text!r}; write it as 512M or 4G")
+    return int(float(match[1]) * _SUFFIXES[match[2]]) // PAGE_BYTES * PAGE_BYTES
 
 
 def host_memory_bytes() -> int:

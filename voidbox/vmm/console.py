@@ -57,6 +57,11 @@ class Console:
         """Type `data` into the guest's console. Thread: any; keeps the order of one thread."""
         self._loop.call_soon(lambda: self._queue_input(data))
 
+    @property
+    def input_bytes(self) -> int:
+        """How much of what was typed the guest has not taken. Thread: loop."""
+        return len(self._input)
+
     def text(self) -> str:
         """Return the last TAIL_BYTES of output as printable lines. Thread: any."""
         lines = bytes(self._tail).decode("utf-8", "replace").split("\n")
@@ -107,10 +112,10 @@ class FdOutput:
     """Writes to a descriptor that is in non-blocking mode or never blocks. Thread: loop.
 
     Args:
-        on_broken: called once when the reader is gone; from then on all output is dropped.
+        on_broken: called once when it cannot be written; from then on all output is dropped.
     """
 
-    def __init__(self, loop: EventLoop, fd: int, on_broken: Callable[[], None]) -> None:
+    def __init__(self, loop: EventLoop, fd: int, on_broken: Callable[[OSError], None]) -> None:
         self._loop = loop
         self._fd = fd
         self._on_broken = on_broken
@@ -131,10 +136,10 @@ class FdOutput:
             except BlockingIOError:
                 self._loop.watch(self._fd, select.EPOLLOUT, self._on_writable)
                 return False
-            except OSError:
+            except OSError as error:
                 self._broken = True
                 self._loop.unwatch(self._fd)
-                self._on_broken()
+                self._on_broken(error)
                 break
             self._pending = self._pending[written:]
         self._pending = b""

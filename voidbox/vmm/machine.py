@@ -43,6 +43,7 @@ from voidbox.devices.serial import (
     UART_TX,
     Serial,
 )
+from voidbox.errors import HostError
 from voidbox.event_loop import EventLoop
 from voidbox.kvm import api
 from voidbox.kvm._abi import ffi
@@ -70,6 +71,7 @@ if TYPE_CHECKING:  # imported where they are used: a machine without them starts
 _COALESCED_PORTS = ((COM1_PORT + UART_TX, 1), (RTC_PORT, 1), (0x80, 1), (0xCF8, 4))
 _PANIC_MARK = "Kernel panic - not syncing"
 _FLUSH_S = 1.0
+_DRAIN_S = 0.1  # the longest that a coalesced write waits
 
 _POWER_REGISTERS = acpi.PowerRegisters(
     sleep_control_port=ACPI_PM_PORT + SLEEP_CONTROL_OFFSET,
@@ -160,7 +162,7 @@ class Machine:
         self._attach_virtio()
         self._resources.callback(self.loop.stop)  # before anything that it serves goes away
         self._load(kvm, vcpus)
-        coalesced = self._coalesce(kvm, self._vm, vcpus[0])
+        self._coalesced = coalesced = self._coalesce(kvm, self._vm, vcpus[0])
         self._threads = [
             VcpuThread(vcpu, self._ports, self._mmio, coalesced, self._end) for vcpu in vcpus
         ]
@@ -240,16 +242,29 @@ class Machine:
 
     def start(self) -> None:
         """Start the event loop and the vCPUs. Once."""
-        self.loop.start()
-        self._started_ns = time.monotonic_ns()
-        for thread in self._threads:
-            thread.start()
+        try:
+            self.loop.start()
+            self._started_ns = time.monotonic_ns()
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as error:
+            raise HostError(f"the host gives no thread ({error}): end other processes") from error
+        if self._coalesced is not None:
+            self.loop.call_soon(self._drain_later)
+
+    def _drain_later(self) -> None:
+        """Perform queued writes of a guest that has made no exit since, such as one that halts."""
+        if self._coalesced is not None and self._coalesced.has_entries():
+            self._coalesced.drain()
+        self.loop.call_later(_DRAIN_S, self._drain_later)
 
     def wait(self, timeout_s: float | None = None) -> Outcome | None:
         """Wait for the machine's end; None if `timeout_s` seconds pass before.
 
         Every vCPU thread has ended when an outcome is returned, and its console tail is complete.
         """
+        if timeout_s is not None:
+            timeout_s = min(timeout_s, threading.TIMEOUT_MAX)
         if not self._ended.wait(timeout_s):
             return None
         for thread in self._threads:

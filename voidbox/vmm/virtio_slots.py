@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from voidbox.boot import acpi, layout
 from voidbox.devices.bus import Bus
-from voidbox.errors import ConfigError
+from voidbox.errors import ConfigError, HostError
 from voidbox.event_loop import EventLoop
 from voidbox.kvm.vm import Vm
 from voidbox.memory import GuestMemory
@@ -70,7 +70,10 @@ class VirtioSlots:
         return transport
 
     def _watched_eventfd(self, transport: MmioTransport, queue_idx: int) -> int:
-        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError as error:
+            raise HostError.from_errno("eventfd", error.errno or 0) from error
         self._eventfds.append(fd)
         self._loop.watch(fd, select.EPOLLIN, _notifier(fd, transport, queue_idx))
         return fd

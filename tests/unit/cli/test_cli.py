@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
+import termios
+import time
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,11 @@ BAD_INPUT = {
     "absurd memory": (["--kernel", "{elf}", "--memory", "100T"], "choose less"),
     "memory in words": (["--kernel", "{elf}", "--memory", "much"], "512M or 4G"),
     "time limit of 0": (["--kernel", "{elf}", "--timeout", "0"], "positive"),
+    "memory as Python writes it": (["--kernel", "{elf}", "--memory", "1_0M"], "512M or 4G"),
+    "memory with an exponent": (["--kernel", "{elf}", "--memory", "1e3"], "512M or 4G"),
+    "CID in words": (["--kernel", "{elf}", "--cid", "abc"], "positive"),
+    "empty time limit": (["--kernel", "{elf}", "--timeout", ""], "positive"),
+    "empty command": (["--kernel", "{elf}", "--"], "leave one out|no COMMAND"),
     "time limit in words": (["--kernel", "{elf}", "--timeout", "soon"], "positive"),
 }
 
@@ -106,7 +114,7 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
         "run", "--console", *[option.format(tmp=tmp_path, **names) for option in options]
     )
     assert result.returncode == exit_status.USAGE
-    assert message in result.stderr
+    assert re.search(message, result.stderr)
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""
 
@@ -224,16 +232,18 @@ def test_output_never_blocks_and_the_original_is_left_alone(tmp_path: Path) -> N
     left, right = socket.socketpair()
     with open(tmp_path / "file", "w+b") as file:
         for fd, is_unblocking in ((writer, True), (follower, True), (file.fileno(), False)):
-            mine = open_unblocking(fd)
+            mine, is_shared = open_unblocking(fd)
+            assert not is_shared
             assert os.get_blocking(mine) is not is_unblocking
             assert os.get_blocking(fd)
             os.close(mine)
         os.write(file.fileno(), b"first ")
-        mine = open_unblocking(file.fileno())
+        mine, _ = open_unblocking(file.fileno())
         os.write(mine, b"second")
         os.close(mine)
         assert (tmp_path / "file").read_bytes() == b"first second"
-    mine = open_unblocking(left.fileno())
+    mine, is_shared = open_unblocking(left.fileno())
+    assert is_shared, "the caller must put a socket's mode back"
     assert not os.get_blocking(mine)
     os.close(mine)
     for fd in (reader, writer, leader, follower):
@@ -271,3 +281,106 @@ def test_doctor_tells_speed_and_capabilities() -> None:
     assert "ns a loop" in checks["speed"]["found"]
     assert findings["ok"] == (result.returncode == 0)
     assert findings["ok"] or checks["speed"]["todo"]
+
+
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell's line in which $V is voidbox."""
+    return subprocess.run(
+        ["bash", "-c", line],
+        cwd=ROOT,
+        env={**os.environ, "V": f"{sys.executable} -m voidbox", "LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("verb", ["--version", "--help", "doctor"])
+def test_output_that_cannot_be_written_is_one_line(verb: str) -> None:
+    result = shell(f"$V {verb} > /dev/full")
+    assert result.returncode == exit_status.USAGE
+    assert result.stderr == "voidbox: cannot write the output: No space left on device\n"
+
+
+@pytest.mark.parametrize("verb", ["--help", "doctor"])
+def test_a_reader_that_is_gone_is_no_traceback(verb: str) -> None:
+    result = shell(f"$V {verb} | true; echo ${{PIPESTATUS[0]}}")
+    assert result.stderr == ""
+    assert int(result.stdout) in (exit_status.BROKEN_PIPE, exit_status.OK, exit_status.USAGE)
+
+
+def test_a_standard_error_that_is_closed_or_full_changes_nothing() -> None:
+    for where in ("2>&-", "2>/dev/full"):
+        result = shell(f"$V run --console --kernel /missing {where}")
+        assert (result.returncode, result.stdout) == (exit_status.USAGE, "")
+
+
+@pytest.mark.kvm
+def test_output_that_cannot_be_written_ends_the_guest(tmp_path: Path) -> None:
+    kernel = tiny.write_elf(tmp_path / "elf", tiny.say("hello\n") + tiny.SPIN)
+    result = shell(f"$V run --console --kernel {kernel} --memory 32M > /dev/full")
+    assert result.returncode == exit_status.USAGE
+    assert "No space left on device" in result.stderr
+
+
+@pytest.mark.kvm
+def test_what_a_halting_guest_said_last_is_shown(tmp_path: Path) -> None:
+    halt = b"\xfa\xf4"  # cli; hlt
+    kernel = tiny.write_elf(tmp_path / "elf", tiny.say("last words\n") + halt)
+    result = shell(f"$V run --console --kernel {kernel} --memory 32M --timeout 2")
+    assert (result.returncode, result.stdout) == (exit_status.TIMEOUT, "last words\n")
+
+
+@pytest.mark.kvm
+def test_nohup_keeps_its_meaning(tmp_path: Path) -> None:
+    kernel = tiny.write_elf(tmp_path / "elf", tiny.SPIN)
+    line = f"trap '' HUP; $V run --console --kernel {kernel} --memory 32M --timeout 3 & "
+    result = shell(line + "sleep 1.5; kill -HUP $!; wait $!")
+    assert result.returncode == exit_status.TIMEOUT
+
+
+@pytest.mark.kvm
+def test_a_signal_in_every_moment_of_a_start_ends_it(tmp_path: Path) -> None:
+    kernel = tiny.write_elf(tmp_path / "elf", tiny.SPIN)
+    for tenths in range(1, 8):
+        line = f"$V run --console --kernel {kernel} --memory 32M & sleep 0.{tenths}; "
+        result = shell(line + "kill -TERM $!; kill -TERM $!; wait $!")
+        assert result.returncode == 128 + 15, result.stderr
+
+
+@pytest.mark.kvm
+def test_ctrl_a_x_quits_though_the_guest_never_listens(tmp_path: Path) -> None:
+    kernel = tiny.write_elf(tmp_path / "elf", tiny.SPIN)
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "voidbox", "run", "--console", "--kernel", kernel]
+    process = subprocess.Popen(
+        [*command, "--memory", "32M"], cwd=ROOT, stdin=follower, stdout=follower, stderr=follower
+    )
+    os.close(follower)
+    deadline = time.monotonic() + 30
+    while termios.tcgetattr(leader)[3] & termios.ICANON:  # raw once it is ready
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.write(leader, b"typed ahead")
+    time.sleep(0.2)
+    os.write(leader, b"\x01x")
+    assert process.wait(30) == exit_status.OK
+    os.close(leader)
+
+
+@pytest.mark.kvm
+def test_a_file_shorter_than_it_claims_is_one_line(tmp_path: Path) -> None:
+    kernel = tiny.write_elf(tmp_path / "elf", tiny.power_off())
+    short = "/sys/kernel/mm/transparent_hugepage/enabled"  # claims 4,096 bytes
+    result = voidbox("run", "--kernel", kernel, "--memory", "32M", "--initramfs", short)
+    assert result.returncode == exit_status.USAGE
+    assert "ended" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.kvm
+def test_few_descriptors_are_an_error_of_one_line(tmp_path: Path) -> None:
+    kernel = tiny.write_elf(tmp_path / "elf", tiny.power_off())
+    for limit in range(5, 16):
+        result = shell(f"ulimit -n {limit}; $V run --console --kernel {kernel} --memory 32M")
+        assert "Traceback" not in result.stderr, (limit, result.stderr)

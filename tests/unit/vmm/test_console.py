@@ -57,7 +57,7 @@ def test_a_slow_reader_holds_the_guest_back_and_loses_nothing(
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     console = Console(loop, serial)
-    console.attach(FdOutput(loop, writer, lambda: None))
+    console.attach(FdOutput(loop, writer, lambda error: None))
     data = bytes(range(256)) * 2048
     sent = print_from_guest(serial, data)
     assert not wait_flushed(loop, console, 0.05)
@@ -77,7 +77,7 @@ def test_a_reader_that_leaves_is_told_once(loop: EventLoop, serial: Serial) -> N
     broken: list[int] = []
     came = threading.Event()
     console = Console(loop, serial)
-    console.attach(FdOutput(loop, writer, lambda: (broken.append(1), came.set())))  # type: ignore[func-returns-value]
+    console.attach(FdOutput(loop, writer, lambda error: (broken.append(1), came.set())))  # type: ignore[func-returns-value]
     os.close(reader)
     print_from_guest(serial, b"to nobody")
     assert came.wait(DEADLINE_S)
