@@ -229,7 +229,8 @@ import bz2, ctypes, curses, lzma, readline, sqlite3, ssl, uuid, zlib" >"$work/lo
     fail "the image is not whole: $(tail -1 "$work/log")"
 
 mkdir "$work/image"
+# urandom: Python reads it at its start where the kernel has no entropy yet, before /dev is mounted.
 PYTHONPATH=$here/.. "$python" -m voidbox.boot.newc "$root" "$work/image/initramfs.cpio" \
-    --node /dev/console:5:1 --node /dev/null:1:3 || fail "cannot pack the image: is the disk full?"
+    --node /dev/console:5:1 --node /dev/null:1:3 --node /dev/urandom:1:9 || fail "cannot pack the image: is the disk full?"
 publish "$work/image" "$target"
 finish
