@@ -31,6 +31,8 @@ lint: setup
 bench: setup kernels
 	scripts/with-kvm --mem 8192 --timeout 3000 --rw benchmarks/results -- \
 		$(PYTHON) benchmarks/boot.py --output benchmarks/results/boot.json
+	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
+		$(PYTHON) benchmarks/vsock.py --output benchmarks/results/vsock.json
 
 kernels: setup
 	kernel/fetch_debian.sh cloud
@@ -39,6 +41,7 @@ kernels: setup
 	scripts/build_first_guest.sh
 	scripts/build_guest_image.sh
 	scripts/build_guest_image.sh --kernel "$$(kernel/fetch_debian.sh cloud)"
+	tests/e2e/vsock_test/build.sh
 
 setup:
 	scripts/setup.sh

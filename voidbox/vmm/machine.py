@@ -10,6 +10,7 @@ import contextlib
 import errno
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -127,6 +128,7 @@ class Machine:
         self._started_ns: int | None = None
         self._ports = Bus()
         self._mmio = Bus()
+        self._hang_ups: list[Callable[[], None]] = []  # end the connections of programs
         self._unix_backend: UnixBackend | None = None
         self._serial_port: SerialPort | None = None
         self._resources = contextlib.ExitStack()
@@ -195,12 +197,14 @@ class Machine:
 
             plane = VhostVsock(cid, self.memory, lambda region: host_address(region.map))
             self._resources.callback(plane.close)
+            self._hang_ups.append(plane.hang_up)
             self._slots.add(VirtioVsock(cid, plane), dict(enumerate(plane.kick_fds)))
         else:
             from voidbox.vsock.unix import UnixBackend
 
             self._unix_backend = UnixBackend(path, cid, self.loop)
             self._resources.callback(self._unix_backend.close)
+            self._hang_ups.append(self._unix_backend.reset)
             self._slots.add(VirtioVsock(cid, PacketQueues(self._unix_backend)))
 
     def _attach_devices(self) -> None:
@@ -230,6 +234,7 @@ class Machine:
         self._ports.attach(COM2_PORT, SERIAL_PORTS, serial)
         self._serial_port = SerialPort(self.loop, serial)
         self._resources.callback(self._serial_port.close)
+        self._hang_ups.append(self._serial_port.close)
 
     def _coalesce(self, kvm: Kvm, vm: Vm, vcpu: Vcpu) -> CoalescedRing | None:
         page_offset = kvm.check_extension(api.KVM_CAP_COALESCED_MMIO)
@@ -323,6 +328,14 @@ class Machine:
             for thread in self._threads:
                 thread.kick()  # under the lock, so that close() cannot free a vCPU meanwhile
         self._ended.set()
+        self.loop.call_soon(self._hang_up)
+
+    def _hang_up(self) -> None:
+        """Let the programs at the other ends know that nobody will answer. Thread: loop."""
+        for thread in self._threads:
+            thread.join()  # kicked: it ends at once, and touches no device afterwards
+        for hang_up in self._hang_ups:
+            hang_up()
 
     def _on_loop_error(self, error: BaseException) -> None:
         self._end(Outcome(EndReason.ERROR, str(error) or repr(error), error=error))

@@ -17,6 +17,7 @@ from typing import Any
 from voidbox.devices.bus import Bus
 from voidbox.errors import HostError
 from voidbox.kvm import api
+from voidbox.kvm._abi import ffi
 from voidbox.kvm.vcpu import Vcpu
 from voidbox.vmm.coalesced import CoalescedRing
 from voidbox.vmm.outcome import EndReason, Outcome
@@ -49,6 +50,7 @@ class VcpuThread:
         self._stopping = False
         self.exits: dict[int, int] = {}
         self.port_exits: dict[int, int] = {}
+        self._mmio_word = ffi.cast("uint32_t *", vcpu.kvm_run.mmio.data)
         self._thread = threading.Thread(target=self._main, name=f"voidbox-vcpu{vcpu.vcpu_id}")
 
     def start(self) -> None:
@@ -118,8 +120,13 @@ class VcpuThread:
                 self._ports.write(port, width, int.from_bytes(item, "little"))
 
     def _handle_mmio(self, mmio: Any) -> None:
-        width = mmio.len
-        if mmio.is_write:
+        width, word = mmio.len, self._mmio_word
+        if width == 4:  # what every virtio register is
+            if mmio.is_write:
+                self._mmio.write(mmio.phys_addr, 4, word[0])
+            else:
+                word[0] = self._mmio.read(mmio.phys_addr, 4)
+        elif mmio.is_write:
             value = int.from_bytes(bytes(mmio.data[0:width]), "little")
             self._mmio.write(mmio.phys_addr, width, value)
         else:

@@ -9,7 +9,6 @@ a register of ours: the guest's handler would find 0 in it and take the interrup
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -263,8 +262,8 @@ class VhostVsock:
         self._irq_thread.close()
         self._irq_thread = None
 
-    def close(self) -> None:
-        """Stop, and give the CID back. Idempotent."""
+    def hang_up(self) -> None:
+        """Stop, end every connection, and give the CID back. Idempotent."""
         if self._fd < 0:
             return
         try:
@@ -272,6 +271,12 @@ class VhostVsock:
         finally:
             os.close(self._fd)
             self._fd = -1
+
+    def close(self) -> None:
+        """Hang up, and close the eventfds. Idempotent."""
+        try:
+            self.hang_up()
+        finally:
             while self._eventfds:
                 os.close(self._eventfds.pop())
 
@@ -301,8 +306,9 @@ class _IrqThread:
         self._error_fds = frozenset(error_fds)
         self._epoll = select.epoll()
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # Edge-triggered: each write to an eventfd is told once, and none need be read back.
         for fd in (*call_fds, *self._error_fds, self._stop_fd):
-            self._epoll.register(fd, select.EPOLLIN)
+            self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
         self._thread = threading.Thread(target=self._run, name="vsock-irq")
         self._thread.start()
 
@@ -311,10 +317,6 @@ class _IrqThread:
             fds = {fd for fd, _ in self._epoll.poll()}
             if self._stop_fd in fds:
                 return
-            for fd in fds:
-                # Before the interrupt: a call in between makes another.
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(fd)
             if fds & self._error_fds:
                 self._transport.needs_reset("vhost-vsock met a broken ring")
             else:
