@@ -229,9 +229,11 @@ class Process:
     def _close_terminal(self) -> None:
         """Some process outlives the command on its terminal: do not wait for that one."""
         for fd in list(self._outputs):
+            while fd not in self._paused and self._read(fd):
+                pass
             if fd in self._paused:  # the client is slow: what is there is still its
                 self._grace = self._loop.call_later(_TTY_GRACE_S, self._close_terminal)
-            else:
+            elif fd in self._outputs:
                 self._close_output(fd)
 
     def _finish(self) -> None:
