@@ -48,6 +48,7 @@ def pack(value: Any) -> bytes:
     Raises:
         TypeError: a kind of value that the protocol does not carry.
         OverflowError: an integer of more than 64 bits.
+        ValueError: a surrogate in a string that stands for no byte.
     """
     out = bytearray()
     _pack(value, out)
@@ -69,7 +70,7 @@ def _pack(value: Any, out: bytearray) -> None:
         _pack_length(len(data), out, 0xA0, 32, (0xD9, 0xDA, 0xDB))
         out += data
     elif isinstance(value, (bytes, bytearray, memoryview)):
-        _pack_length(len(value), out, 0, 0, (0xC4, 0xC5, 0xC6))
+        _pack_length(memoryview(value).nbytes, out, 0, 0, (0xC4, 0xC5, 0xC6))
         out += value
     elif isinstance(value, (list, tuple)):
         _pack_length(len(value), out, 0x90, 16, (0, 0xDC, 0xDD))
@@ -183,6 +184,6 @@ class _Reader:
             if not isinstance(key, str):
                 raise PackingError("a key that is not a string")
             if key in items:
-                raise PackingError(f"a second value for {key!r}")
+                raise PackingError(f"a second value for {key[:40]!r}")
             items[key] = self.value(depth + 1)
         return items
