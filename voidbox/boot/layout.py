@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 GDT_GPA = 0x500
-IDT_GPA = 0x520
+IDT_GPA = 0x540
 PVH_START_INFO_GPA = 0x6000
 PVH_MODLIST_GPA = 0x6040
 PVH_MEMMAP_GPA = 0x7000

@@ -108,6 +108,26 @@ def test_pvh_entry_state() -> None:
     assert regs.rbx == layout.PVH_START_INFO_GPA
 
 
+@pytest.mark.parametrize("is_pvh", [False, True])
+def test_selectors_name_what_the_gdt_holds(is_pvh: bool) -> None:
+    entry = EntryPoint(0x100_0000, is_pvh)
+    sregs = ffi.new("struct kvm_sregs *")
+    cpu.set_sregs(sregs, entry)
+    # __BOOT_CS, and __BOOT_DS in every data segment: what the 64-bit boot protocol asks.
+    assert sregs.cs.selector == 0x10
+    data = (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss)
+    assert {segment.selector for segment in data} == {0x18}
+    with GuestMemory(1 << 20) as memory:
+        cpu.write_tables(memory, entry)
+        for segment in (sregs.cs, *data, sregs.tr):
+            assert segment.selector + 7 <= sregs.gdt.limit
+            descriptor = int.from_bytes(memory.read(sregs.gdt.base + segment.selector, 8), "little")
+            assert descriptor >> 40 & 0xF == segment.type
+            assert descriptor >> 44 & 1 == segment.s
+            assert descriptor >> 53 & 1 == segment.l
+    assert sregs.gdt.base + sregs.gdt.limit < sregs.idt.base
+
+
 def test_page_tables_map_the_first_gib_one_to_one() -> None:
     with GuestMemory(1 << 20) as memory:
         cpu.write_tables(memory, EntryPoint(0, is_pvh=False))
