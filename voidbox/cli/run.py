@@ -259,9 +259,9 @@ def _run(machine: Machine, timeout_s: float | None) -> int:
             outcome = machine.wait()
             interruption.append(exit_status.TIMEOUT)
         # A reader that is slow, or stopped with Ctrl-S, still gets the guest's last words.
-        while not interruption and time.monotonic() < deadline:
-            if wait_flushed(machine.loop, machine.console, _FLUSH_S):
-                break
+        while not interruption and not wait_flushed(machine.loop, machine.console, _FLUSH_S):
+            if time.monotonic() >= deadline:
+                interruption.append(exit_status.TIMEOUT)
         machine.close()  # no thread may touch the terminal once its mode is restored
     assert outcome is not None
     return _report(outcome, interruption, timeout_s)

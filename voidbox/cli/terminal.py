@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import stat
@@ -108,7 +109,8 @@ class Terminal:
 
     def __exit__(self, *_: object) -> None:
         if self._saved_mode is not None:
-            termios.tcsetattr(self._in_fd, termios.TCSANOW, self._saved_mode)
+            with contextlib.suppress(termios.error):  # it has hung up
+                termios.tcsetattr(self._in_fd, termios.TCSANOW, self._saved_mode)
             self._saved_mode = None
         if self._out_fd >= 0:
             if self._makes_blocking:
@@ -141,6 +143,7 @@ class Terminal:
         if data:
             self._console.send(data)
         else:
-            self._in_fd = -1
             if self._is_tty:
-                self._on_hangup()
+                self._on_hangup()  # the descriptor stays ours, to restore its mode
+            else:
+                self._in_fd = -1
