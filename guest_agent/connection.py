@@ -176,6 +176,8 @@ class Connection:
         try:
             for frame in self._decoder.feed(data):
                 self._on_frame(frame)
+                if self.is_ended:  # it left while it was being answered
+                    return
         except ProtocolError as error:
             log(f"a client was sent away: {error}")
             self.send(protocol.ERROR, 0, pack({"code": "protocol", "message": str(error)}))
@@ -272,13 +274,14 @@ class Connection:
         number = frame.request
         if not number or number in self._requests:
             raise ProtocolError(f"request {number} exists already")
-        handler = self._handlers.get(frame.type, _Unknown)
-        request = handler(self, number)
+        values = _values(frame)
         if len(self._requests) >= protocol.REQUESTS_MAX:
-            request.fail(protocol.BUSY, f"{protocol.REQUESTS_MAX} requests at a time are the most")
+            message = f"{protocol.REQUESTS_MAX} requests at a time are the most"
+            self.send(protocol.ERROR, number, pack({"code": protocol.BUSY, "message": message}))
             return
-        self._requests[number] = request
-        self._guard(request, lambda: request.start(_values(frame)))
+        # Whatever is made is started at once: on_close() relies on it.
+        request = self._requests[number] = self._handlers.get(frame.type, _Unknown)(self, number)
+        self._guard(request, lambda: request.start(values))
 
     def _on_stream(self, frame: Frame) -> None:
         request = self._requests.get(frame.request)

@@ -9,11 +9,14 @@ protocol gets a ProtocolError on its connection, and nothing else happens.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from voidbox.agent import protocol
 from voidbox.agent.packing import PackingError, pack, unpack
 from voidbox.agent.protocol import Decoder, Frame, ProtocolError, ReceiveWindow, SendWindow
+
+_MESSAGE_CHARACTERS_MAX = 200  # of the guest's last words, which nobody else has checked
 
 
 class Pong(NamedTuple):
@@ -189,18 +192,17 @@ class ClientCore:
             self.outgoing_bytes -= len(part)
         return taken[0] if len(taken) == 1 else b"".join(taken)
 
-    def feed(self, data: bytes) -> list[CoreEvent]:
-        """Take bytes from the connection; return what they mean.
+    def feed(self, data: bytes) -> Iterator[CoreEvent]:
+        """Take bytes from the connection; yield what they mean. Exhaust it before the next call.
 
         Raises:
-            ProtocolError: the guest broke the protocol: close the connection.
+            ProtocolError: the guest broke the protocol: close the connection. What it said before
+                has been yielded.
         """
-        events: list[CoreEvent] = []
         for frame in self._decoder.feed(data):
             event = self._on_pong(frame) if frame.type == protocol.PONG else self._on_frame(frame)
             if event is not None:
-                events.append(event)
-        return events
+                yield event
 
     def _on_pong(self, frame: Frame) -> Pong:
         if not self._pings:
@@ -217,7 +219,8 @@ class ClientCore:
     def _on_frame(self, frame: Frame) -> CoreEvent | None:
         request = frame.request
         if request == 0 and frame.type == protocol.ERROR:
-            raise ProtocolError(f"the agent says: {_values(frame).get('message')}")
+            words = repr(_values(frame).get("message"))
+            raise ProtocolError(f"the agent says: {words[:_MESSAGE_CHARACTERS_MAX]}")
         state = self._requests.get(request)
         if state is None:
             raise ProtocolError(f"a frame for request {request}, which does not exist")
