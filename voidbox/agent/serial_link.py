@@ -64,7 +64,9 @@ class SerialLink:
         self.is_dirty = False
         self._line = bytearray()  # came, not yet cut into segments
         self._received = bytearray()
-        self._control = bytearray()  # segments without a payload of ours: sent first
+        # Segments without a payload, sent first: the latest of each type, which says all that those
+        # before it did. A peer that sends and does not read fills no memory with answers.
+        self._control: dict[int, bytes] = {}
         self._begin()
         self._is_syn_due = self._is_host
 
@@ -106,7 +108,7 @@ class SerialLink:
     def close(self) -> None:
         """End the session; to_write() still returns the RESET."""
         if self.state != CLOSED and self._session:
-            self._control += _encode(RESET, self._session, 0)
+            self._answer(RESET, self._session)
         self._end()
 
     def _end(self) -> None:
@@ -155,9 +157,10 @@ class SerialLink:
     ) -> None:
         if type == SYN and not self._is_host:
             self._on_syn(session)
+        elif type == DATA and not self._is_host and not self._is_open(session):
+            self._answer(RESET, session)  # that session is over
         elif session != self._session or not session:
-            if type == DATA and not self._is_host:
-                self._control += _encode(RESET, session, 0)  # that session is over
+            pass
         elif type == SYN_ACK and self._is_host and self.state == CONNECTING:
             self._open()
         elif type == DATA and self.state == OPEN:
@@ -166,7 +169,7 @@ class SerialLink:
             if number == self._expected:
                 self._expected += 1
                 self._received += payload
-            self._control += _encode(answer, session, self._expected)
+            self._answer(answer, session, self._expected)
         elif type in (ACK, NAK) and self.state == OPEN:
             self._on_ack(number, now_ns)
             if type == NAK:
@@ -180,7 +183,13 @@ class SerialLink:
             self._received.clear()
             self._session = session
             self._open()
-        self._control += _encode(SYN_ACK, session, 0)
+        self._answer(SYN_ACK, session)
+
+    def _is_open(self, session: int) -> bool:
+        return self.state == OPEN and session == self._session
+
+    def _answer(self, type: int, session: int, number: int = 0) -> None:
+        self._control[type] = _encode(type, session, number)
 
     def _open(self) -> None:
         self.state = OPEN
@@ -216,7 +225,8 @@ class SerialLink:
         """Return the bytes for the line now, often none."""
         if self._retry_at_ns is not None and now_ns >= self._retry_at_ns:
             self._on_timeout()
-        out, self._control = self._control, bytearray()
+        out = bytearray().join(self._control.values())
+        self._control.clear()
         if self._is_syn_due:
             out += _encode(SYN, self._session, 0)
             self._is_syn_due = False
