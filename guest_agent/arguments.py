@@ -43,9 +43,9 @@ def path(values: Values, name: str = "path") -> str:
 
 
 def integer(values: Values, name: str, default: int | None = None, low: int = 0) -> int:
-    """Return a whole number of at least `low`."""
+    """Return a whole number of at least `low` that fits into the kernel's signed 64 bits."""
     value = values.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 1 << 63:
         raise _bad(name, f"a whole number of at least {low}")
     return value
 

@@ -130,13 +130,14 @@ class Exec(_Command):
             )
             return
         backlog = Backlog() if is_background else None
-        self.event({"pid": child.pid})
         self.process = Process(self.loop, program, child, backlog or _Direct(self))
         self.table.add(self.process)
         if seconds is not None:
             self.process.limit_time(seconds)
         if backlog is not None:
             self._follower = _Follower(self, backlog)
+        # Last: sending may find that the client is gone, and then all of this is freed.
+        self.event({"pid": child.pid})
 
     def on_room(self) -> None:
         if self._follower is not None:

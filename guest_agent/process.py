@@ -164,7 +164,14 @@ class Process:
             if self._status is not None and not self._is_tty:
                 self._close_output(fd)  # others hold the pipe, but the command is over
             return False
-        except OSError:  # EIO: the terminal's last user is gone
+        except OSError:  # EIO: nobody has the terminal open
+            if self._status is None:
+                # To close our end now would hang up on a command that is not done yet: many
+                # programs close their output before they end. And it may open /dev/tty again.
+                self._paused.add(fd)
+                self._watch(fd)
+                self._grace = self._loop.call_later(_TTY_GRACE_S, self.resume)
+                return False
             data = b""
         if not data:
             self._close_output(fd)
@@ -224,7 +231,7 @@ class Process:
         if self._is_tty:
             self._grace = self._loop.call_later(_TTY_GRACE_S, self._close_terminal)
         self._close_input()
-        self._finish()
+        self.resume()
 
     def _close_terminal(self) -> None:
         """Some process outlives the command on its terminal: do not wait for that one."""

@@ -35,21 +35,26 @@ def find(spec: str) -> User:
         RequestError: there is no such user.
     """
     uid, colon, gid = spec.partition(":")
+    if (colon and not _is_id(gid)) or (uid.isdecimal() and not _is_id(uid)):
+        raise RequestError(BAD_REQUEST, f"no user {spec[:80]!r}: give a name, a uid, or uid:gid")
     try:
         entry = pwd.getpwuid(int(uid)) if uid.isdecimal() else pwd.getpwnam(uid)
-    except (KeyError, OverflowError):
+    except KeyError:
         entry = None
-    if colon and not gid.isdecimal():
-        raise RequestError(BAD_REQUEST, f"no user {spec!r}: give a name, a uid, or uid:gid")
     if entry is not None:
         group = int(gid) if colon else entry.pw_gid
         groups = (group,) if colon else tuple(os.getgrouplist(entry.pw_name, group))
         name, home, shell = entry.pw_name, entry.pw_dir, entry.pw_shell
         return User(name, entry.pw_uid, group, groups, home or "/", shell or "/bin/sh")
-    if not uid.isdecimal() or not 0 <= int(uid) < 0xFFFFFFFF:
-        raise RequestError(BAD_REQUEST, f"no user {spec!r} in the guest")
+    if not uid.isdecimal():
+        raise RequestError(BAD_REQUEST, f"no user {spec[:80]!r} in the guest")
     group = int(gid) if colon else int(uid)
     return User(uid, int(uid), group, (group,), "/", "/bin/sh")
+
+
+def _is_id(text: str) -> bool:
+    # The last 32-bit number is -1, which means "leave it" to the system calls.
+    return text.isdecimal() and len(text) <= 10 and int(text) < 0xFFFFFFFF
 
 
 @contextlib.contextmanager
@@ -63,10 +68,10 @@ def acting_as(user: User) -> Iterator[None]:
         yield
         return
     groups = os.getgroups()
-    os.setgroups(user.groups)
-    os.setegid(user.gid)
-    os.seteuid(user.uid)
     try:
+        os.setgroups(user.groups)
+        os.setegid(user.gid)
+        os.seteuid(user.uid)
         yield
     finally:
         os.seteuid(0)

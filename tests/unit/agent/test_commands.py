@@ -145,6 +145,12 @@ def test_kill_reaches_the_whole_group(client: AgentClient) -> None:
     process.kill()  # of one that has ended is no error
 
 
+def end(process: RemoteProcess) -> None:
+    """Kill it and wait: what is killed is still there for a moment."""
+    process.kill()
+    process.wait()
+
+
 def assert_gone(pid: int) -> None:
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
@@ -216,7 +222,7 @@ def test_attach_to_what_does_not_exist(client: AgentClient) -> None:
     foreground = sh(client, "sleep 1000")
     with pytest.raises(RequestFailed, match="not in the background"):
         client.attach(foreground.pid).wait()
-    foreground.kill()
+    end(foreground)
 
 
 def test_a_terminal(client: AgentClient) -> None:
@@ -233,18 +239,32 @@ def test_a_terminal(client: AgentClient) -> None:
 
 
 def test_control_c_on_a_terminal_interrupts(client: AgentClient) -> None:
-    process = sh(client, "echo go; sleep 1000", window_size=(24, 80))
-    assert b"go" in next(process.output()).data
+    # Not a shell: one that gets the signal just before it executes something may lose it.
+    process = client.exec(["cat"], user=USER, cwd="/tmp", window_size=(24, 80))
+    process.write(b"go\n")
+    output, seen = process.output(), b""
+    while seen.count(b"go") < 2:  # the terminal's echo and cat's
+        seen += next(output).data
     process.write(b"\x03")
     assert process.wait().status == 128 + signal.SIGINT
 
 
 def test_the_end_of_input_on_a_terminal(client: AgentClient) -> None:
-    process = client.exec(["cat"], user=USER, cwd="/tmp", window_size=(24, 80))
-    process.write(b"line\n")
-    process.end_input()
-    assert gather(process)[0].replace(b"\r", b"") == b"line\nline\n"
-    assert process.wait().status == 0
+    for _ in range(10):  # cat closes the terminal before it exits: no SIGHUP may hit it in between
+        process = client.exec(["cat"], user=USER, cwd="/tmp", window_size=(24, 80))
+        process.write(b"line\n")
+        process.end_input()
+        assert gather(process)[0].replace(b"\r", b"") == b"line\nline\n"
+        assert process.wait().status == 0
+
+
+def test_a_command_that_closes_its_terminal_before_it_ends_is_not_hung_up_on(
+    client: AgentClient,
+) -> None:
+    line = "exec <&- >&- 2>&-; sleep 0.3; echo again > /dev/tty; exit 5"
+    process = sh(client, line, window_size=(24, 80))
+    assert gather(process)[0] == b"again\r\n"
+    assert process.wait().exit_code == 5
 
 
 def test_the_last_output_on_a_terminal_is_not_lost(client: AgentClient) -> None:
@@ -257,7 +277,7 @@ def test_a_signal_number_that_does_not_exist(client: AgentClient) -> None:
     process = sh(client, "sleep 1000")
     with pytest.raises(RequestFailed, match="no signal 99"):
         client.kill(process.pid, 99)
-    process.kill()
+    end(process)
 
 
 def test_commands_do_not_inherit_the_agents_descriptors_or_signals(client: AgentClient) -> None:
