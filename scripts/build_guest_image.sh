@@ -11,6 +11,7 @@
 #   --with NAME    a Debian package more, with all that it depends on
 #   --add H:G      a file or folder of this machine, at G in the guest
 set -eu
+export LC_ALL=C # the order of sorted names, and what apt says
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/../kernel/cache.sh"
 python=$here/../${VENV:-.venv}/bin/python
@@ -23,20 +24,44 @@ base="busybox-static python3.11-minimal libpython3.11-minimal libpython3.11-stdl
   libncursesw6 ncurses-base ca-certificates"
 
 usage="usage: build_guest_image.sh [--kernel FILE] [--with PACKAGE]… [--add HOSTPATH:GUESTPATH]… [--output FILE]"
-kernel= output= extra= added=
+newline='
+'
+kernel= output= extra= added= work=
+
+# temporary_folder: set $work to a folder of this run's own, which is gone when it ends.
+temporary_folder() {
+    [ -z "$work" ] || return 0
+    mkdir -p "$cache/images"
+    work=$(mktemp -d "$cache/images/tmp.XXXXXX")
+    trap 'rm -rf "$work" ${part:+"$part"}' EXIT
+    trap 'exit 1' HUP INT TERM # a shell that a signal ends does not see its EXIT trap
+}
+
+check_added() { # check_added HOSTPATH:GUESTPATH
+    case ${1#*:} in
+    "$1" | [!/]* | *"$newline"*) fail "--add $1: give HOSTPATH:GUESTPATH, the guest's path absolute" ;;
+    esac
+    case ${1#*:}/ in
+    *//* | */./* | */../*) fail "--add $1: the guest's path must name a file, without . and .." ;;
+    esac
+    [ -e "${1%%:*}" ] || fail "--add $1: there is no ${1%%:*}"
+    odd=$(find -H "${1%%:*}" ! -type f ! -type d ! -type l -print -quit)
+    [ -z "$odd" ] || fail "--add $1: $odd is no file, folder or link"
+}
+
 while [ $# -gt 0 ]; do
     [ $# -gt 1 ] || fail "$usage"
     case $1 in
     --kernel) kernel=$2 ;;
-    --with) extra="$extra $2" ;;
-    --add)
+    --with)
         case $2 in
-        *:/*) ;;
-        *) fail "--add $2: give HOSTPATH:GUESTPATH, the guest's path absolute" ;;
+        '' | [!a-z0-9]* | *- | *[!A-Za-z0-9+.:=~-]*) fail "--with $2: not a package's name" ;;
         esac
-        [ -e "${2%%:*}" ] || fail "--add $2: there is no ${2%%:*}"
-        added="$added$2
-"
+        extra="$extra $2"
+        ;;
+    --add)
+        check_added "$2"
+        added="$added$2$newline"
         ;;
     --output) output=$2 ;;
     *) fail "$usage" ;;
@@ -47,6 +72,8 @@ for tool in apt-get apt-cache dpkg-deb tar; do
     command -v $tool >/dev/null || fail "$tool is missing: this works on Debian and its kin"
 done
 [ -e "$agent/__main__.py" ] || fail "the agent is missing: $agent"
+[ ! -d "$output" ] || fail "--output $output: this is a folder, name a file"
+[ -d "$(dirname "$output")" ] || fail "--output $output: there is no folder $(dirname "$output")"
 
 # The kernel's modules and what tells which of them are wanted.
 release=builtin
@@ -66,8 +93,8 @@ fi
 hash_added() {
     printf '%s' "$added" | while IFS=: read -r host guest; do
         echo "$guest"
-        (cd "$(dirname "$host")" && find "$(basename "$host")" -printf '%P %y %m %l\n' | sort &&
-            find "$(basename "$host")" -type f -print0 | sort -z | xargs -0r sha256sum)
+        (cd "$(dirname "$host")" && find -H "$(basename "$host")" -printf '%P %y %m %l\n' | sort &&
+            find -H "$(basename "$host")" -type f -print0 | sort -z | xargs -0r sha256sum)
     done
 }
 
@@ -75,34 +102,44 @@ hash_added() {
 mkdir -p "$cache/debs" "$cache/images"
 words=$(printf '%s\n' $base -- $extra | sha256sum | cut -c1-12)
 resolved=$cache/debs/resolved-$words
+
+# resolve: write the names of the packages' files to $resolved; if apt cannot, say why in $work/why.
 resolve() {
     packages=$base
     if [ -n "$extra" ]; then
-        : >"$1.status" # as on an empty system, so that nothing counts as installed
+        : >"$work/status" # as on an empty system, so that nothing counts as installed
         # shellcheck disable=SC2086  # a list of words
-        apt-get install --simulate -qq --no-install-recommends -o Dir::State::status="$1.status" \
-            -o Debug::NoLocking=1 $extra >"$1.plan" 2>&1 ||
-            fail "apt cannot provide$extra: $(grep -m 1 '^E:' "$1.plan" || echo 'see apt-cache policy')"
-        packages="$packages $(sed -n 's/^Inst \([^ ]*\) .*/\1/p' "$1.plan")"
-        rm -f "$1.status" "$1.plan"
+        apt-get install --simulate -qq --no-install-recommends -o Dir::State::status="$work/status" \
+            -o Debug::NoLocking=1 $extra >"$work/plan" 2>"$work/why" || return 1
+        packages="$packages $(sed -n 's/^Inst \([^ ]*\) .*/\1/p' "$work/plan")"
     fi
+    mkdir -p "$work/empty" # of what the current folder has already, apt says nothing
     # shellcheck disable=SC2086
-    # In an empty folder: of what is there already it says nothing.
-    mkdir -p "$1.empty"
-    (cd "$1.empty" && apt-get download --print-uris -qq $packages) >"$1.uris" 2>"$1.log" ||
-        fail "apt does not know every package ($(grep -m 1 '^E:' "$1.log")): run 'apt-get update' as root first"
-    awk '{print $2}' "$1.uris" | sort -u >"$1.new"
-    rm -rf "$1.uris" "$1.log" "$1.empty"
-    mv "$1.new" "$1"
+    (cd "$work/empty" && apt-get download --print-uris -qq $packages) >"$work/uris" 2>"$work/why" || return 1
+    awk '{print $2}' "$work/uris" | sort -u >"$work/resolved"
+    mv "$work/resolved" "$resolved"
 }
 if [ ! -s "$resolved" ] || [ /var/lib/apt/lists -nt "$resolved" ]; then
-    resolve "$resolved"
+    temporary_folder
+    if ! resolve; then
+        why=$(grep -m 1 '^E:' "$work/why" || echo "no reason given")
+        [ -s "$resolved" ] ||
+            fail "apt cannot provide every package ($why): is the name right? run 'apt-get update' as root"
+        echo "build_guest_image.sh: apt cannot say what is new ($why); using the cached packages" >&2
+    fi
 fi
 
 key=$({
     cat "$0" "$here/guest_modules.py" "$here/../voidbox/boot/newc.py" "$resolved"
-    find -L "$agent" -name '*.py' | sort | xargs cat
-    [ -z "$kernel" ] || cat "$beside/config"
+    find -L "$agent" -name '*.py' -printf '%P\n' | sort | while read -r name; do
+        echo "$name"
+        cat "$agent/$name"
+    done
+    if [ -n "$kernel" ]; then
+        cat "$beside/config"
+        # Their contents are too much to read each time.
+        find "$beside/lib/modules/$release" -type f -printf '%P %s %T@\n' | sort
+    fi
     echo "$release"
     hash_added
 } | sha256sum | cut -c1-12)
@@ -110,21 +147,20 @@ target=$cache/images/guest-$release-$key
 
 finish() {
     if [ -n "$output" ]; then
-        cp "$target/initramfs.cpio" "$output.part" && mv "$output.part" "$output" ||
-            fail "cannot write $output"
-        echo "$output"
-        exit
+        temporary_folder
+        part=$(mktemp "$output.XXXXXX" 2>/dev/null) || fail "--output $output: cannot write there"
+        cp "$target/initramfs.cpio" "$part" 2>/dev/null && chmod 644 "$part" && mv "$part" "$output" ||
+            fail "--output $output: cannot write it; is the disk full?"
     fi
     # What --with and --add make of it is not for everybody.
     [ -n "$extra$added" ] || ln -sfn "$(basename "$target")" "$cache/images/current-$release"
-    echo "$target/initramfs.cpio"
+    echo "${output:-$target/initramfs.cpio}"
     exit
 }
 [ ! -d "$target" ] || finish
 
-echo "building the guest image: half a minute, once" >&2
-work=$(mktemp -d "$cache/images/tmp.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+echo "building the guest image: some seconds, once; a minute where packages must be downloaded" >&2
+temporary_folder
 root=$work/root
 while read -r deb; do
     [ -s "$cache/debs/$deb" ] || echo "$deb"
@@ -135,7 +171,7 @@ if [ -s "$work/missing" ]; then
     mkdir "$work/debs"
     # shellcheck disable=SC2086
     (cd "$work/debs" && apt-get download -qq $wanted >"$work/log" 2>&1) ||
-        fail "cannot download packages ($(grep -m 1 '^E:' "$work/log")): is there a network?"
+        fail "cannot download packages ($(grep -m 1 '^E:' "$work/log")): is there a network, and does 'apt-get update' work?"
     mv "$work"/debs/*.deb "$cache/debs/"
 fi
 
@@ -144,11 +180,11 @@ for folder in usr/bin usr/lib usr/lib64 usr/sbin dev proc sys run root home/sand
     mkdir -p "$root/$folder"
 done
 for folder in bin lib lib64 sbin; do ln -s usr/$folder "$root/$folder"; done
-chmod 700 "$root/root"
 while read -r deb; do
-    dpkg-deb --fsys-tarfile "$cache/debs/$deb" |
-        tar -x -C "$root" --no-same-owner --keep-directory-symlink 2>"$work/log" ||
-        fail "cannot unpack $deb: $(tail -1 "$work/log"); is the disk full?"
+    # -p: an ordinary user's tar would drop the set-user-ID bits, which root's keeps.
+    { dpkg-deb --fsys-tarfile "$cache/debs/$deb" |
+        tar -xp -C "$root" --no-same-owner --keep-directory-symlink; } 2>"$work/log" ||
+        fail "cannot unpack $deb ($(grep -m 1 ^tar: "$work/log")): is the disk full? if not, remove $cache/debs/$deb"
 done <"$resolved"
 cat "$root"/usr/share/ca-certificates/mozilla/*.crt >"$work/certificates"
 (
@@ -156,15 +192,22 @@ cat "$root"/usr/share/ca-certificates/mozilla/*.crt >"$work/certificates"
     rm -rf doc man info locale lintian bug binfmts initramfs-tools ca-certificates
     rm -rf ../lib/x86_64-linux-gnu/gconv # iconv's tables: Python brings its own
     cd ../lib/python3.11
-    rm -rf test idlelib lib2to3 pydoc_data ensurepip distutils config-3.11-* tkinter turtledemo
+    rm -rf test idlelib lib2to3 pydoc_data ensurepip distutils config-3.11-* tkinter turtledemo \
+        turtle.py
 )
 find "$root" -name __pycache__ -prune -exec rm -rf {} +
 mkdir -p "$root/etc/ssl/certs"
 mv "$work/certificates" "$root/etc/ssl/certs/ca-certificates.crt"
 
-for applet in $("$root/usr/bin/busybox" --list); do
-    [ -e "$root/usr/bin/$applet" ] || [ -e "$root/usr/sbin/$applet" ] ||
-        ln -s busybox "$root/usr/bin/$applet"
+# Where they belong: the kernel calls /sbin/modprobe, scripts /sbin/ip.
+for applet in $("$root/usr/bin/busybox" --list-full); do
+    case $applet in
+    *sbin/*) folder=usr/sbin link=../bin/busybox ;;
+    *bin/*) folder=usr/bin link=busybox ;;
+    *) continue ;;
+    esac
+    [ -e "$root/usr/bin/${applet##*/}" ] || [ -e "$root/usr/sbin/${applet##*/}" ] ||
+        ln -s $link "$root/$folder/${applet##*/}"
 done
 for name in python python3; do ln -sf python3.11 "$root/usr/bin/$name"; done
 cat >"$root/etc/passwd" <<'X'
@@ -180,7 +223,7 @@ sandbox:x:1000:
 X
 cat >"$root/etc/profile" <<'X'
 PS1='\u@\h:\w\$ '
-export PATH="${PATH:-/usr/local/bin:/usr/bin:/bin}"
+export PATH="${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}"
 X
 echo voidbox >"$root/etc/hostname"
 echo '127.0.0.1 localhost voidbox' >"$root/etc/hosts"
@@ -207,9 +250,16 @@ else
     : >"$root/usr/lib/voidbox/modules"
 fi
 printf '%s' "$added" | while IFS=: read -r host guest; do
-    mkdir -p "$root$(dirname "$guest")"
-    [ ! -e "$root$guest" ] || fail "--add $host:$guest: the image has a $guest already"
-    cp -a "$host" "$root$guest" || fail "--add $host:$guest: cannot copy it"
+    [ ! -e "$root$guest" ] && [ ! -L "$root$guest" ] ||
+        fail "--add $host:$guest: the image has a $guest already"
+    # An absolute link in the image points out of it while it is built.
+    case $(readlink -m "$root$(dirname "$guest")")/ in
+    "$(readlink -m "$root")"/*) ;;
+    *) fail "--add $host:$guest: a link of the image is in the way" ;;
+    esac
+    mkdir -p "$root$(dirname "$guest")" 2>/dev/null ||
+        fail "--add $host:$guest: $(dirname "$guest") is no folder in the image"
+    cp -aH "$host" "$root$guest" 2>"$work/log" || fail "--add $host:$guest: $(head -1 "$work/log")"
 done
 
 # The image's own Python compiles for itself, which shows too that it starts.
@@ -231,6 +281,8 @@ import bz2, ctypes, curses, lzma, readline, sqlite3, ssl, uuid, zlib" >"$work/lo
 mkdir "$work/image"
 # urandom: Python reads it at its start where the kernel has no entropy yet, before /dev is mounted.
 PYTHONPATH=$here/.. "$python" -m voidbox.boot.newc "$root" "$work/image/initramfs.cpio" \
-    --node /dev/console:5:1 --node /dev/null:1:3 --node /dev/urandom:1:9 || fail "cannot pack the image: is the disk full?"
+    --mode /root:0700 --mode /tmp:1777 --mode /var/tmp:1777 \
+    --node /dev/console:5:1 --node /dev/null:1:3 --node /dev/urandom:1:9 2>"$work/log" ||
+    fail "cannot pack the image ($(tail -1 "$work/log")): is the disk full?"
 publish "$work/image" "$target"
 finish

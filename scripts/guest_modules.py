@@ -4,15 +4,20 @@ built in.
 
     python scripts/guest_modules.py CONFIG MODULES ROOT
 
-CONFIG is the kernel's .config, MODULES its lib/modules/RELEASE. ROOT gets lib/modules/RELEASE with
-modules.dep, for modprobe, and usr/lib/voidbox/modules: what the agent loads at once, one path a
-line, each after those that it needs.
+CONFIG is the kernel's .config, MODULES its lib/modules/RELEASE. ROOT gets
+
+    usr/lib/modules/RELEASE         the modules, and modules.dep and modules.alias: busybox's modprobe
+                                    finds what a user names, or the kernel asks for at a mount
+    usr/lib/voidbox/modules         what the agent loads at once: one path a line, each after those
+                                    that it needs
 """
 
 from __future__ import annotations
 
 import lzma
+import struct
 import sys
+from functools import cache
 from pathlib import Path
 
 # Kconfig symbol to module.
@@ -35,58 +40,152 @@ ON_DEMAND = {
     "NET_9P_VIRTIO": "9pnet_virtio",
 }
 
+# Elf64_Ehdr: e_shoff at 40; e_shentsize, e_shnum and e_shstrndx at 58.
+_SECTIONS = struct.Struct("<40xQ10xHHH")
+# Elf64_Shdr: sh_name, sh_type, sh_flags, sh_addr, sh_offset, sh_size, …
+_SECTION = struct.Struct("<IIQQQQ24x")
+
 
 class Missing(Exception):
-    """A module that the configuration promises is not there."""
+    """A module that the configuration promises is not there, or is none."""
 
 
-def _name(path: Path) -> str:
-    return _stem(path).replace("-", "_")
-
-
-def _stem(path: Path) -> str:
-    return path.name.split(".")[0]
-
-
-def _content(path: Path) -> bytes:
-    data = path.read_bytes()
-    return lzma.decompress(data) if path.suffix == ".xz" else data
-
-
-def depends(content: bytes) -> list[str]:
-    """Return what a module's .modinfo section says it depends on."""
-    marker = b"\0depends="
-    at = content.find(marker)
-    if at < 0:
-        return []
-    names = content[at + len(marker) :].split(b"\0", 1)[0].decode()
-    return [name.replace("-", "_") for name in names.split(",") if name]
-
-
-def in_order(wanted: list[str], available: dict[str, Path]) -> list[str]:
-    """Return the wanted modules and their dependencies, each after those that it needs.
+def modinfo(content: bytes) -> list[tuple[str, str]]:
+    """Return the (key, value) pairs of a module's .modinfo section.
 
     Raises:
-        Missing: one of them is not available.
+        ValueError: not an ELF file with such a section.
     """
-    ordered: list[str] = []
+    if content[:5] != b"\x7fELF\x02":
+        raise ValueError("not a 64-bit ELF file")
+    try:
+        table, size, count, names_idx = _SECTIONS.unpack_from(content)
+        headers = [_SECTION.unpack_from(content, table + size * idx) for idx in range(count)]
+        names = headers[names_idx][4]
+        for name, _, _, _, offset, length in headers:
+            if content[names + name :].startswith(b".modinfo\0"):
+                words = content[offset : offset + length].split(b"\0")
+                pairs = [word.decode().partition("=") for word in words if word]
+                return [(key, value) for key, _, value in pairs]
+    except (struct.error, IndexError) as error:
+        raise ValueError("cut short") from error
+    raise ValueError("no .modinfo section")
 
-    def visit(name: str) -> None:
-        if name in ordered:
-            return
-        if name not in available:
+
+def _name(word: str) -> str:
+    return word.replace("-", "_")
+
+
+class Modules:
+    """The modules of one kernel, as its package has them.
+
+    Args:
+        folder: its lib/modules/RELEASE.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.release = folder.name
+        self._paths = {_name(path.name.split(".")[0]): path for path in folder.rglob("*.ko*")}
+        self._builtin = self._read_builtin(folder)
+
+    @staticmethod
+    def _read_builtin(folder: Path) -> set[str]:
+        """Names and aliases of what the kernel has built in."""
+        names = set()
+        for line in _lines(folder / "modules.builtin", "\n"):
+            names.add(_name(Path(line).name.split(".")[0]))
+        for line in _lines(folder / "modules.builtin.modinfo", "\0"):
+            key, _, value = line.partition("=")
+            if key.endswith(".alias"):
+                names.add(_name(value))
+        return names
+
+    def file_name(self, name: str) -> str:
+        """Return the name of a module's file, uncompressed."""
+        return self._paths[name].name.split(".")[0] + ".ko"
+
+    def content(self, name: str) -> bytes:
+        """Return a module's file, uncompressed."""
+        if name not in self._paths:
             raise Missing(f"the kernel's package has no module {name}")
-        for needed in depends(_content(available[name])):
-            visit(needed)
-        ordered.append(name)
+        data = self._paths[name].read_bytes()
+        return lzma.decompress(data) if self._paths[name].suffix == ".xz" else data
 
-    for name in wanted:
-        visit(name)
-    return ordered
+    @cache  # noqa: B019  # one object, which lives as long as the program
+    def info(self, name: str) -> list[tuple[str, str]]:
+        """Return the pairs of a module's .modinfo section."""
+        try:
+            return modinfo(self.content(name))
+        except (ValueError, lzma.LZMAError) as error:
+            raise Missing(f"{self._paths[name]}: not a kernel module: {error}") from error
+
+    def aliases(self, name: str) -> list[str]:
+        """Return by what else a module can be asked for."""
+        return [value for key, value in self.info(name) if key == "alias"]
+
+    def needs(self, name: str) -> list[str]:
+        """Return what must be loaded before a module.
+
+        Soft dependencies count: without crc32c, libcrc32c does not load and ext4 does not mount,
+        and busybox's modprobe knows nothing of them.
+        """
+        needed = []
+        for key, value in self.info(name):
+            if key == "depends":
+                needed += [_name(word) for word in value.split(",") if word]
+            elif key == "softdep" and value.startswith("pre:"):
+                before = value.removeprefix("pre:").split("post:")[0]
+                for word in before.split():
+                    needed += self._providers(_name(word))
+        return needed
+
+    def _providers(self, word: str) -> list[str]:
+        """Return the modules that a soft dependency asks for: by name, or by alias."""
+        if word in self._builtin:
+            return []
+        if word in self._paths:
+            return [word]
+        found = []
+        for name in sorted(self._paths):
+            aliases = self.aliases(name)
+            # Those for some CPUs alone refuse to load on others, and what depends on them with them.
+            for_any_cpu = not any(alias.startswith("cpu:") for alias in aliases)
+            if for_any_cpu and word in map(_name, aliases):
+                found.append(name)
+        return found
+
+    def in_order(self, wanted: list[str]) -> list[str]:
+        """Return the wanted modules and what they need, each after those that it needs.
+
+        Raises:
+            Missing: one of them is not available.
+        """
+        ordered: list[str] = []
+        seen = set()
+
+        def visit(name: str) -> None:
+            if name in seen:
+                return
+            seen.add(name)
+            for needed in self.needs(name):
+                visit(needed)
+            ordered.append(name)
+
+        for name in wanted:
+            visit(name)
+        return ordered
 
 
-def install(config: Path, modules: Path, root: Path) -> None:
-    """Copy the modules, and write the two lists."""
+def _lines(path: Path, separator: str) -> list[str]:
+    return [line for line in path.read_text().split(separator) if line] if path.exists() else []
+
+
+def install(config: Path, folder: Path, root: Path) -> None:
+    """Copy the modules, and write the lists.
+
+    Raises:
+        Missing: a module that the configuration promises is not there.
+    """
     as_modules = {
         line.removeprefix("CONFIG_").removesuffix("=m")
         for line in config.read_text().splitlines()
@@ -94,34 +193,34 @@ def install(config: Path, modules: Path, root: Path) -> None:
     }
     at_once = [name for symbol, name in AT_ONCE.items() if symbol in as_modules]
     on_demand = [name for symbol, name in ON_DEMAND.items() if symbol in as_modules]
+    modules = Modules(folder)
+    target = Path("/usr/lib/modules", modules.release)
+    copies = root / target.relative_to("/")
+    dependencies, aliases = [], []
+    for name in modules.in_order([*at_once, *on_demand]):
+        copies.mkdir(parents=True, exist_ok=True)
+        file_name = modules.file_name(name)
+        (copies / file_name).write_bytes(modules.content(name))
+        # modprobe loads from the last to the first.
+        first = reversed(modules.in_order([name])[:-1])
+        files = "".join(f" {modules.file_name(other)}" for other in first)
+        dependencies.append(f"{file_name}:{files}\n")
+        aliases += [f"alias {alias} {name}\n" for alias in modules.aliases(name)]
+    if dependencies:
+        (copies / "modules.dep").write_text("".join(dependencies))
+        (copies / "modules.alias").write_text("".join(aliases))
     lists = root / "usr/lib/voidbox"
     lists.mkdir(parents=True, exist_ok=True)
-    available: dict[str, Path] = {}
-    if at_once or on_demand:
-        available = {_name(path): path for path in modules.rglob("*.ko*")}
-    folder = f"usr/lib/modules/{modules.name}"
-    dependencies = []
-    for name in in_order([*at_once, *on_demand], available):
-        content = _content(available[name])
-        path = root / folder / f"{_stem(available[name])}.ko"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        needed = reversed(in_order(depends(content), available))
-        files = "".join(f" {_stem(available[other])}.ko" for other in needed)
-        dependencies.append(f"{path.name}:{files}\n")
-    if dependencies:
-        (root / folder / "modules.dep").write_text("".join(dependencies))
-    first = in_order(at_once, available)
     (lists / "modules").write_text(
-        "".join(f"/{folder}/{_stem(available[name])}.ko\n" for name in first)
+        "".join(f"{target}/{modules.file_name(name)}\n" for name in modules.in_order(at_once))
     )
 
 
 def main(arguments: list[str]) -> int:
     """Install; returns the exit status."""
-    config, modules, root = map(Path, arguments)
+    config, folder, root = map(Path, arguments)
     try:
-        install(config, modules, root)
+        install(config, folder, root)
     except (Missing, OSError) as error:
         print(f"guest_modules.py: {error}", file=sys.stderr)
         return 1

@@ -3,7 +3,7 @@
 Linux Documentation/driver-api/early-userspace/buffer-format.rst. Names are sorted, times are 0,
 everything belongs to root, inodes are counted; so no root is needed, for device nodes either.
 
-    python -m voidbox.boot.newc FOLDER OUTPUT [--node /dev/console:5:1 …]
+    python -m voidbox.boot.newc FOLDER OUTPUT [--node /dev/console:5:1 …] [--mode /tmp:1777 …]
 """
 
 from __future__ import annotations
@@ -98,6 +98,22 @@ def archive(entries: Iterable[Entry]) -> bytes:
     return output.getvalue()
 
 
+def with_modes(entries: Iterable[Entry], modes: dict[str, int]) -> Iterator[Entry]:
+    """Give some paths the permissions that no folder on a host can tell.
+
+    Raises:
+        ValueError: one of the paths is not there.
+    """
+    missing = dict(modes)
+    for entry in entries:
+        permissions = missing.pop(entry.path, None)
+        if permissions is not None:
+            entry = entry._replace(mode=stat.S_IFMT(entry.mode) | permissions)
+        yield entry
+    if missing:
+        raise ValueError(f"there is no {', '.join(missing)} to set the mode of")
+
+
 def main(argv: list[str]) -> int:
     """Pack a folder; returns the exit status."""
     import argparse  # for the program alone: a VM's start needs the rest
@@ -106,13 +122,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument("folder")
     parser.add_argument("output")
     parser.add_argument("--node", action="append", default=[], metavar="PATH:MAJOR:MINOR")
+    parser.add_argument("--mode", action="append", default=[], metavar="PATH:OCTAL")
     options = parser.parse_args(argv)
-    entries = list(entries_of(options.folder))
-    for node in options.node:
-        path, major, minor = node.split(":")
-        entries.append(device_node(path, int(major), int(minor)))
-    with open(options.output, "wb") as output:
-        write(output, entries)
+    modes = {path.lstrip("/"): int(mode, 8) for path, mode in (m.split(":") for m in options.mode)}
+    try:
+        entries = list(with_modes(entries_of(options.folder), modes))
+        for node in options.node:
+            path, major, minor = node.split(":")
+            entries.append(device_node(path, int(major), int(minor)))
+        with open(options.output, "wb") as output:
+            write(output, entries)
+    except (OSError, ValueError) as error:
+        print(f"newc: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
