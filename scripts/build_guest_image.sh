@@ -182,9 +182,10 @@ done
 for folder in bin lib lib64 sbin; do ln -s usr/$folder "$root/$folder"; done
 while read -r deb; do
     # -p: an ordinary user's tar would drop the set-user-ID bits, which root's keeps.
-    { dpkg-deb --fsys-tarfile "$cache/debs/$deb" |
-        tar -xp -C "$root" --no-same-owner --keep-directory-symlink; } 2>"$work/log" ||
-        fail "cannot unpack $deb ($(grep -m 1 ^tar: "$work/log")): is the disk full? if not, remove $cache/debs/$deb"
+    # Errors into a variable: a file would have no room where the disk is full.
+    why=$({ dpkg-deb --fsys-tarfile "$cache/debs/$deb" |
+        tar -xp -C "$root" --no-same-owner --keep-directory-symlink; } 2>&1) ||
+        fail "cannot unpack $deb ($(echo "$why" | grep -m 1 ^tar:)): is the disk full? if not, remove $cache/debs/$deb"
 done <"$resolved"
 cat "$root"/usr/share/ca-certificates/mozilla/*.crt >"$work/certificates"
 (
@@ -259,30 +260,30 @@ printf '%s' "$added" | while IFS=: read -r host guest; do
     esac
     mkdir -p "$root$(dirname "$guest")" 2>/dev/null ||
         fail "--add $host:$guest: $(dirname "$guest") is no folder in the image"
-    cp -aH "$host" "$root$guest" 2>"$work/log" || fail "--add $host:$guest: $(head -1 "$work/log")"
+    why=$(cp -aH "$host" "$root$guest" 2>&1) ||
+        fail "--add $host:$guest: $(echo "$why" | head -1)"
 done
 
 # The image's own Python compiles for itself, which shows too that it starts.
-# The hash seed decides the order of constant sets in the compiled files.
 image_python() {
-    env -i PYTHONHASHSEED=0 PYTHONHOME="$root/usr" "$root/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" \
+    env -i PYTHONHOME="$root/usr" "$root/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2" \
         --library-path "$root/usr/lib/x86_64-linux-gnu" "$root/usr/bin/python3.11" "$@"
 }
 # -B: what it imports for that leaves no files of another kind.
-image_python -B -m compileall -q -s "$root" -p / --invalidation-mode unchecked-hash \
-    "$root/usr/lib/python3.11" "$root/usr/lib/voidbox" >"$work/log" 2>&1 ||
-    fail "the image's Python does not work: $(tail -1 "$work/log")"
-image_python -IBS -c "
+why=$(image_python -B -m compileall -q -s "$root" -p / --invalidation-mode unchecked-hash \
+    "$root/usr/lib/python3.11" "$root/usr/lib/voidbox" 2>&1) ||
+    fail "the image's Python cannot compile its library: $(echo "$why" | tail -1)"
+why=$(image_python -IBS -c "
 import sys; sys.path.insert(0, '$root/usr/lib/voidbox')
 import guest_agent.server, guest_agent.boot, hashlib
-import bz2, ctypes, curses, lzma, readline, sqlite3, ssl, uuid, zlib" >"$work/log" 2>&1 ||
-    fail "the image is not whole: $(tail -1 "$work/log")"
+import bz2, ctypes, curses, lzma, readline, sqlite3, ssl, uuid, zlib" 2>&1) ||
+    fail "the image is not whole: $(echo "$why" | tail -1)"
 
 mkdir "$work/image"
 # urandom: Python reads it at its start where the kernel has no entropy yet, before /dev is mounted.
-PYTHONPATH=$here/.. "$python" -m voidbox.boot.newc "$root" "$work/image/initramfs.cpio" \
+why=$(PYTHONPATH=$here/.. "$python" -m voidbox.boot.newc "$root" "$work/image/initramfs.cpio" \
     --mode /root:0700 --mode /tmp:1777 --mode /var/tmp:1777 \
-    --node /dev/console:5:1 --node /dev/null:1:3 --node /dev/urandom:1:9 2>"$work/log" ||
-    fail "cannot pack the image ($(tail -1 "$work/log")): is the disk full?"
+    --node /dev/console:5:1 --node /dev/null:1:3 --node /dev/urandom:1:9 2>&1) ||
+    fail "cannot pack the image: $why"
 publish "$work/image" "$target"
 finish

@@ -6,10 +6,10 @@ built in.
 
 CONFIG is the kernel's .config, MODULES its lib/modules/RELEASE. ROOT gets
 
-    usr/lib/modules/RELEASE         the modules, and modules.dep and modules.alias: busybox's modprobe
-                                    finds what a user names, or the kernel asks for at a mount
-    usr/lib/voidbox/modules         what the agent loads at once: one path a line, each after those
-                                    that it needs
+    usr/lib/modules/RELEASE    the modules, modules.dep and modules.alias, where busybox's modprobe
+                               finds what a user names, or the kernel asks for at a mount
+    usr/lib/voidbox/modules    what the agent loads at once: one path a line, each after those that
+                               it needs
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Modules:
         found = []
         for name in sorted(self._paths):
             aliases = self.aliases(name)
-            # Those for some CPUs alone refuse to load on others, and what depends on them with them.
+            # Those for some CPUs alone do not load on others, nor then does what needs them.
             for_any_cpu = not any(alias.startswith("cpu:") for alias in aliases)
             if for_any_cpu and word in map(_name, aliases):
                 found.append(name)

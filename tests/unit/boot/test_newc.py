@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,28 @@ def test_sockets_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(ValueError, match="cannot pack"):
         list(newc.entries_of(str(tmp_path)))
+
+
+def test_some_permissions_can_be_given(tmp_path: Path) -> None:
+    make_tree(tmp_path / "t")
+    command = [sys.executable, "-m", "voidbox.boot.newc", tmp_path / "t", tmp_path / "out"]
+    subprocess.run([*command, "--mode", "/bin:1777", "--mode", "/a-file:0600"], check=True)
+    found = parse((tmp_path / "out").read_bytes())
+    assert found["bin"][0] == stat.S_IFDIR | 0o1777
+    assert found["a-file"][0] == stat.S_IFREG | 0o600
+    assert found["bin/tool"][0] == stat.S_IFREG | 0o755
+
+
+def test_what_cannot_be_packed_is_told_in_one_line(tmp_path: Path) -> None:
+    make_tree(tmp_path / "t")
+    command = [sys.executable, "-m", "voidbox.boot.newc", tmp_path / "t"]
+    cases = [
+        ([tmp_path / "out", "--mode", "/none:0700"], "there is no none"),
+        ([tmp_path / "none" / "out"], "No such file"),
+        (["/dev/full"], "No space left"),
+    ]
+    for arguments, expected in cases:
+        result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        assert result.returncode == 1
+        assert result.stderr.count("\n") == 1
+        assert expected in result.stderr
