@@ -1,7 +1,8 @@
 /*
- * The control channel of the kernel's vsock test program, over standard input and output instead of
- * TCP: the guest has no network, and this channel must not be what is tested. Implements the
- * interface of the program's control.h. What the program prints goes to standard error.
+ * The control channel of the kernel's vsock test programs, over standard input and output instead of
+ * TCP: the guest has no network. Here these are a serial line, which has nothing to do with what is
+ * tested. Implements the interface of the programs' control.h. What they print goes to standard
+ * error.
  */
 #include <stdbool.h>
 #include <stdio.h>
