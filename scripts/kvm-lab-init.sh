@@ -58,6 +58,22 @@ $b cp /lab/* /new/run/lab/
 $b mv /bin/busybox /new/run/lab/busybox
 b=/new/run/lab/busybox
 
+# A virtual machine that is there all the time and never runs. With the first one that is made, and
+# the last one that is gone, the kernel patches its scheduler's code (preempt_notifier_key, and
+# apic_sw_disabled with the first vCPU), and QEMU 7.2 now and then goes on executing the breakpoint
+# of the patch: both CPUs then take exceptions for ever.
+$b chroot /new "$($b cat /lab/python)" -ISc '
+import fcntl, signal
+KVM_CREATE_VM, KVM_CREATE_VCPU, KVM_CREATE_IRQCHIP = 0xAE01, 0xAE41, 0xAE60
+with open("/dev/kvm") as kvm:
+    vm = fcntl.ioctl(kvm, KVM_CREATE_VM, 0)
+    fcntl.ioctl(vm, KVM_CREATE_IRQCHIP)
+    fcntl.ioctl(vm, KVM_CREATE_VCPU, 0)
+    open("/run/lab/machine", "w").close()
+    signal.pause()
+' &
+until [ -e /new/run/lab/machine ] || ! kill -0 $! 2>/dev/null; do $b usleep 10000; done
+
 # The ports come up one by one, some time after their driver was loaded.
 until set -- /new/dev/vport*p5 && [ -e "$1" ]; do $b usleep 10000; done
 port=${1%5}
