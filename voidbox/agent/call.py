@@ -123,7 +123,8 @@ class Call:
 
     def cancel(self) -> None:
         """Ask for the request's end, which still comes as a result or an error."""
-        self._post(self.on_cancel)
+        # Looked up by the link's thread: only once that has begun the request is it there.
+        self._post(lambda: self.on_cancel())
 
     def next(self, timeout_s: float | None = None) -> Event | Data | None:
         """Return what came next, or None at the end, which result() then has.

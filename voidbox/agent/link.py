@@ -92,6 +92,8 @@ class Link:
         """Begin a request. Thread: any."""
         call = Call(what, self._loop.call_soon)
         self._loop.call_soon(partial(self._start_call, call, type, values))
+        if self._is_closed:  # else whoever closes us ends the call too
+            call.fail(partial(AgentError, f"{what}: the connection to the guest's agent is closed"))
         return call
 
     def close(self) -> None:
