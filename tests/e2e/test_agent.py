@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -259,7 +260,7 @@ def test_the_command_lines_failures_are_lines() -> None:
         b"voidbox: no-such-command: command not found\n",
     )
     result = cli("-w", "/nowhere", "--", "true")
-    assert result.returncode == exit_status.AGENT
+    assert result.returncode == exit_status.USAGE
     assert result.stderr == b"voidbox: cannot work in /nowhere: there is no such folder\n"
     result = cli("--timeout", "15", "--", "sleep", "1000")
     assert result.returncode == exit_status.TIMEOUT and b"15 s" in result.stderr
@@ -298,6 +299,8 @@ def test_many_connections_at_once_and_one_after_another(
     kernels: dict[str, str], guest_images: dict[str, str]
 ) -> None:
     """Through a real guest's rings, which wrap many times; nothing is left behind."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # both ends of each are ours
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with make_guest(kernels["minimal"], guest_images["minimal"], "unix") as guest:
         guest.machine.start()
         with guest.connect() as client:

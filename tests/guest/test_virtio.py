@@ -12,6 +12,8 @@ import pytest
 from tests.guest import tiny
 from voidbox.boot import layout
 from voidbox.errors import VoidboxError
+from voidbox.kvm import api
+from voidbox.kvm.kvm import Kvm
 from voidbox.vmm.config import MachineConfig, VsockConfig
 from voidbox.vmm.machine import Machine
 from voidbox.vmm.outcome import EndReason
@@ -58,6 +60,49 @@ def test_a_kick_costs_no_exit(tmp_path: Path) -> None:
         machine.start()
         assert machine.wait(DEADLINE_S) is not None
         assert "KVM_EXIT_MMIO" not in machine.statistics().exits
+
+
+def test_reading_a_register_and_acknowledging_cost_no_exit(tmp_path: Path) -> None:
+    base = layout.MMIO_DEVICES_GPA
+    status, acknowledge = base + 0x60, base + 0x64
+    code = (load_eax(status) + tiny.store_eax(acknowledge)) * 1000 + load_eax(base)
+    with Machine(config_of(tmp_path, code + tiny.power_off())) as machine:
+        machine.start()
+        assert machine.wait(DEADLINE_S) is not None
+        # The ring of queued writes holds 170: when it is full, the guest exits.
+        assert machine.statistics().exits.get("KVM_EXIT_MMIO", 0) <= 1000 // 100
+
+
+def test_without_readonly_memory_registers_are_read_by_exits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Kvm.check_extension
+    monkeypatch.setattr(
+        Kvm,
+        "check_extension",
+        lambda self, number: 0 if number == api.KVM_CAP_READONLY_MEM else real(self, number),
+    )
+    code = load_eax(layout.MMIO_DEVICES_GPA) + tiny.store_eax(0x200000)
+    with Machine(config_of(tmp_path, code + tiny.power_off())) as machine:
+        machine.start()
+        assert machine.wait(DEADLINE_S) is not None
+        assert machine.statistics().exits["KVM_EXIT_MMIO"] == 1
+        assert struct.unpack("<I", machine.memory.read(0x200000, 4)) == (MAGIC,)
+
+
+def test_the_guest_cannot_write_the_page(tmp_path: Path) -> None:
+    """A write changes nothing but what the register's meaning is."""
+    base = layout.MMIO_DEVICES_GPA
+    code = b"\xb8\x05\x00\x00\x00"  # mov eax, 5
+    for register in range(0, 0x200, 4):
+        code += tiny.store_eax(base + register)
+    code += load_eax(base) + tiny.store_eax(0x200000)
+    code += load_eax(base + 8) + tiny.store_eax(0x200004)
+    code += load_eax(base + 0x70) + tiny.store_eax(0x200008)
+    with Machine(config_of(tmp_path, code + tiny.power_off())) as machine:
+        machine.start()
+        assert machine.wait(DEADLINE_S) is not None
+        assert struct.unpack("<3I", machine.memory.read(0x200000, 12)) == (MAGIC, 4, 0)
 
 
 def test_machines_with_vsock_leave_nothing_behind(tmp_path: Path) -> None:

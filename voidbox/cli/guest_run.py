@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import NamedTuple
 
+from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import AgentClient, RemoteProcess
 from voidbox.cli import exit_status, streams
 from voidbox.cli.complain import complain
@@ -28,6 +29,7 @@ _GUEST_STATUS = {
     EndReason.RESET: exit_status.OK,
     EndReason.PANIC: exit_status.PANIC,
     EndReason.CRASH: exit_status.CRASH,
+    EndReason.ERROR: exit_status.INTERNAL,
 }
 
 
@@ -147,8 +149,10 @@ class _Run:
             return self._interruption
         outcome = self._guest.machine.wait(0)
         status = exit_status.AGENT
-        if outcome is not None:
-            status = _GUEST_STATUS.get(outcome.reason, exit_status.INTERNAL)
+        if isinstance(error, RequestFailed):  # no such user, no such folder
+            status = exit_status.USAGE
+        elif outcome is not None:
+            status = _GUEST_STATUS.get(outcome.reason, exit_status.AGENT)
         if status != exit_status.OK:
             complain(f"voidbox: {error}")
         return status

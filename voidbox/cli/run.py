@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import signal
@@ -151,6 +152,8 @@ def main(argv: list[str]) -> int:
         vsock=_vsock(options.vsock, options.cid),
     )
 
+    _raise_file_limit()
+
     def on_end(machine: Machine) -> None:
         if options.stats is not None:
             _write_statistics(machine, options.stats)
@@ -173,6 +176,19 @@ def main(argv: list[str]) -> int:
         has_vsock=options.vsock != "none",
         on_end=on_end,
     )
+
+
+def _raise_file_limit() -> None:
+    """Allow as many descriptors as we may have: 1,024, the usual limit, is a vsock's connections.
+
+    The usual limit is what it is for programs that use select(2), and we do not.
+    """
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _split(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -7,6 +7,10 @@ and what a step opens is closed again by the next:
                           │            │             │
                    DriverFeatures   Queue*     QueueNotify, interrupts
 
+Reads may never come here: what they would return also lies in a page that the machine can map into
+the guest, read-only. InterruptAck may come late: the machine can have KVM queue such writes. Then
+an interrupt costs the guest no exit; else it is two.
+
 Who runs where. Registers are touched by vCPU threads. The device runs on the loop thread alone:
 DRIVER_OK schedules its activation there, and a reset waits for the loop, because a driver reuses
 the rings' memory right after it wrote 0. Interrupts may be asked for by any thread.
@@ -35,8 +39,10 @@ from voidbox.virtio.device import (
 )
 from voidbox.virtio.mmio_regs import (
     ALL_ONES,
+    CONFIG_BYTES_MAX,
     CONSTANT_REGISTERS,
     QUEUE_ADDRESS_REGISTERS,
+    READABLE_REGISTERS,
     VIRTIO_MMIO_CONFIG,
     VIRTIO_MMIO_CONFIG_GENERATION,
     VIRTIO_MMIO_DEVICE_FEATURES,
@@ -87,6 +93,8 @@ class MmioTransport:
         memory: the guest's RAM, where the rings are.
         pulse_irq: asserts and deasserts the device's interrupt line. Any thread.
         loop_call_soon: has the loop thread call a function, in the order of the calls. Any thread.
+        page: MMIO_REGION_BYTES, kept as the guest reads the registers.
+        perform_writes: performs the guest's writes that are still queued. Any thread.
     """
 
     def __init__(
@@ -95,8 +103,12 @@ class MmioTransport:
         memory: GuestMemory,
         pulse_irq: Callable[[], None],
         loop_call_soon: Callable[[Callable[[], None]], None],
+        page: memoryview | None = None,
+        perform_writes: Callable[[], None] = lambda: None,
     ) -> None:
         self._device = device
+        self._words = page.cast("I") if page is not None else None
+        self._perform_writes = perform_writes
         self._memory = memory
         self._pulse_irq = pulse_irq
         self._call_soon = loop_call_soon
@@ -105,8 +117,8 @@ class MmioTransport:
         # The one lock. It guards the fields down to the next comment and is innermost: with it
         # held nothing is called but the device's read_config and interrupt_config's `change`.
         self._lock = threading.Lock()
-        self._clear_registers()
         self._config_generation = 0
+        self._clear_registers()
         self._resetting = False  # from the driver's write of 0 until the device has stopped
         self._running = False  # the device is live and neither side gave up
         self._kicked: set[int] = set()  # queues whose notify() is on its way to the loop
@@ -127,6 +139,27 @@ class MmioTransport:
         self._queue_sel = 0
         self._interrupt_status = 0
         self._queues = [QueueRegisters() for _ in self._device.queue_max_sizes]
+        self._publish()
+
+    # The page. The lock is held.
+
+    def _publish(self) -> None:
+        """Bring the page up to date."""
+        if self._words is not None:
+            for offset in READABLE_REGISTERS:
+                self._words[offset // 4] = self._read_register(offset) or 0
+            self._publish_config()
+
+    def _publish_config(self) -> None:
+        if self._words is not None:
+            for offset in range(0, CONFIG_BYTES_MAX, 4):
+                word = self._device.read_config(offset, 4) & ALL_ONES
+                self._words[(VIRTIO_MMIO_CONFIG + offset) // 4] = word
+
+    def _set_interrupt_status(self, value: int) -> None:
+        self._interrupt_status = value
+        if self._words is not None:
+            self._words[VIRTIO_MMIO_INTERRUPT_STATUS // 4] = value
 
     # Registers. Thread: vcpu.
 
@@ -152,6 +185,8 @@ class MmioTransport:
             return self._status
         if offset == VIRTIO_MMIO_CONFIG_GENERATION:
             return self._config_generation
+        if offset == VIRTIO_MMIO_INTERRUPT_STATUS:
+            return self._interrupt_status
         if offset == VIRTIO_MMIO_DEVICE_ID:
             return self._device.device_id
         if offset == VIRTIO_MMIO_DEVICE_FEATURES:
@@ -174,7 +209,7 @@ class MmioTransport:
             accepted = False
         elif offset == VIRTIO_MMIO_INTERRUPT_ACK:
             with self._lock:
-                self._interrupt_status &= ~value
+                self._set_interrupt_status(self._interrupt_status & ~value)
             accepted = True
         elif offset == VIRTIO_MMIO_QUEUE_NOTIFY:
             accepted = self._write_queue_notify(value)
@@ -183,6 +218,7 @@ class MmioTransport:
         else:
             with self._lock:
                 accepted = self._write_setup(offset, value & ALL_ONES)
+                self._publish()
         if not accepted:
             self._count_refused()
 
@@ -198,6 +234,8 @@ class MmioTransport:
             self._device.write_config(offset, width, value)
         except GuestError as error:
             self.needs_reset(str(error))
+        with self._lock:
+            self._publish_config()
         return True
 
     def _write_queue_notify(self, queue_idx: int) -> bool:
@@ -281,6 +319,7 @@ class MmioTransport:
             if value & VIRTIO_CONFIG_S_FAILED:
                 self._status |= VIRTIO_CONFIG_S_FAILED
                 self._running = False
+                self._publish()
                 return True
             if value == self._status:
                 return True
@@ -290,6 +329,7 @@ class MmioTransport:
             if value == _CONFIGURING and not self._features_acceptable():
                 return False
             self._status = value
+            self._publish()
         if value == _RUNNING:
             self._call_soon(self._activate)
         return True
@@ -423,20 +463,24 @@ class MmioTransport:
             if change is not None:
                 change()
             self._config_generation = (self._config_generation + 1) & ALL_ONES
+            self._publish()
         self._interrupt(VIRTIO_MMIO_INT_CONFIG)
 
     def _interrupt(self, bit: int) -> None:
+        # An acknowledgement of interrupts before this one must not take this one's bit away.
+        self._perform_writes()
         # The register before the line: the guest's handler reads it to learn whose interrupt this
         # is, and one that finds 0 there takes it for somebody else's.
         with self._lock:
             if not self._running:
                 return
-            self._interrupt_status |= bit
+            self._set_interrupt_status(self._interrupt_status | bit)
             self._interrupts += 1
         self._pulse_irq()
 
     def needs_reset(self, reason: str) -> None:
         """Stop the device, set DEVICE_NEEDS_RESET and tell the driver (§2.1.2)."""
+        self._perform_writes()
         with self._lock:
             if not self._running:
                 return
@@ -445,6 +489,7 @@ class MmioTransport:
             self._reset_reason = reason
             self._interrupt_status |= VIRTIO_MMIO_INT_CONFIG
             self._interrupts += 1
+            self._publish()
         log.warning("virtio device %d needs a reset: %s", self._device.device_id, reason)
         self._pulse_irq()
 
@@ -486,6 +531,8 @@ class MmioTransport:
         memory: GuestMemory,
         pulse_irq: Callable[[], None],
         loop_call_soon: Callable[[Callable[[], None]], None],
+        page: memoryview | None = None,
+        perform_writes: Callable[[], None] = lambda: None,
     ) -> MmioTransport:
         """Continue over restored memory; a live device is activated and kicked on the loop.
 
@@ -497,7 +544,7 @@ class MmioTransport:
                 f"the snapshot holds virtio device {state.device_id} with {len(state.queues)} "
                 f"queues where the machine has {device.device_id}: restore it with the same devices"
             )
-        transport = cls(device, memory, pulse_irq, loop_call_soon)
+        transport = cls(device, memory, pulse_irq, loop_call_soon, page, perform_writes)
         transport._status = state.status
         transport._device_features_sel = state.device_features_sel
         transport._driver_features_sel = state.driver_features_sel
@@ -507,6 +554,7 @@ class MmioTransport:
         transport._config_generation = state.config_generation
         transport._queues = list(state.queues)
         transport._restored = state.virtqueues
+        transport._publish()
         if state.status == _RUNNING:
             loop_call_soon(transport._activate)
         if state.interrupt_status:

@@ -61,6 +61,19 @@ CONSTANT_REGISTERS = {
     VIRTIO_MMIO_QUEUE_RESET: 0,
 }
 
+READABLE_REGISTERS = (
+    *CONSTANT_REGISTERS,
+    VIRTIO_MMIO_DEVICE_ID,
+    VIRTIO_MMIO_DEVICE_FEATURES,
+    VIRTIO_MMIO_QUEUE_NUM_MAX,
+    VIRTIO_MMIO_QUEUE_READY,
+    VIRTIO_MMIO_INTERRUPT_STATUS,
+    VIRTIO_MMIO_STATUS,
+    VIRTIO_MMIO_CONFIG_GENERATION,
+)
+# No device's configuration space is larger (net's has 24 bytes); what follows reads as 0.
+CONFIG_BYTES_MAX = 64
+
 # Address register → field of QueueRegisters, and the half it sets.
 QUEUE_ADDRESS_REGISTERS = {
     VIRTIO_MMIO_QUEUE_DESC_LOW: ("desc_gpa", 0),

@@ -1,7 +1,8 @@
 """The coalesced ring: port and MMIO writes that KVM queues instead of leaving the guest.
 
 KVM API §4.116. One ring a VM, mapped into every vCPU's kvm_run region. Whoever handles an exit
-drains it first, so writes are seen in program order with the accesses that do exit.
+drains it first, so writes are seen in program order with the accesses that do exit. A device whose
+next step depends on such a write drains it too (an interrupt, after its acknowledgement).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _ENTRIES = (_PAGE_BYTES - ffi.sizeof("struct kvm_coalesced_mmio_ring")) // ffi.s
 
 
 class CoalescedRing:
-    """Reads queued writes and performs them. Thread: any vCPU, under `_lock`.
+    """Reads queued writes and performs them. Thread: any, under `_lock`; never from a bus access.
 
     Args:
         ring: `struct kvm_coalesced_mmio_ring *`.

@@ -157,16 +157,18 @@ class Machine:
         ]
         self.loop = EventLoop(on_error=self._on_loop_error)
         self._resources.callback(self.loop.close)
-        self._slots = own(
-            contextlib.closing(VirtioSlots(self._vm, self.memory, self._mmio, self.loop))
+        self._coalesced = self._coalesce(kvm, self._vm, vcpus[0])
+        has_readonly_memory = bool(kvm.check_extension(api.KVM_CAP_READONLY_MEM))
+        slots = VirtioSlots(
+            self._vm, self.memory, self._mmio, self.loop, self._coalesced, has_readonly_memory
         )
+        self._slots = own(contextlib.closing(slots))
         self._attach_devices()
         self._attach_virtio()
         self._resources.callback(self.loop.stop)  # before anything that it serves goes away
         self._load(kvm, vcpus)
-        self._coalesced = coalesced = self._coalesce(kvm, self._vm, vcpus[0])
         self._threads = [
-            VcpuThread(vcpu, self._ports, self._mmio, coalesced, self._end) for vcpu in vcpus
+            VcpuThread(vcpu, self._ports, self._mmio, self._coalesced, self._end) for vcpu in vcpus
         ]
 
     def _load(self, kvm: Kvm, vcpus: list[Vcpu]) -> None:

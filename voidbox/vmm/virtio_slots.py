@@ -2,10 +2,14 @@
 
 guest writes QueueNotify ─► ioeventfd ─► event loop ─► MmioTransport.notify ─► device
 device ─► MmioTransport.interrupt_queues ─► INTERRUPT_STATUS ─► KVM_IRQ_LINE, up and down
+
+Where KVM can do it, registers are read from a page of memory that the guest cannot write, and
+InterruptAck is queued in the coalesced ring: a kick costs no exit, and an interrupt none either.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 from collections.abc import Callable, Mapping
@@ -14,13 +18,15 @@ from voidbox.boot import acpi, layout
 from voidbox.devices.bus import Bus
 from voidbox.errors import ConfigError, HostError
 from voidbox.event_loop import EventLoop
+from voidbox.kvm import api
 from voidbox.kvm.vm import Vm
 from voidbox.memory import GuestMemory
 from voidbox.virtio.device import VirtioDevice
 from voidbox.virtio.mmio import MmioTransport
-from voidbox.virtio.mmio_regs import VIRTIO_MMIO_QUEUE_NOTIFY
+from voidbox.virtio.mmio_regs import VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_QUEUE_NOTIFY
+from voidbox.vmm.coalesced import CoalescedRing
 
-_NOTIFY_BYTES = 4
+_REGISTER_BYTES = 4
 
 
 class VirtioSlots:
@@ -28,13 +34,28 @@ class VirtioSlots:
 
     `close()` must come after the loop's stop(), before its close(), and before guest memory is
     unmapped.
+
+    Args:
+        coalesced: where KVM can queue writes.
+        has_readonly_memory: KVM_CAP_READONLY_MEM.
     """
 
-    def __init__(self, vm: Vm, memory: GuestMemory, bus: Bus, loop: EventLoop) -> None:
+    def __init__(
+        self,
+        vm: Vm,
+        memory: GuestMemory,
+        bus: Bus,
+        loop: EventLoop,
+        coalesced: CoalescedRing | None = None,
+        has_readonly_memory: bool = False,
+    ) -> None:
         self._vm = vm
         self._memory = memory
         self._bus = bus
         self._loop = loop
+        self._coalesced = coalesced
+        self._has_readonly_memory = has_readonly_memory
+        self._pages: list[mmap.mmap] = []
         self._transports: list[MmioTransport] = []
         self._eventfds: list[int] = []
         self.acpi_devices: list[acpi.MmioDevice] = []
@@ -58,16 +79,37 @@ class VirtioSlots:
             self._vm.irq_line(gsi, True)
             self._vm.irq_line(gsi, False)
 
-        transport = MmioTransport(device, self._memory, pulse_irq, self._loop.call_soon)
+        transport = MmioTransport(
+            device,
+            self._memory,
+            pulse_irq,
+            self._loop.call_soon,
+            self._page(gpa) if self._has_readonly_memory else None,
+            self._perform_writes,
+        )
         self._transports.append(transport)
+        if self._coalesced is not None:
+            self._vm.register_coalesced_mmio(gpa + VIRTIO_MMIO_INTERRUPT_ACK, _REGISTER_BYTES)
         self._bus.attach(gpa, layout.MMIO_DEVICE_BYTES, transport)
         self.acpi_devices.append(acpi.MmioDevice(gpa, layout.MMIO_DEVICE_BYTES, gsi))
         for queue_idx in range(len(device.queue_max_sizes)):
             fd = (kick_fds or {}).get(queue_idx, -1)
             if fd < 0:
                 fd = self._watched_eventfd(transport, queue_idx)
-            self._vm.ioeventfd(fd, gpa + VIRTIO_MMIO_QUEUE_NOTIFY, _NOTIFY_BYTES, queue_idx)
+            self._vm.ioeventfd(fd, gpa + VIRTIO_MMIO_QUEUE_NOTIFY, _REGISTER_BYTES, queue_idx)
         return transport
+
+    def _page(self, gpa: int) -> memoryview:
+        """Have the guest read [gpa, gpa + 1 page) from memory; writes still exit."""
+        page = mmap.mmap(-1, layout.MMIO_DEVICE_BYTES)
+        slot = len(self._memory.regions) + len(self._pages)
+        self._pages.append(page)  # as long as the VM: it is mapped there
+        self._vm.set_user_memory_region(slot, gpa, page, api.KVM_MEM_READONLY)
+        return memoryview(page)
+
+    def _perform_writes(self) -> None:
+        if self._coalesced is not None and self._coalesced.has_entries():
+            self._coalesced.drain()
 
     def _watched_eventfd(self, transport: MmioTransport, queue_idx: int) -> int:
         try:
