@@ -15,6 +15,7 @@ from typing import Protocol
 from voidbox.errors import GuestError
 from voidbox.virtio.device import VIRTIO_ID_VSOCK, Transport, config_value
 from voidbox.virtio.queue import Virtqueue
+from voidbox.virtio.queue_pair import QueuePair
 from voidbox.vsock.packet import HDR_BYTES
 
 RX_QUEUE = 0
@@ -249,24 +250,21 @@ class PacketQueues:
     def __init__(self, backend: PacketBackend) -> None:
         self._backend = backend
         backend.on_pending = self._on_pending
-        self._transport: Transport | None = None
-        self._rx: Virtqueue | None = None
-        self._tx: Virtqueue | None = None
+        self._pair: QueuePair | None = None
         self._rx_ring: _RxRing | None = None
         self._held = False
-        self._deferred = False
 
     def start(
         self, transport: Transport, driver_features: int, rx: Virtqueue, tx: Virtqueue
     ) -> None:
         """Use the queues; the kick that follows every activation starts the traffic."""
-        self._transport, self._rx, self._tx = transport, rx, tx
         self._rx_ring = _RxRing(rx)
+        self._pair = QueuePair(transport, rx, tx, self)
 
     def kick(self, queue_idx: int) -> None:
         """Serve both queues, unless a pass that will do so is under way."""
-        if not self._deferred:
-            self._serve()
+        if self._pair is not None:
+            self._pair.kick()
 
     def hold_rx(self, held: bool) -> None:
         """Send the guest nothing while held."""
@@ -280,40 +278,17 @@ class PacketQueues:
 
     def stop(self) -> None:
         """Forget queues and connections."""
-        self._transport = self._rx = self._tx = self._rx_ring = None
-        self._deferred = False
+        if self._pair is not None:
+            self._pair.stop()
+        self._pair = self._rx_ring = None
         self._backend.reset()
 
     def _on_pending(self) -> None:
         """The backend has something for the guest."""
-        if self._transport is not None and not self._deferred:
-            self._transport.run(self._serve)
+        if self._pair is not None:
+            self._pair.pending()
 
-    def _serve(self) -> None:
-        """One pass: what the guest sent, then what is there for it, and one interrupt for both."""
-        transport, rx, tx, ring = self._transport, self._rx, self._tx, self._rx_ring
-        if transport is None or rx is None or tx is None or ring is None:
-            return
-        tx.disable_notification()
-        rx.disable_notification()
-        more = self._serve_tx(tx)
-        more = self._serve_rx(ring) or more
-        wanted = tx.publish()
-        if rx.publish() or wanted:
-            transport.interrupt_queues()
-        # A kick for tx is always wanted, one for rx only if the backend waits for buffers.
-        more = more or tx.enable_notification()
-        if not more and self._backend.has_pending_rx() and not self._held:
-            more = rx.enable_notification()
-        self._deferred = more
-        if more:
-            transport.defer(self._serve_deferred)
-
-    def _serve_deferred(self) -> None:
-        self._deferred = False
-        self._serve()
-
-    def _serve_tx(self, tx: Virtqueue) -> bool:
+    def serve_tx(self, tx: Virtqueue) -> bool:
         """Take packets from the guest; True if there may be more."""
         for _ in range(TX_PASS_CHAINS):
             chain = tx.next_chain()
@@ -325,12 +300,15 @@ class PacketQueues:
             tx.add_used(chain.head_idx, 0)
         return True
 
-    def _serve_rx(self, ring: _RxRing) -> bool:
+    def serve_rx(self, rx: Virtqueue) -> bool:
         """Give packets to the guest; True if there are more, and buffers for them."""
+        ring = self._rx_ring
+        if ring is None:
+            return False
         ring.budget = RX_PASS_CHAINS
         while self._backend.has_pending_rx() and not self._held:
             if ring.budget == 0:
                 return True
             if self._backend.recv_pkt(ring) == 0:
-                return False
+                return self._backend.has_pending_rx() and rx.enable_notification()
         return False
