@@ -20,8 +20,8 @@ uncontended lock, a locked instruction and hence a full fence (`_fence`). See `p
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
 from voidbox.errors import GuestError
 from voidbox.memory import GuestMemory
@@ -46,6 +46,7 @@ _NEXT = VRING_DESC_F_NEXT << 32
 _WRITE = VRING_DESC_F_WRITE << 32
 _INDIRECT = VRING_DESC_F_INDIRECT << 32
 _NEXT_SHIFT = 48
+_KIND = _NEXT | _WRITE | _INDIRECT
 
 
 def vring_need_event(event_idx: int, new_idx: int, old_idx: int) -> bool:
@@ -86,6 +87,10 @@ class Chain:
         self.writable = writable
         self.readable_bytes = readable_bytes
         self.writable_bytes = writable_bytes
+
+
+# A chain that the device may only write to: head_idx, its bytes, its buffers.
+WritableChain: TypeAlias = tuple[int, int, list[memoryview]]
 
 
 class QueueState(NamedTuple):
@@ -140,6 +145,9 @@ class Virtqueue:
         self.event_idx = event_idx
         self.indirect = indirect
         self._memory = memory
+        # Most buffers are in low RAM: sliced without a call. What is not, view() judges.
+        self._low = memory.regions[0].view
+        self._low_bytes = memory.regions[0].size_bytes
         # The whole of each ring, checked here once: indexing the views needs no check later.
         self._desc = memory.words(desc_gpa, "Q", 2 * size)
         self._avail = memory.words(driver_gpa, "H", 3 + size)
@@ -172,19 +180,20 @@ class Virtqueue:
         # `size` can be outstanding. This implies avail.idx - next <= size, and it bounds what one
         # pass can take before publish(), however fast another vCPU adds chains.
         if ((avail_idx - self._published) & 0xFFFF) > self.size:
-            raise GuestError(
-                f"avail idx {avail_idx} is too far ahead of used idx {self._published}"
-            )
+            raise self._too_far_ahead(avail_idx)
         head_idx = avail[2 + (next_avail & self._mask)]
         if head_idx > self._mask:
             raise GuestError(f"head {head_idx} in a queue of {self.size}")
         desc = self._desc
         word = desc[2 * head_idx + 1]
-        if word & (_NEXT | _INDIRECT):
+        length = word & _LEN_MASK
+        if word & (_NEXT | _INDIRECT) or not length:
             chain = self._walk(head_idx)
         else:
-            length = word & _LEN_MASK
-            buffers = [self._memory.view(desc[2 * head_idx], length)] if length else []
+            addr = desc[2 * head_idx]
+            end = addr + length
+            low = end <= self._low_bytes
+            buffers = [self._low[addr:end] if low else self._memory.view(addr, length)]
             if word & _WRITE:
                 chain = Chain(head_idx, [], buffers, 0, length)
             else:
@@ -192,9 +201,12 @@ class Virtqueue:
         self._next_avail = (next_avail + 1) & 0xFFFF
         return chain
 
+    def _too_far_ahead(self, avail_idx: int) -> GuestError:
+        return GuestError(f"avail idx {avail_idx} is too far ahead of used idx {self._published}")
+
     def _walk(self, head_idx: int) -> Chain:
         """Take a chain of more than one descriptor apart."""
-        view = self._memory.view
+        low, low_bytes, view = self._low, self._low_bytes, self._memory.view
         readable: list[memoryview] = []
         writable: list[memoryview] = []
         readable_bytes = writable_bytes = 0
@@ -203,15 +215,17 @@ class Virtqueue:
             length = word & _LEN_MASK
             if word & _WRITE:
                 seen_writable = True
-                writable_bytes += length
-                if length:
-                    writable.append(view(addr, length))
             elif seen_writable:
                 raise GuestError("a readable descriptor after a writable one")
-            else:
-                readable_bytes += length
-                if length:
-                    readable.append(view(addr, length))
+            if length:
+                end = addr + length
+                buffer = low[addr:end] if end <= low_bytes else view(addr, length)
+                if seen_writable:
+                    writable_bytes += length
+                    writable.append(buffer)
+                else:
+                    readable_bytes += length
+                    readable.append(buffer)
         if readable_bytes + writable_bytes > CHAIN_BYTES_MAX:
             raise GuestError("a descriptor chain of 4 GiB or more")
         return Chain(head_idx, readable, writable, readable_bytes, writable_bytes)
@@ -254,13 +268,61 @@ class Virtqueue:
             raise GuestError(f"an indirect table of {length // DESC_BYTES} descriptors")
         return self._memory.view(gpa, length).cast("Q").tolist()
 
-    def undo_next(self) -> None:
-        """Hand the chain taken last back to the available ring; repeated, the one before it.
+    def next_writable(
+        self, wanted_bytes: int, chains_max: int, chain_bytes_min: int
+    ) -> tuple[list[WritableChain], int]:
+        """Take chains that the driver only wants written, until they hold `wanted_bytes`.
+
+        What `next_chain` gives, many at a time, for a device to which calls are too dear.
+
+        Returns:
+            As many as it took, as were there, or chains_max; and the bytes they hold.
+        Raises:
+            GuestError: as next_chain(); the device may read one, or it is below chain_bytes_min.
+        """
+        avail, desc, mask = self._avail, self._desc, self._mask
+        low, low_bytes, view = self._low, self._low_bytes, self._memory.view
+        next_avail = self._next_avail
+        avail_idx = avail[1]
+        if ((avail_idx - self._published) & 0xFFFF) > self.size:
+            raise self._too_far_ahead(avail_idx)
+        chains: list[WritableChain] = []
+        total_bytes = 0
+        while total_bytes < wanted_bytes and next_avail != avail_idx and len(chains) < chains_max:
+            head_idx = avail[2 + (next_avail & mask)]
+            if head_idx > mask:
+                raise GuestError(f"head {head_idx} in a queue of {self.size}")
+            word = desc[2 * head_idx + 1]
+            length = word & _LEN_MASK
+            if word & _KIND == _WRITE:
+                addr = desc[2 * head_idx]
+                end = addr + length
+                buffers = [low[addr:end] if end <= low_bytes else view(addr, length)]
+            else:
+                chain = self._walk(head_idx)
+                if chain.readable_bytes:
+                    raise GuestError("a readable buffer in a chain to be written")
+                length = chain.writable_bytes
+                buffers = chain.writable
+            if length < chain_bytes_min:
+                raise GuestError(f"a buffer with room for {length} bytes of {chain_bytes_min}")
+            chains.append((head_idx, length, buffers))
+            total_bytes += length
+            next_avail = (next_avail + 1) & 0xFFFF
+        self._next_avail = next_avail
+        return chains, total_bytes
+
+    def undo_next(self, count: int = 1) -> None:
+        """Hand the chain taken last back to the available ring, and those before it.
 
         For a device that finds it cannot serve the request yet. The next `next_chain` reads the
         descriptors anew.
         """
-        self._next_avail = (self._next_avail - 1) & 0xFFFF
+        self._next_avail = (self._next_avail - count) & 0xFFFF
+
+    def redo_next(self, count: int) -> None:
+        """Take anew what undo_next() handed back, without reading it again."""
+        self._next_avail = (self._next_avail + count) & 0xFFFF
 
     def add_used(self, head_idx: int, written_bytes: int) -> None:
         """Return one chain to the driver; it sees it after publish(), §2.7.8.
@@ -273,6 +335,31 @@ class Virtqueue:
         self._used_ring[slot] = head_idx
         self._used_ring[slot + 1] = written_bytes
         self._next_used = (self._next_used + 1) & 0xFFFF
+
+    def add_used_writable(
+        self, chains: Sequence[WritableChain], written_bytes: int
+    ) -> tuple[int, int]:
+        """Return the first of these chains, over which `written_bytes` are spread, as add_used().
+
+        Returns:
+            How many it took, and the room that is left in the last of them.
+        """
+        ring, slots, next_used = self._used_ring, 2 * self._mask, 2 * self._next_used
+        left_bytes = written_bytes
+        count = 0
+        for head_idx, room_bytes, _ in chains:
+            slot = (next_used & slots) + 1
+            next_used += 2
+            count += 1
+            ring[slot] = head_idx
+            if left_bytes <= room_bytes:
+                ring[slot + 1] = left_bytes
+                left_bytes -= room_bytes
+                break
+            ring[slot + 1] = room_bytes
+            left_bytes -= room_bytes
+        self._next_used = (self._next_used + count) & 0xFFFF
+        return count, -left_bytes
 
     def publish(self) -> bool:
         """Show the driver what add_used() returned since last time.
