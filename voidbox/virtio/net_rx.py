@@ -1,0 +1,177 @@
+"""The guest's receive buffers, as a backend fills them."""
+
+from __future__ import annotations
+
+from voidbox.errors import GuestError
+from voidbox.virtio.net_header import (
+    FRAME_BYTES_MAX,
+    FRAME_BYTES_ORDINARY,
+    HDR,
+    HDR_BYTES,
+    VIRTIO_NET_F_GUEST_CSUM,
+    VIRTIO_NET_F_GUEST_TSO4,
+    VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_NET_HDR_F_NEEDS_CSUM,
+    VIRTIO_NET_HDR_GSO_NONE,
+    VIRTIO_NET_HDR_GSO_TCPV4,
+)
+from voidbox.virtio.queue import Virtqueue, WritableChain
+
+# The most chains that one frame is spread over. Linux's are of 1.5 to 4 KiB.
+CHAINS_MAX = 64
+
+_PLAIN_HEADER = HDR.pack(0, VIRTIO_NET_HDR_GSO_NONE, 0, 0, 0, 0, 1)
+
+
+class RxRing:
+    """Hands out buffers of the rx queue, a frame's worth at a time. Thread: loop.
+
+    Chains that a frame turned out not to need stay here for the next one. Between passes they are
+    the ring's again as far as the queue's indices are concerned, so that a snapshot holds no chain
+    that nobody remembers; `resume` takes them anew, and there is no need to read them anew: the
+    driver may not touch what it made available.
+
+    Attributes:
+        starved: a reserve() of this pass found too few buffers.
+        frames: given to the guest in this pass.
+        frame_bytes: their bytes.
+    """
+
+    def __init__(self, queue: Virtqueue, driver_features: int) -> None:
+        self._queue = queue
+        self._takes_csum = bool(driver_features & VIRTIO_NET_F_GUEST_CSUM)
+        self._takes_gso = bool(driver_features & VIRTIO_NET_F_GUEST_TSO4)
+        mergeable = bool(driver_features & VIRTIO_NET_F_MRG_RXBUF)
+        self._chains_max = min(CHAINS_MAX, queue.size) if mergeable else 1
+        self._chain_bytes_min = HDR_BYTES if mergeable else HDR_BYTES + FRAME_BYTES_ORDINARY
+        self._chains: list[WritableChain] = []  # taken from the queue, in order
+        self._bytes = 0  # room in them
+        self._reserved_bytes = 0
+        self.starved = False
+        self.frames = 0
+        self.frame_bytes = 0
+
+    def resume(self) -> None:
+        """A pass begins."""
+        self._queue.redo_next(len(self._chains))
+        self.starved = False
+        self.frames = self.frame_bytes = 0
+
+    def suspend(self) -> None:
+        """A pass is over."""
+        self._reserved_bytes = 0
+        self._queue.undo_next(len(self._chains))
+
+    def reserve(self, size: int, least: int = -1) -> list[memoryview] | None:
+        """Return writable buffers for one frame: see RxFrames."""
+        if least < 0:
+            least = size
+        if not 0 < least <= size <= FRAME_BYTES_MAX:
+            raise ValueError(f"a frame of {least} to {size} bytes")
+        chains = self._chains
+        wanted = size + HDR_BYTES
+        if self._bytes < wanted:
+            self._take(wanted)
+            if self._bytes < least + HDR_BYTES:
+                self._lack(least)
+                return None
+            wanted = min(wanted, self._bytes)
+        self._reserved_bytes = wanted - HDR_BYTES
+        _, room, pieces = chains[0]
+        if wanted <= room and len(pieces) == 1:
+            return [pieces[0][HDR_BYTES:wanted]]
+        buffers: list[memoryview] = []
+        left = wanted
+        for _, room, pieces in chains:
+            buffers += pieces
+            left -= room
+            if left <= 0:
+                break
+        _trim(buffers, HDR_BYTES, -left)
+        return buffers
+
+    def _take(self, wanted: int) -> None:
+        """Take chains until there is room for `wanted` bytes, as far as that goes."""
+        chains = self._chains
+        taken, taken_bytes = self._queue.next_writable(
+            wanted - self._bytes, self._chains_max - len(chains), self._chain_bytes_min
+        )
+        chains += taken
+        self._bytes += taken_bytes
+
+    def _lack(self, least: int) -> None:
+        self._reserved_bytes = 0
+        if len(self._chains) == self._chains_max:
+            # No buffer that the driver adds would change that.
+            raise GuestError(f"no room for {least} bytes in {len(self._chains)} rx buffers")
+        self.starved = True
+
+    def commit(
+        self,
+        length: int,
+        *,
+        gso_size: int = 0,
+        csum_start: int = 0,
+        csum_offset: int = 0,
+        header_bytes: int = 0,
+    ) -> None:
+        """The frame is in the buffers: see RxFrames."""
+        if not 0 < length <= self._reserved_bytes:
+            raise ValueError(f"{length} bytes in buffers for {self._reserved_bytes}")
+        if (csum_start or gso_size) and not self._acceptable(gso_size, csum_start):
+            raise ValueError("an offload that the driver does not take, or no csum_start with GSO")
+        self._reserved_bytes = 0
+        chains = self._chains
+        buffers = chains[0][2]
+        total = length + HDR_BYTES
+        count, spare = self._queue.add_used_writable(chains, total)
+        del chains[:count]
+        self._bytes -= total + spare
+        if csum_start or count > 1:
+            header = HDR.pack(
+                VIRTIO_NET_HDR_F_NEEDS_CSUM if csum_start else 0,
+                VIRTIO_NET_HDR_GSO_TCPV4 if gso_size else VIRTIO_NET_HDR_GSO_NONE,
+                header_bytes,
+                gso_size,
+                csum_start,
+                csum_offset,
+                count,
+            )
+        else:
+            header = _PLAIN_HEADER
+        if len(buffers[0]) >= HDR_BYTES:
+            buffers[0][:HDR_BYTES] = header
+        else:
+            _scatter(buffers, header)
+        self.frames += 1
+        self.frame_bytes += length
+
+    def _acceptable(self, gso_size: int, csum_start: int) -> bool:
+        return self._takes_csum and csum_start > 0 and (gso_size == 0 or self._takes_gso)
+
+    def cancel(self) -> None:
+        """Nothing of it was used: see RxFrames."""
+        self._reserved_bytes = 0
+
+
+def _trim(buffers: list[memoryview], front: int, back: int) -> None:
+    """Take `front` bytes off the start and `back` bytes off the end; some are left."""
+    while len(buffers[0]) <= front:
+        front -= len(buffers.pop(0))
+    while len(buffers[-1]) <= back:
+        back -= len(buffers.pop())
+    if back:
+        buffers[-1] = buffers[-1][:-back]
+    if front:
+        buffers[0] = buffers[0][front:]
+
+
+def _scatter(buffers: list[memoryview], data: bytes) -> None:
+    """Write `data` to the start of buffers that have room for it."""
+    done = 0
+    for buffer in buffers:
+        piece = data[done : done + len(buffer)]
+        buffer[: len(piece)] = piece
+        done += len(piece)
+        if done == len(data):
+            return
