@@ -16,6 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "boot": {"errors", "memory"},
     "devices": set(),
     "loop_api": set(),
+    "net": {"errors"},
     "vsock": {"errors", "memory", "loop_api"},
     "virtio": {"errors", "memory", "vsock"},
     "event_loop": {"errors"},
@@ -80,6 +81,15 @@ def test_the_vsock_core_does_no_io() -> None:
             *FORBIDDEN_IN_PURE, "os", "time", "threading", "fcntl",
         }  # fmt: skip
         assert not wrong, f"vsock/{name}.py imports {wrong}"
+
+
+def test_the_network_stack_does_no_io() -> None:
+    paths = [path for layer, path in _modules() if layer == "net"]
+    assert paths
+    for path in paths:
+        used = {name.split(".")[0] for name in _imports(path)}
+        wrong = used & {*FORBIDDEN_IN_PURE, "os", "time", "threading", "random", "signal"}
+        assert not wrong, f"net/{path.name} imports {wrong}"
 
 
 def test_the_guest_agent_never_imports_voidbox() -> None:

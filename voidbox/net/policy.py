@@ -1,0 +1,250 @@
+"""What a guest may reach. No I/O, no clock.
+
+A guest's packets carry addresses, but people think in names. The DNS forwarder joins the two: it
+tells the policy which addresses a name was answered with (it "pins" them), and a rule of names
+holds for an address only as long as it is pinned. So a guest that makes up an address gets nowhere
+by it when there are allow rules.
+
+The order, in which the first that applies decides:
+
+1. the guest's own network: the gateway's address stands for the host's loopback and is open on the
+   ports in `allow_host_ports` alone; the name server's on port 53. No rule changes these.
+2. what is closed whatever the rules say: loopback, link-local and the clouds' metadata services,
+   multicast, reserved. Names whose answers lie there (DNS rebinding) do not help.
+3. the deny rules,
+4. the allow rules; if there are none, the rest is open.
+
+Private networks (RFC 1918) are open like the rest unless a rule says otherwise, for what a sandbox
+works with is often there. Where the guest is not trusted with the host's network, deny 10.0.0.0/8,
+172.16.0.0/12 and 192.168.0.0/16: with an allowed name alone, its owner chooses the address.
+
+Deny rules of names are for order rather than security. They refuse to resolve the name, but who
+knows its address, or another name of it, needs no resolving. To shut something in, allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from voidbox.errors import ConfigError
+from voidbox.net.rules import (
+    PORT_MAX,
+    Rule,
+    fold_name,
+    parse_address,
+    parse_network,
+    parse_rule,
+)
+
+PINS_MAX = 4096  # pairs of an address and a rule that its name matches
+ADDRESSES_PER_ANSWER_MAX = 64
+# At least a minute, since programs resolve first and connect a little later; at most a day.
+PIN_TTL_MIN_S, PIN_TTL_MAX_S = 60, 86400
+
+_DNS_PORT = 53
+_S = 1_000_000_000
+
+# IANA's special-purpose addresses that lead to the host itself or to no single machine, and the
+# metadata services, which give a cloud's credentials to whoever asks.
+_CLOSED = tuple(
+    (*parse_network(network), f"closed: {why}, {network}")
+    for network, why in (
+        ("0.0.0.0/8", "this host"),
+        ("127.0.0.0/8", "loopback"),
+        ("169.254.0.0/16", "link-local and metadata services"),
+        ("100.100.100.200", "metadata service (Alibaba)"),
+        ("168.63.129.16", "metadata service (Azure)"),
+        ("192.0.0.192", "metadata service (Oracle)"),
+        ("224.0.0.0/4", "multicast"),
+        ("255.255.255.255", "broadcast"),
+        ("240.0.0.0/4", "reserved"),
+    )
+)
+
+
+class Verdict(NamedTuple):
+    """What the policy says.
+
+    Attributes:
+        rule: why, in words; the same words for the same reason.
+    """
+
+    allowed: bool
+    rule: str
+
+
+class PolicyStatistics(NamedTuple):
+    """Counters of a policy.
+
+    Attributes:
+        refused: how often each reason refused an address or a name.
+        pins: pairs of an address and a rule of names at present.
+        pins_evicted: those that went before their time, to make room.
+    """
+
+    refused: dict[str, int]
+    pins: int
+    pins_evicted: int
+
+
+_OPEN = Verdict(True, "open: no allow rules")
+_UNMATCHED = Verdict(False, "no allow rule matches")
+_MAY_MATCH = Verdict(True, "a rule of addresses may allow its address")
+_NAME_SERVER = Verdict(True, "the name server")
+_OWN_NETWORK = Verdict(False, "closed: the guest's own network")
+_HOST_PORT = Verdict(True, "a port in allow_host_ports")
+_NO_HOST_PORT = Verdict(False, "closed: the host, a port that is not in allow_host_ports")
+
+
+class Policy:
+    """The rules for one guest, and the addresses that names have at present. Thread: loop.
+
+    Args:
+        allow, deny: rules, see rules.py.
+        allow_host_ports: ports of the host's loopback, open at the gateway's address.
+        gateway, dns: the addresses of the guest's router and name server.
+        network: the guest's network, with both in it.
+    Raises:
+        ConfigError: a rule, a port or an address that is not one.
+    """
+
+    def __init__(
+        self,
+        allow: Iterable[str] = (),
+        deny: Iterable[str] = (),
+        allow_host_ports: Iterable[int] = (),
+        gateway: str = "10.0.2.2",
+        dns: str = "10.0.2.3",
+        network: str = "10.0.2.0/24",
+    ) -> None:
+        self._allow = _parse_rules("allow", allow)
+        self._deny = _parse_rules("deny", deny)
+        self._host_ports = _parse_host_ports(allow_host_ports)
+        self._network, self._mask = parse_network(network)
+        self.gateway = self._parse_own("gateway", gateway, network)
+        self.dns = self._parse_own("dns", dns, network)
+        if self.gateway == self.dns:
+            raise ConfigError(f"gateway and dns are both {dns}: give them an address each")
+        # Names may have to be resolved to find out whether a rule of addresses allows theirs.
+        self._allows_addresses = any(rule.is_of_addresses for rule in self._allow)
+        self._name_rules = [rule for rule in (*self._deny, *self._allow) if rule.name]
+        # Not the names themselves, which a guest has without end below a wildcard.
+        self._pins: dict[tuple[int, Rule], int] = {}  # when each ends; in the order of pinning
+        self._pinned: dict[int, list[Rule]] = {}  # by address: the same pairs
+        self._pins_evicted = 0
+        self._refused: dict[str, int] = {}  # as many as there are reasons
+
+    def _parse_own(self, what: str, text: str, network: str) -> int:
+        address = parse_address(text)
+        if address is None or address & self._mask != self._network:
+            raise ConfigError(f"{what} {text!r}: an address in the guest's network {network}")
+        return address
+
+    def check(self, address: int, port: int, now_ns: int) -> Verdict:
+        """Say whether the guest may reach an address.
+
+        Args:
+            address: IPv4, as a 32-bit number.
+            port: 0 for protocols that have none.
+        """
+        return self._count(self._judge(address, port, now_ns))
+
+    def check_name(self, name: str) -> Verdict:
+        """Say whether a name may be resolved at all."""
+        return self._count(self._judge_name(fold_name(name)))
+
+    def _count(self, verdict: Verdict) -> Verdict:
+        if not verdict.allowed:
+            self._refused[verdict.rule] = self._refused.get(verdict.rule, 0) + 1
+        return verdict
+
+    def _judge(self, address: int, port: int, now_ns: int) -> Verdict:
+        if address & self._mask == self._network:
+            return self._judge_own(address, port)
+        for network, mask, reason in _CLOSED:
+            if address & mask == network:
+                return Verdict(False, reason)
+        pinned = self._rules_of(address, now_ns)
+        for rule in self._deny:
+            if rule.matches(address, pinned, port):
+                return Verdict(False, f"deny {rule.text}")
+        for rule in self._allow:
+            if rule.matches(address, pinned, port):
+                return Verdict(True, f"allow {rule.text}")
+        return _UNMATCHED if self._allow else _OPEN
+
+    def _judge_own(self, address: int, port: int) -> Verdict:
+        if address == self.gateway:
+            return _HOST_PORT if port in self._host_ports else _NO_HOST_PORT
+        if address == self.dns and port == _DNS_PORT:
+            return _NAME_SERVER
+        return _OWN_NETWORK
+
+    def _judge_name(self, name: str) -> Verdict:
+        for rule in self._deny:
+            # With ports, the name is needed for the other ports.
+            if not rule.has_ports and rule.matches_name(name):
+                return Verdict(False, f"deny {rule.text}")
+        for rule in self._allow:
+            if rule.matches_name(name):
+                return Verdict(True, f"allow {rule.text}")
+        if self._allows_addresses:
+            return _MAY_MATCH
+        return _UNMATCHED if self._allow else _OPEN
+
+    def pin(self, name: str, addresses: Sequence[int], ttl_s: int, now_ns: int) -> None:
+        """Note what a name was answered with.
+
+        Args:
+            name: the one that was asked for, whatever aliases led to the addresses.
+        """
+        name = fold_name(name)
+        end_ns = now_ns + min(max(ttl_s, PIN_TTL_MIN_S), PIN_TTL_MAX_S) * _S
+        for rule in self._name_rules:
+            if rule.matches_name(name):
+                for address in addresses[:ADDRESSES_PER_ANSWER_MAX]:
+                    self._pin(address, rule, end_ns)
+
+    def _pin(self, address: int, rule: Rule, end_ns: int) -> None:
+        earlier_end_ns = self._pins.pop((address, rule), None)
+        if earlier_end_ns is None:
+            if len(self._pins) >= PINS_MAX:
+                self._unpin(*next(iter(self._pins)))
+                self._pins_evicted += 1
+            self._pinned.setdefault(address, []).append(rule)
+        else:
+            end_ns = max(end_ns, earlier_end_ns)  # both answers may still be in use
+        self._pins[address, rule] = end_ns
+
+    def _unpin(self, address: int, rule: Rule) -> None:
+        del self._pins[address, rule]
+        rules = self._pinned[address]
+        rules.remove(rule)
+        if not rules:
+            del self._pinned[address]
+
+    def _rules_of(self, address: int, now_ns: int) -> Sequence[Rule]:
+        """Return the rules that an address's names match now; drop those that ended."""
+        for rule in tuple(self._pinned.get(address, ())):
+            if self._pins[address, rule] <= now_ns:
+                self._unpin(address, rule)
+        return self._pinned.get(address, ())
+
+    def statistics(self) -> PolicyStatistics:
+        """Return the counters."""
+        return PolicyStatistics(dict(self._refused), len(self._pins), self._pins_evicted)
+
+
+def _parse_rules(what: str, rules: Iterable[str]) -> tuple[Rule, ...]:
+    if isinstance(rules, str):
+        raise ConfigError(f"{what} {rules!r}: a list of rules, such as [{rules!r}]")
+    return tuple(map(parse_rule, rules))
+
+
+def _parse_host_ports(ports: Iterable[int]) -> frozenset[int]:
+    result = frozenset(ports)
+    for port in result:
+        if not isinstance(port, int) or not 1 <= port <= PORT_MAX:
+            raise ConfigError(f"allow_host_ports: {port!r} is no port: write 1 to {PORT_MAX}")
+    return result
