@@ -18,6 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "loop_api": set(),
     "net": {"errors"},
     "vsock": {"errors", "memory", "loop_api"},
+    "nat": {"errors", "loop_api", "net"},
     "virtio": {"errors", "memory", "vsock"},
     "event_loop": {"errors"},
     "agent": {"errors", "event_loop", "loop_api"},

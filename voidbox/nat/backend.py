@@ -1,0 +1,273 @@
+"""The network device's backend: the stack, its sockets, its clock, its rate.
+
+device ─► NetBackend ─► Stack ─► HostSockets ─► the host's kernel
+          one timer, one rate limit, one pcap file
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import NamedTuple, Protocol
+
+from voidbox.errors import ConfigError
+from voidbox.loop_api import Loop, TimerHandle
+from voidbox.nat.forwards import Forward, Forwards
+from voidbox.nat.resolvers import HostResolvers, read_resolvers
+from voidbox.nat.sockets import HostSockets
+from voidbox.net.dhcp import Server as DhcpServer
+from voidbox.net.dns import Forwarder
+from voidbox.net.name_service import DNS_PORT, NameService
+from voidbox.net.pcap import PcapWriter
+from voidbox.net.policy import Policy
+from voidbox.net.stack import Header, NetworkConfig, Stack, StackStatistics
+from voidbox.net.tcp_flow import RxFrames
+from voidbox.net.wire import dotted
+
+_FLUSH_S = 1.0  # how old what is in the pcap file's buffer may get
+_BURST_S = 0.1  # of the rate: what may pass at once
+
+
+class Offloads(Protocol):
+    """What the guest's driver takes; see virtio.net."""
+
+    @property
+    def guest_csum(self) -> bool: ...
+    @property
+    def guest_tso4(self) -> bool: ...
+
+
+class NatConfig(NamedTuple):
+    """A guest's network.
+
+    Attributes:
+        allow, deny: rules of what may be reached; see net.policy.
+        allow_host_ports: ports of the host's loopback that the gateway's address leads to.
+        publish: ports of the guest that the host offers.
+        pcap: a file for all frames, or None.
+        rate_bytes_s: the most that passes, both directions together; None for no limit.
+        resolvers: (address, port) of name servers; None for the host's own.
+        network: the addresses on the line.
+    """
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    allow_host_ports: tuple[int, ...] = ()
+    publish: tuple[Forward, ...] = ()
+    pcap: str | None = None
+    rate_bytes_s: int | None = None
+    resolvers: tuple[tuple[str, int], ...] | None = None
+    network: NetworkConfig = NetworkConfig()
+
+    def make_policy(self) -> Policy:
+        """Return the rules as a policy.
+
+        Raises:
+            ConfigError: a rule is none.
+        """
+        network = self.network
+        where = f"{dotted(network.guest_ip & network.mask)}/{network.prefix_bits}"
+        return Policy(
+            self.allow, self.deny, self.allow_host_ports,
+            dotted(network.gateway_ip), dotted(network.dns_ip), where,
+        )  # fmt: skip
+
+
+class NatBackend:
+    """A FrameBackend. Thread: loop.
+
+    Args:
+        log: takes a line about what was refused.
+    Raises:
+        ConfigError: a rule or an address is wrong, or the pcap file cannot be written.
+        HostError: a published port is taken.
+
+    Attributes:
+        on_pending: set by the device: has_pending() is true.
+        forwards: the published ports.
+    """
+
+    def __init__(
+        self, config: NatConfig, loop: Loop, log: Callable[[str], None] = lambda line: None
+    ) -> None:
+        self.on_pending: Callable[[], None] = lambda: None
+        self._loop = loop
+        self._log = log
+        self._timer: TimerHandle | None = None
+        self._timer_ns = 0
+        self._rate_bytes_s = config.rate_bytes_s
+        self._budget_bytes = 0.0
+        self._budget_ns = time.monotonic_ns()
+        self._rate_timer: TimerHandle | None = None
+        self._pcap: PcapWriter | None = None
+        self._pcap_timer: TimerHandle | None = None
+        self._is_closed = False
+        self._resources = ExitStack()
+        try:
+            self._build(config)
+        except BaseException:
+            self._resources.close()
+            raise
+
+    def _build(self, config: NatConfig) -> None:
+        if self._rate_bytes_s is not None and self._rate_bytes_s < 1:
+            raise ConfigError(f"a rate of {self._rate_bytes_s} bytes a second: give at least 1")
+        policy = config.make_policy()
+        servers = config.resolvers
+        if servers is None:
+            servers = tuple((address, DNS_PORT) for address in read_resolvers())
+        self._sockets = HostSockets(self._loop, self._after)
+        resolvers = HostResolvers(self._loop, list(servers), self._replied, self._resolver_failed)
+        self._resources.callback(resolvers.close)
+        forwarder = Forwarder(policy, len(servers), lambda: int.from_bytes(os.urandom(2), "little"))
+        self._names = NameService(forwarder, resolvers)
+        if config.pcap is not None:
+            self._open_pcap(config.pcap)
+        network = config.network
+        self._stack = Stack(
+            network,
+            self._sockets,
+            policy,
+            self._names,
+            DhcpServer(
+                network.guest_mac, dotted(network.guest_ip), dotted(network.gateway_ip),
+                dotted(network.dns_ip), prefix_bits=network.prefix_bits,
+            ),
+            os.urandom(16),
+            tap=self._pcap.add if self._pcap is not None else None,
+            log=self._log,
+        )  # fmt: skip
+        self._resources.callback(self._stack.reset)
+        self.forwards = Forwards(self._loop, self._stack, self._sockets, self._after)
+        self._resources.callback(self.forwards.close)
+        for forward in config.publish:
+            self.forwards.add(forward)
+
+    def _open_pcap(self, path: str) -> None:
+        try:
+            file = self._resources.enter_context(open(path, "wb"))  # noqa: SIM115
+        except OSError as error:
+            raise ConfigError(f"cannot write --pcap {path}: {error.strerror}") from error
+        self._pcap = PcapWriter(
+            file, time.time_ns, lambda error: self._log(f"--pcap {path}: {error.strerror}")
+        )
+        self._resources.callback(self._pcap.flush)
+
+    # The device's calls.
+
+    def start(self, offloads: Offloads) -> None:
+        """The driver is ready."""
+        self._stack.has_csum = offloads.guest_csum
+        self._stack.has_tso = offloads.guest_tso4
+
+    def receive(self, frame: list[memoryview], header: Header) -> None:
+        """Take one frame of the guest."""
+        now_ns = time.monotonic_ns()
+        if self._rate_bytes_s is not None:
+            self._spend(sum(map(len, frame)), now_ns)
+        self._stack.receive(frame, header, now_ns)
+        self._set_timer(now_ns)
+
+    def has_pending(self) -> bool:
+        """Whether transmit() may have something."""
+        return self._stack.has_pending()
+
+    def transmit(self, rx: RxFrames) -> bool:
+        """Give the guest the next frame."""
+        now_ns = time.monotonic_ns()
+        if self._rate_bytes_s is None:
+            done = self._stack.transmit(rx, now_ns)
+        else:
+            if not self._has_budget(now_ns):
+                return False
+            before = self._stack.bytes_to_guest
+            done = self._stack.transmit(rx, now_ns)
+            self._spend(self._stack.bytes_to_guest - before, now_ns)
+        self._set_timer(now_ns)
+        return done
+
+    def reset(self) -> None:
+        """The driver let go of the device."""
+        self._stack.reset()
+
+    # The rate: a token bucket, which may be overdrawn by one frame.
+
+    def _has_budget(self, now_ns: int) -> bool:
+        assert self._rate_bytes_s is not None
+        self._spend(0, now_ns)
+        if self._budget_bytes > 0:
+            return True
+        if self._rate_timer is None:
+            wait_s = (1 - self._budget_bytes) / self._rate_bytes_s
+            self._rate_timer = self._loop.call_later(wait_s, self._on_budget)
+        return False
+
+    def _spend(self, size: int, now_ns: int) -> None:
+        rate = self._rate_bytes_s or 0
+        earned = (now_ns - self._budget_ns) * rate / 1e9
+        self._budget_ns = now_ns
+        self._budget_bytes = min(self._budget_bytes + earned, rate * _BURST_S) - size
+
+    def _on_budget(self) -> None:
+        self._rate_timer = None
+        if self._stack.has_pending():
+            self.on_pending()
+
+    # The host's side.
+
+    def _after(self) -> None:
+        """A socket has moved something."""
+        if self._stack.has_pending():
+            self.on_pending()
+        self._set_timer(time.monotonic_ns())
+
+    def _replied(self, server_idx: int, message: bytes) -> None:
+        self._names.replied(server_idx, message, time.monotonic_ns())
+        self._after()
+
+    def _resolver_failed(self, server_idx: int, ids: Iterable[int] | None) -> None:
+        self._names.failed(server_idx, ids, time.monotonic_ns())
+        self._after()
+
+    def _set_timer(self, now_ns: int) -> None:
+        """One timer, for the earliest deadline; one that is later than needed is replaced."""
+        if self._pcap is not None and self._pcap_timer is None:
+            self._pcap_timer = self._loop.call_later(_FLUSH_S, self._flush_pcap)
+        deadline_ns = self._stack.next_deadline_ns()
+        if deadline_ns is None or self._is_closed:
+            return
+        if self._timer is not None:
+            if self._timer_ns <= deadline_ns:
+                return
+            self._timer.cancel()
+        self._timer_ns = deadline_ns
+        self._timer = self._loop.call_later(max(0, deadline_ns - now_ns) / 1e9, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        self._stack.on_time(time.monotonic_ns())
+        self._after()
+
+    def _flush_pcap(self) -> None:
+        self._pcap_timer = None
+        if self._pcap is not None:
+            self._pcap.flush()
+
+    # Life.
+
+    def statistics(self) -> StackStatistics:
+        """Return the counters."""
+        return self._stack.statistics()
+
+    def close(self) -> None:
+        """End every connection and close every socket. Idempotent.
+
+        Thread: loop, or any once the loop is stopped.
+        """
+        self._is_closed = True
+        for timer in (self._timer, self._rate_timer, self._pcap_timer):
+            if timer is not None:
+                timer.cancel()
+        self._resources.close()

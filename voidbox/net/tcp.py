@@ -1,0 +1,563 @@
+"""One TCP connection with the guest, seen from the other side of it (RFC 9293). No I/O, no clock.
+
+The guest believes it talks to a far server; what it talks to is this. An ordinary socket of the
+host carries the data on, so congestion, routing and loss out there are the host kernel's business.
+Here the line is a queue in memory: nothing is lost for want of a buffer, and what is lost all the
+same, by the guest's own choice, is sent again by go-back-N.
+
+    CONNECTING ── the host is connected ──► SYN_RECEIVED ── ACK ──► ESTABLISHED
+    SYN_SENT (a published port) ── SYN+ACK ───────────────────────────► │
+    ESTABLISHED ── the guest's FIN ──► CLOSE_WAIT ── ours ──► LAST_ACK ── ACK ──► CLOSED
+    ESTABLISHED ── our FIN ──► FIN_WAIT_1 ── ACK ──► FIN_WAIT_2 ── the guest's FIN ──► CLOSED
+                                   └── the guest's FIN ──► CLOSING ── ACK ──► CLOSED
+
+TIME_WAIT is left out: it guards against old duplicates on a network, and this line has none.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import NamedTuple
+
+from voidbox.net.wire import TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN, Tcp
+
+U32 = 0xFFFF_FFFF
+_HALF = 0x8000_0000
+MSS_DEFAULT = 536  # RFC 9293 §3.7.1, of a SYN without the option
+# A guest may announce less, down to nothing; smaller segments would only be work.
+MSS_MIN = 64
+WSCALE = 7  # windows up to 8 MiB
+RTO_NS = 1_000_000_000
+RTO_NS_MAX = 60_000_000_000
+RETRIES_MAX = 8  # over four minutes
+PROBE_NS = 500_000_000
+IDLE_NS = 7200_000_000_000
+FIN_NS = 60_000_000_000
+DUPLICATE_ACKS = 3
+
+
+class State(Enum):
+    """Where a connection is in its life."""
+
+    CONNECTING = auto()  # the guest's SYN is here, the host's connect() is under way
+    SYN_SENT = auto()
+    SYN_RECEIVED = auto()
+    ESTABLISHED = auto()
+    CLOSE_WAIT = auto()
+    FIN_WAIT_1 = auto()
+    FIN_WAIT_2 = auto()
+    CLOSING = auto()
+    LAST_ACK = auto()
+    CLOSED = auto()
+
+
+class Event(Enum):
+    """What may happen to it."""
+
+    HOST_CONNECTED = auto()
+    SYN_ACKED = auto()
+    GUEST_FIN = auto()
+    OUR_FIN = auto()
+    FIN_ACKED = auto()
+    ABORT = auto()
+
+
+_TRANSITIONS = {
+    (State.CONNECTING, Event.HOST_CONNECTED): State.SYN_RECEIVED,
+    (State.SYN_RECEIVED, Event.SYN_ACKED): State.ESTABLISHED,
+    (State.SYN_SENT, Event.SYN_ACKED): State.ESTABLISHED,
+    (State.ESTABLISHED, Event.GUEST_FIN): State.CLOSE_WAIT,
+    (State.ESTABLISHED, Event.OUR_FIN): State.FIN_WAIT_1,
+    (State.CLOSE_WAIT, Event.OUR_FIN): State.LAST_ACK,
+    (State.FIN_WAIT_1, Event.FIN_ACKED): State.FIN_WAIT_2,
+    (State.FIN_WAIT_1, Event.GUEST_FIN): State.CLOSING,
+    (State.FIN_WAIT_2, Event.GUEST_FIN): State.CLOSED,
+    (State.CLOSING, Event.FIN_ACKED): State.CLOSED,
+    (State.LAST_ACK, Event.FIN_ACKED): State.CLOSED,
+    **{(state, Event.ABORT): State.CLOSED for state in State},
+}
+
+_CAN_SEND = (State.ESTABLISHED, State.CLOSE_WAIT)
+_CAN_RECEIVE = (State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2)
+_SYNCHRONIZED = (*_CAN_SEND, State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSING, State.LAST_ACK)
+_FIN_SENT = (State.FIN_WAIT_1, State.CLOSING, State.LAST_ACK)
+_CLOSING_SOON = (State.CLOSING, State.LAST_ACK)
+
+
+class Payload(NamedTuple):
+    """The part of a segment's payload that is new: `length` bytes from `offset` on."""
+
+    offset: int
+    length: int
+
+
+NO_PAYLOAD = Payload(0, 0)
+
+
+class Segment(NamedTuple):
+    """A segment to send; its data are the `length` bytes at `seq`."""
+
+    seq: int
+    flags: int
+    length: int
+
+
+def before(a: int, b: int) -> bool:
+    """Whether sequence number a comes before b, modulo 2^32."""
+    return (a - b) & U32 >= _HALF
+
+
+class Connection:
+    """One connection. Thread: loop.
+
+    Args:
+        iss: the first sequence number of ours.
+        receive_bytes: how much of the guest's data its owner is willing to hold.
+        send_bytes: how much the owner keeps until the guest has acknowledged it.
+
+    Attributes:
+        state: changed by `_step` alone.
+        mss: the guest's, without headers.
+        rcv_nxt: the next sequence number expected of the guest.
+        held_bytes: of the guest's data, those that the owner could not pass on yet.
+        ack_due: the guest is owed an acknowledgement or a new window.
+        reset_due: the connection ended in a way that the guest must be told by RST.
+        ended_by_fin: it is over, and both sides said so.
+        deadline_ns: when on_time() is to be called; None for never.
+    """
+
+    __slots__ = (
+        "_dup_acks",
+        "_has_rewound",
+        "_is_probe_due",
+        "_is_scaled",
+        "_last_ns",
+        "_our_fin_seq",
+        "_receive_bytes",
+        "_retries",
+        "_send_bytes",
+        "_snd_wl1",
+        "_snd_wl2",
+        "_snd_wscale",
+        "_waiting_fin",
+        "_wants_fin",
+        "ack_due",
+        "deadline_ns",
+        "ended_by_fin",
+        "held_bytes",
+        "iss",
+        "mss",
+        "rcv_adv",
+        "rcv_nxt",
+        "reset_due",
+        "snd_max",
+        "snd_nxt",
+        "snd_una",
+        "snd_wnd",
+        "state",
+        "syn_due",
+    )
+
+    def __init__(self, iss: int, receive_bytes: int, send_bytes: int) -> None:
+        self.state = State.SYN_SENT
+        self.iss = self.snd_una = self.snd_nxt = self.snd_max = iss
+        self.snd_wnd = 0
+        self.mss = MSS_DEFAULT
+        self.rcv_nxt = self.rcv_adv = 0
+        self.held_bytes = 0
+        self.ack_due = False
+        self.syn_due = False
+        self.reset_due = False
+        self.ended_by_fin = False
+        self.deadline_ns: int | None = None
+        self._receive_bytes = receive_bytes
+        self._send_bytes = send_bytes
+        self._snd_wscale = 0
+        self._is_scaled = False
+        self._snd_wl1 = self._snd_wl2 = 0
+        self._our_fin_seq: int | None = None
+        self._wants_fin = False
+        self._waiting_fin = False
+        self._dup_acks = 0
+        self._has_rewound = False
+        self._is_probe_due = False
+        self._retries = 0
+        self._last_ns = 0
+
+    @classmethod
+    def accept(cls, syn: Tcp, iss: int, receive_bytes: int, send_bytes: int) -> Connection:
+        """The guest wants to connect; SYN+ACK follows host_connected()."""
+        connection = cls(iss, receive_bytes, send_bytes)
+        connection.state = State.CONNECTING
+        connection._take_syn(syn)
+        return connection
+
+    @classmethod
+    def connect(cls, iss: int, receive_bytes: int, send_bytes: int) -> Connection:
+        """We want to connect to a port of the guest: a SYN is due."""
+        connection = cls(iss, receive_bytes, send_bytes)
+        connection.syn_due = True
+        return connection
+
+    def _take_syn(self, syn: Tcp) -> None:
+        self.rcv_nxt = self.rcv_adv = (syn.seq + 1) & U32
+        self.mss = max(MSS_MIN, syn.mss or MSS_DEFAULT)
+        self._is_scaled = syn.wscale is not None
+        self._snd_wscale = syn.wscale or 0
+        self.snd_wnd = syn.window  # never scaled in a SYN
+        self._snd_wl1, self._snd_wl2 = syn.seq, syn.ack
+
+    def _step(self, event: Event) -> None:
+        """The only place where the state changes."""
+        state = _TRANSITIONS.get((self.state, event))
+        if state is not None:
+            self.state = state
+            if state is State.CLOSED:
+                self.deadline_ns = None
+                self.ended_by_fin = event is not Event.ABORT
+
+    # What the owner asks.
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it is over; reset_due says whether the guest must be told."""
+        return self.state is State.CLOSED
+
+    @property
+    def sends_data(self) -> bool:
+        """Whether data of the host may still go to the guest."""
+        return self.state in _CAN_SEND and not self._wants_fin
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether a new SYN may take its place: both sides have said that they end."""
+        return self.state in (State.FIN_WAIT_2, *_CLOSING_SOON)
+
+    @property
+    def offers_wscale(self) -> bool:
+        """Whether our SYN carries a window scale."""
+        return self._is_scaled or self.state is State.SYN_SENT
+
+    def room(self) -> int:
+        """How many bytes of new data may be sent now.
+
+        Less than a segment only when nothing is in flight (§3.8.6.2.1), and never more than the
+        owner keeps until it is acknowledged.
+        """
+        in_flight = (self.snd_nxt - self.snd_una) & U32
+        room = min(self.snd_wnd, self._send_bytes) - in_flight
+        if room < self.mss and in_flight:
+            return 0
+        return max(0, room)
+
+    @property
+    def has_rewound(self) -> bool:
+        """Whether what was sent before is to be sent again: from the kept copy."""
+        return self.snd_nxt != self.snd_max
+
+    def window(self, is_syn: bool = False) -> int:
+        """Return the window field for the next segment, and remember what it promises.
+
+        The right edge never moves back (§3.8.6): rounding to the scale is upwards, and space below
+        a segment is not announced as new.
+        """
+        space = self._receive_bytes - self.held_bytes
+        promised = (self.rcv_adv - self.rcv_nxt) & U32
+        if promised >= _HALF:  # cannot be, but for a guest that sent beyond the edge
+            promised = 0
+        if space < self.mss or space < promised:
+            space = promised
+        if self._is_scaled and not is_syn:
+            field = min((space + (1 << WSCALE) - 1) >> WSCALE, 0xFFFF)
+            size = field << WSCALE
+        else:
+            field = size = min(space, 0xFFFF)
+        if size > promised:
+            self.rcv_adv = (self.rcv_nxt + size) & U32
+        return field
+
+    # From the guest.
+
+    def receive(self, tcp: Tcp, payload_bytes: int, now_ns: int) -> Payload:
+        """Take a segment (§3.10.7); returns what of its payload is new and has room."""
+        self._last_ns = now_ns
+        if self.state is State.CONNECTING:
+            if tcp.flags & TCP_RST and tcp.seq == self.rcv_nxt:
+                self._step(Event.ABORT)
+            return NO_PAYLOAD  # SYNs sent again, and what comes too early
+        if self.state is State.SYN_SENT:
+            self._receive_in_syn_sent(tcp, now_ns)
+            return NO_PAYLOAD
+        flags = tcp.flags
+        if flags & (TCP_RST | TCP_SYN):
+            self._receive_control(tcp)
+            return NO_PAYLOAD
+        if not flags & TCP_ACK or not self._acknowledge(tcp, payload_bytes, now_ns):
+            return NO_PAYLOAD
+        if not payload_bytes and not flags & TCP_FIN:
+            if tcp.seq != self.rcv_nxt:
+                self.ack_due = True  # a keep-alive, or out of the window: §3.10.7.4
+            return NO_PAYLOAD
+        return self._place(tcp, payload_bytes)
+
+    def _receive_in_syn_sent(self, tcp: Tcp, now_ns: int) -> None:
+        acks_syn = bool(tcp.flags & TCP_ACK) and tcp.ack == (self.iss + 1) & U32
+        if tcp.flags & TCP_RST:
+            if acks_syn:
+                self._step(Event.ABORT)
+            return
+        if tcp.flags & TCP_SYN and acks_syn:
+            self._take_syn(tcp)
+            self.snd_una = self.snd_nxt = self.snd_max = tcp.ack
+            self._retries = 0
+            self.ack_due = True
+            self._step(Event.SYN_ACKED)
+            self._set_timer(now_ns)
+
+    def _receive_control(self, tcp: Tcp) -> None:
+        """RST and SYN: RFC 5961, so that only the exact number ends a connection."""
+        if tcp.flags & TCP_RST:
+            if tcp.seq == self.rcv_nxt:
+                self._step(Event.ABORT)
+            elif (tcp.seq - self.rcv_nxt) & U32 < max(1, (self.rcv_adv - self.rcv_nxt) & U32):
+                self.ack_due = True
+            return
+        if self.state is State.SYN_RECEIVED and (tcp.seq + 1) & U32 == self.rcv_nxt:
+            self.syn_due = True  # our SYN+ACK did not get there
+        else:
+            self.ack_due = True
+
+    def _acknowledge(self, tcp: Tcp, payload_bytes: int, now_ns: int) -> bool:
+        """Process the acknowledgement field; False if the segment is to be dropped."""
+        ack = tcp.ack
+        newly = (ack - self.snd_una) & U32
+        outstanding = (self.snd_max - self.snd_una) & U32
+        if newly > outstanding:
+            if newly < _HALF:  # of what was never sent
+                if self.state is State.SYN_RECEIVED:
+                    self.reset_due = True
+                    self._step(Event.ABORT)
+                self.ack_due = True
+                return False
+            newly = 0  # an old one
+        if self.state is State.SYN_RECEIVED:
+            if not newly:
+                return False
+            self._step(Event.SYN_ACKED)
+        old_window = self.snd_wnd
+        if not before(tcp.seq, self._snd_wl1) and not before(ack, self._snd_wl2):
+            self.snd_wnd = tcp.window << self._snd_wscale
+            self._snd_wl1, self._snd_wl2 = tcp.seq, ack
+        if newly:
+            self.snd_una = ack
+            if before(self.snd_nxt, ack):
+                self.snd_nxt = ack
+            self._dup_acks = self._retries = 0
+            self._has_rewound = False
+            if self._our_fin_seq is not None and ack == (self._our_fin_seq + 1) & U32:
+                self._step(Event.FIN_ACKED)
+        elif (
+            outstanding
+            and ack == self.snd_una
+            and not payload_bytes
+            and not tcp.flags & TCP_FIN
+            and self.snd_wnd == old_window
+        ):
+            self._count_duplicate()
+        if newly or self.snd_wnd != old_window:
+            self._is_probe_due = False
+            self._set_timer(now_ns)
+        return True
+
+    def _count_duplicate(self) -> None:
+        self._dup_acks += 1
+        if self._dup_acks == DUPLICATE_ACKS and not self._has_rewound:
+            self._rewind()
+
+    def _rewind(self) -> None:
+        """Send everything again that was not acknowledged, a FIN too."""
+        self._has_rewound = True
+        self.snd_nxt = self.snd_una
+
+    def _place(self, tcp: Tcp, payload_bytes: int) -> Payload:
+        """Trim a payload to what is new and in the window; note a FIN at its end."""
+        self.ack_due = True
+        offset = (self.rcv_nxt - tcp.seq) & U32
+        if offset >= _HALF:
+            return NO_PAYLOAD  # a gap: the duplicate acknowledgement asks for it
+        has_fin = bool(tcp.flags & TCP_FIN)
+        if offset > payload_bytes:
+            return NO_PAYLOAD  # all of it is old
+        length = payload_bytes - offset
+        room = (self.rcv_adv - self.rcv_nxt) & U32
+        if self.state not in _CAN_RECEIVE or self._waiting_fin:
+            if length:  # data after the FIN
+                return NO_PAYLOAD
+            return NO_PAYLOAD
+        if length > room:
+            length, has_fin = room, False
+        if has_fin:
+            self._waiting_fin = True
+        return Payload(offset, length)
+
+    def accepted(self, length: int, held_bytes: int) -> None:
+        """The owner took `length` new bytes; `held_bytes` are with it in all."""
+        self.rcv_nxt = (self.rcv_nxt + length) & U32
+        self.held(held_bytes)
+
+    def held(self, held_bytes: int) -> None:
+        """The owner has passed data on, and holds so much now."""
+        was_small = self._receive_bytes - self.held_bytes < 2 * self.mss
+        self.held_bytes = held_bytes
+        promised = (self.rcv_adv - self.rcv_nxt) & U32
+        space = self._receive_bytes - held_bytes
+        # Half of what is there, or a window that was shut: RFC 9293 §3.8.6.2.2.
+        if space - promised >= self._receive_bytes // 2 or (was_small and space >= 2 * self.mss):
+            self.ack_due = True
+
+    def take_fin(self) -> bool:
+        """Whether the guest's FIN is next: with it the host's end is to be shut for writing.
+
+        It is acknowledged only once all data before it is with the host's kernel.
+        """
+        if not self._waiting_fin or self.held_bytes:
+            return False
+        self._waiting_fin = False
+        self.rcv_nxt = (self.rcv_nxt + 1) & U32
+        self.ack_due = True
+        self._step(Event.GUEST_FIN)
+        return True
+
+    # From the host.
+
+    def host_connected(self) -> None:
+        """connect() succeeded: SYN+ACK is due."""
+        self._step(Event.HOST_CONNECTED)
+        self.syn_due = True
+
+    def end_data(self) -> None:
+        """The host sends no more: FIN follows the last byte."""
+        self._wants_fin = True
+
+    def abort(self) -> None:
+        """End it, and tell the guest by RST."""
+        if self.state is not State.CLOSED:
+            self.reset_due = True
+            self._step(Event.ABORT)
+
+    # To the guest.
+
+    def next_control(self, now_ns: int) -> Segment | None:
+        """Return the next segment without data that is due, and count it as sent.
+
+        A SYN first; then a FIN, if all data before it is out; then a probe or an acknowledgement.
+        """
+        if self.syn_due:
+            self.syn_due = False
+            flags = TCP_SYN if self.state is State.SYN_SENT else TCP_SYN | TCP_ACK
+            self.snd_nxt = self.snd_max = (self.iss + 1) & U32
+            self._after_sending(now_ns)
+            return Segment(self.iss, flags, 0)
+        if self._is_fin_due():
+            return self._send_fin(now_ns)
+        if self._is_probe_due:
+            self._is_probe_due = False
+            # One below: the guest drops it and says what its window is.
+            return Segment((self.snd_una - 1) & U32, TCP_ACK, 0)
+        if self.ack_due and self.state is not State.CONNECTING:
+            self.ack_due = False
+            return Segment(self.snd_nxt, TCP_ACK, 0)
+        return None
+
+    def _is_fin_due(self) -> bool:
+        if self._our_fin_seq is not None:
+            return self.snd_nxt == self._our_fin_seq and self.state in _FIN_SENT
+        return self._wants_fin and self.snd_nxt == self.snd_max and self.state in _CAN_SEND
+
+    def _send_fin(self, now_ns: int) -> Segment:
+        seq = self.snd_nxt
+        if self._our_fin_seq is None:
+            self._our_fin_seq = seq
+            self.snd_max = (seq + 1) & U32
+            self._step(Event.OUR_FIN)
+        self.snd_nxt = (seq + 1) & U32
+        self._after_sending(now_ns)
+        return Segment(seq, TCP_FIN | TCP_ACK, 0)
+
+    def has_control(self) -> bool:
+        """Whether next_control() has something."""
+        return self.syn_due or self.ack_due or self._is_probe_due or self._is_fin_due()
+
+    def send_data(self, length: int, now_ns: int) -> Segment:
+        """`length` bytes go out: new ones, or after a rewind those of before."""
+        segment = Segment(self.snd_nxt, TCP_ACK | TCP_PSH, length)
+        self.snd_nxt = (self.snd_nxt + length) & U32
+        if before(self.snd_max, self.snd_nxt):
+            self.snd_max = self.snd_nxt
+        self._after_sending(now_ns)
+        return segment
+
+    def again_bytes(self) -> int:
+        """How many bytes are to be sent again from the kept copy, as far as the window goes."""
+        end = self.snd_max if self._our_fin_seq is None else self._our_fin_seq
+        left = (end - self.snd_nxt) & U32
+        if left >= _HALF:
+            return 0
+        return min(left, self.room())
+
+    def _after_sending(self, now_ns: int) -> None:
+        self.ack_due = False  # every segment carries one
+        wait_ns = min(RTO_NS << self._retries, RTO_NS_MAX)
+        if self.deadline_ns is None or self.deadline_ns - now_ns > wait_ns:
+            self._set_timer(now_ns)
+
+    # Time.
+
+    def _set_timer(self, now_ns: int) -> None:
+        self._last_ns = now_ns
+        if self.state is State.CLOSED:
+            return
+        if self.snd_max != self.snd_una:  # something is not acknowledged
+            wait_ns = min(RTO_NS << self._retries, RTO_NS_MAX)
+        elif self.state in _CLOSING_SOON:
+            wait_ns = FIN_NS
+        else:
+            wait_ns = IDLE_NS
+        self.deadline_ns = now_ns + wait_ns
+
+    def await_window(self, now_ns: int) -> None:
+        """There is data, and the guest's window is shut: ask now and then (§3.8.6.1)."""
+        if self.snd_max == self.snd_una:
+            wait_ns = min(PROBE_NS << self._retries, RTO_NS_MAX)
+            if self.deadline_ns is None or self.deadline_ns > now_ns + wait_ns:
+                self.deadline_ns = now_ns + wait_ns
+
+    def on_time(self, now_ns: int, has_data: bool) -> None:
+        """The deadline has come.
+
+        Args:
+            has_data: the host has data that the guest's window has no room for.
+        """
+        if self.state is State.CONNECTING:
+            self.abort()
+        elif self.snd_max != self.snd_una:
+            self._retries += 1
+            if self._retries > RETRIES_MAX:
+                self.abort()
+                return
+            if self.state in (State.SYN_SENT, State.SYN_RECEIVED):
+                self.syn_due = True
+            elif self.snd_wnd == 0:
+                self._is_probe_due = True
+            else:
+                self._rewind()
+            self._set_timer(now_ns)
+        elif has_data and self.snd_wnd == 0:
+            self._retries = min(self._retries + 1, RETRIES_MAX)
+            self._is_probe_due = True
+            self.deadline_ns = None
+            self.await_window(now_ns)
+        elif now_ns - self._last_ns >= (FIN_NS if self.state in _CLOSING_SOON else IDLE_NS):
+            self.abort()
+        else:
+            self._set_timer(self._last_ns)

@@ -1,0 +1,415 @@
+"""A TCP connection of the guest and its socket on the host, joined.
+
+    guest's frame ─► Connection (what is new?) ─► socket; what that does not take waits in `held`
+    socket ─► the guest's own buffers ─► a copy in `kept` until the guest has acknowledged it
+
+Data is read only when the guest's window and its buffers have room: otherwise it stays in the
+host's kernel, whose own window then closes, and the far sender waits. So memory is bounded by the
+two windows, whatever either side does.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from voidbox.net.host import RESET, Stream
+from voidbox.net.tcp import WSCALE, Connection, Segment
+from voidbox.net.wire import (
+    ETH_BYTES,
+    IP_BYTES,
+    TCP_BYTES,
+    TCP_CHECKSUM_AT,
+    TCP_SYN,
+    TRANSPORT_AT,
+    Link,
+    Tcp,
+    buffers_residue,
+    clip,
+    skip,
+    syn_options,
+    tcp_frame_header,
+    write_bytes,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HEADER_BYTES = TRANSPORT_AT + TCP_BYTES
+MTU = 1500
+MSS = MTU - IP_BYTES - TCP_BYTES
+GSO_BYTES_MAX = 65535 - IP_BYTES - TCP_BYTES  # of payload: an IPv4 packet has no more
+BATCH_BYTES_MIN = 4 * MSS
+NEVER_NS = 1 << 63
+
+
+class RxFrames(Protocol):
+    """The guest's receive buffers."""
+
+    def reserve(self, size: int, least: int = -1) -> list[memoryview] | None:
+        """Return buffers for a frame of `size` bytes, at least `least`; None if there are none."""
+        ...
+
+    def commit(
+        self,
+        length: int,
+        *,
+        gso_size: int = 0,
+        csum_start: int = 0,
+        csum_offset: int = 0,
+        header_bytes: int = 0,
+    ) -> None:
+        """A frame of `length` bytes is in them."""
+        ...
+
+    def cancel(self) -> None:
+        """They stay empty."""
+        ...
+
+
+class Line(Protocol):
+    """What a flow must know of the line to the guest.
+
+    Attributes:
+        link: the two MAC addresses.
+        guest_ip: the guest's address.
+        has_csum: the guest's driver takes partial checksums.
+        has_tso: it takes frames beyond the MTU.
+    """
+
+    link: Link
+    guest_ip: int
+    has_csum: bool
+    has_tso: bool
+
+    def sent(self, buffers: Sequence[memoryview], length: int) -> None:
+        """A frame went to the guest: for the statistics and the pcap file."""
+        ...
+
+
+class Kept:
+    """What was sent and not yet acknowledged, from the first such byte on."""
+
+    __slots__ = ("_first", "_parts", "size")
+
+    def __init__(self) -> None:
+        self._parts: deque[bytes] = deque()
+        self._first = 0  # bytes of _parts[0] that are acknowledged
+        self.size = 0
+
+    def add(self, data: bytes) -> None:
+        """Keep what was just sent."""
+        self._parts.append(data)
+        self.size += len(data)
+
+    def drop(self, count: int) -> None:
+        """`count` bytes more are acknowledged."""
+        count = min(count, self.size)
+        self.size -= count
+        count += self._first
+        parts = self._parts
+        while parts and count >= len(parts[0]):
+            count -= len(parts.popleft())
+        self._first = count
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return up to `size` bytes from `offset` on."""
+        result = bytearray()
+        offset += self._first
+        for part in self._parts:
+            if offset >= len(part):
+                offset -= len(part)
+                continue
+            result += part[offset : offset + size - len(result)]
+            offset = 0
+            if len(result) == size:
+                break
+        return bytes(result)
+
+
+class TcpFlow:
+    """One flow: the StreamOwner of its stream. Thread: loop.
+
+    Args:
+        remote: the address and port that the guest believes to talk to.
+        guest_port: the guest's.
+        on_change: called when something happened that was not the guest's doing.
+
+    Attributes:
+        readable: the stream has data or its end, as far as we know.
+        is_queued: it is in the queue of those with something for the guest.
+        error: the errno of a connect() that failed, or 0.
+        quote: the start of the guest's SYN, for an ICMP error about it.
+        looked_at_ns: when the stack looks at its deadline next.
+    """
+
+    __slots__ = (
+        "_batch_bytes",
+        "_held",
+        "_kept",
+        "_kept_seq",
+        "_line",
+        "_on_change",
+        "connection",
+        "error",
+        "guest_port",
+        "is_queued",
+        "looked_at_ns",
+        "quote",
+        "readable",
+        "remote",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        line: Line,
+        connection: Connection,
+        remote: tuple[int, int],
+        guest_port: int,
+        on_change: Callable[[TcpFlow], None],
+    ) -> None:
+        self.connection = connection
+        self.remote = remote
+        self.guest_port = guest_port
+        self.stream: Stream | None = None
+        self.readable = False
+        self.is_queued = False
+        self.error = 0
+        self.quote = b""
+        self.looked_at_ns = NEVER_NS
+        self._line = line
+        self._on_change = on_change
+        self._held: deque[memoryview] = deque()
+        self._kept = Kept()
+        self._kept_seq = (connection.iss + 1) & 0xFFFF_FFFF  # of the first byte in _kept
+        self._batch_bytes = BATCH_BYTES_MIN
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """(guest's port, remote address, remote port)."""
+        return (self.guest_port, *self.remote)
+
+    # From the host.
+
+    def connected(self, error: int) -> None:
+        """See StreamOwner."""
+        if error:
+            self.error = error
+        else:
+            self.connection.host_connected()
+        self._on_change(self)
+
+    def ready(self, readable: bool, writable: bool) -> None:
+        """See StreamOwner."""
+        self.readable |= readable
+        if writable and self._held:
+            self._flush()
+        self._on_change(self)
+
+    def _flush(self) -> None:
+        held, stream = self._held, self.stream
+        while held and stream is not None:
+            sent = stream.send(list(held))
+            if sent is None:
+                self.connection.abort()
+                held.clear()
+                return
+            if not sent:
+                break
+            while held and sent >= len(held[0]):
+                sent -= len(held.popleft())
+            if sent:
+                held[0] = held[0][sent:]
+        self.connection.held(sum(map(len, held)))
+        self._pass_fin_on()
+
+    def _pass_fin_on(self) -> None:
+        if self.connection.take_fin() and self.stream is not None:
+            self.stream.shutdown_write()
+
+    def update_watch(self) -> None:
+        """Ask the stream for what is of interest now."""
+        if self.stream is not None:
+            connection = self.connection
+            wants = not self.readable and connection.sends_data
+            self.stream.watch(wants, bool(self._held))
+
+    # From the guest.
+
+    def receive(
+        self, tcp: Tcp, frame: list[memoryview], at: int, payload_bytes: int, now_ns: int
+    ) -> None:
+        """Take a segment whose payload begins `at` bytes into the frame."""
+        connection = self.connection
+        new = connection.receive(tcp, payload_bytes, now_ns)
+        if self._kept.size:
+            acknowledged = (connection.snd_una - self._kept_seq) & 0xFFFF_FFFF
+            if 0 < acknowledged <= self._kept.size + 1:  # one more for our FIN
+                acknowledged = min(acknowledged, self._kept.size)
+                self._kept.drop(acknowledged)
+                self._kept_seq = (self._kept_seq + acknowledged) & 0xFFFF_FFFF
+        if new.length:
+            self._to_host(clip(skip(frame, at + new.offset), new.length), new.length)
+        self._pass_fin_on()
+
+    def _to_host(self, payload: list[memoryview], length: int) -> None:
+        """Hand the guest's data on; keep what is not taken at once."""
+        sent = 0
+        if not self._held and self.stream is not None:
+            taken = self.stream.send(payload)
+            if taken is None:
+                self.connection.abort()
+                return
+            sent = taken
+        if sent < length:
+            for part in skip(payload, sent) if sent else payload:
+                self._held.append(memoryview(bytes(part)))
+        held_bytes = self.connection.held_bytes + length - sent
+        self.connection.accepted(length, held_bytes)
+
+    # To the guest.
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether transmit() may have something."""
+        connection = self.connection
+        if connection.has_control():
+            return True
+        if connection.has_rewound and connection.again_bytes():
+            return True
+        return self.readable and connection.sends_data and connection.room() > 0
+
+    @property
+    def waits_for_window(self) -> bool:
+        """Whether there is data that the guest's window has no room for."""
+        connection = self.connection
+        has_data = connection.has_rewound or (self.readable and connection.sends_data)
+        return has_data and connection.room() == 0
+
+    def transmit(self, rx: RxFrames, now_ns: int) -> bool:
+        """Send the next frame, if there is one; False if the guest has no buffer for it."""
+        connection = self.connection
+        if connection.has_rewound:
+            size = min(connection.again_bytes(), self._segment_bytes_max)
+            if size:
+                return self._send_again(rx, size, now_ns)
+        if self.readable and connection.sends_data and not connection.syn_due:
+            room = connection.room()
+            if room:
+                done = self._send_new(rx, room, now_ns)
+                if done is not None:
+                    return done
+        if not connection.has_control():
+            return True
+        buffers = rx.reserve(HEADER_BYTES + TCP_BYTES)
+        if buffers is None:
+            return False
+        segment = connection.next_control(now_ns)
+        if segment is None:
+            rx.cancel()
+            return True
+        self._send(rx, buffers, segment)
+        return True
+
+    @property
+    def _segment_bytes_max(self) -> int:
+        return GSO_BYTES_MAX if self._line.has_tso else min(self.connection.mss, MSS)
+
+    def _send_new(self, rx: RxFrames, room: int, now_ns: int) -> bool | None:
+        """Read from the host into the guest's buffers; None if there was nothing to send."""
+        connection, stream = self.connection, self.stream
+        if stream is None:
+            self.readable = False
+            return None
+        wanted = min(room, self._batch_bytes, self._segment_bytes_max)
+        least = HEADER_BYTES + min(wanted, connection.mss, MSS)
+        buffers = rx.reserve(HEADER_BYTES + wanted, least)
+        if buffers is None:
+            return False
+        area = clip(skip(buffers, HEADER_BYTES), wanted)
+        count = stream.recv_into(area)
+        if count is None or count <= 0:
+            rx.cancel()
+            self.readable = False
+            if count == 0:
+                connection.end_data()
+            elif count == RESET:
+                connection.abort()
+            return None
+        if count < sum(map(len, area)):
+            # A short read left the socket empty; if not, level-triggered epoll says so.
+            self.readable = False
+            self._batch_bytes = max(BATCH_BYTES_MIN, count)
+        elif count == self._batch_bytes:
+            self._batch_bytes = min(2 * count, GSO_BYTES_MAX)
+        data = clip(area, count)
+        self._kept.add(bytes(data[0]) if len(data) == 1 else b"".join(data))
+        self._send(rx, buffers, connection.send_data(count, now_ns), data)
+        return True
+
+    def _send_again(self, rx: RxFrames, size: int, now_ns: int) -> bool:
+        connection = self.connection
+        buffers = rx.reserve(HEADER_BYTES + size)
+        if buffers is None:
+            return False
+        offset = (connection.snd_nxt - self._kept_seq) & 0xFFFF_FFFF
+        data = self._kept.read(offset, size)
+        write_bytes(skip(buffers, HEADER_BYTES), data)
+        segment = connection.send_data(len(data), now_ns)
+        self._send(rx, buffers, segment, [memoryview(data)])
+        return True
+
+    def _send(
+        self,
+        rx: RxFrames,
+        buffers: list[memoryview],
+        segment: Segment,
+        data: list[memoryview] | None = None,
+    ) -> None:
+        """Write the headers before what is in the buffers already, and let the frame go."""
+        connection, line = self.connection, self._line
+        is_syn = bool(segment.flags & TCP_SYN)
+        options = b""
+        if is_syn:
+            options = syn_options(MSS, WSCALE if connection.offers_wscale else None)
+        header = tcp_frame_header(
+            line.link,
+            self.remote,
+            (line.guest_ip, self.guest_port),
+            segment.seq,
+            connection.rcv_nxt,
+            segment.flags,
+            connection.window(is_syn),
+            options,
+            segment.length,
+            None if line.has_csum else buffers_residue(data or ()),
+        )
+        write_bytes(buffers, header)
+        length = len(header) + segment.length
+        mss = min(connection.mss, MSS)
+        rx.commit(
+            length,
+            gso_size=mss if segment.length > mss else 0,
+            csum_start=TRANSPORT_AT if line.has_csum else 0,
+            csum_offset=TCP_CHECKSUM_AT,
+            header_bytes=len(header),
+        )
+        line.sent(buffers, length)
+
+    # The end.
+
+    def close(self) -> None:
+        """Let go of the host's end."""
+        if self.stream is not None:
+            stream, self.stream = self.stream, None
+            stream.close(is_reset=bool(self._held) or not self._ended_well)
+        self._held.clear()
+
+    @property
+    def _ended_well(self) -> bool:
+        return not self.connection.is_closed or self.connection.ended_by_fin
+
+
+assert HEADER_BYTES == ETH_BYTES + IP_BYTES + TCP_BYTES

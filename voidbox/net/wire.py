@@ -1,0 +1,429 @@
+"""Frames as bytes: Ethernet, ARP, IPv4, ICMP, UDP, TCP, and the Internet checksum.
+
+Headers are read with one `struct` call from a private copy of a frame's first bytes, and written
+with one into the guest's buffer. Addresses are integers, as are ports; MAC addresses are 6 bytes.
+Parsers return None for what breaks a rule, and never raise.
+
+    Ethernet  0 destination MAC   6 source MAC   12 type                             14 bytes
+    ARP      14 header           22 sender MAC, IP   32 target MAC, IP               28
+    IPv4     14 0x45, TOS, length  18 id, fragment  22 TTL, protocol, sum  26 addresses  20…60
+    UDP      +0 ports   +4 length   +6 checksum                                       8
+    ICMP     +0 type, code, checksum   +4 identifier, sequence                        8
+    TCP      +0 ports   +4 sequence   +8 acknowledgement   +12 offset, flags, window
+             +16 checksum   +18 urgent pointer   +20 options                          20…60
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
+
+ETH_BYTES = 14
+ETH_P_IP = 0x0800
+ETH_P_ARP = 0x0806
+BROADCAST_MAC = b"\xff" * 6
+
+IP_BYTES = 20
+IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP = 1, 6, 17
+IP_DF = 0x4000
+IP_MF = 0x2000
+IP_OFFSET_MASK = 0x1FFF
+TTL = 64
+
+ARP_BYTES = 28
+ARPOP_REQUEST, ARPOP_REPLY = 1, 2
+
+UDP_BYTES = 8
+ICMP_BYTES = 8
+ICMP_ECHOREPLY, ICMP_DEST_UNREACH, ICMP_ECHO = 0, 3, 8
+ICMP_NET_UNREACH, ICMP_HOST_UNREACH, ICMP_PORT_UNREACH = 0, 1, 3
+ICMP_PKT_FILTERED = 13  # administratively prohibited, RFC 1812
+ICMP_QUOTE_BYTES = 548  # of the packet that caused an error: 576 in all, RFC 1812 §4.3.2.3
+
+TCP_BYTES = 20
+TCP_FIN, TCP_SYN, TCP_RST, TCP_PSH, TCP_ACK, TCP_URG = 1, 2, 4, 8, 16, 32
+TCP_CHECKSUM_AT = 16
+UDP_CHECKSUM_AT = 6
+TCPOPT_EOL, TCPOPT_NOP, TCPOPT_MAXSEG, TCPOPT_WINDOW = 0, 1, 2, 3
+WSCALE_MAX = 14
+
+TRANSPORT_AT = ETH_BYTES + IP_BYTES  # in the frames that we make, which have no IP options
+HEADERS_MAX = ETH_BYTES + 60 + 60
+
+_U16 = struct.Struct("!H")
+_U32 = struct.Struct("!I")
+_ETH = struct.Struct("!6s6sH")
+_IP = struct.Struct("!BBHHHBBHII")
+_ARP = struct.Struct("!HHBBH6sI6sI")
+_UDP = struct.Struct("!HHHH")
+_ICMP = struct.Struct("!BBHHH")
+_TCP = struct.Struct("!HHIIBBHHH")
+_TCP_FRAME = struct.Struct("!6s6sH BBHHHBBHII HHIIBBHHH")
+_PSEUDO = struct.Struct("!IIBBH")
+assert _ETH.size == ETH_BYTES
+assert _IP.size == IP_BYTES
+assert _ARP.size == ARP_BYTES
+assert _UDP.size == UDP_BYTES
+assert _ICMP.size == ICMP_BYTES
+assert _TCP.size == TCP_BYTES
+assert _TCP_FRAME.size == TRANSPORT_AT + TCP_BYTES
+
+
+# The checksum, RFC 1071.
+
+
+def residue(data: bytes | bytearray | memoryview) -> int:
+    """Return the one's complement sum of `data` as a residue modulo 65,535.
+
+    2^16 is 1 modulo 65,535, so the sum of all 16-bit words is the whole number's residue. Bytes
+    at odd positions may follow only in a new call whose residue is byte-swapped.
+    """
+    if len(data) & 1:
+        return (int.from_bytes(data, "big") << 8) % 0xFFFF
+    return int.from_bytes(data, "big") % 0xFFFF
+
+
+def fold(total: int) -> int:
+    """Return the checksum field for the sum of all residues; never 0, its other form 0xFFFF is."""
+    return 0xFFFF - total % 0xFFFF
+
+
+def pseudo_residue(source: int, destination: int, protocol: int, length: int) -> int:
+    """Return the residue of TCP's and UDP's pseudo header, RFC 9293 §3.1."""
+    total = (source >> 16) + (source & 0xFFFF) + (destination >> 16) + (destination & 0xFFFF)
+    return total + protocol + length
+
+
+def buffers_residue(buffers: Sequence[memoryview | bytes]) -> int:
+    """Return the residue of the concatenation of `buffers`."""
+    total, is_odd = 0, False
+    for buffer in buffers:
+        part = residue(buffer)
+        if is_odd:  # its bytes stand in the other half of their words
+            part = (part << 8) % 0xFFFF
+        total += part
+        is_odd ^= bool(len(buffer) & 1)
+    return total
+
+
+# Buffers.
+
+
+def skip(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
+    """Return a list of buffers without its first `count` bytes."""
+    result = []
+    for buffer in buffers:
+        if count >= len(buffer):
+            count -= len(buffer)
+        else:
+            result.append(buffer[count:] if count else buffer)
+            count = 0
+    return result
+
+
+def clip(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
+    """Return the first `count` bytes of a list of buffers."""
+    result = []
+    for buffer in buffers:
+        if count <= 0:
+            break
+        result.append(buffer if len(buffer) <= count else buffer[:count])
+        count -= len(buffer)
+    return result
+
+
+def first_bytes(buffers: Sequence[memoryview], count: int) -> bytes:
+    """Copy up to `count` bytes from the start of a list of buffers."""
+    if len(buffers[0]) >= count:
+        return bytes(buffers[0][:count])
+    return b"".join(clip(buffers, count))
+
+
+def write_bytes(buffers: Sequence[memoryview], data: bytes) -> None:
+    """Copy `data` to the start of a list of buffers, which has room for it."""
+    if len(buffers[0]) >= len(data):
+        buffers[0][: len(data)] = data
+        return
+    at = 0
+    for buffer in buffers:
+        part = data[at : at + len(buffer)]
+        buffer[: len(part)] = part
+        at += len(part)
+
+
+# Parsed headers.
+
+
+class Ip(NamedTuple):
+    """An IPv4 packet without its Ethernet header.
+
+    Attributes:
+        source: the sender's address.
+        destination: the receiver's.
+        protocol: IPPROTO_*.
+        header_bytes: 20 to 60.
+        length: of the whole packet, header included; all of it is in the frame.
+        ttl: the time to live.
+        is_fragment: it is not a whole packet.
+    """
+
+    source: int
+    destination: int
+    protocol: int
+    header_bytes: int
+    length: int
+    ttl: int
+    is_fragment: bool
+
+
+class Udp(NamedTuple):
+    """A UDP header; payload_bytes are what follows it, all of it in the packet."""
+
+    source_port: int
+    destination_port: int
+    payload_bytes: int
+    checksum: int
+
+
+class Tcp(NamedTuple):
+    """A TCP header, RFC 9293 §3.1.
+
+    Attributes:
+        header_bytes: 20 to 60, options included.
+        window: unscaled.
+        mss: of a SYN; 0 if it gives none.
+        wscale: of a SYN; None if it gives none.
+    """
+
+    source_port: int
+    destination_port: int
+    seq: int
+    ack: int
+    flags: int
+    window: int
+    header_bytes: int
+    mss: int
+    wscale: int | None
+
+
+class Arp(NamedTuple):
+    """An ARP packet for Ethernet and IPv4, RFC 826."""
+
+    op: int
+    sender_mac: bytes
+    sender_ip: int
+    target_mac: bytes
+    target_ip: int
+
+
+def parse_arp(head: bytes) -> Arp | None:
+    """Parse the ARP packet of a frame; None unless it is one for IPv4 over Ethernet."""
+    if len(head) < ETH_BYTES + ARP_BYTES:
+        return None
+    hardware, protocol, hardware_bytes, protocol_bytes, *rest = _ARP.unpack_from(head, ETH_BYTES)
+    if (hardware, protocol, hardware_bytes, protocol_bytes) != (1, ETH_P_IP, 6, 4):
+        return None
+    return Arp(*rest)
+
+
+def parse_ip(head: bytes, frame_bytes: int) -> Ip | None:
+    """Parse the IPv4 header of a frame of `frame_bytes`, whose first bytes are `head`."""
+    if len(head) < TRANSPORT_AT:
+        return None
+    (version_ihl, _, length, _, fragment, ttl, protocol, _, source, destination) = _IP.unpack_from(
+        head, ETH_BYTES
+    )
+    header_bytes = (version_ihl & 15) * 4
+    if version_ihl >> 4 != 4 or not IP_BYTES <= header_bytes <= length <= frame_bytes - ETH_BYTES:
+        return None
+    if len(head) < ETH_BYTES + header_bytes or residue(head[ETH_BYTES : ETH_BYTES + header_bytes]):
+        return None
+    is_fragment = bool(fragment & (IP_MF | IP_OFFSET_MASK))
+    return Ip(source, destination, protocol, header_bytes, length, ttl, is_fragment)
+
+
+def parse_udp(head: bytes, ip: Ip) -> Udp | None:
+    """Parse the UDP header behind an IPv4 header."""
+    at = ETH_BYTES + ip.header_bytes
+    room = ip.length - ip.header_bytes
+    if room < UDP_BYTES or len(head) < at + UDP_BYTES:
+        return None
+    source_port, destination_port, length, checksum = _UDP.unpack_from(head, at)
+    if not UDP_BYTES <= length <= room:
+        return None
+    return Udp(source_port, destination_port, length - UDP_BYTES, checksum)
+
+
+def parse_tcp(head: bytes, ip: Ip) -> Tcp | None:
+    """Parse the TCP header behind an IPv4 header."""
+    at = ETH_BYTES + ip.header_bytes
+    room = ip.length - ip.header_bytes
+    if room < TCP_BYTES or len(head) < at + TCP_BYTES:
+        return None
+    source_port, destination_port, seq, ack, offset, flags, window, _, _ = _TCP.unpack_from(
+        head, at
+    )
+    header_bytes = (offset >> 4) * 4
+    if not TCP_BYTES <= header_bytes <= room or len(head) < at + header_bytes:
+        return None
+    mss, wscale = 0, None
+    if flags & TCP_SYN and header_bytes > TCP_BYTES:
+        options = parse_tcp_options(head[at + TCP_BYTES : at + header_bytes])
+        if options is None:
+            return None
+        mss, wscale = options
+    return Tcp(
+        source_port, destination_port, seq, ack, flags, window, header_bytes, mss, wscale
+    )  # fmt: skip
+
+
+def parse_tcp_options(options: bytes) -> tuple[int, int | None] | None:
+    """Return (MSS, window scale) of a SYN's options; None if they are malformed."""
+    mss, wscale = 0, None
+    at = 0
+    while at < len(options):
+        kind = options[at]
+        if kind == TCPOPT_EOL:
+            break
+        if kind == TCPOPT_NOP:
+            at += 1
+            continue
+        length = options[at + 1] if at + 1 < len(options) else 0
+        if length < 2 or at + length > len(options):
+            return None
+        if kind == TCPOPT_MAXSEG and length == 4:
+            (mss,) = _U16.unpack_from(options, at + 2)
+        elif kind == TCPOPT_WINDOW and length == 3:
+            wscale = min(options[at + 2], WSCALE_MAX)  # RFC 7323 §2.3
+        at += length
+    return mss, wscale
+
+
+# Building. Frames go from the gateway's MAC to the guest's.
+
+
+class Link(NamedTuple):
+    """The two ends of the wire."""
+
+    guest_mac: bytes
+    gateway_mac: bytes
+
+
+def eth_header(link: Link, ether_type: int = ETH_P_IP) -> bytes:
+    """Return the Ethernet header of a frame to the guest."""
+    return _ETH.pack(link.guest_mac, link.gateway_mac, ether_type)
+
+
+def ip_header(
+    source: int, destination: int, protocol: int, payload_bytes: int, ip_id: int = 0,
+    fragment: int = IP_DF,
+) -> bytes:  # fmt: skip
+    """Return an IPv4 header without options."""
+    length = IP_BYTES + payload_bytes
+    total = 0x4500 + length + ip_id + fragment + (TTL << 8 | protocol)
+    total += (source >> 16) + (source & 0xFFFF) + (destination >> 16) + (destination & 0xFFFF)
+    return _IP.pack(
+        0x45, 0, length, ip_id, fragment, TTL, protocol, fold(total), source, destination
+    )  # fmt: skip
+
+
+def arp_reply(link: Link, request: Arp) -> bytes:
+    """Answer an ARP request: the gateway's MAC is that of every address asked for."""
+    return eth_header(link, ETH_P_ARP) + _ARP.pack(
+        1, ETH_P_IP, 6, 4, ARPOP_REPLY,
+        link.gateway_mac, request.target_ip, request.sender_mac, request.sender_ip,
+    )  # fmt: skip
+
+
+def udp_header(
+    source: tuple[int, int], destination: tuple[int, int], payload: Sequence[memoryview | bytes],
+    payload_bytes: int,
+) -> bytes:  # fmt: skip
+    """Return a UDP header with its checksum; source and destination are (address, port)."""
+    length = UDP_BYTES + payload_bytes
+    total = pseudo_residue(source[0], destination[0], IPPROTO_UDP, length)
+    total += source[1] + destination[1] + length + buffers_residue(payload)
+    return _UDP.pack(source[1], destination[1], length, fold(total))
+
+
+def icmp_message(type: int, code: int, rest: int, payload: bytes) -> bytes:
+    """Return an ICMP message; `rest` is its second word, payload what follows."""
+    body = _U32.pack(rest) + payload
+    total = (type << 8 | code) + residue(body)
+    return bytes((type, code)) + _U16.pack(fold(total)) + body
+
+
+def ipv4_frame(link: Link, source: int, destination: int, protocol: int, payload: bytes) -> bytes:
+    """Return a whole frame around an IPv4 payload."""
+    header = ip_header(source, destination, protocol, len(payload))
+    return eth_header(link) + header + payload
+
+
+def syn_options(mss: int, wscale: int | None) -> bytes:
+    """Return the options of a SYN: MSS, and the window scale if the other side has offered it."""
+    options = bytes((TCPOPT_MAXSEG, 4)) + _U16.pack(mss)
+    if wscale is not None:
+        options += bytes((TCPOPT_NOP, TCPOPT_WINDOW, 3, wscale))
+    return options
+
+
+def tcp_frame_header(
+    link: Link, source: tuple[int, int], destination: tuple[int, int],
+    seq: int, ack: int, flags: int, window: int, options: bytes, payload_bytes: int,
+    payload_residue: int | None,
+) -> bytes:  # fmt: skip
+    """Return all headers of a TCP frame.
+
+    Args:
+        payload_residue: of the payload; None leaves the checksum to the receiver: the field then
+            holds the pseudo header's sum, as a partial checksum must (VirtIO 1.2 §5.1.6.2).
+    """
+    header_bytes = TCP_BYTES + len(options)
+    tcp_bytes = header_bytes + payload_bytes
+    source_ip, source_port = source
+    destination_ip, destination_port = destination
+    addresses = (
+        (source_ip >> 16) + (source_ip & 0xFFFF)
+        + (destination_ip >> 16) + (destination_ip & 0xFFFF)
+    )  # fmt: skip
+    length = IP_BYTES + tcp_bytes
+    ip_sum = fold(0x4500 + length + IP_DF + (TTL << 8 | IPPROTO_TCP) + addresses)
+    offset = header_bytes << 2
+    pseudo = addresses + IPPROTO_TCP + tcp_bytes
+    if payload_residue is None:
+        checksum = pseudo % 0xFFFF
+    else:
+        total = pseudo + source_port + destination_port + (seq >> 16) + (seq & 0xFFFF)
+        total += (ack >> 16) + (ack & 0xFFFF) + (offset << 8 | flags) + window
+        checksum = fold(total + residue(options) + payload_residue)
+    return (
+        _TCP_FRAME.pack(
+            link.guest_mac, link.gateway_mac, ETH_P_IP,
+            0x45, 0, length, 0, IP_DF, TTL, IPPROTO_TCP, ip_sum, source_ip, destination_ip,
+            source_port, destination_port, seq, ack, offset, flags, window, checksum, 0,
+        )
+        + options
+    )  # fmt: skip
+
+
+def address(text: str) -> int:
+    """Parse a dotted IPv4 address.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = text.split(".")
+    if len(parts) != 4 or not all(part.isascii() and part.isdecimal() for part in parts):
+        raise ValueError(f"no IPv4 address: {text!r}")
+    value = 0
+    for part in parts:
+        if int(part) > 255 or len(part) > 3:
+            raise ValueError(f"no IPv4 address: {text!r}")
+        value = value << 8 | int(part)
+    return value
+
+
+def dotted(value: int) -> str:
+    """Write an address."""
+    return f"{value >> 24}.{value >> 16 & 255}.{value >> 8 & 255}.{value & 255}"
