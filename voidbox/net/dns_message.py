@@ -163,8 +163,8 @@ def read_name(message: bytes, at: int) -> tuple[str, int]:
             label = message[at + 1 : at + 1 + length]
             octets += 1 + length
             at += 1 + length
-            if len(label) < length or octets > _NAME_BYTES_MAX:
-                raise ParseError("a name that is too long, or longer than its message")
+            if octets > _NAME_BYTES_MAX:
+                raise ParseError(f"a name of more than {_NAME_BYTES_MAX} bytes")
             if not length:
                 return ".".join(labels), end or at
             labels.append(_escape(label))

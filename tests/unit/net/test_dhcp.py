@@ -90,6 +90,7 @@ def test_init_reboot_and_renewal(server: Server) -> None:
         ([("requested_addr", "10.0.2.16")], "0.0.0.0"),
         ([("requested_addr", "10.0.2.16"), ("server_id", "10.0.2.2")], "0.0.0.0"),
         ([("requested_addr", "192.168.1.7")], "10.0.2.15"),
+        ([("requested_addr", "0.0.0.0")], "10.0.2.15"),
         ([], "10.0.2.16"),
         ([], "0.0.0.0"),
     ],
@@ -101,6 +102,7 @@ def test_another_address_is_refused(
     bootp, seen = parse(reply)
     assert seen == {"message-type": 6, "server_id": "10.0.2.2"}
     assert (bootp.ciaddr, bootp.yiaddr) == ("0.0.0.0", "0.0.0.0")
+    assert len(bytes(reply or b"")) == 300
 
 
 def test_inform_brings_settings_without_a_lease(server: Server) -> None:
@@ -159,6 +161,18 @@ def test_settings_are_those_of_the_arguments() -> None:
         "interface-mtu": 65520,
         "broadcast_address": "192.168.7.3",
     }
+
+
+@pytest.mark.parametrize(
+    ("prefix_bits", "mask", "broadcast"),
+    [(8, "255.0.0.0", "10.255.255.255"), (28, "255.255.255.240", "10.0.2.15")],
+)
+def test_mask_and_broadcast_are_those_of_the_prefix(
+    prefix_bits: int, mask: str, broadcast: str
+) -> None:
+    server = make(guest_ip="10.0.2.14", prefix_bits=prefix_bits)
+    _, options = parse(server.receive(request(("message-type", "discover"))))
+    assert (options["subnet_mask"], options["broadcast_address"]) == (mask, broadcast)
 
 
 @pytest.mark.parametrize(
@@ -241,13 +255,13 @@ def test_nothing_of_the_request_comes_back_but_what_must() -> None:
     assert len(reply) >= 300
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=400))
 def test_random_bytes(data: bytes) -> None:
     assert make().receive(data) is None
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=80), st.integers(0, 239), st.binary(max_size=4))
 def test_random_options_and_damaged_headers(options: bytes, at: int, damage: bytes) -> None:
     header = bytearray(DISCOVER[:240])

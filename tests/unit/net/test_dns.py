@@ -432,7 +432,7 @@ STEP = st.one_of(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(STEP, max_size=25), st.integers(0, 3))
 def test_every_query_is_answered_exactly_once(steps: Iterable[tuple], servers: int) -> None:
     forwarder = make(servers=servers)
@@ -470,7 +470,7 @@ def test_every_query_is_answered_exactly_once(steps: Iterable[tuple], servers: i
     assert not open_
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=100), st.booleans())
 def test_random_bytes_of_the_guest(data: bytes, is_tcp: bool) -> None:
     forwarder = make()
@@ -510,6 +510,7 @@ def test_resolv_conf_without_servers(text: str) -> None:
     assert parse_resolv_conf(text + "\r\nnameserver 192.0.2.7\r\n") == ["192.0.2.7"]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_resolv_conf(text: str) -> None:
     parse_resolv_conf("nameserver " + text)

@@ -115,7 +115,7 @@ def test_addresses_of_the_guests_network_that_do_not_fit(arguments: dict[str, st
         Policy(**arguments)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.text(max_size=30) | st.text("*.:/-0123456789abx", max_size=20))
 def test_any_text_is_a_rule_or_a_config_error(text: str) -> None:
     try:
@@ -127,6 +127,7 @@ def test_any_text_is_a_rule_or_a_config_error(text: str) -> None:
         assert rule.is_any + bool(rule.name) + rule.is_of_addresses == 1
 
 
+@settings(deadline=None)
 @given(st.text("0123456789.x ", max_size=16) | st.ip_addresses(v=4).map(str))
 def test_addresses_are_those_of_the_standard_library(text: str) -> None:
     try:
@@ -138,6 +139,7 @@ def test_addresses_are_those_of_the_standard_library(text: str) -> None:
         assert format_address(expected) == text
 
 
+@settings(deadline=None)
 @given(U32, st.integers(0, 32), U32, st.integers(0, 0xFF))
 def test_networks_are_those_of_the_standard_library(
     base: int, bits: int, address: int, near: int
@@ -222,7 +224,7 @@ def test_closed_whatever_the_rules_say(address: str) -> None:
         assert policy.statistics().refused == {verdict.rule: 1}
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(U32 | st.sampled_from([ip(text) for text in CLOSED]), PORTS)
 def test_open_is_no_more_than_what_leads_outside(address: int, port: int) -> None:
     verdict = Policy(allow=["*"]).check(address, port, 0)
@@ -407,7 +409,7 @@ FEW_ADDRESSES = st.sampled_from([1 << 24, 2 << 24, (3 << 24) + 1, ip("127.0.0.1"
 PIN = st.tuples(NAMES, FEW_ADDRESSES, st.integers(60, 200))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(RULES, max_size=3),
     st.lists(RULES, max_size=2),
