@@ -53,6 +53,7 @@ $b ln -sf fd/2 stderr
 $b chmod 666 kvm vhost-vsock vhost-net net/tun 2>/dev/null
 $b mount -t debugfs debug /new/sys/kernel/debug
 $b ip link set lo up
+echo 0 2147483647 >/new/proc/sys/net/ipv4/ping_group_range # as systemd does
 $b mkdir -p /new/run/lab
 $b cp /lab/* /new/run/lab/
 $b mv /bin/busybox /new/run/lab/busybox

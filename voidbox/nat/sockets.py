@@ -19,6 +19,7 @@ _SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 _GONE = select.EPOLLHUP | select.EPOLLERR
 # struct linger { int l_onoff; int l_linger; };
 _LINGER = struct.Struct("@ii")
+_LOOPBACK_NETWORK = 127
 _ABORT = _LINGER.pack(1, 0)
 
 
@@ -188,6 +189,8 @@ class HostSockets:
 
     def connect_tcp(self, address: int, port: int, owner: StreamOwner) -> TcpSocket | int:
         """See Host."""
+        if is_own(address):
+            return errno.ECONNREFUSED
         try:
             sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError as error:
@@ -224,11 +227,23 @@ class HostSockets:
             sock = socket.socket(socket.AF_INET, kind, protocol)
         except OSError as error:
             return error.errno or errno.EMFILE
-        error_number = _connect(sock, address, port)
+        error_number = errno.EACCES if is_own(address) else _connect(sock, address, port)
         if error_number:
             sock.close()
             return error_number
         return DatagramSocket(sock, self._loop, self._after, owner)
+
+
+def is_own(address: int) -> bool:
+    """Whether an address is the host's own, loopback excepted: what listens there is not the world.
+
+    The route to an own address has that address as its source, and connecting a datagram socket
+    asks for a route and sends nothing.
+    """
+    if address >> 24 == _LOOPBACK_NETWORK:
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
+        return not _connect(probe, address, 9) and probe.getsockname()[0] == dotted(address)
 
 
 def _connect(sock: socket.socket, address: int, port: int) -> int:

@@ -274,7 +274,7 @@ def _echo(sock: socket.socket, kind: int) -> None:
         try:
             if kind == socket.SOCK_DGRAM:
                 data, peer = sock.recvfrom(65536)
-                if not data:
+                if not data and not peer:  # it was shut down
                     return
                 sock.sendto(data, peer)
                 continue

@@ -79,7 +79,7 @@ def test_what_is_sent_comes_back(has_offloads: bool, size: int) -> None:
 def test_frames_that_get_lost_are_sent_again(one_in: int) -> None:
     with guest_with_echo() as (guest, port):
         guest.line.loses = lambda number: number % one_in == 0
-        assert guest.python(ECHO_CLIENT, port, 3_000_000, timeout_s=120) == "same\n"
+        assert guest.python(ECHO_CLIENT, port, 100_000 * one_in, timeout_s=120) == "same\n"
 
 
 def test_many_connections_at_once() -> None:
@@ -241,7 +241,9 @@ assert sock.recv(1) == b""
                 held = guest.on_loop(
                     lambda: [f.connection.held_bytes for f in guest.backend._stack._tcp.values()]
                 )
-                assert isinstance(held, list) and max(held) <= 2 << 20
+                assert (
+                    isinstance(held, list) and max(held) <= (2 << 20) + 200
+                )  # the window is rounded up
                 got = bytearray()
                 while part := connection.recv(1 << 20):
                     got += part
@@ -365,6 +367,14 @@ def test_ping() -> None:
     with TapGuest() as guest:
         for address in ("10.0.2.2", "10.0.2.3"):
             assert guest.python(PING, address) == "0 0 True\n" * 3
+
+
+@pytest.mark.skipif(
+    Path("/proc/sys/net/ipv4/ping_group_range").read_text().split() == ["1", "0"],
+    reason="the host lets nobody ping: sysctl net.ipv4.ping_group_range='0 2147483647'",
+)
+def test_ping_of_the_world() -> None:
+    with TapGuest() as guest:
         # 127.0.0.1 under another name: only the adapter may know that.
         real = guest.backend._sockets.open_ping
         guest.backend._sockets.open_ping = lambda address, owner: real(0x7F000001, owner)  # type: ignore[method-assign]
@@ -445,8 +455,8 @@ def test_a_published_port_reaches_the_guest() -> None:
                 assert sock.recv(100, socket.MSG_WAITALL) == b"10.0.2.2 hello"
         process.communicate(timeout=20)
         # Nobody listens any more: the program is told at once.
-        with socket.create_connection(("127.0.0.1", forward.host_port), timeout=20) as sock:
-            with contextlib.suppress(ConnectionResetError):
+        with contextlib.suppress(ConnectionResetError):
+            with socket.create_connection(("127.0.0.1", forward.host_port), timeout=20) as sock:
                 assert sock.recv(1) == b""
         assert guest.on_loop(lambda: guest.backend.forwards.remove(forward)) is True
         with pytest.raises(ConnectionRefusedError):
@@ -469,9 +479,7 @@ for _ in range(4):
         process = guest.start(code)
         assert process.stdout is not None and process.stdout.readline() == b"up\n"
         with contextlib.ExitStack() as stack:
-            socks = [
-                stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(2)
-            ]
+            socks = [stack.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(2)]
             for number, sock in enumerate(socks * 2):
                 sock.settimeout(20)
                 sock.sendto(b"from %d" % number, ("127.0.0.1", forward.host_port))
@@ -522,9 +530,9 @@ def name_server() -> Iterator[int]:
         socket.socket(type=socket.SOCK_DGRAM) as udp,
         socket.socket() as tcp,
     ):
-        udp.bind(("127.0.0.1", 0))
-        tcp.bind(udp.getsockname())
+        tcp.bind(("127.0.0.1", 0))
         tcp.listen(10)
+        udp.bind(tcp.getsockname())
 
         def answer(query: bytes) -> bytes:
             head = query[:2] + b"\x81\x80" + query[4:6] + b"\0\1\0\0\0\0"
@@ -535,6 +543,8 @@ def name_server() -> Iterator[int]:
             with contextlib.suppress(OSError):
                 while True:
                     query, peer = udp.recvfrom(2000)
+                    if not query:
+                        return
                     udp.sendto(answer(query), peer)
 
         def serve_tcp() -> None:
