@@ -7,7 +7,6 @@ from typing import Protocol
 
 from voidbox.net.dns import Action, Forwarder, Reply, SendTcp, SendUdp
 from voidbox.net.dns_message import QUERY_BYTES_MAX, ParseError, Splitter, frame
-
 from voidbox.net.host import RESET, StreamOwner
 
 DNS_PORT = 53

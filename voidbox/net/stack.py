@@ -20,9 +20,6 @@ from hashlib import blake2b
 from itertools import count
 from typing import NamedTuple, Protocol
 
-from voidbox.net.dhcp import Server as DhcpServer
-from voidbox.net.policy import Policy
-
 from voidbox.net import wire
 from voidbox.net.datagram_flows import (
     DATAGRAM_BYTES_MAX,
@@ -30,8 +27,10 @@ from voidbox.net.datagram_flows import (
     echo_reply_frame,
     unreachable_code,
 )
+from voidbox.net.dhcp import Server as DhcpServer
 from voidbox.net.host import Datagrams, Host, Stream
 from voidbox.net.name_service import DNS_PORT, NameService
+from voidbox.net.policy import Policy
 from voidbox.net.tcp import Connection, State
 from voidbox.net.tcp_flow import HEADER_BYTES, NEVER_NS, RxFrames, TcpFlow
 from voidbox.net.wire import Ip, Link, Tcp, Udp

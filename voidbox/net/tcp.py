@@ -258,17 +258,16 @@ class Connection:
     def window(self, is_syn: bool = False) -> int:
         """Return the window field for the next segment, and remember what it promises.
 
-        The right edge never moves back (§3.8.6): rounding to the scale is upwards, and space below
-        a segment is not announced as new.
+        The right edge never moves back (§3.8.6), though the field, which is rounded down to the
+        scale, may say a little less: what lies up to the edge is taken. Space for less than a
+        segment is not announced as new.
         """
         space = self._receive_bytes - self.held_bytes
         promised = (self.rcv_adv - self.rcv_nxt) & U32
-        if promised >= _HALF:  # cannot be, but for a guest that sent beyond the edge
-            promised = 0
         if space < self.mss or space < promised:
             space = promised
         if self._is_scaled and not is_syn:
-            field = min((space + (1 << WSCALE) - 1) >> WSCALE, 0xFFFF)
+            field = min(space >> WSCALE, 0xFFFF)
             size = field << WSCALE
         else:
             field = size = min(space, 0xFFFF)

@@ -35,6 +35,7 @@ TUN_F_CSUM, TUN_F_TSO4 = 1, 2
 HDR = struct.Struct("<BBHHHHH")  # struct virtio_net_hdr_mrg_rxbuf
 _FRAME_BYTES_MAX = HDR.size + 14 + 65535
 _FRAMES_PER_PASS = 64
+_DEFAULT = NatConfig()
 
 # Runs in the namespace: makes the device, hands it out, and holds the namespace until it is told.
 _HOLDER = """
@@ -158,7 +159,7 @@ class TapGuest:
         log: what the backend said.
     """
 
-    def __init__(self, config: NatConfig = NatConfig(), *, has_offloads: bool = True) -> None:
+    def __init__(self, config: NatConfig = _DEFAULT, *, has_offloads: bool = True) -> None:
         self.log: list[str] = []
         self.errors: list[BaseException] = []
         self._stack = contextlib.ExitStack()
@@ -226,8 +227,7 @@ class TapGuest:
         """Run a Python program in the guest; returns its output, fails if it does."""
         result = subprocess.run(
             self.command(sys.executable, "-c", code, *map(str, arguments)),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout_s, check=False,
-            text=True,
+            capture_output=True, timeout=timeout_s, check=False, text=True,
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
         return result.stdout

@@ -409,13 +409,11 @@ def test_closed_addresses_are_closed(address: str) -> None:
 
 
 def test_the_hosts_loopback_is_closed_but_for_the_ports_that_were_opened() -> None:
-    with echo_server() as port, echo_server() as other:
-        with TapGuest(NatConfig(allow_host_ports=(port,))) as guest:
-            assert guest.python(TRY, "10.0.2.2", port) == "open\n"
-            assert guest.python(TRY, "10.0.2.2", other) == "ECONNREFUSED\n"
-            found = statistics(guest)
-            assert sum(found.refused.values()) == 1
-            assert len(guest.log) == 1 and f"10.0.2.2:{other}" in guest.log[0]
+    with echo_server() as other, guest_with_echo() as (guest, port):
+        assert guest.python(TRY, "10.0.2.2", port) == "open\n"
+        assert guest.python(TRY, "10.0.2.2", other) == "ECONNREFUSED\n"
+        assert sum(statistics(guest).refused.values()) == 1
+        assert len(guest.log) == 1 and f"10.0.2.2:{other}" in guest.log[0]
 
 
 def test_rules() -> None:
@@ -455,9 +453,11 @@ def test_a_published_port_reaches_the_guest() -> None:
                 assert sock.recv(100, socket.MSG_WAITALL) == b"10.0.2.2 hello"
         process.communicate(timeout=20)
         # Nobody listens any more: the program is told at once.
-        with contextlib.suppress(ConnectionResetError):
-            with socket.create_connection(("127.0.0.1", forward.host_port), timeout=20) as sock:
-                assert sock.recv(1) == b""
+        with (
+            contextlib.suppress(ConnectionResetError),
+            socket.create_connection(("127.0.0.1", forward.host_port), timeout=20) as sock,
+        ):
+            assert sock.recv(1) == b""
         assert guest.on_loop(lambda: guest.backend.forwards.remove(forward)) is True
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", forward.host_port))
@@ -617,9 +617,11 @@ def test_the_rate_limit_holds_both_ways() -> None:
 
 def test_pcap(tmp_path: Path) -> None:
     path = tmp_path / "capture.pcap"
-    with echo_server() as port:
-        with TapGuest(NatConfig(allow_host_ports=(port,), pcap=str(path))) as guest:
-            assert guest.python(ECHO_CLIENT, port, 1000) == "same\n"
+    with (
+        echo_server() as port,
+        TapGuest(NatConfig(allow_host_ports=(port,), pcap=str(path))) as guest,
+    ):
+        assert guest.python(ECHO_CLIENT, port, 1000) == "same\n"
     from scapy.layers.inet import TCP
     from scapy.utils import rdpcap
 
