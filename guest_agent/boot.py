@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import resource
 import signal
-import struct
 import termios
 import time
 
-from guest_agent import protocol, syscalls
+from guest_agent import network, protocol, syscalls
 from guest_agent.loop import log
 from guest_agent.spawn import OPEN_FILES, PATH
 from guest_agent.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID
@@ -36,10 +34,6 @@ _MOUNTS = (
     ("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755", True),
 )
 
-# linux/sockios.h, linux/if.h; struct ifreq { char name[16]; short flags; char pad[22]; }
-_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
-_IFREQ = struct.Struct("16sh22x")
-
 
 def prepare() -> bytes:
     """Bring the guest up to where commands can run; return the secret.
@@ -57,7 +51,7 @@ def prepare() -> bytes:
         os.symlink("/proc/self/fd", "/dev/fd")
     secret = _take_secret()
     load_modules(_lines(MODULES_LIST))
-    _attempt("the loopback interface", _raise_loopback)
+    _attempt("the network", network.set_up)
     _attempt("the host's name", _set_hostname)
     _attempt("the folders", _own_folders)
     _attempt("the limits", _set_limits)
@@ -119,15 +113,6 @@ def load_modules(paths: Iterable[str]) -> None:
             log(f"cannot load the module {path}: {error.strerror}")
         finally:
             os.close(fd)
-
-
-def _raise_loopback() -> None:
-    import socket
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        request = _IFREQ.pack(b"lo", 0)
-        flags = _IFREQ.unpack(fcntl.ioctl(sock, _SIOCGIFFLAGS, request))[1]
-        fcntl.ioctl(sock, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | _IFF_UP))
 
 
 def _set_hostname() -> None:

@@ -30,6 +30,8 @@ MAGIC = b"vbxA"
 AGENT_PORT = 1234
 SECRET_BYTES = 32
 SECRET_PATH = "/etc/voidbox/secret"
+# Lines "name value": address (with its prefix), gateway, dns, mtu. Without the file no network.
+NETWORK_PATH = "/etc/voidbox/network"
 HANDSHAKE_S = 10  # a client that has not shown the secret by then is sent away
 
 HEADER = struct.Struct("<4sBBHII")

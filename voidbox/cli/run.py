@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import time
+from typing import TYPE_CHECKING
 
 from voidbox import defaults
 from voidbox.cli import exit_status
@@ -21,6 +22,9 @@ from voidbox.vmm.console import wait_flushed
 from voidbox.vmm.machine import Machine
 from voidbox.vmm.outcome import EndReason, Outcome
 
+if TYPE_CHECKING:
+    from voidbox.nat.backend import NatConfig
+
 _STATUS = {
     EndReason.POWER_OFF: exit_status.OK,
     EndReason.RESET: exit_status.OK,
@@ -30,6 +34,7 @@ _STATUS = {
     EndReason.ERROR: exit_status.INTERNAL,
 }
 _INTEGER, _DECIMAL = re.compile("[0-9]{1,18}"), re.compile(r"[0-9]{1,18}(\.[0-9]+)?")
+_RATE = re.compile("([0-9]{1,12})([KMG]?)")
 _FLUSH_S = 0.2  # how often a signal is looked for while the last output drains
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -57,6 +62,8 @@ examples:
   voidbox run -- python3 -c 'print(6 * 7)'
   voidbox run
   tar c project | voidbox run -- sh -c 'tar x && make test'
+  voidbox run --allow '*.pypi.org:443' --allow pypi.org:443 -- sh build.sh
+  voidbox run --publish 8080:80 -- python3 -m http.server 80
   voidbox run --kernel vmlinuz --initramfs guest.cpio
   voidbox run --kernel vmlinuz --initramfs guest.cpio --memory 4G --cpus 2
   voidbox run --kernel vmlinux --initramfs guest.cpio --cmdline 'loglevel=7'
@@ -121,10 +128,80 @@ def _parser() -> argparse.ArgumentParser:
         "none: a COMMAND then goes over a slow serial line",
     )
     parser.add_argument("--cid", default="3", metavar="N", help="the guest's vsock address, 3")
+    _add_network(parser)
     parser.add_argument(
         "--stats", metavar="PATH", help="write exit counts and boot time there, as JSON"
     )
     return parser
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "network",
+        "The guest reaches the world through this process, but for the host itself, link-local and "
+        "metadata addresses. A RULE is a domain, *.domain, an address or a CIDR block, each with "
+        ":PORT or :LOW-HIGH if need be.",
+    )
+    group.add_argument(
+        "--net", choices=("nat", "off"), help="nat for a COMMAND or a shell, off with --console"
+    )
+    for name, text in (
+        ("--allow", "reach only what a rule allows; repeatable"),
+        ("--deny", "never reach this; goes before --allow; repeatable"),
+    ):
+        group.add_argument(name, action="append", default=[], metavar="RULE", help=text)
+    group.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="PORT",
+        help="open a port of the host's loopback, at 10.0.2.2; repeatable",
+    )
+    group.add_argument(
+        "-p",
+        "--publish",
+        action="append",
+        default=[],
+        metavar="[IP:]HOSTPORT:GUESTPORT[/udp]",
+        help="offer a port of the guest on the host; repeatable",
+    )
+    group.add_argument("--pcap", metavar="PATH", help="write all frames there, for tshark")
+    group.add_argument(
+        "--net-rate", metavar="SIZE", help="bytes a second, both directions together: 10M, 512K"
+    )
+
+
+def _network(options: argparse.Namespace, is_console: bool) -> NatConfig | None:
+    rules = options.allow or options.deny or options.allow_host or options.publish
+    is_wanted = bool(rules or options.pcap or options.net_rate)
+    if options.net == "off":
+        if is_wanted:
+            raise ConfigError("--net off leaves nothing for the other network options to do")
+        return None
+    if options.net is None and is_console and not is_wanted:
+        return None
+    from voidbox.nat.backend import NatConfig
+    from voidbox.nat.forwards import parse_forward
+
+    config = NatConfig(
+        allow=tuple(options.allow),
+        deny=tuple(options.deny),
+        allow_host_ports=tuple(
+            int(_parse_number(port, "--allow-host", int)) for port in options.allow_host
+        ),
+        publish=tuple(parse_forward(text) for text in options.publish),
+        pcap=options.pcap,
+        rate_bytes_s=_parse_rate(options.net_rate),
+    )
+    config.make_policy()  # so that a bad rule is told before anything is made
+    return config
+
+
+def _parse_rate(text: str | None) -> int | None:
+    match = _RATE.fullmatch(text.upper()) if text is not None else None
+    if text is not None and (match is None or not int(match[1])):
+        raise ConfigError(f"--net-rate {text}: give bytes a second, as in 500K or 10M")
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]] if match else None
 
 
 def main(argv: list[str]) -> int:
@@ -150,6 +227,7 @@ def main(argv: list[str]) -> int:
         cpus=int(_parse_number(options.cpus, "--cpus", int)),
         self_extract=options.self_extract,
         vsock=_vsock(options.vsock, options.cid),
+        net=_network(options, is_console),
     )
 
     _raise_file_limit()

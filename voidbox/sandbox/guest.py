@@ -40,7 +40,7 @@ class Guest:
         config = config._replace(
             vsock=(config.vsock or VsockConfig()) if has_vsock else None,
             serial_line=True,
-            extra_files=(*config.extra_files, *secret_files(self._secret)),
+            extra_files=(*config.extra_files, *secret_files(self._secret), *_network_files(config)),
         )
         self.machine = Machine(config)
 
@@ -74,6 +74,22 @@ def secret_files(secret: bytes) -> tuple[newc.Entry, ...]:
         ),
         newc.Entry(path, stat.S_IFREG | 0o400, secret),
     )
+
+
+def _network_files(config: MachineConfig) -> tuple[newc.Entry, ...]:
+    """Return what tells the agent its network: it sets it up before anything asks for it."""
+    if config.net is None:
+        return ()
+    from voidbox.net.wire import dotted
+
+    network = config.net.network
+    lines = (
+        f"address {dotted(network.guest_ip)}/{network.prefix_bits}",
+        f"gateway {dotted(network.gateway_ip)}",
+        f"dns {dotted(network.dns_ip)}",
+    )
+    content = "".join(f"{line}\n" for line in lines).encode()
+    return (newc.Entry(protocol.NETWORK_PATH.lstrip("/"), stat.S_IFREG | 0o644, content),)
 
 
 class MachineEndpoint:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from voidbox.boot import newc
 from voidbox.errors import ConfigError
 from voidbox.memory import PAGE_BYTES
+
+if TYPE_CHECKING:  # a machine without a network starts sooner
+    from voidbox.nat.backend import NatConfig
 
 CPUS_MAX = 8
 MEMORY_BYTES_MIN = 16 << 20
@@ -28,6 +31,8 @@ _DEFAULT_CMDLINE = (
     "cryptomgr.notests",
 )
 DEFAULT_CMDLINE = " ".join(_DEFAULT_CMDLINE)
+# With a network, which has no IPv6: else programs try it first and wait.
+NETWORK_CMDLINE = "ipv6.disable=1"
 
 _MEMORY = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([KMGT]?)I?B?")
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -86,6 +91,7 @@ class MachineConfig(NamedTuple):
         self_extract: let a bzImage unpack itself, with KASLR, instead of the faster host.
         vsock: the socket device, or None.
         serial_line: a second serial port, for programs; see Machine.connect_serial.
+        net: the network device and what it leads to, or None.
         extra_files: added to the initramfs, which must be there: only the guest gets to see them.
     """
 
@@ -98,6 +104,7 @@ class MachineConfig(NamedTuple):
     vsock: VsockConfig | None = None
     serial_line: bool = False
     extra_files: tuple[newc.Entry, ...] = ()
+    net: NatConfig | None = None
 
     def validate(self) -> None:
         """Check the quantities; the files are checked when they are loaded.

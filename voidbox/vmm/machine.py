@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -55,7 +56,7 @@ from voidbox.memory import GuestMemory
 from voidbox.virtio.rng import VirtioRng
 from voidbox.vmm import requirements
 from voidbox.vmm.coalesced import CoalescedRing
-from voidbox.vmm.config import MachineConfig
+from voidbox.vmm.config import NETWORK_CMDLINE, MachineConfig
 from voidbox.vmm.console import Console, wait_flushed
 from voidbox.vmm.outcome import EndReason, Outcome
 from voidbox.vmm.vcpu_thread import VcpuThread
@@ -64,8 +65,11 @@ from voidbox.vmm.virtio_slots import VirtioSlots
 if TYPE_CHECKING:  # imported where they are used: a machine without them starts sooner
     import socket
 
+    from voidbox.nat.backend import NatBackend, NatConfig
     from voidbox.vmm.serial_port import SerialPort
     from voidbox.vsock.unix import UnixBackend
+
+log = logging.getLogger(__name__)
 
 # Port writes that need no answer and are always followed by an access that exits, which drains
 # them: (port, width in bytes). Linux polls LSR or IIR after every burst to the UART.
@@ -110,6 +114,9 @@ class MachineStatistics(NamedTuple):
 class Machine:
     """One virtual machine. Thread: its methods are the caller's, from any one thread at a time.
 
+    Attributes:
+        network: the network behind the device, or None; on the loop's thread only.
+
     `with Machine(config) as machine: machine.start(); outcome = machine.wait()`
 
     Raises:
@@ -131,6 +138,7 @@ class Machine:
         self._hang_ups: list[Callable[[], None]] = []  # end the connections of programs
         self._unix_backend: UnixBackend | None = None
         self._serial_port: SerialPort | None = None
+        self.network: NatBackend | None = None
         self._resources = contextlib.ExitStack()
         try:
             self._build(kvm_path)
@@ -179,7 +187,9 @@ class Machine:
             self.memory,
             self.config.kernel,
             self.config.initramfs,
-            self.config.cmdline,
+            f"{self.config.cmdline} {NETWORK_CMDLINE}".strip()
+            if self.config.net is not None
+            else self.config.cmdline,
             tables,
             self.config.self_extract,
             newc.archive(self.config.extra_files) if self.config.extra_files else b"",
@@ -189,11 +199,26 @@ class Machine:
 
     def _attach_virtio(self) -> None:
         self._slots.add(VirtioRng())
-        if self.config.vsock is None:
-            return
+        if self.config.vsock is not None:
+            self._attach_vsock(*self.config.vsock)
+        if self.config.net is not None:
+            self._attach_network(self.config.net)
+
+    def _attach_network(self, config: NatConfig) -> None:
+        from voidbox.nat.backend import NatBackend
+        from voidbox.virtio.net import VirtioNet
+
+        self.network = NatBackend(config, self.loop, self._on_network_log)
+        self._resources.callback(self.network.close)
+        self._hang_ups.append(self.network.reset)
+        self._slots.add(VirtioNet(self.network, config.network.guest_mac))
+
+    def _on_network_log(self, line: str) -> None:
+        log.info("%s", line)
+
+    def _attach_vsock(self, cid: int, path: str | None, is_vhost: bool) -> None:
         from voidbox.virtio.vsock import PacketQueues, VirtioVsock
 
-        cid, path, is_vhost = self.config.vsock
         if is_vhost:
             from voidbox.vsock.vhost import VhostVsock
 
