@@ -27,12 +27,15 @@ _SOCKADDR = struct.Struct("=HH4s8x")
 _RTENTRY = struct.Struct("@L16s16s16sHhLPhPLLH6x")
 assert _RTENTRY.size == 120
 
+_PING_GROUP_RANGE = "/proc/sys/net/ipv4/ping_group_range"
 SYS_NET = "/sys/class/net"
 RESOLV_CONF = "/etc/resolv.conf"
 
 
 def set_up() -> None:
     """Bring the loopback up, and the network if the host gave one."""
+    with open(_PING_GROUP_RANGE, "w", encoding="ascii") as file:
+        file.write("0 2147483647")  # everybody may ping, as on other systems
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         _raise(sock, b"lo")
         settings = _read_settings()
