@@ -16,7 +16,6 @@ import os
 import signal
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,16 +24,14 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from voidbox.agent import connect
-from voidbox.agent.endpoint import UnixEndpoint
-from voidbox.boot import newc
-from voidbox.sandbox import guest as sandbox_guest
-from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig
+import contenders
 
-ROOT = Path(__file__).parents[1]
+from voidbox.agent.endpoint import UnixEndpoint
+from voidbox.sandbox import guest as sandbox_guest
+from voidbox.vmm.config import MachineConfig, VsockConfig
+
 PORT = 7
-MEMORY_MIB = 512
-QEMU_CID, VHOST_CID = 55, 56
+VHOST_CID = 56
 ROUND_TRIPS = 2000
 BUFFER_BYTES = 256 << 10
 LIMIT_S = 120
@@ -164,80 +161,13 @@ def _serve(config: MachineConfig, write_fd: int) -> None:
             server.wait()
 
 
-class QemuEndpoint:
-    """A guest of QEMU's, for the agent's client."""
-
-    def __init__(self, process: subprocess.Popen[bytes], console: Path) -> None:
-        self.cid = QEMU_CID
-        self._console = console
-        self._process = process
-
-    def connect(self, port: int, timeout_s: float) -> socket.socket:
-        """See Endpoint."""
-        sock = socket.socket(socket.AF_VSOCK)
-        try:
-            sock.settimeout(timeout_s)
-            sock.connect((self.cid, port))
-            sock.settimeout(None)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    def connect_serial(self) -> None:
-        """See Endpoint."""
-
-    def has_ended(self, timeout_s: float) -> bool:
-        """See Endpoint."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout_s)
-        return self._process.poll() is not None
-
-    def explain_end(self) -> str:
-        """See Endpoint."""
-        return self._console.read_text(errors="replace")
-
-
 @contextlib.contextmanager
 def run_qemu(config: MachineConfig, folder: Path) -> Iterator[Contender]:
-    """Run the same guest, its secret in the same place, under QEMU microvm."""
-    secret = os.urandom(32)
-    initramfs = folder / "initramfs"
-    assert config.initramfs is not None
-    image = Path(config.initramfs).read_bytes()
-    padding = bytes(-len(image) % 4)
-    initramfs.write_bytes(image + padding + newc.archive(sandbox_guest.secret_files(secret)))
-    command = ["qemu-system-x86_64", "-M", "microvm", "-accel", "kvm", "-cpu", "host"]
-    command += ["-m", str(MEMORY_MIB), "-kernel", config.kernel, "-initrd", str(initramfs)]
-    command += ["-append", config.cmdline, "-nodefaults", "-no-user-config", "-display", "none"]
-    command += ["-no-reboot", "-serial", f"file:{folder}/console"]
-    command += ["-device", "virtio-rng-device"]
-    command += ["-device", f"vhost-vsock-device,guest-cid={QEMU_CID}"]
-    started = time.monotonic()
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    try:
-        with connect.connect(QemuEndpoint(process, folder / "console"), secret, LIMIT_S) as client:
-            client.exec(["true"]).wait()
-            first_reply_s = time.monotonic() - started
-            server = client.exec(["python3", "-c", SERVER], user="root")
-            assert next(server.output()).data == b"up\n"
-            yield Contender(lambda: dial_vhost(QEMU_CID), first_reply_s)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def find_config() -> MachineConfig:
-    """The default kernel and image."""
-
-    def script(*command: str) -> str:
-        return subprocess.run(
-            command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True
-        ).stdout.strip()
-
-    kernel = f"{script('kernel/build_minimal.sh')}/bzImage"
-    image = script("scripts/build_guest_image.sh")
-    return MachineConfig(kernel, image, DEFAULT_CMDLINE, MEMORY_MIB << 20)
+    """Run the same guest under QEMU microvm."""
+    with contenders.run_qemu(config, folder) as (client, first_reply_s):
+        server = client.exec(["python3", "-c", SERVER], user="root")
+        assert next(server.output()).data == b"up\n"
+        yield Contender(lambda: dial_vhost(contenders.QEMU_CID), first_reply_s)
 
 
 def main() -> int:
@@ -247,19 +177,19 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, default=100)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    config = find_config()
+    config = contenders.find_config()
     samples: dict[str, list[Sample]] = {}
     first: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         unix = config._replace(vsock=VsockConfig(path=f"{folder}/v.sock"))
         vhost = config._replace(vsock=VsockConfig(VHOST_CID, is_vhost=True))
-        contenders = {
+        runs = {
             "QEMU/vhost": partial(run_qemu, config, Path(folder)),
             "voidbox/vhost": partial(run_voidbox, vhost),
             "voidbox/unix": partial(run_voidbox, unix),
         }
         for _ in range(options.rounds):
-            for name, run in contenders.items():
+            for name, run in runs.items():
                 with run() as contender:  # one at a time: they share two CPUs
                     measure(contender.dial, 1)  # a warm-up
                     sample = measure(contender.dial, options.megabytes)

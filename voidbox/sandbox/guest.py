@@ -40,7 +40,7 @@ class Guest:
         config = config._replace(
             vsock=(config.vsock or VsockConfig()) if has_vsock else None,
             serial_line=True,
-            extra_files=(*config.extra_files, *secret_files(self._secret), *_network_files(config)),
+            extra_files=(*config.extra_files, *secret_files(self._secret), *network_files(config)),
         )
         self.machine = Machine(config)
 
@@ -76,7 +76,7 @@ def secret_files(secret: bytes) -> tuple[newc.Entry, ...]:
     )
 
 
-def _network_files(config: MachineConfig) -> tuple[newc.Entry, ...]:
+def network_files(config: MachineConfig) -> tuple[newc.Entry, ...]:
     """Return what tells the agent its network: it sets it up before anything asks for it."""
     if config.net is None:
         return ()
