@@ -315,8 +315,6 @@ class VirtioNet:
 
     def reset(self) -> None:
         """Forget the queues, and every buffer of theirs."""
-        if self._pair is not None:
-            self._pair.stop()
         self._transport = self._pair = self._rx_ring = None
         self._backend.reset()
 
@@ -379,7 +377,7 @@ class VirtioNet:
         more = True
         for _ in range(PASS_FRAMES):
             if not transmit(ring):
-                # Asked for before suspend(): from here on the buffers that were too few count.
+                # Before suspend(): the buffers that were too few are not news.
                 more = ring.starved and rx.enable_notification()
                 break
             if not has_pending():
