@@ -126,6 +126,7 @@ class RxFrames(Protocol):
         Raises:
             GuestError: the driver broke the ring, or gave buffers that can never hold `least`
                 bytes. Let it pass.
+            ValueError: no frame has such a size.
         """
         ...
 
@@ -189,7 +190,8 @@ class FrameBackend(Protocol):
         """Give the guest one frame, if there is one after all.
 
         Returns:
-            False: the frame has to wait, for buffers or until on_pending() is called.
+            False: the frame has to wait, for buffers if reserve() had too few in this call, else
+            until on_pending() is called.
         """
         ...
 
