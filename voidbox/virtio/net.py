@@ -126,6 +126,7 @@ class RxFrames(Protocol):
         Raises:
             GuestError: the driver broke the ring, or gave buffers that can never hold `least`
                 bytes. Let it pass.
+            ValueError: no frame has such a size.
         """
         ...
 
@@ -189,7 +190,8 @@ class FrameBackend(Protocol):
         """Give the guest one frame, if there is one after all.
 
         Returns:
-            False: the frame has to wait, for buffers or until on_pending() is called.
+            False: the frame has to wait, for buffers if reserve() had too few in this call, else
+            until on_pending() is called.
         """
         ...
 
@@ -315,8 +317,6 @@ class VirtioNet:
 
     def reset(self) -> None:
         """Forget the queues, and every buffer of theirs."""
-        if self._pair is not None:
-            self._pair.stop()
         self._transport = self._pair = self._rx_ring = None
         self._backend.reset()
 
@@ -379,7 +379,7 @@ class VirtioNet:
         more = True
         for _ in range(PASS_FRAMES):
             if not transmit(ring):
-                # Asked for before suspend(): from here on the buffers that were too few count.
+                # Before suspend(): the buffers that were too few are not news.
                 more = ring.starved and rx.enable_notification()
                 break
             if not has_pending():

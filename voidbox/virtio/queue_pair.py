@@ -27,7 +27,8 @@ class PairServer(Protocol):
 class QueuePair:
     """Serves both queues in one pass, with one interrupt for both. Thread: loop.
 
-    From activation to reset; the next activation makes a new one.
+    From activation to reset: then its owner forgets it, and a pass that was deferred never comes,
+    for the transport is not live.
     """
 
     def __init__(
@@ -38,7 +39,6 @@ class QueuePair:
         self._tx = tx
         self._server = server
         self._busy = False  # a pass is under way or deferred, and will see what is new
-        self._stopped = False
 
     def kick(self) -> None:
         """The driver kicked one of the queues, or may have."""
@@ -47,12 +47,8 @@ class QueuePair:
 
     def pending(self) -> None:
         """There is something for the guest."""
-        if not self._busy and not self._stopped:
+        if not self._busy:
             self._transport.run(self._serve)
-
-    def stop(self) -> None:
-        """The queues are about to be closed."""
-        self._stopped = True
 
     def _serve(self) -> None:
         # A GuestError leaves this set: no pass comes before the reset that it asks for.
@@ -69,8 +65,4 @@ class QueuePair:
         more = more or tx.enable_notification()
         self._busy = more
         if more:
-            self._transport.defer(self._serve_deferred)
-
-    def _serve_deferred(self) -> None:
-        if not self._stopped:
-            self._serve()
+            self._transport.defer(self._serve)

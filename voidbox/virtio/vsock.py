@@ -278,8 +278,6 @@ class PacketQueues:
 
     def stop(self) -> None:
         """Forget queues and connections."""
-        if self._pair is not None:
-            self._pair.stop()
         self._pair = self._rx_ring = None
         self._backend.reset()
 

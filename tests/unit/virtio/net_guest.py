@@ -64,6 +64,7 @@ class Wire:
         self.resets = 0
         self.passes_starved = 0
         self.reserve_extra = 0  # asks for more room than the frame needs
+        self.inside = False
         self.on_receive: Callable[[], None] = lambda: None
         self.on_starved: Callable[[], None] = lambda: None
 
@@ -76,13 +77,18 @@ class Wire:
         self.started.append(offloads)
 
     def receive(self, frame: list[memoryview], header: FrameHeader) -> None:
+        assert not self.inside, "a pass within a pass"
+        assert all(map(len, frame)), "an empty buffer"
         self.received.append((b"".join(frame), header))
+        self.inside = True
         self.on_receive()
+        self.inside = False
 
     def has_pending(self) -> bool:
         return bool(self.pending)
 
     def transmit(self, rx: RxFrames) -> bool:
+        assert not self.inside, "a pass within a pass"
         frame, offloads = self.pending[0]
         size = min(len(frame) + self.reserve_extra, 65549)
         buffers = rx.reserve(size, len(frame))
@@ -91,6 +97,7 @@ class Wire:
             self.on_starved()
             return False
         assert len(frame) <= sum(map(len, buffers)) <= size
+        assert all(map(len, buffers)), "an empty buffer"
         scatter(buffers, frame)
         rx.commit(len(frame), **offloads)
         self.pending.popleft()

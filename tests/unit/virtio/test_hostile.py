@@ -60,6 +60,7 @@ def queue_states(draw: st.DrawFn) -> QueueState:
     indirect_gpa=st.integers(0, RAM_BYTES - 128),
     indirect=tables,
     noise=st.lists(st.tuples(st.integers(0, RAM_BYTES - 8), st.binary(min_size=1, max_size=8))),
+    many=st.booleans(),
 )
 def test_random_rings(
     state: QueueState,
@@ -69,6 +70,7 @@ def test_random_rings(
     indirect_gpa: int,
     indirect: bytes,
     noise: list[tuple[int, bytes]],
+    many: bool,
 ) -> None:
     """Nothing but GuestError comes out, no pass is endless, and what is taken is within RAM."""
     with GuestMemory(RAM_BYTES) as memory:
@@ -77,7 +79,46 @@ def test_random_rings(
         memory.write(min(state.desc_gpa, RAM_BYTES - len(table)), table)
         avail[1] = (state.next_avail_idx + ahead) & 0xFFFF
         memory.write(state.driver_gpa, struct.pack(f"<{len(avail)}H", *avail))
-        drain(memory, state)
+        if many:
+            drain_many(memory, state)
+        else:
+            drain(memory, state)
+
+
+def drain_many(memory: GuestMemory, state: QueueState) -> None:
+    """The same for a device that takes chains by the dozen."""
+    try:
+        queue = Virtqueue.from_state(state, memory=memory)
+    except GuestError:
+        return
+    taken = 0
+    try:
+        while (batch := queue.next_writable(1 << 40, 3, 0))[0]:
+            chains, total_bytes = batch
+            taken += len(chains)
+            assert taken <= state.size
+            for head_idx, room, buffers in chains:
+                assert head_idx < state.size
+                assert room == sum(map(len, buffers))
+                for buffer in buffers:
+                    buffer[:1] = b"\xa5"
+            assert total_bytes == sum(room for _, room, _ in chains)
+            if total_bytes:
+                count, left_bytes = queue.add_used_writable(chains, total_bytes)
+                assert count <= len(chains)
+                assert left_bytes == 0
+                queue.undo_next(len(chains) - count)
+                taken -= len(chains) - count
+            else:
+                for head_idx, _, _ in chains:
+                    queue.add_used(head_idx, 0)
+    except GuestError:
+        pass
+    queue.publish()
+    after = queue.state()
+    assert after.published_idx == (state.published_idx + taken) & 0xFFFF
+    assert after.next_avail_idx == after.published_idx
+    queue.close()
 
 
 def drain(memory: GuestMemory, state: QueueState) -> None:

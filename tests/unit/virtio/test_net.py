@@ -530,6 +530,62 @@ def test_misuse_by_a_backend(
         assert [len(got.frame) for got in guest.pump()] == [60]
 
 
+def test_a_reservation_ends_with_its_pass_or_with_cancel() -> None:
+    def leave(rx: RxFrames) -> bool:
+        return rx.reserve(60) is not None
+
+    def cancel(rx: RxFrames) -> bool:
+        rx.reserve(60)
+        rx.cancel()
+        return commit(rx)
+
+    def lack(rx: RxFrames) -> bool:
+        rx.reserve(60)
+        assert rx.reserve(60_000) is None
+        return commit(rx)
+
+    def commit(rx: RxFrames) -> bool:
+        with pytest.raises(ValueError):
+            rx.commit(60)
+        return True
+
+    with scripted(leave, boot=False) as guest:
+        guest.boot(fill=False)
+        guest.refill(4)
+        guest.loop.run()
+        for script in (leave, commit, cancel, lack):
+            guest.wire.script = script
+            guest.wire.queue(b"")
+        assert guest.rx.used_idx == 0
+        assert not guest.broken
+
+
+def test_a_backend_that_waits_for_something_else_keeps_nobody_busy() -> None:
+    """False from transmit() with buffers in the ring: nothing happens before on_pending()."""
+
+    def not_yet(rx: RxFrames) -> bool:
+        guest.wire.pending.append((b"", {}))
+        return False
+
+    def too_much(rx: RxFrames) -> bool:
+        return not_yet(rx) or rx.reserve(65549) is not None
+
+    with scripted(not_yet, boot=False) as guest:
+        guest.boot(fill=False)
+        guest.refill(3)
+        guest.loop.run()
+        guest.wire.queue(b"")
+        assert not guest.loop.pending
+        assert not guest.refill(1)
+        guest.wire.script = too_much
+        guest.wire.on_pending()
+        guest.wire.script = not_yet
+        assert guest.refill(1)
+        guest.loop.run(max_calls=3)
+        assert not guest.refill(1)
+        assert guest.device.statistics().rx_stalls == 1
+
+
 # Running out of buffers
 
 
@@ -712,6 +768,7 @@ def test_indices_wrap(event_idx: bool) -> None:
         features=without_event_idx(ALL_FEATURES, event_idx), rx_layouts=[[80]], queue_size=128
     ) as guest:
         guest.boot()
+        guest.wire.reserve_extra = 0 if event_idx else 700
         sent = received = batch = 0
         frame = pattern(60)
         while sent < 66_000:

@@ -19,6 +19,7 @@ from voidbox.virtio.queue import (
     VRING_DESC_F_WRITE,
     Chain,
     Virtqueue,
+    WritableChain,
     vring_need_event,
 )
 
@@ -166,6 +167,69 @@ def test_indices_wrap(memory: GuestMemory, size: int, event_idx: bool) -> None:
         assert driver.used_idx == 66000 - 65536
 
 
+def lengths(chains: list[WritableChain]) -> list[list[int]]:
+    return [[len(buffer) for buffer in buffers] for _, _, buffers in chains]
+
+
+def test_many_writable_chains_at_once(memory: GuestMemory) -> None:
+    """As much as is asked for, as many as are allowed, or what there is."""
+    driver, queue = pair(memory, indirect=True)
+    heads = [driver.add([], [100]), driver.add([], [30, 70]), driver.add([], [5, 6], indirect=True)]
+    heads.append(driver.add([], [64]))
+    taken, total = queue.next_writable(101, 9, 1)
+    assert [head_idx for head_idx, _, _ in taken] == heads[:2]
+    assert [room for _, room, _ in taken] == [100, 100]
+    assert (lengths(taken), total) == ([[100], [30, 70]], 200)
+    taken, total = queue.next_writable(1000, 1, 1)
+    assert (lengths(taken), total) == ([[5, 6]], 11)
+    taken, total = queue.next_writable(1000, 9, 64)
+    assert (lengths(taken), total) == ([[64]], 64)
+    assert queue.next_writable(1000, 9, 64) == ([], 0)
+    queue.undo_next(2)
+    queue.redo_next(1)
+    assert queue.next_writable(1000, 9, 64)[1] == 64
+
+
+@pytest.mark.parametrize(
+    ("written", "used", "left"),
+    [(1, [1], 99), (100, [100], 0), (101, [100, 1], 99), (210, [100, 100, 10], 0)],
+)
+def test_bytes_spread_over_chains(
+    memory: GuestMemory, written: int, used: list[int], left: int
+) -> None:
+    driver, queue = pair(memory)
+    for size in (100, 100, 10):
+        driver.add([], [size])
+    chains, _ = queue.next_writable(1000, 9, 1)
+    assert queue.add_used_writable(chains, written) == (len(used), left)
+    queue.publish()
+    assert [done.written_bytes for done in driver.completed()] == used
+
+
+def test_many_at_once_around_the_end_of_the_indices(memory: GuestMemory) -> None:
+    driver, queue = pair(memory)
+    total = 0
+    while total < 66_000:
+        for _ in range(7):
+            driver.add([], [1])
+        chains, total_bytes = queue.next_writable(100, 9, 1)
+        assert total_bytes == 7
+        assert queue.add_used_writable(chains, 7) == (7, 0)
+        queue.publish()
+        assert len(driver.completed()) == 7
+        total += 7
+    assert queue.state().next_used_idx == queue.state().next_avail_idx == total % 65536
+
+
+def test_a_batch_that_holds_a_chain_of_another_kind(memory: GuestMemory) -> None:
+    for readable, writable in (([b"x"], []), ([b"x"], [64]), ([], [63]), ([], [0])):
+        driver, queue = pair(memory)
+        driver.add([], [64])
+        driver.add(readable, writable)
+        with pytest.raises(GuestError):
+            queue.next_writable(1000, 9, 64)
+
+
 def test_chains_may_be_returned_in_any_order(memory: GuestMemory) -> None:
     driver, queue = pair(memory, 4)
     heads = [driver.add([], [1]) for _ in range(4)]
@@ -278,6 +342,7 @@ def next_out_of_indirect_table(driver: DriverQueue) -> None:
     driver.offer(0)
 
 
+@pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -302,12 +367,12 @@ def next_out_of_indirect_table(driver: DriverQueue) -> None:
         next_out_of_indirect_table,
     ],
 )
-def test_broken_ring_is_refused(memory: GuestMemory, spoil: Any) -> None:
+def test_broken_ring_is_refused(memory: GuestMemory, spoil: Any, many: bool) -> None:
     driver, queue = pair(memory, indirect=True)
     spoil(driver)
     before = queue.state()
     with pytest.raises(GuestError):
-        queue.next_chain()
+        queue.next_writable(1 << 30, 9, 0) if many else queue.next_chain()
     assert queue.state() == before  # nothing was taken
 
 
@@ -340,7 +405,8 @@ def test_four_gigabytes_are_too_much(memory: GuestMemory) -> None:
         queue.close()
 
 
-def test_one_pass_is_bounded_by_the_queue_size(memory: GuestMemory) -> None:
+@pytest.mark.parametrize("many", [False, True])
+def test_one_pass_is_bounded_by_the_queue_size(memory: GuestMemory, many: bool) -> None:
     """A driver on another vCPU that goes on adding cannot keep the device in one pass."""
     driver, queue = pair(memory, 8)
     driver.set_desc(0, DATA_GPA, 4, WRITE)
@@ -348,7 +414,8 @@ def test_one_pass_is_bounded_by_the_queue_size(memory: GuestMemory) -> None:
     with pytest.raises(GuestError, match="too far ahead"):
         while True:
             driver.offer(0)
-            queue.add_used(take(queue).head_idx, 0)
+            head_idx = queue.next_writable(1, 1, 1)[0][0][0] if many else take(queue).head_idx
+            queue.add_used(head_idx, 0)
             taken += 1
     assert taken == 8
 
