@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shutil
 import socket
 import statistics
@@ -160,6 +161,7 @@ def run_qemu(config: MachineConfig, options: list[str], port: int, megabytes: in
 @contextlib.contextmanager
 def passt(folder: Path) -> Iterator[list[str]]:
     """Run passt; yields QEMU's options for it."""
+    _ensure_route()
     path = folder / "passt.sock"
     path.unlink(missing_ok=True)
     command = ["passt", "-f", "-q", "--runas", "0", "-s", str(path), "-a", "10.0.2.15", "-n", "24"]
@@ -176,6 +178,19 @@ def passt(folder: Path) -> Iterator[list[str]]:
     finally:
         process.kill()
         process.wait()
+
+
+def _ensure_route() -> None:
+    """passt does not start without a default route; the lab, a machine of our own, has none."""
+    routes = subprocess.run(["ip", "route"], capture_output=True, text=True, check=True).stdout
+    if "default" not in routes and "VOIDBOX_LAB" in os.environ:
+        for command in (
+            "tuntap add bench0 mode tap",
+            "addr add 192.0.2.1/24 dev bench0",
+            "link set bench0 up",
+            "route add default via 192.0.2.2",
+        ):
+            subprocess.run(["ip", *command.split()], check=True)
 
 
 def main() -> int:

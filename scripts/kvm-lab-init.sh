@@ -57,13 +57,17 @@ echo 0 2147483647 >/new/proc/sys/net/ipv4/ping_group_range # as systemd does
 $b mkdir -p /new/run/lab
 $b cp /lab/* /new/run/lab/
 $b mv /bin/busybox /new/run/lab/busybox
-b=/new/run/lab/busybox
+b=./run/lab/busybox
+# The command's root is to be the root of the mount namespace, not one inside it: the kernel makes
+# no user namespaces for who is in a chroot. From here on the new root is the current folder.
+cd /new
+$b mount --move . /
 
 # A virtual machine that is there all the time and never runs. With the first one that is made, and
 # the last one that is gone, the kernel patches its scheduler's code (preempt_notifier_key, and
 # apic_sw_disabled with the first vCPU), and QEMU 7.2 now and then goes on executing the breakpoint
 # of the patch: both CPUs then take exceptions for ever.
-$b chroot /new "$($b cat /lab/python)" -ISc '
+$b chroot . "$($b cat /lab/python)" -ISc '
 import fcntl, signal
 KVM_CREATE_VM, KVM_CREATE_VCPU, KVM_CREATE_IRQCHIP = 0xAE01, 0xAE41, 0xAE60
 with open("/dev/kvm") as kvm:
@@ -73,26 +77,26 @@ with open("/dev/kvm") as kvm:
     open("/run/lab/machine", "w").close()
     signal.pause()
 ' &
-until [ -e /new/run/lab/machine ] || ! kill -0 $! 2>/dev/null; do $b usleep 10000; done
+until [ -e ./run/lab/machine ] || ! kill -0 $! 2>/dev/null; do $b usleep 10000; done
 
 # The ports come up one by one, some time after their driver was loaded.
-until set -- /new/dev/vport*p5 && [ -e "$1" ]; do $b usleep 10000; done
+until set -- ./dev/vport*p5 && [ -e "$1" ]; do $b usleep 10000; done
 port=${1%5}
 
 command='. /run/lab/env; cd "$(cat /run/lab/cwd)"; eval "exec $(cat /run/lab/command)"'
-read -r rows columns </new/run/lab/tty
+read -r rows columns <./run/lab/tty
 if [ -n "$rows" ]; then
     # script(1) makes the terminal; port 5 tells when the window's size changes.
     while read -r r c; do
-        $b stty -F /new/dev/pts/0 rows "$r" cols "$c"
+        $b stty -F ./dev/pts/0 rows "$r" cols "$c"
     done <"${port}5" >/dev/null 2>&1 &
     command="stty rows $rows cols $columns; $command"
-    $b chroot /new /usr/bin/setsid /usr/bin/script -qec "/bin/bash -c '$(
+    $b chroot . /usr/bin/setsid /usr/bin/script -qec "/bin/bash -c '$(
         echo "$command" | $b sed "s/'/'\\\\''/g"
     )'" /dev/null <"${port}1" >"${port}2" 2>"${port}3"
 else
     # In a shell of its own: what this one says of a killed child belongs on the console.
-    (exec $b chroot /new /bin/bash -c "$command" <"${port}1" >"${port}2" 2>"${port}3")
+    (exec $b chroot . /bin/bash -c "$command" <"${port}1" >"${port}2" 2>"${port}3")
 fi
 status=$?
 echo $status >"${port}4"
