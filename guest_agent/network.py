@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -27,15 +28,21 @@ _SOCKADDR = struct.Struct("=HH4s8x")
 _RTENTRY = struct.Struct("@L16s16s16sHhLPhPLLH6x")
 assert _RTENTRY.size == 120
 
-_PING_GROUP_RANGE = "/proc/sys/net/ipv4/ping_group_range"
+_SYSCTLS = {
+    "/proc/sys/net/ipv4/ping_group_range": "0 2147483647",  # everybody, as on other systems
+    # Send large segments whatever the round trip takes: Linux makes them small where it thinks that
+    # they would queue up in a router, and here each costs the same whatever its size.
+    "/proc/sys/net/ipv4/tcp_tso_rtt_log": "31",
+}
 SYS_NET = "/sys/class/net"
 RESOLV_CONF = "/etc/resolv.conf"
 
 
 def set_up() -> None:
     """Bring the loopback up, and the network if the host gave one."""
-    with open(_PING_GROUP_RANGE, "w", encoding="ascii") as file:
-        file.write("0 2147483647")  # everybody may ping, as on other systems
+    for name, value in _SYSCTLS.items():
+        with contextlib.suppress(FileNotFoundError), open(name, "w", encoding="ascii") as file:
+            file.write(value)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         _raise(sock, b"lo")
         settings = _read_settings()

@@ -143,6 +143,7 @@ class Stack:
         self._datagrams: dict[tuple[int, int, int, int], DatagramFlow] = {}  # oldest use first
         self._pending: deque[TcpFlow | DatagramFlow] = deque()
         self._frames: deque[bytes] = deque()
+        self._is_stalled = False  # the guest had no buffer for the last frame
         self._timers: list[tuple[int, int, TcpFlow]] = []  # (when, order, flow); see _watch_time
         self._order = count()
         self._sweep_ns: int | None = None
@@ -385,7 +386,10 @@ class Stack:
             self._enqueue(flow)
         elif flow.waits_for_window:
             connection.await_window(self._now_ns)
-        flow.update_watch()
+        # Not for one that is served at once: to disarm the socket and to arm it again costs two
+        # system calls for each answer.
+        if not flow.is_queued or self._is_stalled or flow.holds_data:
+            flow.update_watch()
         self._watch_time(flow)
 
     def _remove_tcp(self, flow: TcpFlow) -> None:
@@ -566,6 +570,20 @@ class Stack:
     def transmit(self, rx: RxFrames, now_ns: int) -> bool:
         """Give the guest the next frame, if there is one; False if it has no buffer for it."""
         self._now_ns = now_ns
+        done = self._transmit(rx, now_ns)
+        if self._is_stalled == done:
+            self._is_stalled = not done
+            if not done:
+                self._disarm()
+        return done
+
+    def _disarm(self) -> None:
+        """The guest takes nothing: sockets with data for it would keep the loop busy."""
+        for flow in self._pending:
+            if isinstance(flow, TcpFlow):
+                flow.update_watch()
+
+    def _transmit(self, rx: RxFrames, now_ns: int) -> bool:
         if self._frames:
             frame = self._frames[0]
             buffers = rx.reserve(len(frame))

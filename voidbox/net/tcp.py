@@ -34,6 +34,9 @@ PROBE_NS = 500_000_000
 IDLE_NS = 7200_000_000_000
 FIN_NS = 60_000_000_000
 DUPLICATE_ACKS = 3
+# How long an acknowledgement of less than a segment waits for data to go along with. A guest that
+# waits for it before it writes more (Nagle) is held up for so long: Linux takes 40 ms.
+DELAYED_ACK_NS = 10_000_000
 
 
 class State(Enum):
@@ -129,6 +132,7 @@ class Connection:
     __slots__ = (
         "_dup_acks",
         "_has_rewound",
+        "_is_ack_delayed",
         "_is_probe_due",
         "_is_scaled",
         "_last_ns",
@@ -139,6 +143,7 @@ class Connection:
         "_snd_wl1",
         "_snd_wl2",
         "_snd_wscale",
+        "_unacked_bytes",
         "_waiting_fin",
         "_wants_fin",
         "ack_due",
@@ -183,6 +188,8 @@ class Connection:
         self._is_probe_due = False
         self._retries = 0
         self._last_ns = 0
+        self._is_ack_delayed = False
+        self._unacked_bytes = 0  # received since the last acknowledgement
 
     @classmethod
     def accept(cls, syn: Tcp, iss: int, receive_bytes: int, send_bytes: int) -> Connection:
@@ -205,7 +212,8 @@ class Connection:
         self._is_scaled = syn.wscale is not None
         self._snd_wscale = syn.wscale or 0
         self.snd_wnd = syn.window  # never scaled in a SYN
-        self._snd_wl1, self._snd_wl2 = syn.seq, syn.ack
+        # A SYN's acknowledgement field says nothing; 0 would be newer than half of all numbers.
+        self._snd_wl1, self._snd_wl2 = syn.seq, self.iss
 
     def _step(self, event: Event) -> None:
         """The only place where the state changes."""
@@ -380,8 +388,9 @@ class Connection:
 
     def _place(self, tcp: Tcp, payload_bytes: int) -> Payload:
         """Trim a payload to what is new and in the window; note a FIN at its end."""
-        self.ack_due = True
         offset = (self.rcv_nxt - tcp.seq) & U32
+        if offset:
+            self.ack_due = True
         if offset >= _HALF:
             return NO_PAYLOAD  # a gap: the duplicate acknowledgement asks for it
         has_fin = bool(tcp.flags & TCP_FIN)
@@ -390,11 +399,11 @@ class Connection:
         length = payload_bytes - offset
         room = (self.rcv_adv - self.rcv_nxt) & U32
         if self.state not in _CAN_RECEIVE or self._waiting_fin:
-            if length:  # data after the FIN
-                return NO_PAYLOAD
+            self.ack_due = True
             return NO_PAYLOAD
         if length > room:
             length, has_fin = room, False
+            self.ack_due = True
         if has_fin:
             self._waiting_fin = True
         return Payload(offset, length)
@@ -402,7 +411,19 @@ class Connection:
     def accepted(self, length: int, held_bytes: int) -> None:
         """The owner took `length` new bytes; `held_bytes` are with it in all."""
         self.rcv_nxt = (self.rcv_nxt + length) & U32
+        if self._unacked_bytes + length < self.mss and not self._waiting_fin:
+            self._unacked_bytes += length
+            self._delay_ack()
+        else:
+            self.ack_due = True
         self.held(held_bytes)
+
+    def _delay_ack(self) -> None:
+        when_ns = self._last_ns + DELAYED_ACK_NS
+        if not self._is_ack_delayed:
+            self._is_ack_delayed = True
+            if self.deadline_ns is None or self.deadline_ns > when_ns:
+                self.deadline_ns = when_ns
 
     def held(self, held_bytes: int) -> None:
         """The owner has passed data on, and holds so much now."""
@@ -464,7 +485,7 @@ class Connection:
             # One below: the guest drops it and says what its window is.
             return Segment((self.snd_una - 1) & U32, TCP_ACK, 0)
         if self.ack_due and self.state is not State.CONNECTING:
-            self.ack_due = False
+            self._acknowledged()
             return Segment(self.snd_nxt, TCP_ACK, 0)
         return None
 
@@ -504,8 +525,12 @@ class Connection:
             return 0
         return min(left, self.room())
 
+    def _acknowledged(self) -> None:
+        self.ack_due = self._is_ack_delayed = False
+        self._unacked_bytes = 0
+
     def _after_sending(self, now_ns: int) -> None:
-        self.ack_due = False  # every segment carries one
+        self._acknowledged()  # every segment does
         wait_ns = min(RTO_NS << self._retries, RTO_NS_MAX)
         if self.deadline_ns is None or self.deadline_ns - now_ns > wait_ns:
             self._set_timer(now_ns)
@@ -537,6 +562,11 @@ class Connection:
         Args:
             has_data: the host has data that the guest's window has no room for.
         """
+        if self._is_ack_delayed:
+            self._is_ack_delayed = False
+            self.ack_due = True
+            self._set_timer(self._last_ns)
+            return
         if self.state is State.CONNECTING:
             self.abort()
         elif self.snd_max != self.snd_una:

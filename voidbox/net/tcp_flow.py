@@ -282,6 +282,11 @@ class TcpFlow:
         return self.readable and connection.sends_data and connection.room() > 0
 
     @property
+    def holds_data(self) -> bool:
+        """Whether some of the guest's data waits for the host's socket."""
+        return bool(self._held)
+
+    @property
     def waits_for_window(self) -> bool:
         """Whether there is data that the guest's window has no room for."""
         connection = self.connection
