@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple, Protocol
 
@@ -136,7 +136,7 @@ class NatBackend:
                 dotted(network.dns_ip), prefix_bits=network.prefix_bits,
             ),
             os.urandom(16),
-            tap=self._pcap.add if self._pcap is not None else None,
+            tap=self._capture if self._pcap is not None else None,
             log=self._log,
         )  # fmt: skip
         self._resources.callback(self._stack.reset)
@@ -168,7 +168,8 @@ class NatBackend:
         if self._rate_bytes_s is not None:
             self._spend(sum(map(len, frame)), now_ns)
         self._stack.receive(frame, header, now_ns)
-        self._set_timer(now_ns)
+        if self._stack.has_new_deadline:
+            self._set_timer(now_ns)
 
     def has_pending(self) -> bool:
         """Whether transmit() may have something."""
@@ -185,7 +186,8 @@ class NatBackend:
             before = self._stack.bytes_to_guest
             done = self._stack.transmit(rx, now_ns)
             self._spend(self._stack.bytes_to_guest - before, now_ns)
-        self._set_timer(now_ns)
+        if self._stack.has_new_deadline:
+            self._set_timer(now_ns)
         return done
 
     def reset(self) -> None:
@@ -221,20 +223,22 @@ class NatBackend:
         """A socket has moved something."""
         if self._stack.has_pending():
             self.on_pending()
-        self._set_timer(time.monotonic_ns())
+        if self._stack.has_new_deadline:
+            self._set_timer(time.monotonic_ns())
 
     def _replied(self, server_idx: int, message: bytes) -> None:
         self._names.replied(server_idx, message, time.monotonic_ns())
         self._after()
+        self._set_timer(time.monotonic_ns())
 
     def _resolver_failed(self, server_idx: int, ids: Iterable[int] | None) -> None:
         self._names.failed(server_idx, ids, time.monotonic_ns())
         self._after()
+        self._set_timer(time.monotonic_ns())
 
     def _set_timer(self, now_ns: int) -> None:
         """One timer, for the earliest deadline; one that is later than needed is replaced."""
-        if self._pcap is not None and self._pcap_timer is None:
-            self._pcap_timer = self._loop.call_later(_FLUSH_S, self._flush_pcap)
+        self._stack.has_new_deadline = False
         deadline_ns = self._stack.next_deadline_ns()
         if deadline_ns is None or self._is_closed:
             return
@@ -249,11 +253,18 @@ class NatBackend:
         self._timer = None
         self._stack.on_time(time.monotonic_ns())
         self._after()
+        self._set_timer(time.monotonic_ns())
 
     def _flush_pcap(self) -> None:
         self._pcap_timer = None
         if self._pcap is not None:
             self._pcap.flush()
+
+    def _capture(self, buffers: Sequence[memoryview | bytes], length: int) -> None:
+        if self._pcap is not None:
+            self._pcap.add(buffers, length)
+            if self._pcap_timer is None:
+                self._pcap_timer = self._loop.call_later(_FLUSH_S, self._flush_pcap)
 
     # Life.
 

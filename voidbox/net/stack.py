@@ -113,6 +113,7 @@ class Stack:
     Attributes:
         has_csum, has_tso: what the guest's driver takes; see tcp_flow.Line.
         bytes_to_guest: in all frames so far.
+        has_new_deadline: next_deadline_ns() may have become earlier; for the owner to clear.
     """
 
     def __init__(
@@ -154,6 +155,7 @@ class Stack:
         self._refused: Counter[str] = Counter()
         self._tcp_opened = 0
         self._frames_in = self._frames_out = self._bytes_in = self.bytes_to_guest = 0
+        self.has_new_deadline = False
         name_service.send_datagram = self._send_name_reply
 
     # From the guest.
@@ -252,6 +254,8 @@ class Stack:
             flow = None
         if flow is not None:
             flow.receive(tcp, frame, at, payload_bytes, self._now_ns)
+            if flow.remote[0] == self._config.dns_ip:
+                self.has_new_deadline = True  # it may have been a query
             self._settle(flow)
         elif tcp.flags & (wire.TCP_SYN | wire.TCP_ACK | wire.TCP_RST) == wire.TCP_SYN:
             self._open_tcp(head, ip, tcp)
@@ -419,6 +423,7 @@ class Stack:
             self._drop("spoofed source address")
         elif ip.destination == config.dns_ip and udp.destination_port == DNS_PORT:
             self._names.query(udp.source_port, b"".join(payload), self._now_ns)
+            self.has_new_deadline = True
         else:
             self._send_datagram(head, ip, udp, payload)
 
@@ -499,6 +504,7 @@ class Stack:
         flow.datagrams = made
         if self._sweep_ns is None:
             self._sweep_ns = self._now_ns + SWEEP_NS
+            self.has_new_deadline = True
         return flow
 
     def open_datagrams_to_guest(self, port: int, datagrams: Datagrams) -> DatagramFlow:
@@ -517,6 +523,7 @@ class Stack:
         self._datagrams[flow.key] = flow
         if self._sweep_ns is None:
             self._sweep_ns = self._now_ns + SWEEP_NS
+            self.has_new_deadline = True
         return flow
 
     def _pass_on(self, flow: DatagramFlow, head: bytes, ip: Ip, payload: list[memoryview]) -> None:
@@ -633,6 +640,7 @@ class Stack:
         deadline_ns = flow.connection.deadline_ns
         if deadline_ns is not None and deadline_ns < flow.looked_at_ns:
             flow.looked_at_ns = deadline_ns
+            self.has_new_deadline = True
             heapq.heappush(self._timers, (deadline_ns, next(self._order), flow))
 
     def next_deadline_ns(self) -> int | None:

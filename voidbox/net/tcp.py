@@ -506,7 +506,12 @@ class Connection:
 
     def has_control(self) -> bool:
         """Whether next_control() has something."""
-        return self.syn_due or self.ack_due or self._is_probe_due or self._is_fin_due()
+        return (
+            self.ack_due
+            or self.syn_due
+            or self._is_probe_due
+            or (self._wants_fin and self._is_fin_due())
+        )
 
     def send_data(self, length: int, now_ns: int) -> Segment:
         """`length` bytes go out: new ones, or after a rewind those of before."""

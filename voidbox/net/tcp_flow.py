@@ -25,8 +25,8 @@ from voidbox.net.wire import (
     TRANSPORT_AT,
     Link,
     Tcp,
-    buffers_residue,
     clip,
+    residue,
     skip,
     syn_options,
     tcp_frame_header,
@@ -251,7 +251,11 @@ class TcpFlow:
                 self._kept.drop(acknowledged)
                 self._kept_seq = (self._kept_seq + acknowledged) & 0xFFFF_FFFF
         if new.length:
-            self._to_host(clip(skip(frame, at + new.offset), new.length), new.length)
+            start = at + new.offset
+            if len(frame) == 1:
+                self._to_host([frame[0][start : start + new.length]], new.length)
+            else:
+                self._to_host(clip(skip(frame, start), new.length), new.length)
         self._pass_fin_on()
 
     def _to_host(self, payload: list[memoryview], length: int) -> None:
@@ -333,7 +337,7 @@ class TcpFlow:
         buffers = rx.reserve(HEADER_BYTES + wanted, least)
         if buffers is None:
             return False
-        area = clip(skip(buffers, HEADER_BYTES), wanted)
+        area = skip(buffers, HEADER_BYTES)  # no more than wanted
         count = stream.recv_into(area)
         if count is None or count <= 0:
             rx.cancel()
@@ -343,15 +347,15 @@ class TcpFlow:
             elif count == RESET:
                 connection.abort()
             return None
-        if count < sum(map(len, area)):
+        if count < wanted:
             # A short read left the socket empty; if not, level-triggered epoll says so.
             self.readable = False
             self._batch_bytes = max(BATCH_BYTES_MIN, count)
         elif count == self._batch_bytes:
             self._batch_bytes = min(2 * count, GSO_BYTES_MAX)
-        data = clip(area, count)
-        self._kept.add(bytes(data[0]) if len(data) == 1 else b"".join(data))
-        self._send(rx, buffers, connection.send_data(count, now_ns), data)
+        kept = bytes(area[0][:count]) if count <= len(area[0]) else b"".join(clip(area, count))
+        self._kept.add(kept)
+        self._send(rx, buffers, connection.send_data(count, now_ns), kept)
         return True
 
     def _send_again(self, rx: RxFrames, size: int, now_ns: int) -> bool:
@@ -363,7 +367,7 @@ class TcpFlow:
         data = self._kept.read(offset, size)
         write_bytes(skip(buffers, HEADER_BYTES), data)
         segment = connection.send_data(len(data), now_ns)
-        self._send(rx, buffers, segment, [memoryview(data)])
+        self._send(rx, buffers, segment, data)
         return True
 
     def _send(
@@ -371,7 +375,7 @@ class TcpFlow:
         rx: RxFrames,
         buffers: list[memoryview],
         segment: Segment,
-        data: list[memoryview] | None = None,
+        data: bytes = b"",
     ) -> None:
         """Write the headers before what is in the buffers already, and let the frame go."""
         connection, line = self.connection, self._line
@@ -389,7 +393,7 @@ class TcpFlow:
             connection.window(is_syn),
             options,
             segment.length,
-            None if line.has_csum else buffers_residue(data or ()),
+            None if line.has_csum else residue(data),
         )
         write_bytes(buffers, header)
         length = len(header) + segment.length
