@@ -80,6 +80,9 @@ NET_FEATURES = (
 # Headers that differ; a stream repeats a few.
 _HEADERS_REMEMBERED = 256
 
+# What the driver may hear of a little later; see QueuePair.
+TX_FEW_FRAMES, TX_FEW_BYTES = 4, 4096
+
 _MTU_MIN, _MTU_MAX = 68, 65535
 # struct virtio_net_config { __u8 mac[6]; __virtio16 status, max_virtqueue_pairs, mtu; … };
 _CONFIG = struct.Struct("<6sHHH")
@@ -232,6 +235,7 @@ class VirtioNet:
         *,
         mtu: int = 1500,
         features: int = NET_FEATURES,
+        call_later: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
         if len(mac) != 6 or mac[0] & 1:
             raise ConfigError(f"{mac.hex(':')} is not the address of one interface")
@@ -251,6 +255,8 @@ class VirtioNet:
         self._configure(link_up=True)
         self._config_is_news = False  # it changed while there was nobody to tell
 
+        self.tx_can_wait = False
+        self._call_later = call_later
         self._backend = backend
         backend.on_pending = self._on_pending
         self._transport: Transport | None = None
@@ -305,7 +311,7 @@ class VirtioNet:
                 mergeable=bool(driver_features & VIRTIO_NET_F_MRG_RXBUF),
             )
         )
-        self._pair = QueuePair(transport, rx, tx, self)
+        self._pair = QueuePair(transport, rx, tx, self, self._call_later)
         if self._config_is_news:
             self._config_is_news = False
             transport.interrupt_config()
@@ -367,6 +373,7 @@ class VirtioNet:
                 break
         self._tx_frames += frames
         self._tx_bytes += total_bytes
+        self.tx_can_wait = frames <= TX_FEW_FRAMES and total_bytes <= TX_FEW_BYTES and not more
         return more
 
     def serve_rx(self, rx: Virtqueue) -> bool:

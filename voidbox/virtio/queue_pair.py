@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from voidbox.virtio.device import Transport
 from voidbox.virtio.queue import Virtqueue
 
+# How long the driver waits to hear that a few small packets were sent. It frees them with the next
+# interrupt or when it sends more; nobody waits for it. A reply is often there before, and then one
+# interrupt tells of both.
+TX_PATIENCE_S = 0.005
+
 
 class PairServer(Protocol):
-    """Who moves the packets. Each call has a budget of its own. Thread: loop."""
+    """Who moves the packets. Each call has a budget of its own. Thread: loop.
+
+    Attributes:
+        tx_can_wait: the last serve_tx() took so little that the driver need not hear of it soon.
+    """
+
+    tx_can_wait: bool
 
     def serve_tx(self, tx: Virtqueue) -> bool:
         """Take what the guest sent; True if there may be more."""
@@ -29,11 +41,22 @@ class QueuePair:
 
     From activation to reset: then its owner forgets it, and a pass that was deferred never comes,
     for the transport is not live.
+
+    Args:
+        call_later: the loop's; None for interrupts at once.
     """
 
     def __init__(
-        self, transport: Transport, rx: Virtqueue, tx: Virtqueue, server: PairServer
+        self,
+        transport: Transport,
+        rx: Virtqueue,
+        tx: Virtqueue,
+        server: PairServer,
+        call_later: Callable[[float, Callable[[], None]], object] | None = None,
     ) -> None:
+        self._call_later = call_later
+        self._is_interrupt_owed = False
+        self._is_timer_set = False
         self._transport = transport
         self._rx = rx
         self._tx = tx
@@ -58,11 +81,28 @@ class QueuePair:
         rx.disable_notification()
         more = self._server.serve_tx(tx)
         more = self._server.serve_rx(rx) or more
-        wanted = tx.publish()
-        if rx.publish() or wanted:
-            self._transport.interrupt_queues()
+        self._interrupt(tx.publish(), rx.publish())
         # A kick for tx is always wanted.
         more = more or tx.enable_notification()
         self._busy = more
         if more:
             self._transport.defer(self._serve)
+
+    def _interrupt(self, for_tx: bool, for_rx: bool) -> None:
+        """Tell the driver of what it wants to hear, all in one; of tx alone perhaps later."""
+        for_tx = for_tx or self._is_interrupt_owed
+        can_wait = self._call_later is not None and self._server.tx_can_wait
+        if for_rx or (for_tx and not can_wait):
+            self._is_interrupt_owed = False
+            self._transport.interrupt_queues()
+        elif for_tx:
+            self._is_interrupt_owed = True
+            if not self._is_timer_set and self._call_later is not None:
+                self._is_timer_set = True
+                self._call_later(TX_PATIENCE_S, self._on_time)
+
+    def _on_time(self) -> None:
+        self._is_timer_set = False
+        if self._is_interrupt_owed:
+            self._is_interrupt_owed = False
+            self._transport.interrupt_queues()

@@ -27,6 +27,8 @@ EVENT_QUEUE_SIZE = 16
 # What one pass on the loop may cost. A pass of TX is at most 2 MiB of data.
 TX_PASS_CHAINS = 32
 RX_PASS_CHAINS = 128
+# What the driver may hear of a little later; see QueuePair.
+TX_FEW_CHAINS = 2
 
 VIRTIO_VSOCK_EVENT_TRANSPORT_RESET = 0
 
@@ -243,11 +245,21 @@ class _RxRing:
 
 
 class PacketQueues:
-    """Moves packets between the queues and a backend of Python. Thread: loop."""
+    """Moves packets between the queues and a backend of Python. Thread: loop.
+
+    Args:
+        call_later: the loop's; see QueuePair.
+    """
 
     device_features = 0
 
-    def __init__(self, backend: PacketBackend) -> None:
+    def __init__(
+        self,
+        backend: PacketBackend,
+        call_later: Callable[[float, Callable[[], None]], object] | None = None,
+    ) -> None:
+        self.tx_can_wait = False
+        self._call_later = call_later
         self._backend = backend
         backend.on_pending = self._on_pending
         self._pair: QueuePair | None = None
@@ -259,7 +271,7 @@ class PacketQueues:
     ) -> None:
         """Use the queues; the kick that follows every activation starts the traffic."""
         self._rx_ring = _RxRing(rx)
-        self._pair = QueuePair(transport, rx, tx, self)
+        self._pair = QueuePair(transport, rx, tx, self, self._call_later)
 
     def kick(self, queue_idx: int) -> None:
         """Serve both queues, unless a pass that will do so is under way."""
@@ -288,9 +300,11 @@ class PacketQueues:
 
     def serve_tx(self, tx: Virtqueue) -> bool:
         """Take packets from the guest; True if there may be more."""
-        for _ in range(TX_PASS_CHAINS):
+        self.tx_can_wait = False
+        for count in range(TX_PASS_CHAINS):
             chain = tx.next_chain()
             if chain is None:
+                self.tx_can_wait = count <= TX_FEW_CHAINS
                 return False
             if chain.writable_bytes:
                 raise GuestError("a writable buffer on the tx queue")

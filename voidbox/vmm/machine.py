@@ -211,7 +211,9 @@ class Machine:
         self.network = NatBackend(config, self.loop, self._on_network_log)
         self._resources.callback(self.network.close)
         self._hang_ups.append(self.network.reset)
-        self._slots.add(VirtioNet(self.network, config.network.guest_mac))
+        self._slots.add(
+            VirtioNet(self.network, config.network.guest_mac, call_later=self.loop.call_later)
+        )
 
     def _on_network_log(self, line: str) -> None:
         log.info("%s", line)
@@ -232,7 +234,9 @@ class Machine:
             self._unix_backend = UnixBackend(path, cid, self.loop)
             self._resources.callback(self._unix_backend.close)
             self._hang_ups.append(self._unix_backend.reset)
-            self._slots.add(VirtioVsock(cid, PacketQueues(self._unix_backend)))
+            self._slots.add(
+                VirtioVsock(cid, PacketQueues(self._unix_backend, self.loop.call_later))
+            )
 
     def _attach_devices(self) -> None:
         serial = Serial(partial(self._vm.irq_line, COM1_GSI))
