@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 export VENV
 
-.PHONY: demo test test-fast test-lab lint bench setup kernels image clean
+.PHONY: demo test test-fast test-lab lint bench setup kernels image network-image clean
 
 demo: setup
 	scripts/demo.sh
@@ -17,7 +17,7 @@ test-fast: setup
 # The lab's software CPU can stall a nested guest when its host is busy: what failed is tried once
 # more, alone. A real fault fails twice.
 LAB_TESTS = tests/guest tests/e2e tests/unit/vsock/test_vhost.py
-LAB = scripts/with-kvm --mem 8192 --timeout 1200 --rw build/lab
+LAB = scripts/with-kvm --mem 8192 --timeout 1800 --rw build/lab
 test-lab: setup kernels
 	$(PYTHON) -m pytest tests/e2e/test_kvm_lab.py
 	$(LAB) -- $(PYTHON) -m pytest -o cache_dir=build/lab/cache $(LAB_TESTS) || \
@@ -33,8 +33,10 @@ bench: setup kernels
 		$(PYTHON) benchmarks/boot.py --output benchmarks/results/boot.json
 	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
 		$(PYTHON) benchmarks/vsock.py --output benchmarks/results/vsock.json
+	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
+		$(PYTHON) benchmarks/net.py --output benchmarks/results/net.json
 
-kernels: setup image
+kernels: setup image network-image
 	kernel/fetch_debian.sh cloud
 	kernel/fetch_debian.sh generic
 	kernel/build_minimal.sh
@@ -45,6 +47,12 @@ kernels: setup image
 image: setup
 	scripts/build_guest_image.sh
 	scripts/build_guest_image.sh --kernel "$$(kernel/fetch_debian.sh cloud)"
+
+# The same with the programs that the network's tests use.
+network-image: setup
+	scripts/build_guest_image.sh --with curl --with netcat-openbsd
+	scripts/build_guest_image.sh --with curl --with netcat-openbsd \
+		--kernel "$$(kernel/fetch_debian.sh cloud)"
 
 setup:
 	scripts/setup.sh
