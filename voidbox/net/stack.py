@@ -32,7 +32,7 @@ from voidbox.net.host import Datagrams, Host, Stream
 from voidbox.net.name_service import DNS_PORT, NameService
 from voidbox.net.policy import Policy
 from voidbox.net.tcp import Connection, State
-from voidbox.net.tcp_flow import HEADER_BYTES, NEVER_NS, RxFrames, TcpFlow
+from voidbox.net.tcp_flow import HEADER_BYTES, RxFrames, TcpFlow, TimerEntry
 from voidbox.net.wire import Ip, Link, Tcp, Udp
 
 TCP_FLOWS_MAX = 1024
@@ -46,6 +46,9 @@ LARGE_WINDOW_BYTES = 2 << 20
 WINDOW_BYTES = 256 << 10
 SWEEP_NS = 10_000_000_000
 CONNECT_NS = 30_000_000_000
+LOOK_NS = 30_000_000_000  # the longest that a flow is not looked at
+TIMERS_SPARE = 256
+_NEVER_NS = 1 << 63
 # A connect() that failed for want of a way; every other failure is an RST.
 _UNREACHABLE_CODES = {
     errno.ENETUNREACH: wire.ICMP_NET_UNREACH,
@@ -145,7 +148,7 @@ class Stack:
         self._pending: deque[TcpFlow | DatagramFlow] = deque()
         self._frames: deque[bytes] = deque()
         self._is_stalled = False  # the guest had no buffer for the last frame
-        self._timers: list[tuple[int, int, TcpFlow]] = []  # (when, order, flow); see _watch_time
+        self._timers: list[TimerEntry] = []  # a heap; see _watch_time
         self._order = count()
         self._sweep_ns: int | None = None
         self._scratch = memoryview(bytearray(DATAGRAM_BYTES_MAX))
@@ -400,6 +403,9 @@ class Stack:
         self._tcp.pop(flow.key, None)
         self._connecting.pop(flow, None)
         flow.connection.deadline_ns = None
+        if flow.timer is not None:
+            flow.timer[2] = None
+            flow.timer = None
         if flow.is_queued:
             self._pending.remove(flow)
             flow.is_queued = False
@@ -635,29 +641,42 @@ class Stack:
         """See that the flow's deadline is noticed.
 
         A deadline moves with every segment; the heap does not follow. An entry says that the flow
-        is to be looked at then, and one that comes too early is entered again.
+        is to be looked at then, and one that comes too early is entered again. Each flow has one,
+        and an entry without a flow is waste: of flows that are gone nothing stays.
         """
         deadline_ns = flow.connection.deadline_ns
-        if deadline_ns is not None and deadline_ns < flow.looked_at_ns:
-            flow.looked_at_ns = deadline_ns
-            self.has_new_deadline = True
-            heapq.heappush(self._timers, (deadline_ns, next(self._order), flow))
+        if deadline_ns is None:
+            return
+        when_ns = min(deadline_ns, self._now_ns + LOOK_NS)
+        entry = flow.timer
+        if entry is not None:
+            if entry[0] <= when_ns:
+                return
+            entry[2] = None
+        flow.timer = entry = [when_ns, next(self._order), flow]
+        self.has_new_deadline = True
+        if len(self._timers) > 2 * len(self._tcp) + TIMERS_SPARE:
+            self._timers = [entry for entry in self._timers if entry[2] is not None]
+            heapq.heapify(self._timers)
+        heapq.heappush(self._timers, entry)
 
     def next_deadline_ns(self) -> int | None:
         """When on_time() is to be called next."""
-        earliest = self._names.next_deadline_ns() or NEVER_NS
+        earliest = self._names.next_deadline_ns() or _NEVER_NS
         if self._sweep_ns is not None and self._sweep_ns < earliest:
             earliest = self._sweep_ns
         if self._timers and self._timers[0][0] < earliest:
             earliest = self._timers[0][0]
-        return earliest if earliest != NEVER_NS else None
+        return earliest if earliest != _NEVER_NS else None
 
     def on_time(self, now_ns: int) -> None:
         """Do what is due; see has_pending() afterwards."""
         self._now_ns = now_ns
         while self._timers and self._timers[0][0] <= now_ns:
             flow = heapq.heappop(self._timers)[2]
-            flow.looked_at_ns = NEVER_NS
+            if flow is None:
+                continue
+            flow.timer = None
             deadline_ns = flow.connection.deadline_ns
             if deadline_ns is not None and deadline_ns <= now_ns:
                 flow.connection.on_time(now_ns, flow.waits_for_window)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from voidbox.net.host import RESET, Stream
 from voidbox.net.tcp import WSCALE, Connection, Segment
@@ -41,7 +41,9 @@ MTU = 1500
 MSS = MTU - IP_BYTES - TCP_BYTES
 GSO_BYTES_MAX = 65535 - IP_BYTES - TCP_BYTES  # of payload: an IPv4 packet has no more
 BATCH_BYTES_MIN = 4 * MSS
-NEVER_NS = 1 << 63
+
+
+TimerEntry = list[Any]  # [when, order, flow or None]: see Stack._watch_time
 
 
 class RxFrames(Protocol):
@@ -141,7 +143,7 @@ class TcpFlow:
         is_queued: it is in the queue of those with something for the guest.
         error: the errno of a connect() that failed, or 0.
         quote: the start of the guest's SYN, for an ICMP error about it.
-        looked_at_ns: when the stack looks at its deadline next.
+        timer: the stack's.
     """
 
     __slots__ = (
@@ -155,11 +157,11 @@ class TcpFlow:
         "error",
         "guest_port",
         "is_queued",
-        "looked_at_ns",
         "quote",
         "readable",
         "remote",
         "stream",
+        "timer",
     )
 
     def __init__(
@@ -178,7 +180,7 @@ class TcpFlow:
         self.is_queued = False
         self.error = 0
         self.quote = b""
-        self.looked_at_ns = NEVER_NS
+        self.timer: TimerEntry | None = None
         self._line = line
         self._on_change = on_change
         self._held: deque[memoryview] = deque()
