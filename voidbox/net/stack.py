@@ -397,7 +397,6 @@ class Stack:
                 flags = wire.TCP_RST | wire.TCP_ACK
                 self._send_bare(flow.key, connection.snd_nxt, connection.rcv_nxt, flags)
             elif connection.ended_by_fin and connection.ack_due:  # for the guest's FIN
-                connection.ack_due = False
                 seq, ack, window = connection.snd_nxt, connection.rcv_nxt, connection.window()
                 self._send_bare(flow.key, seq, ack, wire.TCP_ACK, window)
             self._remove_tcp(flow)
@@ -410,8 +409,7 @@ class Stack:
         self._watch_time(flow)
 
     def _remove_tcp(self, flow: TcpFlow) -> None:
-        if self._tcp.get(flow.key) is flow:  # not another by now
-            del self._tcp[flow.key]
+        self._tcp.pop(flow.key, None)
         self._connecting.pop(flow, None)
         flow.connection.deadline_ns = None
         if flow.is_queued:
@@ -519,9 +517,7 @@ class Stack:
             self._sweep_ns = self._now_ns + SWEEP_NS
         return flow
 
-    def open_datagrams_to_guest(
-        self, port: int, datagrams: Datagrams, now_ns: int
-    ) -> DatagramFlow:
+    def open_datagrams_to_guest(self, port: int, datagrams: Datagrams, now_ns: int) -> DatagramFlow:
         """A peer of a published UDP port: its datagrams come from a port of the gateway."""
         self._now_ns = now_ns
         gateway = self._config.gateway_ip

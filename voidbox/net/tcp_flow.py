@@ -420,7 +420,7 @@ class TcpFlow:
         if self.stream is not None:
             stream, self.stream = self.stream, None
             # The far end must not take what it got so far for all.
-            stream.close(is_reset=bool(self._held) or not self.connection.guest_has_ended)
+            stream.close(is_reset=not self.connection.guest_has_ended)
         self._held.clear()
 
 

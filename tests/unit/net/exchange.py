@@ -89,10 +89,10 @@ class Exchange:
                 continue
             try:
                 self._line(words)
+                self.world.check()
             except AssertionError as error:
                 raise AssertionError(f"{line.strip()}: {error}") from error
         self._expect_nothing()
-        self.world.check()
         return self
 
     @property

@@ -571,6 +571,18 @@ def test_a_host_that_takes_little_at_a_time() -> None:
     """)
 
 
+def test_what_waits_for_the_host_goes_first() -> None:
+    exchange = Exchange(OPEN + """
+        host takes 10
+        guest sends ACK seq 1001 ack 1 data 100
+        stack answers ACK ack 1101
+    """)  # fmt: skip
+    exchange.stream.room = 1 << 62  # which its loop has not said yet
+    assert exchange.iss is not None
+    exchange.world.send(tcp(40000, 80, 1101, exchange.iss + 1, ACK, payload=pattern(100, 100)))
+    exchange.play("stack sends ACK ack 1201 \n host got 200")
+
+
 def test_a_segment_that_reaches_over_the_windows_edge_is_cut() -> None:
     Exchange(OPEN, window=3000).play("""
         host takes 0
