@@ -7,6 +7,7 @@ import errno
 import re
 import select
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -165,7 +166,8 @@ class _TcpForward:
                 self._pause = self._loop.call_later(_ACCEPT_PAUSE_S, self._resume)
                 break
             stream = self._sockets.accepted(sock)
-            flow = self._stack.open_to_guest(self._forward.guest_port, stream)
+            now_ns = time.monotonic_ns()
+            flow = self._stack.open_to_guest(self._forward.guest_port, stream, now_ns)
             if flow is None:
                 stream.close(is_reset=True)
             else:
@@ -210,7 +212,9 @@ class _UdpForward:
             peer = self._peers.get(address)
             if peer is None:
                 peer = _Peer(self, address)
-                peer.owner = self._stack.open_datagrams_to_guest(self._forward.guest_port, peer)
+                peer.owner = self._stack.open_datagrams_to_guest(
+                    self._forward.guest_port, peer, time.monotonic_ns()
+                )
                 self._peers[address] = peer
             peer.deliver(data)
         self._after()

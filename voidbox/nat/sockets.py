@@ -105,7 +105,7 @@ class TcpSocket(_Watched):
         except OSError:
             return RESET
 
-    def send(self, buffers: list[memoryview]) -> int | None:
+    def send(self, buffers: Sequence[memoryview | bytearray]) -> int | None:
         """See Stream."""
         if len(buffers) > IOV_MAX:
             buffers = buffers[:IOV_MAX]

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 
 from voidbox.net.host import Datagrams
-from voidbox.net.tcp_flow import MTU, Line, RxFrames
+from voidbox.net.tcp_flow import Line, RxFrames
 from voidbox.net.wire import (
     ETH_BYTES,
     ICMP_BYTES,
@@ -25,6 +25,7 @@ from voidbox.net.wire import (
     IP_MF,
     IPPROTO_ICMP,
     IPPROTO_UDP,
+    MTU,
     eth_header,
     icmp_message,
     ip_header,

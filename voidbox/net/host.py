@@ -15,7 +15,7 @@ class Stream(Protocol):
         """Read what fits; None if there is nothing now, 0 after the last byte, or RESET."""
         ...
 
-    def send(self, buffers: list[memoryview]) -> int | None:
+    def send(self, buffers: Sequence[memoryview | bytearray]) -> int | None:
         """Send what is taken at once, which may be 0; None if nothing is taken any more."""
         ...
 

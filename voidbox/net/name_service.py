@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from voidbox.net.dns import Action, Forwarder, Reply, SendTcp, SendUdp
@@ -101,7 +101,7 @@ class NameStream:
         self._has_ended = False
         self._is_broken = False
 
-    def send(self, buffers: list[memoryview]) -> int | None:
+    def send(self, buffers: Sequence[memoryview | bytearray]) -> int | None:
         """See Stream: bytes of the guest."""
         if self._is_broken or len(self._unread) > _UNREAD_BYTES_MAX:
             return None

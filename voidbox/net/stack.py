@@ -31,7 +31,7 @@ from voidbox.net.dhcp import Server as DhcpServer
 from voidbox.net.host import Datagrams, Host, Stream
 from voidbox.net.name_service import DNS_PORT, NameService
 from voidbox.net.policy import Policy
-from voidbox.net.tcp import Connection, State
+from voidbox.net.tcp import CONNECT_NS, Connection
 from voidbox.net.tcp_flow import HEADER_BYTES, RxFrames, TcpFlow, TimerEntry
 from voidbox.net.wire import Ip, Link, Tcp, Udp
 
@@ -45,17 +45,20 @@ LARGE_WINDOW_FLOWS = 32
 LARGE_WINDOW_BYTES = 2 << 20
 WINDOW_BYTES = 256 << 10
 SWEEP_NS = 10_000_000_000
-CONNECT_NS = 30_000_000_000
 LOOK_NS = 30_000_000_000  # the longest that a flow is not looked at
-TIMERS_SPARE = 256
+TIMERS_SPARE = 64
 _NEVER_NS = 1 << 63
+CONNECT_PATIENCE_NS = 3_000_000_000  # then a connect() may have to make room for others
 # A connect() that failed for want of a way; every other failure is an RST.
 _UNREACHABLE_CODES = {
     errno.ENETUNREACH: wire.ICMP_NET_UNREACH,
     errno.EHOSTUNREACH: wire.ICMP_HOST_UNREACH,
 }
+_IP_TYPE, _ARP_TYPE = wire.ETH_P_IP.to_bytes(2, "big"), wire.ETH_P_ARP.to_bytes(2, "big")
 _DHCP_SERVER_PORT, _DHCP_CLIENT_PORT = 67, 68
 _LOOPBACK = 0x7F00_0001
+_MULTICAST = 0xE000_0000  # and all above it, broadcast included
+_ECHO_BYTES_MAX = wire.MTU - wire.IP_BYTES - wire.ICMP_BYTES
 _BROADCAST_IP = 0xFFFF_FFFF
 _ISN_NS = 4_000  # RFC 6528: the clock part of a sequence number moves every 4 µs
 
@@ -175,10 +178,10 @@ class Stack:
         if head[6:12] != self.link.guest_mac:
             self._drop("spoofed MAC address")
             return
-        ether_type = head[12] << 8 | head[13]
-        if ether_type == wire.ETH_P_IP:
+        ether_type = head[12:14]
+        if ether_type == _IP_TYPE:
             self._receive_ip(frame, frame_bytes, head, header.needs_csum)
-        elif ether_type == wire.ETH_P_ARP:
+        elif ether_type == _ARP_TYPE:
             self._receive_arp(head)
         else:
             self._drop("not IPv4 or ARP")
@@ -232,7 +235,7 @@ class Stack:
         if ip.protocol == wire.IPPROTO_ICMP:
             return total % 0xFFFF == 0
         if ip.protocol == wire.IPPROTO_UDP:
-            if wire.first_bytes(payload, 8)[6:8] == b"\0\0":
+            if b"".join(wire.clip(payload, wire.UDP_BYTES))[6:] in (b"", b"\0\0"):
                 return True  # UDP may go without
             # What follows the datagram's own length is not summed; such a one is not worth it.
         elif ip.protocol != wire.IPPROTO_TCP:
@@ -263,6 +266,7 @@ class Stack:
         elif tcp.flags & (wire.TCP_SYN | wire.TCP_ACK | wire.TCP_RST) == wire.TCP_SYN:
             self._open_tcp(head, ip, tcp)
         else:
+            self._drop("TCP segment of no connection")
             self._refuse_tcp(key, tcp, payload_bytes)
 
     @staticmethod
@@ -278,32 +282,44 @@ class Stack:
             self._drop("too many TCP connections")
             self._refuse_tcp(key, tcp, 0)
             return
-        if len(self._connecting) >= CONNECTING_MAX:
-            self._drop("too many TCP connections being opened")  # the guest asks again
-            return
         target = self._target(ip.destination, tcp.destination_port, "TCP")
         if target is None:
             self._refuse_tcp(key, tcp, 0)
             return
+        is_dns = ip.destination == self._config.dns_ip
+        if not is_dns and not self._may_connect():
+            self._drop("too many TCP connections being opened")  # the guest asks again
+            return
         size = self._window_bytes()
-        connection = Connection.accept(tcp, self._initial_seq(key), size, size)
-        connection.deadline_ns = self._now_ns + CONNECT_NS
+        connection = Connection.accept(tcp, self._initial_seq(key), size, size, self._now_ns)
         remote = (ip.destination, tcp.destination_port)
         flow = TcpFlow(self, connection, remote, tcp.source_port, self._on_change)
         flow.quote = _quote(head, ip)
         self._tcp[key] = flow
-        self._connecting[flow] = None
         self._tcp_opened += 1
-        if ip.destination == self._config.dns_ip:
+        if is_dns:
             flow.stream = self._names.accept(flow, self._now_ns)
             flow.connected(0)
             return
+        self._connecting[flow] = None
         stream = self._host.connect_tcp(target, tcp.destination_port, flow)
         if isinstance(stream, int):
             flow.connected(stream)
         else:
             flow.stream = stream
             self._watch_time(flow)
+
+    def _may_connect(self) -> bool:
+        """Whether one more connect() may be under way. If need be the oldest goes, a black hole."""
+        if len(self._connecting) < CONNECTING_MAX:
+            return True
+        oldest = next(iter(self._connecting))
+        deadline_ns = oldest.connection.deadline_ns
+        if deadline_ns is None or deadline_ns - self._now_ns > CONNECT_NS - CONNECT_PATIENCE_NS:
+            return False
+        oldest.connection.abort()
+        self._settle(oldest)
+        return True
 
     def _window_bytes(self) -> int:
         return LARGE_WINDOW_BYTES if len(self._tcp) < LARGE_WINDOW_FLOWS else WINDOW_BYTES
@@ -316,8 +332,6 @@ class Stack:
     def _target(self, address: int, port: int, protocol: str) -> int | None:
         """Return the host's address for the guest's, or None if the policy forbids it."""
         config = self._config
-        if address == config.dns_ip:
-            return address if port == DNS_PORT and protocol != "ICMP" else None
         verdict = self._policy.check(address, port, self._now_ns)
         if not verdict.allowed:
             where = f"{protocol} to {wire.dotted(address)}:{port}: {verdict.rule}"
@@ -332,15 +346,18 @@ class Stack:
         if tcp.flags & wire.TCP_RST:
             return
         if tcp.flags & wire.TCP_ACK:
-            self._send_reset(key, tcp.ack, 0, wire.TCP_RST)
+            self._send_bare(key, tcp.ack, 0, wire.TCP_RST)
             return
         length = payload_bytes + bool(tcp.flags & wire.TCP_SYN) + bool(tcp.flags & wire.TCP_FIN)
-        self._send_reset(key, 0, (tcp.seq + length) & 0xFFFFFFFF, wire.TCP_RST | wire.TCP_ACK)
+        self._send_bare(key, 0, (tcp.seq + length) & 0xFFFFFFFF, wire.TCP_RST | wire.TCP_ACK)
 
-    def _send_reset(self, key: tuple[int, int, int], seq: int, ack: int, flags: int) -> None:
-        guest = (self.guest_ip, key[0])
+    def _send_bare(
+        self, key: tuple[int, int, int], seq: int, ack: int, flags: int, window: int = 0
+    ) -> None:
+        """Send a segment of no connection: there is none, or no longer."""
+        guest, remote = (self.guest_ip, key[0]), (key[1], key[2])
         self._queue_frame(
-            wire.tcp_frame_header(self.link, (key[1], key[2]), guest, seq, ack, flags, 0, b"", 0, 0)
+            wire.tcp_frame_header(self.link, remote, guest, seq, ack, flags, window, b"", 0, 0)
         )
 
     def _gateway_port(self, is_taken: Callable[[int], bool]) -> int:
@@ -350,8 +367,9 @@ class Stack:
             if not is_taken(port):
                 return port
 
-    def open_to_guest(self, port: int, stream: Stream) -> TcpFlow | None:
+    def open_to_guest(self, port: int, stream: Stream, now_ns: int) -> TcpFlow | None:
         """A program of the host wants a port of the guest; None if there are too many."""
+        self._now_ns = now_ns
         if len(self._tcp) >= TCP_FLOWS_MAX:
             return None
         gateway = self._config.gateway_ip
@@ -359,8 +377,8 @@ class Stack:
         key = (port, gateway, source)
         size = self._window_bytes()
         flow = TcpFlow(
-            self, Connection.connect(self._initial_seq(key), size, size), (key[1], key[2]), port,
-            self._on_change,
+            self, Connection.connect(self._initial_seq(key), size, size, now_ns),
+            (key[1], key[2]), port, self._on_change,
         )  # fmt: skip
         flow.stream = stream
         self._tcp[key] = flow
@@ -373,8 +391,6 @@ class Stack:
         self._connecting.pop(flow, None)
         if flow.error:
             flow.connection.abort()
-        elif flow.connection.state is State.SYN_RECEIVED:
-            flow.connection.deadline_ns = None  # connect()'s; the SYN+ACK has its own
         self._settle(flow)
 
     def _settle(self, flow: TcpFlow) -> None:
@@ -386,7 +402,10 @@ class Stack:
                 self._queue_unreachable(code, flow.remote[0], flow.quote)
             elif connection.reset_due:
                 flags = wire.TCP_RST | wire.TCP_ACK
-                self._send_reset(flow.key, connection.snd_nxt, connection.rcv_nxt, flags)
+                self._send_bare(flow.key, connection.snd_nxt, connection.rcv_nxt, flags)
+            elif connection.ended_by_fin and connection.ack_due:  # for the guest's FIN
+                seq, ack, window = connection.snd_nxt, connection.rcv_nxt, connection.window()
+                self._send_bare(flow.key, seq, ack, wire.TCP_ACK, window)
             self._remove_tcp(flow)
             return
         if flow.has_pending:
@@ -469,7 +488,7 @@ class Stack:
             return
         rest = int.from_bytes(first[4:8], "big")
         if ip.destination in (self._config.gateway_ip, self._config.dns_ip):
-            data = b"".join(wire.skip(message, wire.ICMP_BYTES))[: wire.IP_BYTES * 70]
+            data = b"".join(wire.skip(message, wire.ICMP_BYTES))[:_ECHO_BYTES_MAX]
             self._queue_frame(echo_reply_frame(self, ip.destination, rest, data))
             return
         flow = self._datagram_flow((wire.IPPROTO_ICMP, rest >> 16, ip.destination, 0), head, ip)
@@ -513,8 +532,9 @@ class Stack:
             self.has_new_deadline = True
         return flow
 
-    def open_datagrams_to_guest(self, port: int, datagrams: Datagrams) -> DatagramFlow:
+    def open_datagrams_to_guest(self, port: int, datagrams: Datagrams, now_ns: int) -> DatagramFlow:
         """A peer of a published UDP port: its datagrams come from a port of the gateway."""
+        self._now_ns = now_ns
         gateway = self._config.gateway_ip
         source = self._gateway_port(
             lambda source: (wire.IPPROTO_UDP, port, gateway, source) in self._datagrams
@@ -546,6 +566,9 @@ class Stack:
             self._queue_unreachable(unreachable_code(error), flow.key[2], flow.quote)
 
     def _unreachable(self, code: int, head: bytes, ip: Ip) -> None:
+        broadcast = self.guest_ip | ~self._config.mask & 0xFFFF_FFFF
+        if ip.destination >= _MULTICAST or ip.destination == broadcast:
+            return  # RFC 1812 §4.3.2.7
         self._queue_unreachable(code, ip.destination, _quote(head, ip))
 
     def _queue_unreachable(self, code: int, address: int, quote: bytes) -> None:

@@ -19,10 +19,21 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import NamedTuple
 
-from voidbox.net.wire import TCP_ACK, TCP_FIN, TCP_PSH, TCP_RST, TCP_SYN, Tcp
+from voidbox.net.wire import (
+    IP_BYTES,
+    MTU,
+    TCP_ACK,
+    TCP_BYTES,
+    TCP_FIN,
+    TCP_PSH,
+    TCP_RST,
+    TCP_SYN,
+    Tcp,
+)
 
 U32 = 0xFFFF_FFFF
 _HALF = 0x8000_0000
+MSS = MTU - IP_BYTES - TCP_BYTES  # ours, and the most that a segment of ours has
 MSS_DEFAULT = 536  # RFC 9293 §3.7.1, of a SYN without the option
 # A guest may announce less, down to nothing; smaller segments would only be work.
 MSS_MIN = 64
@@ -30,9 +41,11 @@ WSCALE = 7  # windows up to 8 MiB
 RTO_NS = 1_000_000_000
 RTO_NS_MAX = 60_000_000_000
 RETRIES_MAX = 8  # over four minutes
+RETRIES_MAX_ENDS = 5  # of a SYN or a FIN: a minute
 PROBE_NS = 500_000_000
+SILENCE_NS = 240_000_000_000  # probes without any answer
+CONNECT_NS = 30_000_000_000
 IDLE_NS = 7200_000_000_000
-FIN_NS = 60_000_000_000
 DUPLICATE_ACKS = 3
 # How long an acknowledgement of less than a segment waits for data to go along with. A guest that
 # waits for it before it writes more (Nagle) is held up for so long: Linux takes 40 ms.
@@ -82,9 +95,8 @@ _TRANSITIONS = {
 
 _CAN_SEND = (State.ESTABLISHED, State.CLOSE_WAIT)
 _CAN_RECEIVE = (State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2)
-_SYNCHRONIZED = (*_CAN_SEND, State.FIN_WAIT_1, State.FIN_WAIT_2, State.CLOSING, State.LAST_ACK)
 _FIN_SENT = (State.FIN_WAIT_1, State.CLOSING, State.LAST_ACK)
-_CLOSING_SOON = (State.CLOSING, State.LAST_ACK)
+_GUEST_ENDED = (State.CLOSE_WAIT, State.CLOSING, State.LAST_ACK)
 
 
 class Payload(NamedTuple):
@@ -138,6 +150,7 @@ class Connection:
         "_last_ns",
         "_our_fin_seq",
         "_receive_bytes",
+        "_reset_seq",
         "_retries",
         "_send_bytes",
         "_snd_wl1",
@@ -163,7 +176,7 @@ class Connection:
         "syn_due",
     )
 
-    def __init__(self, iss: int, receive_bytes: int, send_bytes: int) -> None:
+    def __init__(self, iss: int, receive_bytes: int, send_bytes: int, now_ns: int) -> None:
         self.state = State.SYN_SENT
         self.iss = self.snd_una = self.snd_nxt = self.snd_max = iss
         self.snd_wnd = 0
@@ -174,7 +187,7 @@ class Connection:
         self.syn_due = False
         self.reset_due = False
         self.ended_by_fin = False
-        self.deadline_ns: int | None = None
+        self.deadline_ns: int | None = now_ns + CONNECT_NS
         self._receive_bytes = receive_bytes
         self._send_bytes = send_bytes
         self._snd_wscale = 0
@@ -186,29 +199,32 @@ class Connection:
         self._dup_acks = 0
         self._has_rewound = False
         self._is_probe_due = False
+        self._reset_seq: int | None = None
         self._retries = 0
-        self._last_ns = 0
+        self._last_ns = now_ns  # when the guest last said something
         self._is_ack_delayed = False
         self._unacked_bytes = 0  # received since the last acknowledgement
 
     @classmethod
-    def accept(cls, syn: Tcp, iss: int, receive_bytes: int, send_bytes: int) -> Connection:
+    def accept(
+        cls, syn: Tcp, iss: int, receive_bytes: int, send_bytes: int, now_ns: int
+    ) -> Connection:
         """The guest wants to connect; SYN+ACK follows host_connected()."""
-        connection = cls(iss, receive_bytes, send_bytes)
+        connection = cls(iss, receive_bytes, send_bytes, now_ns)
         connection.state = State.CONNECTING
         connection._take_syn(syn)
         return connection
 
     @classmethod
-    def connect(cls, iss: int, receive_bytes: int, send_bytes: int) -> Connection:
+    def connect(cls, iss: int, receive_bytes: int, send_bytes: int, now_ns: int) -> Connection:
         """We want to connect to a port of the guest: a SYN is due."""
-        connection = cls(iss, receive_bytes, send_bytes)
+        connection = cls(iss, receive_bytes, send_bytes, now_ns)
         connection.syn_due = True
         return connection
 
     def _take_syn(self, syn: Tcp) -> None:
         self.rcv_nxt = self.rcv_adv = (syn.seq + 1) & U32
-        self.mss = max(MSS_MIN, syn.mss or MSS_DEFAULT)
+        self.mss = min(max(MSS_MIN, syn.mss or MSS_DEFAULT), MSS)
         self._is_scaled = syn.wscale is not None
         self._snd_wscale = syn.wscale or 0
         self.snd_wnd = syn.window  # never scaled in a SYN
@@ -238,8 +254,13 @@ class Connection:
 
     @property
     def is_closing(self) -> bool:
-        """Whether a new SYN may take its place: both sides have said that they end."""
-        return self.state in (State.FIN_WAIT_2, *_CLOSING_SOON)
+        """Whether a new SYN may take its place: we have said that we end, and the guest knows."""
+        return self.state in (State.FIN_WAIT_2, State.CLOSING, State.LAST_ACK)
+
+    @property
+    def guest_has_ended(self) -> bool:
+        """Whether the guest has said that it sent everything."""
+        return self.ended_by_fin or self.state in _GUEST_ENDED
 
     @property
     def offers_wscale(self) -> bool:
@@ -299,7 +320,12 @@ class Connection:
         if flags & (TCP_RST | TCP_SYN):
             self._receive_control(tcp)
             return NO_PAYLOAD
-        if not flags & TCP_ACK or not self._acknowledge(tcp, payload_bytes, now_ns):
+        if not flags & TCP_ACK:
+            return NO_PAYLOAD
+        if tcp.seq != self.rcv_nxt and self._is_beyond(tcp.seq):
+            self.ack_due = True
+            return NO_PAYLOAD
+        if not self._acknowledge(tcp, payload_bytes, now_ns):
             return NO_PAYLOAD
         if not payload_bytes and not flags & TCP_FIN:
             if tcp.seq != self.rcv_nxt:
@@ -320,19 +346,28 @@ class Connection:
             self.ack_due = True
             self._step(Event.SYN_ACKED)
             self._set_timer(now_ns)
+        elif tcp.flags & TCP_ACK and not acks_syn:
+            # Of an older connection: the RST rids the guest of it, and the SYN comes again.
+            self._reset_seq = tcp.ack
+            self.syn_due = True
 
     def _receive_control(self, tcp: Tcp) -> None:
         """RST and SYN: RFC 5961, so that only the exact number ends a connection."""
         if tcp.flags & TCP_RST:
             if tcp.seq == self.rcv_nxt:
                 self._step(Event.ABORT)
-            elif (tcp.seq - self.rcv_nxt) & U32 < max(1, (self.rcv_adv - self.rcv_nxt) & U32):
+            elif (tcp.seq - self.rcv_nxt) & U32 < (self.rcv_adv - self.rcv_nxt) & U32:
                 self.ack_due = True
             return
         if self.state is State.SYN_RECEIVED and (tcp.seq + 1) & U32 == self.rcv_nxt:
             self.syn_due = True  # our SYN+ACK did not get there
         else:
             self.ack_due = True
+
+    def _is_beyond(self, seq: int) -> bool:
+        """Whether a segment begins past the window; a FIN that waits is not counted yet."""
+        ahead = (seq - self.rcv_nxt) & U32
+        return ((self.rcv_adv - self.rcv_nxt) & U32) + 1 < ahead < _HALF
 
     def _acknowledge(self, tcp: Tcp, payload_bytes: int, now_ns: int) -> bool:
         """Process the acknowledgement field; False if the segment is to be dropped."""
@@ -352,7 +387,8 @@ class Connection:
                 return False
             self._step(Event.SYN_ACKED)
         old_window = self.snd_wnd
-        if not before(tcp.seq, self._snd_wl1) and not before(ack, self._snd_wl2):
+        newer = (tcp.seq - self._snd_wl1) & U32
+        if newer < _HALF and (newer or not before(ack, self._snd_wl2)):
             self.snd_wnd = tcp.window << self._snd_wscale
             self._snd_wl1, self._snd_wl2 = tcp.seq, ack
         if newly:
@@ -373,6 +409,10 @@ class Connection:
             self._count_duplicate()
         if newly or self.snd_wnd != old_window:
             self._is_probe_due = False
+            if not old_window:
+                self._retries = 0
+                if self.snd_max != self.snd_una:
+                    self._rewind()  # the guest had no room for it
             self._set_timer(now_ns)
         return True
 
@@ -399,7 +439,7 @@ class Connection:
         length = payload_bytes - offset
         room = (self.rcv_adv - self.rcv_nxt) & U32
         if self.state not in _CAN_RECEIVE or self._waiting_fin:
-            self.ack_due = True
+            self.ack_due = True  # data after the FIN
             return NO_PAYLOAD
         if length > room:
             length, has_fin = room, False
@@ -472,6 +512,9 @@ class Connection:
 
         A SYN first; then a FIN, if all data before it is out; then a probe or an acknowledgement.
         """
+        if self._reset_seq is not None:
+            seq, self._reset_seq = self._reset_seq, None
+            return Segment(seq, TCP_RST, 0)
         if self.syn_due:
             self.syn_due = False
             flags = TCP_SYN if self.state is State.SYN_SENT else TCP_SYN | TCP_ACK
@@ -543,13 +586,10 @@ class Connection:
     # Time.
 
     def _set_timer(self, now_ns: int) -> None:
-        self._last_ns = now_ns
         if self.state is State.CLOSED:
             return
         if self.snd_max != self.snd_una:  # something is not acknowledged
             wait_ns = min(RTO_NS << self._retries, RTO_NS_MAX)
-        elif self.state in _CLOSING_SOON:
-            wait_ns = FIN_NS
         else:
             wait_ns = IDLE_NS
         self.deadline_ns = now_ns + wait_ns
@@ -570,28 +610,40 @@ class Connection:
         if self._is_ack_delayed:
             self._is_ack_delayed = False
             self.ack_due = True
-            self._set_timer(self._last_ns)
+            self._set_timer(now_ns)
             return
-        if self.state is State.CONNECTING:
+        is_opening = self.state in (State.SYN_SENT, State.SYN_RECEIVED)
+        if self.snd_max == self.iss:  # nobody has answered the host, or the guest takes nothing
             self.abort()
+        elif self.snd_wnd == 0 and not is_opening and (has_data or self.snd_max != self.snd_una):
+            self._probe(now_ns)
         elif self.snd_max != self.snd_una:
             self._retries += 1
-            if self._retries > RETRIES_MAX:
+            if self._retries > (RETRIES_MAX if self.state in _CAN_SEND else RETRIES_MAX_ENDS):
                 self.abort()
                 return
-            if self.state in (State.SYN_SENT, State.SYN_RECEIVED):
+            if is_opening:
                 self.syn_due = True
-            elif self.snd_wnd == 0:
-                self._is_probe_due = True
             else:
                 self._rewind()
             self._set_timer(now_ns)
-        elif has_data and self.snd_wnd == 0:
-            self._retries = min(self._retries + 1, RETRIES_MAX)
-            self._is_probe_due = True
-            self.deadline_ns = None
-            self.await_window(now_ns)
-        elif now_ns - self._last_ns >= (FIN_NS if self.state in _CLOSING_SOON else IDLE_NS):
+        elif now_ns - self._last_ns >= IDLE_NS:
             self.abort()
         else:
             self._set_timer(self._last_ns)
+
+    def _probe(self, now_ns: int) -> None:
+        """Ask for the window. A guest that answers may keep it shut for as long as it likes."""
+        if now_ns - self._last_ns >= SILENCE_NS:
+            self.abort()
+            return
+        self._retries = min(self._retries + 1, RETRIES_MAX)
+        if self._our_fin_seq == self.snd_una:
+            self._rewind()  # a FIN asks just as well
+        else:
+            self._is_probe_due = True
+        if self.snd_max != self.snd_una:
+            self._set_timer(now_ns)
+        else:
+            self.deadline_ns = None
+            self.await_window(now_ns)

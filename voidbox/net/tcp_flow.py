@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from voidbox.net.host import RESET, Stream
-from voidbox.net.tcp import WSCALE, Connection, Segment
+from voidbox.net.tcp import MSS, WSCALE, Connection, Segment
 from voidbox.net.wire import (
     ETH_BYTES,
     IP_BYTES,
@@ -37,11 +37,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 HEADER_BYTES = TRANSPORT_AT + TCP_BYTES
-MTU = 1500
-MSS = MTU - IP_BYTES - TCP_BYTES
 GSO_BYTES_MAX = 65535 - IP_BYTES - TCP_BYTES  # of payload: an IPv4 packet has no more
 BATCH_BYTES_MIN = 4 * MSS
-
+_SMALL_BYTES, _CHUNK_BYTES = 1024, 4096  # what is smaller is put together, up to so much
+_HELD_CHUNK_BYTES = 65536
 
 TimerEntry = list[Any]  # [when, order, flow or None]: see Stack._watch_time
 
@@ -96,14 +95,22 @@ class Kept:
     __slots__ = ("_first", "_parts", "size")
 
     def __init__(self) -> None:
-        self._parts: deque[bytes] = deque()
+        self._parts: deque[bytes | bytearray] = deque()
         self._first = 0  # bytes of _parts[0] that are acknowledged
         self.size = 0
 
     def add(self, data: bytes) -> None:
         """Keep what was just sent."""
-        self._parts.append(data)
         self.size += len(data)
+        if len(data) >= _SMALL_BYTES:
+            self._parts.append(data)
+            return
+        # An object for each byte would take fifty times the memory.
+        last = self._parts[-1] if self._parts else None
+        if isinstance(last, bytearray) and len(last) < _CHUNK_BYTES:
+            last += data
+        else:
+            self._parts.append(bytearray(data))
 
     def drop(self, count: int) -> None:
         """`count` bytes more are acknowledged."""
@@ -183,7 +190,7 @@ class TcpFlow:
         self.timer: TimerEntry | None = None
         self._line = line
         self._on_change = on_change
-        self._held: deque[memoryview] = deque()
+        self._held: deque[bytearray] = deque()
         self._kept = Kept()
         self._kept_seq = (connection.iss + 1) & 0xFFFF_FFFF  # of the first byte in _kept
         self._batch_bytes = BATCH_BYTES_MIN
@@ -223,7 +230,7 @@ class TcpFlow:
             while held and sent >= len(held[0]):
                 sent -= len(held.popleft())
             if sent:
-                held[0] = held[0][sent:]
+                del held[0][:sent]
         self.connection.held(sum(map(len, held)))
         self._pass_fin_on()
 
@@ -271,9 +278,16 @@ class TcpFlow:
             sent = taken
         if sent < length:
             for part in skip(payload, sent) if sent else payload:
-                self._held.append(memoryview(bytes(part)))
+                self._hold(part)
         held_bytes = self.connection.held_bytes + length - sent
         self.connection.accepted(length, held_bytes)
+
+    def _hold(self, part: memoryview) -> None:
+        held = self._held
+        if held and len(held[-1]) + len(part) <= _HELD_CHUNK_BYTES:
+            held[-1] += part
+        else:
+            held.append(bytearray(part))
 
     # To the guest.
 
@@ -326,7 +340,7 @@ class TcpFlow:
 
     @property
     def _segment_bytes_max(self) -> int:
-        return GSO_BYTES_MAX if self._line.has_tso else min(self.connection.mss, MSS)
+        return GSO_BYTES_MAX if self._line.has_tso else self.connection.mss
 
     def _send_new(self, rx: RxFrames, room: int, now_ns: int) -> bool | None:
         """Read from the host into the guest's buffers; None if there was nothing to send."""
@@ -335,7 +349,7 @@ class TcpFlow:
             self.readable = False
             return None
         wanted = min(room, self._batch_bytes, self._segment_bytes_max)
-        least = HEADER_BYTES + min(wanted, connection.mss, MSS)
+        least = HEADER_BYTES + min(wanted, connection.mss)
         buffers = rx.reserve(HEADER_BYTES + wanted, least)
         if buffers is None:
             return False
@@ -399,7 +413,7 @@ class TcpFlow:
         )
         write_bytes(buffers, header)
         length = len(header) + segment.length
-        mss = min(connection.mss, MSS)
+        mss = connection.mss
         rx.commit(
             length,
             gso_size=mss if segment.length > mss else 0,
@@ -415,12 +429,9 @@ class TcpFlow:
         """Let go of the host's end."""
         if self.stream is not None:
             stream, self.stream = self.stream, None
-            stream.close(is_reset=bool(self._held) or not self._ended_well)
+            # The far end must not take what it got so far for all.
+            stream.close(is_reset=not self.connection.guest_has_ended)
         self._held.clear()
-
-    @property
-    def _ended_well(self) -> bool:
-        return not self.connection.is_closed or self.connection.ended_by_fin
 
 
 assert HEADER_BYTES == ETH_BYTES + IP_BYTES + TCP_BYTES
