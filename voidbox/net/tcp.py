@@ -528,7 +528,7 @@ class Connection:
             # One below: the guest drops it and says what its window is.
             return Segment((self.snd_una - 1) & U32, TCP_ACK, 0)
         if self.ack_due and self.state is not State.CONNECTING:
-            self._acknowledged()
+            self._acknowledged(now_ns)
             return Segment(self.snd_nxt, TCP_ACK, 0)
         return None
 
@@ -573,12 +573,15 @@ class Connection:
             return 0
         return min(left, self.room())
 
-    def _acknowledged(self) -> None:
-        self.ack_due = self._is_ack_delayed = False
+    def _acknowledged(self, now_ns: int) -> None:
+        self.ack_due = False
         self._unacked_bytes = 0
+        if self._is_ack_delayed:
+            self._is_ack_delayed = False
+            self._set_timer(now_ns)  # the deadline was the acknowledgement's
 
     def _after_sending(self, now_ns: int) -> None:
-        self._acknowledged()  # every segment does
+        self._acknowledged(now_ns)  # every segment does
         wait_ns = min(RTO_NS << self._retries, RTO_NS_MAX)
         if self.deadline_ns is None or self.deadline_ns - now_ns > wait_ns:
             self._set_timer(now_ns)
