@@ -24,6 +24,7 @@ _ACCEPTS_PER_PASS = 64
 _ACCEPT_PAUSE_S = 0.1
 _BACKLOG = 1024
 _PEER_QUEUE_MAX = 64  # datagrams of one peer that wait for the guest
+_PEER_QUEUE_BYTES_MAX = 256 << 10
 _PATTERN = re.compile(r"(?:([0-9.]+):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?")
 
 
@@ -235,10 +236,14 @@ class _Peer:
     def __init__(self, forward: _UdpForward, address: tuple[str, int]) -> None:
         self._forward = forward
         self._address = address
-        self._queue: deque[bytes] = deque(maxlen=_PEER_QUEUE_MAX)  # the oldest go first
+        self._queue: deque[bytes] = deque()
+        self._queue_bytes = 0
 
     def deliver(self, data: bytes) -> None:
         self._queue.append(data)
+        self._queue_bytes += len(data)
+        while len(self._queue) > _PEER_QUEUE_MAX or self._queue_bytes > _PEER_QUEUE_BYTES_MAX:
+            self._queue_bytes -= len(self._queue.popleft())  # the oldest go first
         self.owner.ready()
 
     def send(self, buffers: Sequence[memoryview | bytes]) -> int:
@@ -250,6 +255,7 @@ class _Peer:
         if not self._queue:
             return None
         data = self._queue.popleft()
+        self._queue_bytes -= len(data)
         buffer[: len(data)] = data
         return len(data)
 

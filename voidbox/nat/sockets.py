@@ -189,9 +189,9 @@ class HostSockets:
 
     def connect_tcp(self, address: int, port: int, owner: StreamOwner) -> TcpSocket | int:
         """See Host."""
-        if is_own(address):
-            return errno.ECONNREFUSED
         try:
+            if is_own(address):
+                return errno.ECONNREFUSED
             sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         except OSError as error:
             return error.errno or errno.EMFILE
@@ -227,7 +227,10 @@ class HostSockets:
             sock = socket.socket(socket.AF_INET, kind, protocol)
         except OSError as error:
             return error.errno or errno.EMFILE
-        error_number = errno.EACCES if is_own(address) else _connect(sock, address, port)
+        try:
+            error_number = errno.EACCES if is_own(address) else _connect(sock, address, port)
+        except OSError as error:
+            error_number = error.errno or errno.EMFILE
         if error_number:
             sock.close()
             return error_number
@@ -239,6 +242,9 @@ def is_own(address: int) -> bool:
 
     The route to an own address has that address as its source, and connecting a datagram socket
     asks for a route and sends nothing.
+
+    Raises:
+        OSError: there is no descriptor left to ask with.
     """
     if address >> 24 == _LOOPBACK_NETWORK:
         return False

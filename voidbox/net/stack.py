@@ -235,7 +235,8 @@ class Stack:
         if ip.protocol == wire.IPPROTO_ICMP:
             return total % 0xFFFF == 0
         if ip.protocol == wire.IPPROTO_UDP:
-            if b"".join(wire.clip(payload, wire.UDP_BYTES))[6:] in (b"", b"\0\0"):
+            header = b"".join(wire.clip(payload, wire.UDP_BYTES))
+            if len(header) < wire.UDP_BYTES or header[6:] == b"\0\0":
                 return True  # UDP may go without
             # What follows the datagram's own length is not summed; such a one is not worth it.
         elif ip.protocol != wire.IPPROTO_TCP:
