@@ -76,7 +76,8 @@ class _Follower:
     def __init__(self, request: _Command, backlog: Backlog) -> None:
         self._request = request
         self._backlog = backlog
-        self._next = 0
+        self._next = 0  # part, and how much of it was sent
+        self._offset = 0
         backlog.viewers.append(self)
 
     def on_backlog(self) -> None:
@@ -88,13 +89,16 @@ class _Follower:
                     request.result(self._backlog.end)
                 return
             number, stream, data = part
-            if number > self._next and not request.event({"lost": number - self._next}):
-                return
-            self._next = number
-            if len(data) > request.room:
-                return
-            self._next += 1
-            request.send(data, stream)
+            if number > self._next:
+                if not request.event({"lost": number - self._next}):
+                    return
+                self._next, self._offset = number, 0
+                continue  # the event took some of the room
+            piece = data[self._offset : self._offset + request.room]
+            self._offset += len(piece)
+            if self._offset == len(data):
+                self._next, self._offset = number + 1, 0
+            request.send(piece, stream)
 
     def close(self) -> None:
         self._backlog.viewers.remove(self)
