@@ -326,7 +326,7 @@ def test_a_watcher_that_does_not_read_is_told_that_it_missed_something(
 ) -> None:
     watch = client.watch(str(folder), user=USER)
     path = folder / "f"
-    for number in range(8_000):
+    for number in range(16_000):
         path.touch()
         path.unlink()
         if not number % 500:
