@@ -60,7 +60,6 @@ class RemoteProcess:
         self._client = client
         self._call = call
         self._pid = pid
-        self._early: list[Output] = []
         self._exit: Exit | None = None
 
     @property
@@ -70,35 +69,25 @@ class RemoteProcess:
         Raises:
             AgentError: it was never started; `wait` says why.
         """
-        while self._pid is None:
-            output = self._next()
-            if output is not None:
-                self._early.append(output)
-            elif self._exit is not None and self._pid is None:
-                raise AgentError(self._exit.error or "the command was not started")
+        if self._pid is None:
+            first = self._call.first_event()
+            if first is None:
+                error = _exit(self._call.result()).error
+                raise AgentError(error or "the command was not started")
+            self._pid = _int(first, "pid")
         return self._pid
-
-    def _next(self) -> Output | None:
-        """Return output, or None when something else came: the start, or the end."""
-        event = self._call.next()
-        if isinstance(event, Data):
-            return Output(event.stream, event.data)
-        if event is not None:
-            pid, lost = event.values.get("pid"), event.values.get("lost")
-            self._pid = pid if isinstance(pid, int) else self._pid
-            self.lost_parts += lost if isinstance(lost, int) else 0
-        else:
-            self._exit = _exit(self._call.result())
-        return None
 
     def output(self) -> Iterator[Output]:
         """Yield output as it comes, until the command ends. Who does not read holds it up."""
-        yield from self._early
-        self._early.clear()
         while self._exit is None:
-            output = self._next()
-            if output is not None:
-                yield output
+            event = self._call.next()
+            if event is None:
+                self._exit = _exit(self._call.result())
+            elif isinstance(event, Data):
+                yield Output(event.stream, event.data)
+            else:
+                lost = event.values.get("lost")
+                self.lost_parts += lost if isinstance(lost, int) else 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Write to its standard input, waiting while it is slow to read."""
@@ -129,6 +118,20 @@ class RemoteProcess:
         values = {"pid": self.pid, "rows": rows, "columns": columns}
         with contextlib.suppress(RequestFailed):  # it has ended
             self._client.request(protocol.RESIZE, values, "resize")
+
+    def post_signal(self, number: int) -> bool:
+        """Send a signal without waiting for anything; False if it has not been started yet."""
+        return self._post(protocol.KILL, {"signal": number}, "kill")
+
+    def post_resize(self, rows: int, columns: int) -> bool:
+        """Tell its terminal the new size as post_signal() sends a signal."""
+        return self._post(protocol.RESIZE, {"rows": rows, "columns": columns}, "resize")
+
+    def _post(self, type: int, values: dict[str, Any], what: str) -> bool:
+        if self._pid is None and not self._call.has_begun:
+            return False
+        self._client.post(type, {"pid": self.pid, **values}, what)
+        return True
 
     def detach(self) -> None:
         """Follow it no longer: a background command goes on, another one is ended."""
@@ -181,6 +184,10 @@ class AgentClient:
     def request(self, type: int, values: dict[str, Any], what: str) -> dict[str, Any]:
         """Make a request that is answered at once; return the answer's map."""
         return self._link.call(type, values, what).result(self._timeout_s)
+
+    def post(self, type: int, values: dict[str, Any], what: str) -> None:
+        """Make a request whose answer is of no interest. Never waits, and no error is raised."""
+        self._link.call(type, values, what)
 
     # Commands.
 
