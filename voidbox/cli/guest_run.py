@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 from voidbox.agent.call import RequestFailed
@@ -124,15 +124,12 @@ class _Run:
         process = self._process
         if number == signal.SIGWINCH:
             if process is not None and self._is_tty:
-                process.resize(*streams.window_size())
+                with suppress(OSError):  # the terminal is gone: SIGHUP follows
+                    process.post_resize(*streams.window_size())
             return
         self._signals_seen += 1
-        if process is None or self._signals_seen > 1:
-            self._interrupt(exit_status.SIGNAL_BASE + number)
-            return
-        try:
-            process.kill(number)
-        except (AgentError, SandboxTimeout):
+        # Nothing here waits for the guest: a signal must end the VM though its agent hangs.
+        if process is None or self._signals_seen > 1 or not process.post_signal(number):
             self._interrupt(exit_status.SIGNAL_BASE + number)
 
     def _interrupt(self, status: int) -> None:
