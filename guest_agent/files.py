@@ -273,7 +273,10 @@ class FileMkdir(Request):
 
 
 class FileRemove(Request):
-    """Remove a file or a folder. Values: path, user, recursive (bool: with what is in it)."""
+    """Remove a file or a folder. Values: path, user, recursive (bool: with what is in it).
+
+    Answers: EVENT {} now and then, RESULT {}.
+    """
 
     def start(self, values: dict[str, Any]) -> None:
         path = arguments.path(values).rstrip("/")
@@ -298,6 +301,7 @@ class FileRemove(Request):
         if taken < _REMOVALS_PER_PASS:
             self.result({})
         else:
+            self.event({})  # a sign of life; one that finds no room is not missed
             self.loop.call_later(0, self._go_on)
 
 

@@ -162,6 +162,14 @@ class Call:
         self._post(lambda: self.on_consumed(event.cost))
         return event
 
+    def __enter__(self) -> Call:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Cancel it if it has not ended: nobody is interested any more."""
+        if not self.is_over:
+            self.cancel()
+
     def __iter__(self) -> Iterator[Event | Data]:
         while (event := self.next()) is not None:
             yield event

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 from voidbox.agent import protocol
 from voidbox.agent.call import Call, RequestFailed
-from voidbox.agent.core import Data
+from voidbox.agent.core import Data, printable
 from voidbox.agent.link import Link
-from voidbox.errors import AgentError
+from voidbox.errors import AgentError, SandboxTimeout
 
 REQUEST_TIMEOUT_S = 30.0
 _CHUNK_BYTES = protocol.CHUNK_BYTES
@@ -148,7 +148,7 @@ def _exit(values: dict[str, Any]) -> Exit:
     )
     if not is_sane:
         raise AgentError(f"the guest's agent gave no sane exit status: {values!r}"[:200])
-    return Exit(code, number, values.get("timed_out") is True, error)
+    return Exit(code, number, values.get("timed_out") is True, printable(error))
 
 
 class AgentClient:
@@ -159,7 +159,8 @@ class AgentClient:
 
     Args:
         link: after its handshake.
-        request_timeout_s: for each request but commands, transfers and watches.
+        request_timeout_s: for each request, and each sign of life in long ones; not for commands
+            and what is watched.
     """
 
     def __init__(self, link: Link, request_timeout_s: float = REQUEST_TIMEOUT_S) -> None:
@@ -252,13 +253,14 @@ class AgentClient:
         Raises:
             AgentError: what arrived differs from what was sent: do not use it.
         """
-        call = self._link.call(protocol.FILE_READ, _with_user({"path": path}, user), f"read {path}")
         checksum = hashlib.blake2b(digest_size=protocol.CHECKSUM_BYTES)
-        while (event := call.next(self._timeout_s)) is not None:
-            if isinstance(event, Data):
-                checksum.update(event.data)
-                output.write(event.data)
-        values = call.result()
+        request = _with_user({"path": path}, user)
+        with self._link.call(protocol.FILE_READ, request, f"read {path}") as call:
+            while (event := call.next(self._timeout_s)) is not None:
+                if isinstance(event, Data):
+                    checksum.update(event.data)
+                    output.write(event.data)
+            values = call.result()
         if values.get("checksum") != checksum.digest():
             raise AgentError(f"{path}: what arrived has another checksum")
         return values
@@ -276,27 +278,23 @@ class AgentClient:
         values = _with_user({"path": path}, user)
         optional = {"mode": mode, "mtime_ns": mtime_ns}
         values |= {name: value for name, value in optional.items() if value is not None}
-        call = self._link.call(protocol.FILE_WRITE, values, f"write {path}")
         checksum = hashlib.blake2b(digest_size=protocol.CHECKSUM_BYTES)
-        try:
+        with self._link.call(protocol.FILE_WRITE, values, f"write {path}") as call:
             while (data := source.read(_CHUNK_BYTES)) and not call.is_over:
                 checksum.update(data)
                 call.write(data, self._timeout_s)
             call.end_input({"checksum": checksum.digest()})
             return _int(call.result(self._timeout_s), "size")
-        except BaseException:
-            call.cancel()
-            raise
 
     def list_files(
         self, path: str, *, depth: int = 1, user: str | None = None
     ) -> Iterator[dict[str, Any]]:
         """Yield what is in a folder, as stat() describes it, the names relative to it."""
         values = _with_user({"path": path, "depth": depth}, user)
-        call = self._link.call(protocol.FILE_LIST, values, f"list {path}")
-        while (event := call.next(self._timeout_s)) is not None:
-            if not isinstance(event, Data):
-                yield from _list(event.values, "entries")
+        with self._link.call(protocol.FILE_LIST, values, f"list {path}") as call:
+            while (event := call.next(self._timeout_s)) is not None:
+                if not isinstance(event, Data):
+                    yield from _list(event.values, "entries")
 
     def stat(self, path: str, *, follow: bool = True, user: str | None = None) -> dict[str, Any]:
         """Describe a file: name, type, size, mode, uid, gid, mtime_ns, and a link's target."""
@@ -311,7 +309,9 @@ class AgentClient:
     def remove(self, path: str, *, recursive: bool = False, user: str | None = None) -> None:
         """Remove a file, an empty folder, or with `recursive` a whole one."""
         values = _with_user({"path": path, "recursive": recursive}, user)
-        self._link.call(protocol.FILE_REMOVE, values, f"remove {path}").result()
+        with self._link.call(protocol.FILE_REMOVE, values, f"remove {path}") as call:
+            while call.next(self._timeout_s) is not None:
+                pass  # an event now and then: it goes on
 
     def rename(self, path: str, to: str, *, user: str | None = None) -> None:
         """Rename a file or folder, replacing a file of the new name."""
@@ -322,7 +322,11 @@ class AgentClient:
         """Watch a folder; what happens after this returns is told."""
         values = _with_user({"path": path, "recursive": recursive}, user)
         call = self._link.call(protocol.FILE_WATCH, values, f"watch {path}")
-        call.next(self._timeout_s)
+        try:
+            call.next(self._timeout_s)
+        except SandboxTimeout:
+            call.cancel()
+            raise
         return Watch(call)
 
     # The guest.

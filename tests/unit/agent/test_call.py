@@ -123,3 +123,75 @@ def test_asking_for_the_process_id_takes_no_output_from_the_reader(agent: FakeAg
     asker.join()
     assert has_answered and pids == [7]
     assert out == [b"one", b"two"]
+
+
+def test_whoever_gives_a_request_up_has_it_ended(agent: FakeAgent) -> None:
+    class Full:
+        def write(self, data: bytes) -> int:
+            raise OSError(28, "No space left on device")
+
+    def answer(frame: Frame) -> bytes:
+        if frame.type == protocol.FILE_READ:
+            return protocol.encode(protocol.DATA, frame.request, b"data")
+        if frame.type == protocol.FILE_LIST:
+            entries = pack({"entries": [{"name": "one"}, {"name": "two"}]})
+            return protocol.encode(protocol.EVENT, frame.request, entries)
+        return b""
+
+    agent.answer = answer
+    output: Any = Full()
+    with pytest.raises(OSError, match="No space"):
+        agent.client.read_file("/f", output)
+    agent.await_frame(protocol.CANCEL, 1)
+    for _ in agent.client.list_files("/"):
+        break
+    agent.await_frame(protocol.CANCEL, 2)
+    with pytest.raises(SandboxTimeout):
+        list(agent.client.list_files("/"))
+    agent.await_frame(protocol.CANCEL, 3)
+    with pytest.raises(SandboxTimeout):
+        agent.client.watch("/")
+    agent.await_frame(protocol.CANCEL, 4)
+
+
+def test_a_removal_that_the_agent_forgets_is_given_up(agent: FakeAgent) -> None:
+    with pytest.raises(SandboxTimeout, match="remove /x"):
+        agent.client.remove("/x", recursive=True)
+    agent.await_frame(protocol.CANCEL, 1)
+
+
+def test_a_long_removal_is_not_given_up(agent: FakeAgent) -> None:
+    def answer(frame: Frame) -> bytes:
+        return b"" if frame.type != protocol.FILE_REMOVE else progress(frame.request)
+
+    def progress(request: int) -> bytes:
+        for count in range(4):
+            timers.append(threading.Timer(0.1 * (count + 1), send, [request, count]))
+            timers[-1].start()
+        return b""
+
+    def send(request: int, count: int) -> None:
+        type = protocol.EVENT if count < 3 else protocol.RESULT
+        agent._peer.sendall(protocol.encode(type, request, pack({})))
+
+    timers: list[threading.Timer] = []
+    agent.answer = answer
+    agent.client.remove("/x", recursive=True)
+    for timer in timers:
+        timer.join()
+
+
+@pytest.mark.parametrize("text", ["a\nvoidbox: b", "\x1b[2J", "x" * 100_000])
+def test_the_guests_words_are_one_short_line(agent: FakeAgent, text: str) -> None:
+    end = {"exit_code": 127, "signal": None, "error": text}
+    agent.answer = lambda frame: (
+        protocol.encode(protocol.ERROR, frame.request, pack({"code": "EIO", "message": text}))
+        if frame.type == protocol.METRICS
+        else protocol.encode(protocol.RESULT, frame.request, pack(end))
+        if frame.type == protocol.EXEC
+        else b""
+    )
+    with pytest.raises(AgentError) as caught:
+        agent.client.metrics()
+    for words in (str(caught.value), agent.client.exec(["x"]).wait().error):
+        assert words and words.isprintable() and len(words) < 10_000
