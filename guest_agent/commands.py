@@ -134,7 +134,8 @@ class Exec(_Command):
             )
             return
         backlog = Backlog() if is_background else None
-        self.process = Process(self.loop, program, child, backlog or _Direct(self))
+        self._direct = _Direct(self)
+        self.process = Process(self.loop, program, child, backlog or self._direct)
         self.table.add(self.process)
         if seconds is not None:
             self.process.limit_time(seconds)
@@ -153,7 +154,9 @@ class Exec(_Command):
         if self._follower is not None:
             super().on_cancel()
         else:
+            self._direct.is_given_up = True
             self.process.terminate(signal.SIGTERM)
+            self.process.resume()
 
     def on_close(self) -> None:
         if self._follower is not None:
@@ -165,17 +168,23 @@ class Exec(_Command):
 
 
 class _Direct:
-    """Gives a command's output to its request; the command waits while that has no room."""
+    """Gives a command's output to its request; the command waits while that has no room.
+
+    Attributes:
+        is_given_up: output that finds no room is dropped: perhaps nobody reads it any more.
+    """
 
     def __init__(self, request: Request) -> None:
+        self.is_given_up = False
         self._request = request
 
     @property
     def room(self) -> int:
-        return self._request.room
+        return self._request.room or (protocol.CHUNK_BYTES if self.is_given_up else 0)
 
     def take(self, stream: int, data: bytes) -> None:
-        self._request.send(data, stream)
+        if len(data) <= self._request.room:
+            self._request.send(data, stream)
 
     def ended(self, values: dict[str, Any]) -> None:
         self._request.result(values)
