@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import AgentClient, RemoteProcess
+from voidbox.agent.protocol import BAD_REQUEST
 from voidbox.cli import exit_status, streams
 from voidbox.cli.complain import complain
 from voidbox.cli.signals import SignalThread
@@ -24,6 +25,8 @@ from voidbox.vmm.outcome import EndReason
 
 _SHELL = ("/bin/sh", "-l")
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# The guest's answers to what the arguments ask for: no such user, no such folder.
+_USAGE_CODES = frozenset((BAD_REQUEST, "ENOENT", "ENOTDIR", "EACCES"))
 _GUEST_STATUS = {
     EndReason.POWER_OFF: exit_status.OK,
     EndReason.RESET: exit_status.OK,
@@ -146,8 +149,8 @@ class _Run:
             return self._interruption
         outcome = self._guest.machine.wait(0)
         status = exit_status.AGENT
-        if isinstance(error, RequestFailed):  # no such user, no such folder
-            status = exit_status.USAGE
+        if isinstance(error, RequestFailed):
+            status = exit_status.USAGE if error.code in _USAGE_CODES else exit_status.AGENT
         elif outcome is not None:
             status = _GUEST_STATUS.get(outcome.reason, exit_status.AGENT)
         if status != exit_status.OK:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.unit.agent.test_call import FakeAgent, started
 from voidbox.agent import protocol
+from voidbox.agent.call import RequestFailed
 from voidbox.cli import exit_status, streams
 from voidbox.cli.guest_run import _Run
 
@@ -67,3 +68,14 @@ def test_a_new_window_size_never_raises(agent: FakeAgent, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(streams, "window_size", gone)
     run._on_signal(signal.SIGWINCH)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("bad-request", exit_status.USAGE), ("ENOENT", exit_status.USAGE),
+     ("EAGAIN", exit_status.AGENT), ("internal", exit_status.AGENT)],
+)  # fmt: skip
+def test_only_what_the_arguments_ask_for_is_a_usage_error(code: str, status: int) -> None:
+    run = make_run([])
+    run._guest.machine.wait = lambda timeout_s: None  # type: ignore[assignment,method-assign]
+    assert run._explain(RequestFailed(code, "no")) == status
