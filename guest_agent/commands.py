@@ -76,7 +76,8 @@ class _Follower:
     def __init__(self, request: _Command, backlog: Backlog) -> None:
         self._request = request
         self._backlog = backlog
-        self._next = 0
+        self._next = 0  # part, and how much of it was sent
+        self._offset = 0
         backlog.viewers.append(self)
 
     def on_backlog(self) -> None:
@@ -88,13 +89,16 @@ class _Follower:
                     request.result(self._backlog.end)
                 return
             number, stream, data = part
-            if number > self._next and not request.event({"lost": number - self._next}):
-                return
-            self._next = number
-            if len(data) > request.room:
-                return
-            self._next += 1
-            request.send(data, stream)
+            if number > self._next:
+                if not request.event({"lost": number - self._next}):
+                    return
+                self._next, self._offset = number, 0
+                continue  # the event took some of the room
+            piece = data[self._offset : self._offset + request.room]
+            self._offset += len(piece)
+            if self._offset == len(data):
+                self._next, self._offset = number + 1, 0
+            request.send(piece, stream)
 
     def close(self) -> None:
         self._backlog.viewers.remove(self)
@@ -130,7 +134,8 @@ class Exec(_Command):
             )
             return
         backlog = Backlog() if is_background else None
-        self.process = Process(self.loop, program, child, backlog or _Direct(self))
+        self._direct = _Direct(self)
+        self.process = Process(self.loop, program, child, backlog or self._direct)
         self.table.add(self.process)
         if seconds is not None:
             self.process.limit_time(seconds)
@@ -149,7 +154,9 @@ class Exec(_Command):
         if self._follower is not None:
             super().on_cancel()
         else:
+            self._direct.is_given_up = True
             self.process.terminate(signal.SIGTERM)
+            self.process.resume()
 
     def on_close(self) -> None:
         if self._follower is not None:
@@ -161,17 +168,23 @@ class Exec(_Command):
 
 
 class _Direct:
-    """Gives a command's output to its request; the command waits while that has no room."""
+    """Gives a command's output to its request; the command waits while that has no room.
+
+    Attributes:
+        is_given_up: output that finds no room is dropped: perhaps nobody reads it any more.
+    """
 
     def __init__(self, request: Request) -> None:
+        self.is_given_up = False
         self._request = request
 
     @property
     def room(self) -> int:
-        return self._request.room
+        return self._request.room or (protocol.CHUNK_BYTES if self.is_given_up else 0)
 
     def take(self, stream: int, data: bytes) -> None:
-        self._request.send(data, stream)
+        if len(data) <= self._request.room:
+            self._request.send(data, stream)
 
     def ended(self, values: dict[str, Any]) -> None:
         self._request.result(values)

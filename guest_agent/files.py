@@ -205,25 +205,34 @@ class FileList(Request):
         self._pending: list[dict[str, Any]] = []
         with acting_as(self._user):
             os.listdir(path)  # an error here is the request's; further down it is not
-        self._entries = self._walk(path, "", depth)
+        self._entries = self._walk(path, depth)
         self.on_room()
 
-    def _walk(self, path: str, prefix: str, depth: int) -> Iterator[dict[str, Any]]:
-        try:
-            with acting_as(self._user):
-                names = sorted(os.listdir(path))
-        except OSError:
-            return
-        for name in names:
-            full = f"{path}/{name}"
+    def _walk(self, path: str, depth: int) -> Iterator[dict[str, Any]]:
+        """Not recursive: a tree can be deeper than Python's stack."""
+        levels = [("", iter(self._names(path)))]  # the prefix of the names, and those to come
+        while levels:
+            prefix, names = levels[-1]
+            name = next(names, None)
+            if name is None:
+                levels.pop()
+                continue
+            full = f"{path}/{prefix}{name}"
             try:
                 with acting_as(self._user):
                     entry = describe(full, prefix + name)
             except OSError:
                 continue  # removed since
             yield entry
-            if depth > 1 and entry["type"] == "folder":
-                yield from self._walk(full, f"{prefix}{name}/", depth - 1)
+            if entry["type"] == "folder" and len(levels) < depth:
+                levels.append((f"{prefix}{name}/", iter(self._names(full))))
+
+    def _names(self, path: str) -> list[str]:
+        try:
+            with acting_as(self._user):
+                return sorted(os.listdir(path))
+        except OSError:
+            return []
 
     def on_room(self) -> None:
         while not self.is_done:
@@ -264,11 +273,14 @@ class FileMkdir(Request):
 
 
 class FileRemove(Request):
-    """Remove a file or a folder. Values: path, user, recursive (bool: with what is in it)."""
+    """Remove a file or a folder. Values: path, user, recursive (bool: with what is in it).
+
+    Answers: EVENT {} now and then, RESULT {}.
+    """
 
     def start(self, values: dict[str, Any]) -> None:
         path = arguments.path(values).rstrip("/")
-        if not path:
+        if os.path.normpath(path or "/") in ("/", "//"):  # "/." and "/usr/.." too
             raise RequestError(protocol.BAD_REQUEST, "the root is not to be removed")
         self._user = user_of(values)
         if arguments.flag(values, "recursive"):
@@ -283,12 +295,13 @@ class FileRemove(Request):
         try:
             with acting_as(self._user):
                 taken = sum(1 for _ in itertools.islice(self._steps, _REMOVALS_PER_PASS))
-        except OSError as error:
+        except Exception as error:  # as _guard: nobody above us on the loop could answer
             self.fail_by(error)
             return
         if taken < _REMOVALS_PER_PASS:
             self.result({})
         else:
+            self.event({})  # a sign of life; one that finds no room is not missed
             self.loop.call_later(0, self._go_on)
 
 
@@ -302,10 +315,14 @@ def _removal(path: str) -> Iterator[None]:
 
 def _removals(path: str) -> Iterator[None]:
     """Remove a tree, one file a step. Links are removed, never followed."""
-    if os.path.isdir(path) and not os.path.islink(path):
-        for name in os.listdir(path):
-            yield from _removals(f"{path}/{name}")
-    yield from _removal(path)
+    waiting = [(path, False)]  # and whether what was in it is gone
+    while waiting:
+        path, is_emptied = waiting.pop()
+        if is_emptied or os.path.islink(path) or not os.path.isdir(path):
+            yield from _removal(path)
+        else:
+            waiting.append((path, True))
+            waiting += ((f"{path}/{name}", False) for name in os.listdir(path))
 
 
 class FileRename(Request):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import struct
+import termios
 import time
 from collections import deque
 from typing import NamedTuple, Protocol
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 KILL_GRACE_S = 2.0  # between the polite signal and SIGKILL
 # A terminal's last output reaches us a moment after the end of who wrote it.
 _TTY_GRACE_S = 0.2
+_TTY_BYTES_MAX = 64 << 10  # more than a terminal's buffers hold
 _BACKLOG_BYTES_MAX, _BACKLOG_PARTS_MAX = 256 << 10, 4096
 
 
@@ -67,6 +71,8 @@ class Process:
         if child.stderr >= 0:
             self._outputs[child.stderr] = protocol.STDERR
         self._paused: set[int] = set()
+        # Once the command has ended: how much is read on. Others may write without end.
+        self._left: dict[int, int] = {}
         self._status: int | None = None
         self._is_timed_out = False
         self._timer: Timer | None = None
@@ -154,12 +160,16 @@ class Process:
     def _read(self, fd: int) -> bool:
         """Move some output on; False if there is none now or no room for it."""
         room = self.outlet.room
+        left = self._left.get(fd, room)
+        if not left and self._status is not None:
+            self._close_output(fd)
+            return False
         if not room:
             self._paused.add(fd)
             self._watch(fd)
             return False
         try:
-            data = os.read(fd, room)
+            data = os.read(fd, min(room, left))
         except BlockingIOError:
             if self._status is not None and not self._is_tty:
                 self._close_output(fd)  # others hold the pipe, but the command is over
@@ -176,6 +186,8 @@ class Process:
         if not data:
             self._close_output(fd)
             return False
+        if fd in self._left:
+            self._left[fd] -= len(data)
         self.outlet.take(self._outputs[fd], data)
         return True
 
@@ -227,6 +239,7 @@ class Process:
 
     def _on_exit(self, status: int) -> None:
         self._status = status
+        self._left = {fd: _TTY_BYTES_MAX if self._is_tty else _unread(fd) for fd in self._outputs}
         self._cancel_timer()
         if self._is_tty:
             self._grace = self._loop.call_later(_TTY_GRACE_S, self._close_terminal)
@@ -274,6 +287,13 @@ class Process:
         for fd in list(self._outputs):
             self._close_output(fd)
         self._close_input()
+
+
+def _unread(pipe: int) -> int:
+    """Return how many bytes are in a pipe."""
+    size = struct.Struct("i")
+    count: int = size.unpack(fcntl.ioctl(pipe, termios.FIONREAD, bytes(size.size)))[0]
+    return count
 
 
 class _Nowhere:

@@ -227,7 +227,17 @@ class _SerialCarrier:
                 return
             self._link.feed(data, time.monotonic_ns())
             self._follow_session()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Write what is due, then let requests that ran out of room add to it.
+
+        Not in _pump: a request that is just sending would be called in the middle of that.
+        """
         self._pump()
+        self._follow_session()  # the line may have been given up
+        if self._connection is not None and self._link.room:
+            self._connection.resume()
 
     def _follow_session(self) -> None:
         """Hand on what came; a new session is a new client, and the old one is gone."""
@@ -256,15 +266,21 @@ class _SerialCarrier:
         if not self._unwritten:
             self._unwritten = link.to_write(time.monotonic_ns())
         self._write()
-        if connection is not None and connection.is_ended and not connection.has_outgoing:
-            link.close()
-            self._connection = None
+        if connection is not None and connection.is_ended:
+            self._end(connection)
         deadline_ns = link.deadline_ns
         if deadline_ns is not None:
             delay = max(0, deadline_ns - time.monotonic_ns()) / 1e9
-            self._timer = self._loop.call_later(delay, self._pump)
-        if connection is not None and link.room:
-            connection.resume()
+            self._timer = self._loop.call_later(delay, self._go_on)
+
+    def _end(self, connection: Connection) -> None:
+        """The client broke the protocol: once it has been told why, end the session."""
+        connection.close()
+        if not connection.has_outgoing and self._link.is_idle:
+            self._connection = None
+            self._link.close()
+            self._unwritten += self._link.to_write(time.monotonic_ns())
+            self._write()
 
     def _write(self) -> None:
         if self._unwritten:

@@ -67,7 +67,15 @@ class FileWatch(Request):
         self.on_room()
 
     def _add(self, name: str, is_new: bool = False) -> None:
-        """Watch a folder, and those in it.
+        """Watch a folder, and those in it; not recursive, for they can be nested very deeply."""
+        waiting = self._add_one(name, is_new)
+        while waiting:
+            # Gone already, not allowed, or no watch left: its parent's events still come.
+            with contextlib.suppress(OSError):
+                waiting.extend(self._add_one(waiting.pop(), is_new))
+
+    def _add_one(self, name: str, is_new: bool) -> list[str]:
+        """Watch one folder; return those in it.
 
         In a new one files may be older than the watch: they are told here, some perhaps twice.
         """
@@ -75,18 +83,15 @@ class FileWatch(Request):
             number = self._syscalls.inotify_add_watch(self._fd, f"{self._path}/{name}", _MASK)
             names = sorted(os.listdir(f"{self._path}/{name}")) if self._is_recursive else []
         self._folders[number] = name
+        folders = []
         for child in names:
             full = f"{self._path}/{name}{child}"
             is_folder = os.path.isdir(full) and not os.path.islink(full)
             if is_new:
                 self._tell("create", f"{name}{child}", is_folder)
             if is_folder:
-                self._try_add(f"{name}{child}/", is_new)
-
-    def _try_add(self, name: str, is_new: bool) -> None:
-        # Gone already, not allowed, or no watch left: its parent's events still come.
-        with contextlib.suppress(OSError):
-            self._add(name, is_new)
+                folders.append(f"{name}{child}/")
+        return folders
 
     def _on_ready(self, ready: int) -> None:
         for number, mask, name in _parse(os.read(self._fd, _READ_BYTES)):
@@ -108,7 +113,9 @@ class FileWatch(Request):
         self._tell(kind, folder + name, is_folder)
         if is_folder and self._is_recursive:
             if kind == "create":
-                self._try_add(f"{folder}{name}/", is_new=True)
+                # Gone already: its removal is told too.
+                with contextlib.suppress(OSError):
+                    self._add(f"{folder}{name}/", is_new=True)
             elif kind == "rename":
                 self._forget(f"{folder}{name}/")
 

@@ -43,6 +43,7 @@ class Call:
         self._post = post
         self._changed = Condition()  # covers everything below
         self._events: deque[Event | Data] = deque()
+        self._first_event: Event | None = None
         self._end: Result | None = None
         self._error: Callable[[], AgentError] | None = None
         self._input = bytearray()
@@ -59,6 +60,8 @@ class Call:
                 self._error = partial(RequestFailed, event.code, event.message)
             else:
                 self._events.append(event)
+                if self._first_event is None and isinstance(event, Event):
+                    self._first_event = event
             self._changed.notify_all()
 
     def fail(self, error: Callable[[], AgentError]) -> None:
@@ -126,6 +129,20 @@ class Call:
         # Looked up by the link's thread: only once that has begun the request is it there.
         self._post(lambda: self.on_cancel())
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether an event has come."""
+        return self._first_event is not None
+
+    def first_event(self) -> dict[str, Any] | None:
+        """Wait for the first event; return its map, or None if the end came first.
+
+        It is not taken: who calls next() gets it too.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._first_event is not None or self.is_over)
+            return self._first_event.values if self._first_event is not None else None
+
     def next(self, timeout_s: float | None = None) -> Event | Data | None:
         """Return what came next, or None at the end, which result() then has.
 
@@ -145,6 +162,14 @@ class Call:
         self._post(lambda: self.on_consumed(event.cost))
         return event
 
+    def __enter__(self) -> Call:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Cancel it if it has not ended: nobody is interested any more."""
+        if not self.is_over:
+            self.cancel()
+
     def __iter__(self) -> Iterator[Event | Data]:
         while (event := self.next()) is not None:
             yield event
@@ -159,7 +184,8 @@ class Call:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         try:
             while self.next(None if deadline is None else deadline - time.monotonic()) is not None:
-                pass
+                if deadline is not None and time.monotonic() > deadline:
+                    raise self._stalled(timeout_s)  # events without end are no answer
         except SandboxTimeout:
             self.cancel()
             raise self._stalled(timeout_s) from None

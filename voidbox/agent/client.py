@@ -10,9 +10,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 from voidbox.agent import protocol
 from voidbox.agent.call import Call, RequestFailed
-from voidbox.agent.core import Data
+from voidbox.agent.core import Data, printable
 from voidbox.agent.link import Link
-from voidbox.errors import AgentError
+from voidbox.errors import AgentError, SandboxTimeout
 
 REQUEST_TIMEOUT_S = 30.0
 _CHUNK_BYTES = protocol.CHUNK_BYTES
@@ -60,7 +60,6 @@ class RemoteProcess:
         self._client = client
         self._call = call
         self._pid = pid
-        self._early: list[Output] = []
         self._exit: Exit | None = None
 
     @property
@@ -70,35 +69,25 @@ class RemoteProcess:
         Raises:
             AgentError: it was never started; `wait` says why.
         """
-        while self._pid is None:
-            output = self._next()
-            if output is not None:
-                self._early.append(output)
-            elif self._exit is not None and self._pid is None:
-                raise AgentError(self._exit.error or "the command was not started")
+        if self._pid is None:
+            first = self._call.first_event()
+            if first is None:
+                error = _exit(self._call.result()).error
+                raise AgentError(error or "the command was not started")
+            self._pid = _int(first, "pid")
         return self._pid
-
-    def _next(self) -> Output | None:
-        """Return output, or None when something else came: the start, or the end."""
-        event = self._call.next()
-        if isinstance(event, Data):
-            return Output(event.stream, event.data)
-        if event is not None:
-            pid, lost = event.values.get("pid"), event.values.get("lost")
-            self._pid = pid if isinstance(pid, int) else self._pid
-            self.lost_parts += lost if isinstance(lost, int) else 0
-        else:
-            self._exit = _exit(self._call.result())
-        return None
 
     def output(self) -> Iterator[Output]:
         """Yield output as it comes, until the command ends. Who does not read holds it up."""
-        yield from self._early
-        self._early.clear()
         while self._exit is None:
-            output = self._next()
-            if output is not None:
-                yield output
+            event = self._call.next()
+            if event is None:
+                self._exit = _exit(self._call.result())
+            elif isinstance(event, Data):
+                yield Output(event.stream, event.data)
+            else:
+                lost = event.values.get("lost")
+                self.lost_parts += lost if isinstance(lost, int) else 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Write to its standard input, waiting while it is slow to read."""
@@ -130,6 +119,20 @@ class RemoteProcess:
         with contextlib.suppress(RequestFailed):  # it has ended
             self._client.request(protocol.RESIZE, values, "resize")
 
+    def post_signal(self, number: int) -> bool:
+        """Send a signal without waiting for anything; False if it has not been started yet."""
+        return self._post(protocol.KILL, {"signal": number}, "kill")
+
+    def post_resize(self, rows: int, columns: int) -> bool:
+        """Tell its terminal the new size as post_signal() sends a signal."""
+        return self._post(protocol.RESIZE, {"rows": rows, "columns": columns}, "resize")
+
+    def _post(self, type: int, values: dict[str, Any], what: str) -> bool:
+        if self._pid is None and not self._call.has_begun:
+            return False
+        self._client.post(type, {"pid": self.pid, **values}, what)
+        return True
+
     def detach(self) -> None:
         """Follow it no longer: a background command goes on, another one is ended."""
         self._call.cancel()
@@ -145,7 +148,7 @@ def _exit(values: dict[str, Any]) -> Exit:
     )
     if not is_sane:
         raise AgentError(f"the guest's agent gave no sane exit status: {values!r}"[:200])
-    return Exit(code, number, values.get("timed_out") is True, error)
+    return Exit(code, number, values.get("timed_out") is True, printable(error))
 
 
 class AgentClient:
@@ -156,7 +159,8 @@ class AgentClient:
 
     Args:
         link: after its handshake.
-        request_timeout_s: for each request but commands, transfers and watches.
+        request_timeout_s: for each request, and each sign of life in long ones; not for commands
+            and what is watched.
     """
 
     def __init__(self, link: Link, request_timeout_s: float = REQUEST_TIMEOUT_S) -> None:
@@ -181,6 +185,10 @@ class AgentClient:
     def request(self, type: int, values: dict[str, Any], what: str) -> dict[str, Any]:
         """Make a request that is answered at once; return the answer's map."""
         return self._link.call(type, values, what).result(self._timeout_s)
+
+    def post(self, type: int, values: dict[str, Any], what: str) -> None:
+        """Make a request whose answer is of no interest. Never waits, and no error is raised."""
+        self._link.call(type, values, what)
 
     # Commands.
 
@@ -245,13 +253,14 @@ class AgentClient:
         Raises:
             AgentError: what arrived differs from what was sent: do not use it.
         """
-        call = self._link.call(protocol.FILE_READ, _with_user({"path": path}, user), f"read {path}")
         checksum = hashlib.blake2b(digest_size=protocol.CHECKSUM_BYTES)
-        while (event := call.next(self._timeout_s)) is not None:
-            if isinstance(event, Data):
-                checksum.update(event.data)
-                output.write(event.data)
-        values = call.result()
+        request = _with_user({"path": path}, user)
+        with self._link.call(protocol.FILE_READ, request, f"read {path}") as call:
+            while (event := call.next(self._timeout_s)) is not None:
+                if isinstance(event, Data):
+                    checksum.update(event.data)
+                    output.write(event.data)
+            values = call.result()
         if values.get("checksum") != checksum.digest():
             raise AgentError(f"{path}: what arrived has another checksum")
         return values
@@ -269,27 +278,23 @@ class AgentClient:
         values = _with_user({"path": path}, user)
         optional = {"mode": mode, "mtime_ns": mtime_ns}
         values |= {name: value for name, value in optional.items() if value is not None}
-        call = self._link.call(protocol.FILE_WRITE, values, f"write {path}")
         checksum = hashlib.blake2b(digest_size=protocol.CHECKSUM_BYTES)
-        try:
+        with self._link.call(protocol.FILE_WRITE, values, f"write {path}") as call:
             while (data := source.read(_CHUNK_BYTES)) and not call.is_over:
                 checksum.update(data)
                 call.write(data, self._timeout_s)
             call.end_input({"checksum": checksum.digest()})
             return _int(call.result(self._timeout_s), "size")
-        except BaseException:
-            call.cancel()
-            raise
 
     def list_files(
         self, path: str, *, depth: int = 1, user: str | None = None
     ) -> Iterator[dict[str, Any]]:
         """Yield what is in a folder, as stat() describes it, the names relative to it."""
         values = _with_user({"path": path, "depth": depth}, user)
-        call = self._link.call(protocol.FILE_LIST, values, f"list {path}")
-        while (event := call.next(self._timeout_s)) is not None:
-            if not isinstance(event, Data):
-                yield from _list(event.values, "entries")
+        with self._link.call(protocol.FILE_LIST, values, f"list {path}") as call:
+            while (event := call.next(self._timeout_s)) is not None:
+                if not isinstance(event, Data):
+                    yield from _list(event.values, "entries")
 
     def stat(self, path: str, *, follow: bool = True, user: str | None = None) -> dict[str, Any]:
         """Describe a file: name, type, size, mode, uid, gid, mtime_ns, and a link's target."""
@@ -304,7 +309,9 @@ class AgentClient:
     def remove(self, path: str, *, recursive: bool = False, user: str | None = None) -> None:
         """Remove a file, an empty folder, or with `recursive` a whole one."""
         values = _with_user({"path": path, "recursive": recursive}, user)
-        self._link.call(protocol.FILE_REMOVE, values, f"remove {path}").result()
+        with self._link.call(protocol.FILE_REMOVE, values, f"remove {path}") as call:
+            while call.next(self._timeout_s) is not None:
+                pass  # an event now and then: it goes on
 
     def rename(self, path: str, to: str, *, user: str | None = None) -> None:
         """Rename a file or folder, replacing a file of the new name."""
@@ -315,7 +322,11 @@ class AgentClient:
         """Watch a folder; what happens after this returns is told."""
         values = _with_user({"path": path, "recursive": recursive}, user)
         call = self._link.call(protocol.FILE_WATCH, values, f"watch {path}")
-        call.next(self._timeout_s)
+        try:
+            call.next(self._timeout_s)
+        except SandboxTimeout:
+            call.cancel()
+            raise
         return Watch(call)
 
     # The guest.

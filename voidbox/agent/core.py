@@ -16,7 +16,8 @@ from voidbox.agent import protocol
 from voidbox.agent.packing import PackingError, pack, unpack
 from voidbox.agent.protocol import Decoder, Frame, ProtocolError, ReceiveWindow, SendWindow
 
-_MESSAGE_CHARACTERS_MAX = 200  # of the guest's last words, which nobody else has checked
+# Of the guest's words, which nobody else has checked: room for the longest path.
+_MESSAGE_CHARACTERS_MAX = 5000
 
 
 class Pong(NamedTuple):
@@ -214,13 +215,15 @@ class ClientCore:
             raise ProtocolError("a PONG without version or capabilities")
         is_authenticated = values.get("authenticated") is True
         self.is_ready = self.is_ready or is_authenticated
-        return Pong(version, tuple(str(name) for name in names), is_authenticated, values)
+        return Pong(
+            printable(version), tuple(str(name) for name in names), is_authenticated, values
+        )
 
     def _on_frame(self, frame: Frame) -> CoreEvent | None:
         request = frame.request
         if request == 0 and frame.type == protocol.ERROR:
-            words = repr(_values(frame).get("message"))
-            raise ProtocolError(f"the agent says: {words[:_MESSAGE_CHARACTERS_MAX]}")
+            words = printable(str(_values(frame).get("message")))
+            raise ProtocolError(f"the agent says: {words[:200]}")
         state = self._requests.get(request)
         if state is None:
             raise ProtocolError(f"a frame for request {request}, which does not exist")
@@ -241,7 +244,15 @@ class ClientCore:
         code, message = values.get("code"), values.get("message")
         if not isinstance(code, str) or not isinstance(message, str):
             raise ProtocolError("an ERROR without code or message")
-        return Failure(request, code, message)
+        return Failure(request, code, printable(message))
+
+
+def printable(text: str) -> str:
+    """Return the guest's words as one line that is safe on a terminal, and not too long."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text[:_MESSAGE_CHARACTERS_MAX]
+    )
 
 
 def _values(frame: Frame) -> dict[str, Any]:

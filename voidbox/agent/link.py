@@ -7,6 +7,7 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,6 +22,18 @@ from voidbox.event_loop import EventLoop
 from voidbox.loop_api import TimerHandle
 
 _IO_BYTES = 256 << 10
+
+
+class _Ping:
+    """A PING on its way.
+
+    Attributes:
+        done: it was answered, or the connection is lost.
+    """
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.pong: Pong | None = None
 
 
 class Link:
@@ -54,8 +67,7 @@ class Link:
         self._lost: str | None = None  # why
         self._lost_error: AgentError | None = None
         self._explain_lock = threading.Lock()  # covers _lost_error
-        self._pong = threading.Event()
-        self._pong_value: Pong | None = None
+        self._pings: deque[_Ping] = deque()  # in the order in which they will be answered
         self._is_closed = False
         self._loop = EventLoop(on_error=self._on_fault)
         sock.setblocking(False)
@@ -79,14 +91,17 @@ class Link:
             AgentError: the agent wants another secret, or the connection is lost.
             SandboxTimeout: no answer within `timeout_s` seconds.
         """
-        self._loop.call_soon(partial(self._ping, secret))
-        if not self._pong.wait(timeout_s):
+        ping = _Ping()
+        self._loop.call_soon(partial(self._ping, secret, ping))
+        if self._is_closed:  # else whoever closes us ends the wait too
+            raise AgentError("the connection to the guest's agent is closed")
+        if not ping.done.wait(timeout_s):
             raise SandboxTimeout(f"the guest's agent did not answer within {timeout_s:g} s")
-        if self._pong_value is None:
+        if ping.pong is None:
             raise self._error()
-        if not self._pong_value.is_authenticated:
+        if not ping.pong.is_authenticated:
             raise AgentError("the guest's agent does not accept our secret: is it another guest?")
-        return self._pong_value
+        return ping.pong
 
     def call(self, type: int, values: dict[str, Any], what: str) -> Call:
         """Begin a request. Thread: any."""
@@ -110,7 +125,11 @@ class Link:
         self._watch()
         self._pump()
 
-    def _ping(self, secret: bytes) -> None:
+    def _ping(self, secret: bytes, ping: _Ping) -> None:
+        if self._lost is not None:
+            ping.done.set()
+            return
+        self._pings.append(ping)
         self._core.ping(secret)
         self._pump()
 
@@ -193,8 +212,9 @@ class Link:
         try:
             for event in self._core.feed(data):
                 if isinstance(event, Pong):
-                    self._pong_value = event
-                    self._pong.set()
+                    ping = self._pings.popleft()
+                    ping.pong = event
+                    ping.done.set()
                 elif isinstance(event, Writable):
                     self._send_input(event.request)
                 elif isinstance(event, Result | Failure):
@@ -254,7 +274,7 @@ class Link:
             self._timer = self._loop.call_later(delay_s, self._pump)
 
     def _lose(self, reason: str) -> None:
-        """End every call, and the handshake."""
+        """End every call, and every ping."""
         if self._lost is not None:
             return
         self._lost = reason
@@ -266,7 +286,8 @@ class Link:
         calls, self._calls = self._calls, {}
         for call in calls.values():
             call.fail(self._error)
-        self._pong.set()
+        while self._pings:
+            self._pings.popleft().done.set()
 
     def _say_goodbye(self, serial: SerialLink) -> None:
         serial.close()

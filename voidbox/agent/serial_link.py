@@ -89,6 +89,11 @@ class SerialLink:
         return max(0, BUFFER_BYTES_MAX - len(self._pending)) if self.state == OPEN else 0
 
     @property
+    def is_idle(self) -> bool:
+        """Whether the other side has acknowledged all that was sent."""
+        return not self._pending and not self._in_flight
+
+    @property
     def deadline_ns(self) -> int | None:
         """When to_write() is to be asked again though nothing happened."""
         return self._retry_at_ns

@@ -6,11 +6,12 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import AgentClient, RemoteProcess
+from voidbox.agent.protocol import BAD_REQUEST
 from voidbox.cli import exit_status, streams
 from voidbox.cli.complain import complain
 from voidbox.cli.signals import SignalThread
@@ -24,6 +25,8 @@ from voidbox.vmm.outcome import EndReason
 
 _SHELL = ("/bin/sh", "-l")
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# The guest's answers to what the arguments ask for: no such user, no such folder.
+_USAGE_CODES = frozenset((BAD_REQUEST, "ENOENT", "ENOTDIR", "EACCES"))
 _GUEST_STATUS = {
     EndReason.POWER_OFF: exit_status.OK,
     EndReason.RESET: exit_status.OK,
@@ -124,15 +127,12 @@ class _Run:
         process = self._process
         if number == signal.SIGWINCH:
             if process is not None and self._is_tty:
-                process.resize(*streams.window_size())
+                with suppress(OSError):  # the terminal is gone: SIGHUP follows
+                    process.post_resize(*streams.window_size())
             return
         self._signals_seen += 1
-        if process is None or self._signals_seen > 1:
-            self._interrupt(exit_status.SIGNAL_BASE + number)
-            return
-        try:
-            process.kill(number)
-        except (AgentError, SandboxTimeout):
+        # Nothing here waits for the guest: a signal must end the VM though its agent hangs.
+        if process is None or self._signals_seen > 1 or not process.post_signal(number):
             self._interrupt(exit_status.SIGNAL_BASE + number)
 
     def _interrupt(self, status: int) -> None:
@@ -149,8 +149,8 @@ class _Run:
             return self._interruption
         outcome = self._guest.machine.wait(0)
         status = exit_status.AGENT
-        if isinstance(error, RequestFailed):  # no such user, no such folder
-            status = exit_status.USAGE
+        if isinstance(error, RequestFailed):
+            status = exit_status.USAGE if error.code in _USAGE_CODES else exit_status.AGENT
         elif outcome is not None:
             status = _GUEST_STATUS.get(outcome.reason, exit_status.AGENT)
         if status != exit_status.OK:

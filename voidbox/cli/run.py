@@ -259,7 +259,7 @@ def main(argv: list[str]) -> int:
 def _raise_file_limit() -> None:
     """Allow as many descriptors as we may have: 1,024, the usual limit, is a vsock's connections.
 
-    The usual limit is what it is for programs that use select(2), and we do not.
+    The usual limit is what it is for programs that use select(2), and we use poll and epoll.
     """
     import resource
 

@@ -8,7 +8,7 @@ import termios
 import threading
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from voidbox.agent import protocol
 from voidbox.agent.client import RemoteProcess
@@ -37,7 +37,9 @@ def write_all(fd: int, data: bytes) -> None:
         try:
             view = view[os.write(fd, view) :]
         except BlockingIOError:
-            select.select([], [fd], [])
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll()
 
 
 def copy_output(process: RemoteProcess) -> None:
@@ -60,9 +62,11 @@ class InputThread:
         self._thread.start()
 
     def _run(self) -> None:
+        poll = select.poll()  # select(2) takes no descriptor from 1024 on
+        poll.register(0, select.POLLIN)
+        poll.register(self._stop_read, select.POLLIN)
         while True:
-            ready, _, _ = select.select([0, self._stop_read], [], [])
-            if self._stop_read in ready:
+            if any(fd == self._stop_read for fd, _ in poll.poll()):
                 return
             try:
                 data = os.read(0, _READ_BYTES)
@@ -104,4 +108,5 @@ def raw_terminal() -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, saved)
+        with suppress(termios.error):  # it has hung up
+            termios.tcsetattr(0, termios.TCSADRAIN, saved)

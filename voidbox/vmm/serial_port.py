@@ -95,22 +95,29 @@ class SerialPort:
             self._loop.call_later(_GATHER_S, self._pump)
 
     def _pump(self) -> None:
+        """Hand the guest's output on.
+
+        Taken once a pass: a guest that writes without end must not keep the loop here, and the
+        next byte after a take calls on_output again.
+        """
         self._is_pump_due = False
-        while True:
-            self._output = self._output or self._serial.take_output()
-            if self._socket is None:
-                self._output = b""
-            if not self._output:
-                break
+        self._send()
+        if not self._output:
+            self._output = self._serial.take_output()
+            self._send()
+        self._watch()
+
+    def _send(self) -> None:
+        """Send what was taken; what the program does not take now waits."""
+        if self._socket is None:
+            self._output = b""
+        elif self._output:
             try:
-                sent = self._socket.send(self._output) if self._socket is not None else 0
+                self._output = self._output[self._socket.send(self._output) :]
             except BlockingIOError:
-                break
+                pass
             except OSError:
                 self._drop()
-                return
-            self._output = self._output[sent:]
-        self._watch()
 
     def close(self) -> None:
         """End the stream. Idempotent. Thread: loop, or any once the loop is stopped."""

@@ -292,3 +292,14 @@ def test_commands_do_not_inherit_the_agents_descriptors_or_signals(client: Agent
 def nothing_is_left_behind(client: AgentClient) -> Iterator[None]:
     yield
     assert not [p for p in client.processes() if p["end"] is None]
+
+
+def test_a_command_whose_output_nobody_reads_ends_when_it_is_given_up(client: AgentClient) -> None:
+    process = sh(client, "yes")
+    pid = process.pid
+    time.sleep(0.3)  # until the window is full
+    process.detach()
+    deadline = time.monotonic() + 10
+    while any(p["pid"] == pid for p in client.processes()):
+        assert time.monotonic() < deadline, "its request is never over"
+        time.sleep(0.05)

@@ -6,6 +6,8 @@ import contextlib
 import io
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from guest_agent.loop import READ, Loop
-from guest_agent.server import Agent
-from tests.unit.agent.conftest import SECRET, USER, dial
+from tests.unit.agent.conftest import ROOT, SECRET, USER, dial
 from voidbox.agent import connect as connecting
 from voidbox.agent import protocol
 from voidbox.agent.client import AgentClient
@@ -68,22 +68,36 @@ def refuse(attempt: int) -> socket.socket:
     raise ConnectionResetError(104, "Connection reset by peer")
 
 
+SERIAL_AGENT = """
+import signal, sys
+from guest_agent.loop import Loop
+from guest_agent.server import Agent
+
+loop = Loop()
+loop.catch((signal.SIGTERM,))
+loop.on_signal = lambda number: loop.stop()
+secret = bytes.fromhex(sys.argv[2])
+Agent(loop, secret, lambda is_reboot: None).serve_serial(int(sys.argv[1]))
+print("ready", flush=True)
+loop.run()
+"""
+
+
 @pytest.fixture
 def serial_agent() -> Iterator[socket.socket]:
     """The host's end of a serial line that an agent serves."""
     host, guest = socket.socketpair()
-    wake_read, wake_write = os.pipe()
-    loop = Loop()
-    loop.watch(wake_read, READ, lambda ready: loop.stop())
-    Agent(loop, SECRET, lambda is_reboot: None).serve_serial(guest.fileno())
-    thread = threading.Thread(target=loop.run)
-    thread.start()
-    yield host
-    os.write(wake_write, b"x")
-    thread.join()
-    for fd in (wake_read, wake_write):
-        os.close(fd)
+    fd = guest.fileno()
+    command = [sys.executable, "-c", SERIAL_AGENT, str(fd), SECRET.hex()]
+    process = subprocess.Popen(
+        command, cwd=ROOT, pass_fds=[fd], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     guest.close()
+    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+    yield host
+    process.terminate()
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, b"")
     host.close()
 
 
@@ -138,6 +152,33 @@ def test_the_serial_line_serves_where_vsock_does_not(serial_agent: socket.socket
         assert copy.getvalue() == content
     assert guest.attempts >= ATTEMPTS_BEFORE_SERIAL
     assert "via serial" in log[0] and "Connection reset" in log[0]
+
+
+def test_a_background_commands_output_comes_over_the_serial_line(
+    serial_agent: socket.socket,
+) -> None:
+    with connect(FakeGuest(refuse, serial_agent), SECRET, 20) as client:
+        process = client.exec(
+            shell="head -c 20000 /dev/zero", user=USER, cwd="/tmp", background=True
+        )
+        process._call.result(10)
+
+
+def test_a_long_list_comes_once_over_the_serial_line(
+    serial_agent: socket.socket, tmp_path: Path
+) -> None:
+    names = [f"{number:03}" + "x" * 100 for number in range(300)]
+    for name in names:
+        (tmp_path / name).touch()
+    with connect(FakeGuest(refuse, serial_agent), SECRET, 20) as client:
+        # Commands whose output leaves no room, so that the list must wait for some.
+        others = [
+            client.exec(["head", "-c", "30000", "/dev/zero"], user=USER, cwd="/tmp")
+            for _ in range(3)
+        ]
+        listed = [entry["name"] for entry in client.list_files(str(tmp_path), user=USER)]
+        assert [process.wait().status for process in others] == [0, 0, 0]
+    assert listed == names
 
 
 def test_vsock_is_preferred_though_the_serial_line_would_answer(

@@ -326,7 +326,7 @@ def test_a_watcher_that_does_not_read_is_told_that_it_missed_something(
 ) -> None:
     watch = client.watch(str(folder), user=USER)
     path = folder / "f"
-    for number in range(8_000):
+    for number in range(16_000):
         path.touch()
         path.unlink()
         if not number % 500:
@@ -346,3 +346,32 @@ def test_watching_what_is_no_folder(client: AgentClient, folder: Path) -> None:
         with pytest.raises(RequestFailed) as caught:
             client.watch(str(folder / name), user=USER)
         assert caught.value.code == code
+
+
+def make_deep(folder: Path, depth: int) -> None:
+    """Folders within folders, deeper than Python's recursion goes."""
+    fd = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=fd)
+        inner = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+
+
+def test_a_deep_tree_is_listed_watched_and_removed(client: AgentClient, folder: Path) -> None:
+    for number in range(300):  # more than one pass before it gets deep
+        (folder / f"a{number:03}").touch()
+    make_deep(folder, 1500)
+    listed = list(client.list_files(str(folder), depth=9999, user=USER))
+    assert len(listed) == 1800 and listed[-1]["name"] == "/".join(["d"] * 1500)
+    watch = client.watch(str(folder), recursive=True, user=USER)
+    watch.close()
+    client.remove(str(folder), recursive=True, user=USER)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("path", ["/", "//", "/.", "/usr/..", "/./../."])
+def test_the_root_is_not_removed(client: AgentClient, path: str) -> None:
+    with pytest.raises(RequestFailed, match="not to be removed"):
+        client.remove(path, user=USER)

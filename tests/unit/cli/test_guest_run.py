@@ -1,0 +1,81 @@
+"""`voidbox run -- COMMAND`: what signals do, with an agent that does not answer."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.unit.agent.test_call import FakeAgent, started
+from voidbox.agent import protocol
+from voidbox.agent.call import RequestFailed
+from voidbox.cli import exit_status, streams
+from voidbox.cli.guest_run import _Run
+
+
+@pytest.fixture
+def agent() -> Iterator[FakeAgent]:
+    agent = FakeAgent()
+    yield agent
+    agent.close()
+
+
+def make_run(stops: list[bool]) -> _Run:
+    machine = SimpleNamespace(stop=lambda: stops.append(True))
+    guest: Any = SimpleNamespace(machine=machine)
+    return _Run(guest, None, False)
+
+
+def test_a_second_signal_ends_the_vm_though_the_agent_hangs(agent: FakeAgent) -> None:
+    agent.answer = started
+    stops: list[bool] = []
+    run = make_run(stops)
+    run._process = agent.client.exec(["x"])
+    assert run._process.pid == 7
+    run._on_signal(signal.SIGINT)
+    assert not stops
+    agent.await_frame(protocol.KILL, 2)
+    run._on_signal(signal.SIGINT)
+    assert stops and run._interruption == exit_status.SIGNAL_BASE + signal.SIGINT
+
+
+def test_a_signal_before_the_start_ends_the_vm(agent: FakeAgent) -> None:
+    stops: list[bool] = []
+    run = make_run(stops)
+    run._process = agent.client.exec(["x"])
+    run._on_signal(signal.SIGTERM)
+    assert stops
+
+
+def test_a_new_window_size_never_raises(agent: FakeAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would end the thread that takes the signals."""
+    agent.answer = started
+    run = make_run([])
+    run._process = agent.client.exec(["x"])
+    assert run._process.pid == 7
+    run._is_tty = True
+    monkeypatch.setattr(streams, "window_size", lambda: (24, 80))
+    run._on_signal(signal.SIGWINCH)
+    agent.await_frame(protocol.RESIZE, 2)
+    agent.link.close()
+    run._on_signal(signal.SIGWINCH)
+
+    def gone() -> tuple[int, int]:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(streams, "window_size", gone)
+    run._on_signal(signal.SIGWINCH)
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("bad-request", exit_status.USAGE), ("ENOENT", exit_status.USAGE),
+     ("EAGAIN", exit_status.AGENT), ("internal", exit_status.AGENT)],
+)  # fmt: skip
+def test_only_what_the_arguments_ask_for_is_a_usage_error(code: str, status: int) -> None:
+    run = make_run([])
+    run._guest.machine.wait = lambda timeout_s: None  # type: ignore[assignment,method-assign]
+    assert run._explain(RequestFailed(code, "no")) == status
