@@ -16,7 +16,8 @@ test-fast: setup
 
 # The lab's software CPU can stall a nested guest when its host is busy: what failed is tried once
 # more, alone. A real fault fails twice.
-LAB_TESTS = tests/guest tests/e2e tests/unit/vsock/test_vhost.py
+LAB_TESTS = tests/guest tests/e2e tests/unit/vsock/test_vhost.py \
+	tests/unit/net/test_nat.py::test_ping_of_the_world
 LAB = scripts/with-kvm --mem 8192 --timeout 1800 --rw build/lab
 test-lab: setup kernels
 	$(PYTHON) -m pytest tests/e2e/test_kvm_lab.py
