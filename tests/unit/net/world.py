@@ -551,7 +551,7 @@ class World:
         assert nxt <= sent <= c._send_bytes + 1
         assert flow._kept.size <= c._send_bytes
         promised = (c.rcv_adv - c.rcv_nxt) & U32
-        assert promised + c.held_bytes <= c._receive_bytes + 1  # a FIN may lie beyond
+        assert promised + c.held_bytes <= c._receive_bytes
         assert sum(map(len, flow._held)) == c.held_bytes
         assert sum(map(len, flow._kept._parts)) - flow._kept._first == flow._kept.size
         if c.state not in (State.CONNECTING, State.SYN_SENT, State.SYN_RECEIVED):
