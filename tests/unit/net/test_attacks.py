@@ -38,6 +38,7 @@ from tests.unit.net.world import (
     icmp,
     ip_of,
     ipv4,
+    repaired,
     sum16,
     tcp,
     udp,
@@ -49,27 +50,6 @@ from voidbox.net.stack import CONNECTING_MAX, DATAGRAM_FLOWS_MAX, FRAMES_MAX, TC
 from voidbox.net.tcp import U32, State, before
 
 HOSTILE = ip_of("198.51.100.66")  # where the attacks go, if anywhere
-
-
-def assert_served(world: World, sport: int = 60000) -> None:
-    """The next good frames: ARP, a connection with data both ways, UDP, a ping."""
-    world.rx.credits = None
-    world.rx.checks = True
-    world.take()
-    (reply,) = world.ask(arp())
-    assert reply.ether_type == 0x806 and reply.frame[28:32] == GATEWAY.to_bytes(4, "big")
-    stream, iss = world.open(sport)
-    world.send(tcp(sport, 80, 1001, iss + 1, ACK, payload=b"question"))
-    stream.gives += b"answer"
-    (seen,) = world.take()
-    assert (seen.tcp.payload, bytes(stream.got)) == (b"answer", b"question")
-    world.send(tcp(sport, 80, 1009, iss + 7, RST | ACK))
-    assert not stream.is_open
-    world.send(udp(sport, 9, b"datagram"))
-    assert world.host.datagrams[-1].got == [b"datagram"]
-    (pong,) = world.ask(echo(1, 2, b"ping", GATEWAY))
-    assert pong.body[:1] == b"\0" and pong.body[4:] == b"\0\1\0\2ping"
-    world.check()
 
 
 # --- the table ----------------------------------------------------------------------------------
@@ -748,17 +728,6 @@ TEMPLATES = [
     tcp(1000, 53, 1, 0, SYN, destination=DNS), dhcp(dhcp_message(b"\x35\x01\x01\xff")),
     fragment(0, True, 16), icmp(3, 3, bytes(32)), raw_udp(b"x", 9),
 ]  # fmt: skip
-
-
-def repaired(frame: bytes) -> bytes:
-    """Set the IPv4 header's checksum right, if there is such a header."""
-    size = 4 * (frame[14] & 15) if len(frame) > 14 else 0
-    if frame[12:14] != b"\x08\x00" or not 20 <= size <= len(frame) - 14:
-        return frame
-    head = bytearray(frame[14 : 14 + size])
-    head[10:12] = b"\0\0"
-    head[10:12] = struct.pack("!H", sum16(bytes(head)))
-    return frame[:14] + bytes(head) + frame[14 + size :]
 
 
 @st.composite
