@@ -33,6 +33,7 @@ from tests.unit.net.world import (
     FakeStream,
     World,
     arp,
+    assert_served,
     echo,
     ethernet,
     icmp,

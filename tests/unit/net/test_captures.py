@@ -63,6 +63,14 @@ def from_the_guest(frame: bytes, has_guest_ip: bool) -> bytes:
     return repaired(frame)
 
 
+def shortened(frame: bytes, size: int) -> bytes:
+    """The frame cut off after `size` bytes, its IPv4 length and checksum as if that were all."""
+    frame = from_the_guest(frame[:size], True)
+    if len(frame) >= 34 and frame[12:14] == b"\x08\x00":
+        frame = frame[:16] + struct.pack("!H", len(frame) - 14) + frame[18:]
+    return repaired(frame)
+
+
 def test_every_frame_of_tcpdumps_captures(archive: Path) -> None:
     count = 0
     world = World()
@@ -77,12 +85,15 @@ def test_every_frame_of_tcpdumps_captures(archive: Path) -> None:
                 world.send(frame)
                 world.send(from_the_guest(frame, False), cuts=(14, 34, 42, 60))
                 world.send(from_the_guest(frame, True), needs_csum=True)
+                for size in (14 + count % 30, 34 + count % 50):
+                    world.send(shortened(frame, size), needs_csum=True, cuts=(14, 34))
+                    world.send(shortened(frame, size))
             world.take()
             world.check()
             world.wait(0.5)
     assert count > 5000, f"only {count} frames"
     statistics = world.stack.statistics()
-    assert statistics.frames_from_guest == 3 * count
+    assert statistics.frames_from_guest == 7 * count
     assert statistics.tcp_opened > 10 and world.host.opened > 100  # some got through
     assert_served(world)
     world.wait(8000)
