@@ -26,11 +26,14 @@ from tests.unit.net.world import (
     GATEWAY_MAC,
     GUEST,
     GUEST_MAC,
+    NOBODY,
     PSH,
     RST,
     SYN,
     URG,
+    FakeDatagrams,
     FakeStream,
+    S,
     World,
     arp,
     assert_served,
@@ -46,6 +49,7 @@ from tests.unit.net.world import (
     with_sum,
 )
 from voidbox.event_loop import EventLoop
+from voidbox.nat.forwards import _Peer
 from voidbox.nat.sockets import HostSockets
 from voidbox.net.stack import CONNECTING_MAX, DATAGRAM_FLOWS_MAX, FRAMES_MAX, TCP_FLOWS_MAX
 from voidbox.net.tcp import U32, State, before
@@ -692,6 +696,44 @@ def test_deadlines_do_not_pile_up() -> None:
     world.check()
 
 
+def test_a_peer_of_a_published_port_after_a_long_silence() -> None:
+    world = World()
+    world.send(udp(1, 2, b"x"))
+    world.take()
+    world.now_ns += 3600 * S  # nothing happens that would tell the stack the time
+    peer = FakeDatagrams(world.host, (0, 0), NOBODY)
+    world.host.datagrams.append(peer)
+    peer.owner = world.stack.open_datagrams_to_guest(53, peer, world.now_ns)
+    peer.gives.append(b"hello")
+    peer.owner.ready()
+    world.rx.credits = 0
+    world.wait(1)  # a sweep, before the guest has a buffer
+    world.rx.credits = None
+    (seen,) = world.take()
+    assert seen.body[8:] == b"hello" and seen.source == GATEWAY
+    world.wait(200)
+    assert not peer.is_open
+    world.check()
+
+
+@pytest.mark.parametrize(("size", "kept"), [(100, 64), (65507, 4), (0, 64)])
+def test_what_waits_of_one_peer_is_counted_and_weighed(size: int, kept: int) -> None:
+    peer = _Peer(None, ("192.0.2.1", 1))  # type: ignore[arg-type]
+    peer.owner = NOBODY
+    for number in range(200):
+        peer.deliver(bytes([number]) * size)
+    buffer = memoryview(bytearray(65536))
+    sizes = []
+    while (got := peer.recv_into(buffer)) is not None:
+        sizes.append(got)
+    assert sizes == [size] * kept
+    if size:
+        assert buffer[0] == 199  # the oldest went
+    for _ in range(kept):
+        peer.deliver(bytes(size))  # there is as much room as before
+    assert [peer.recv_into(buffer) for _ in range(kept + 1)] == [size] * kept + [None]
+
+
 def test_no_descriptor_is_left() -> None:
     """The stack is told by errno, not by an exception."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -700,7 +742,8 @@ def test_no_descriptor_is_left() -> None:
     sockets = HostSockets(with_loop, lambda: None)
     taken = []
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+        limit = max(map(int, os.listdir("/proc/self/fd"))) + 20
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
         with pytest.raises(OSError, match="Too many open files"):
             while True:
                 taken.append(os.open("/dev/null", os.O_RDONLY))

@@ -409,7 +409,7 @@ class _Nobody:
     def connected(self, error: int) -> None:
         pass
 
-    def ready(self, readable: bool, writable: bool) -> None:
+    def ready(self, readable: bool = False, writable: bool = False) -> None:
         pass
 
 
