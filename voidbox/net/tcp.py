@@ -293,7 +293,7 @@ class Connection:
         """
         space = self._receive_bytes - self.held_bytes
         promised = (self.rcv_adv - self.rcv_nxt) & U32
-        if space < self.mss or space < promised:
+        if space < self.mss:
             space = promised
         if self._is_scaled and not is_syn:
             field = min(space >> WSCALE, 0xFFFF)
@@ -484,6 +484,8 @@ class Connection:
             return False
         self._waiting_fin = False
         self.rcv_nxt = (self.rcv_nxt + 1) & U32
+        if before(self.rcv_adv, self.rcv_nxt):
+            self.rcv_adv = self.rcv_nxt  # it took no room
         self.ack_due = True
         self._step(Event.GUEST_FIN)
         return True

@@ -233,6 +233,17 @@ def test_a_published_port_that_is_never_answered() -> None:
     exchange.play("wait 32 s \n stack sends RST|ACK \n flows 0 \n host is reset")
 
 
+@pytest.mark.parametrize(
+    "first", ["host opens 8080", "guest sends SYN seq 1000 mss 1460"], ids=["host", "guest"]
+)
+def test_a_guest_without_a_buffer_for_the_first_segment(first: str) -> None:
+    exchange = Exchange(f"guest has 0 buffers \n {first} \n stack sends nothing")
+    exchange.world.wait(29)
+    exchange.play("flows 1")
+    exchange.world.wait(2)
+    exchange.play("guest has all buffers \n stack sends RST|ACK \n flows 0 \n host is reset")
+
+
 def test_a_published_port_where_nobody_listens() -> None:
     Exchange("""
         host opens 8080
@@ -1064,6 +1075,11 @@ def test_a_fin_that_waits_behind_a_shut_window_stops_nothing_the_other_way() -> 
         guest sends ACK seq 3002 ack 3001
         stack answers ACK seq 3001 ack 3001 win 0
         host got 0
+        host takes all
+        stack sends ACK ack 3002 win 2000
+        host got FIN
+        guest sends ACK seq 3001 ack 3001        # a keep-alive
+        stack answers ACK ack 3002 win 2000
     """)
 
 
