@@ -11,8 +11,14 @@ if [ -z "$archive" ]; then
     work=$(mktemp -d "$cache/tmp.XXXXXX")
     trap 'rm -rf "$work"' EXIT
     mkdir -p "$work/lists/partial" "$work/cache/archives/partial" "$work/source"
-    echo 'deb-src http://deb.debian.org/debian bookworm main' >"$work/sources.list"
-    set -- -qq -o Dir::Etc::SourceList="$work/sources.list" -o Dir::Etc::SourceParts=/dev/null \
+    # Where this machine has its packages from, it has their sources from.
+    mkdir "$work/sources"
+    for list in /etc/apt/sources.list /etc/apt/sources.list.d/debian.sources; do
+        [ ! -e "$list" ] || sed 's/^Types: deb$/Types: deb-src/; s/^deb /deb-src /' "$list" \
+            >"$work/sources/$(basename "$list")"
+    done
+    set -- -qq -o Dir::Etc::SourceList="$work/sources/sources.list" \
+        -o Dir::Etc::SourceParts="$work/sources" \
         -o Dir::State::Lists="$work/lists" -o Dir::Cache="$work/cache" \
         -o APT::Sandbox::User= -o Acquire::Retries=0 -o Acquire::http::Timeout=20
     if ! (cd "$work/source" && apt-get "$@" update && apt-get "$@" source --download-only tcpdump) \

@@ -95,7 +95,9 @@ class Client:
     def forget(self) -> None:
         """End all connections, so that nothing of theirs comes later."""
         for peer in self._peers:
-            peer.send(RST)
+            # Only the exact number ends one; which it is depends on how far the handshake got.
+            for seq in (peer.seq, peer.seq + 1):
+                peer.send(RST, seq=seq)
         self._peers.clear()
         for _ in self.frames(0.02):
             pass
