@@ -15,7 +15,6 @@ from voidbox.net.tcp_flow import Line, RxFrames
 from voidbox.net.wire import (
     ETH_BYTES,
     ICMP_BYTES,
-    ICMP_ECHO,
     ICMP_ECHOREPLY,
     ICMP_HOST_UNREACH,
     ICMP_NET_UNREACH,
@@ -38,7 +37,6 @@ DATAGRAM_BYTES_MAX = 65535 - IP_BYTES
 UDP_IDLE_NS = 180_000_000_000
 PING_IDLE_NS = 60_000_000_000
 _FRAGMENT_BYTES = (MTU - IP_BYTES) // 8 * 8
-_ECHO_IDENTIFIER = struct.Struct("!HH")
 
 _UNREACHABLE_CODES = {
     errno.ECONNREFUSED: ICMP_PORT_UNREACH,
@@ -163,11 +161,6 @@ class DatagramFlow:
             self.datagrams.close()
             self.datagrams = None
         self.readable = False
-
-
-def echo_request(identifier: int, sequence: int, data: bytes) -> bytes:
-    """Return an ICMP echo request."""
-    return icmp_message(ICMP_ECHO, 0, identifier << 16 | sequence, data)
 
 
 def echo_reply_frame(line: Line, address: int, head_rest: int, data: bytes) -> bytes:

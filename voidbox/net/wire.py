@@ -44,7 +44,6 @@ ICMP_PKT_FILTERED = 13  # administratively prohibited, RFC 1812
 TCP_BYTES = 20
 TCP_FIN, TCP_SYN, TCP_RST, TCP_PSH, TCP_ACK, TCP_URG = 1, 2, 4, 8, 16, 32
 TCP_CHECKSUM_AT = 16
-UDP_CHECKSUM_AT = 6
 TCPOPT_EOL, TCPOPT_NOP, TCPOPT_MAXSEG, TCPOPT_WINDOW = 0, 1, 2, 3
 WSCALE_MAX = 14
 
@@ -60,7 +59,6 @@ _UDP = struct.Struct("!HHHH")
 _ICMP = struct.Struct("!BBHHH")
 _TCP = struct.Struct("!HHIIBBHHH")
 _TCP_FRAME = struct.Struct("!6s6sH BBHHHBBHII HHIIBBHHH")
-_PSEUDO = struct.Struct("!IIBBH")
 assert _ETH.size == ETH_BYTES
 assert _IP.size == IP_BYTES
 assert _ARP.size == ARP_BYTES
