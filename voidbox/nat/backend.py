@@ -19,11 +19,11 @@ from voidbox.nat.resolvers import HostResolvers, read_resolvers
 from voidbox.nat.sockets import HostSockets
 from voidbox.net.dhcp import Server as DhcpServer
 from voidbox.net.dns import Forwarder
+from voidbox.net.line import NetworkConfig, RxFrames
 from voidbox.net.name_service import DNS_PORT, NameService
 from voidbox.net.pcap import PcapWriter
 from voidbox.net.policy import Policy
-from voidbox.net.stack import Header, NetworkConfig, Stack, StackStatistics
-from voidbox.net.tcp_flow import RxFrames
+from voidbox.net.stack import Header, Stack, StackStatistics
 from voidbox.net.wire import dotted
 
 _FLUSH_S = 1.0  # how old what is in the pcap file's buffer may get
@@ -159,8 +159,7 @@ class NatBackend:
 
     def start(self, offloads: Offloads) -> None:
         """The driver is ready."""
-        self._stack.has_csum = offloads.guest_csum
-        self._stack.has_tso = offloads.guest_tso4
+        self._stack.start(offloads.guest_csum, offloads.guest_tso4)
 
     def receive(self, frame: list[memoryview], header: Header) -> None:
         """Take one frame of the guest."""
@@ -183,9 +182,9 @@ class NatBackend:
         else:
             if not self._has_budget(now_ns):
                 return False
-            before = self._stack.bytes_to_guest
+            before = self._stack.line.bytes_to_guest
             done = self._stack.transmit(rx, now_ns)
-            self._spend(self._stack.bytes_to_guest - before, now_ns)
+            self._spend(self._stack.line.bytes_to_guest - before, now_ns)
         if self._stack.has_new_deadline:
             self._set_timer(now_ns)
         return done
@@ -238,7 +237,6 @@ class NatBackend:
 
     def _set_timer(self, now_ns: int) -> None:
         """One timer, for the earliest deadline; one that is later than needed is replaced."""
-        self._stack.has_new_deadline = False
         deadline_ns = self._stack.next_deadline_ns()
         if deadline_ns is None or self._is_closed:
             return

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 
 from voidbox.net.host import Datagrams
-from voidbox.net.tcp_flow import Line, RxFrames
+from voidbox.net.line import Line, RxFrames
 from voidbox.net.wire import (
     ETH_BYTES,
     ICMP_BYTES,

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from voidbox.net.host import RESET, Stream
+from voidbox.net.line import Line, RxFrames
 from voidbox.net.tcp import MSS, WSCALE, Connection, Segment
 from voidbox.net.wire import (
     ETH_BYTES,
@@ -23,7 +24,6 @@ from voidbox.net.wire import (
     TCP_CHECKSUM_AT,
     TCP_SYN,
     TRANSPORT_AT,
-    Link,
     Tcp,
     clip,
     residue,
@@ -34,7 +34,7 @@ from voidbox.net.wire import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    pass
 
 HEADER_BYTES = TRANSPORT_AT + TCP_BYTES
 GSO_BYTES_MAX = 65535 - IP_BYTES - TCP_BYTES  # of payload: an IPv4 packet has no more
@@ -43,50 +43,6 @@ _SMALL_BYTES, _CHUNK_BYTES = 1024, 4096  # what is smaller is put together, up t
 _HELD_CHUNK_BYTES = 65536
 
 TimerEntry = list[Any]  # [when, order, flow or None]: see Stack._watch_time
-
-
-class RxFrames(Protocol):
-    """The guest's receive buffers."""
-
-    def reserve(self, size: int, least: int = -1) -> list[memoryview] | None:
-        """Return buffers for a frame of `size` bytes, at least `least`; None if there are none."""
-        ...
-
-    def commit(
-        self,
-        length: int,
-        *,
-        gso_size: int = 0,
-        csum_start: int = 0,
-        csum_offset: int = 0,
-        header_bytes: int = 0,
-    ) -> None:
-        """A frame of `length` bytes is in them."""
-        ...
-
-    def cancel(self) -> None:
-        """They stay empty."""
-        ...
-
-
-class Line(Protocol):
-    """What a flow must know of the line to the guest.
-
-    Attributes:
-        link: the two MAC addresses.
-        guest_ip: the guest's address.
-        has_csum: the guest's driver takes partial checksums.
-        has_tso: it takes frames beyond the MTU.
-    """
-
-    link: Link
-    guest_ip: int
-    has_csum: bool
-    has_tso: bool
-
-    def sent(self, buffers: Sequence[memoryview], length: int) -> None:
-        """A frame went to the guest: for the statistics and the pcap file."""
-        ...
 
 
 class Kept:

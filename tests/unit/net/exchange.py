@@ -69,9 +69,9 @@ class Exchange:
     ) -> None:
         self.world = world or World()
         if window is not None:
-            self.world.stack._window_bytes = lambda: window  # type: ignore[method-assign]
+            self.world.stack._tcp._window_bytes = lambda: window  # type: ignore[method-assign]
         if iss is not None:
-            self.world.stack._initial_seq = lambda key: iss  # type: ignore[method-assign]
+            self.world.stack._tcp._initial_seq = lambda key: iss  # type: ignore[method-assign]
         self.sport, self.dport, self.destination = 40000, 80, destination
         self.iss: int | None = None
         self.isn: int | None = None

@@ -51,8 +51,10 @@ from tests.unit.net.world import (
 from voidbox.event_loop import EventLoop
 from voidbox.nat.forwards import _Peer
 from voidbox.nat.sockets import HostSockets
-from voidbox.net.stack import CONNECTING_MAX, DATAGRAM_FLOWS_MAX, FRAMES_MAX, TCP_FLOWS_MAX
+from voidbox.net.datagram_table import DATAGRAM_FLOWS_MAX
+from voidbox.net.line import FRAMES_MAX
 from voidbox.net.tcp import U32, State, before
+from voidbox.net.tcp_table import CONNECTING_MAX, TCP_FLOWS_MAX
 
 HOSTILE = ip_of("198.51.100.66")  # where the attacks go, if anywhere
 
@@ -456,7 +458,7 @@ def test_large_datagrams_share_the_queue_of_frames() -> None:
         socket.gives.extend([bytes(65507)] * 3)
     world.rx.credits = 20
     world.pump()
-    assert len(world.stack._frames) <= FRAMES_MAX
+    assert len(world.stack.line.frames) <= FRAMES_MAX
     world.rx.credits = None
     frames = world.take()
     assert 0 < len(frames) <= 20 * 3 * 45
@@ -479,7 +481,7 @@ def footprint(world: World) -> int:
 def test_a_guest_that_sends_byte_by_byte_to_a_host_that_does_not_read() -> None:
     world = World()
     size = 50_000
-    world.stack._window_bytes = lambda: size  # type: ignore[method-assign]
+    world.stack._tcp._window_bytes = lambda: size  # type: ignore[method-assign]
     stream, iss = world.open()
     stream.room = 0
     frame = bytearray(tcp(40000, 80, 1001, iss + 1, ACK, payload=b"x"))
@@ -544,7 +546,7 @@ def test_a_guest_that_never_takes_a_frame() -> None:
     assert world.dropped["answer, for the guest takes none"] > 1000
     world.wait(8000)
     assert not world.flows and not world.host.streams and not world.host.datagrams
-    assert not world.stack._timers or len(world.stack._timers) < 100
+    assert not world.stack._tcp._timers or len(world.stack._tcp._timers) < 100
     assert world.stack.next_deadline_ns() is None
     assert_served(world)
 
@@ -595,10 +597,10 @@ def test_a_flood_of_short_connections_leaves_nothing() -> None:
         send(ACK, sport, seq + 5, iss + 5)
         assert not stream.is_open and not stream.was_reset
     world.wait(120)
-    assert not world.flows and not world.host.streams and not world.stack._connecting
-    assert not world.stack._pending and len(world.stack._timers) < 200
+    assert not world.flows and not world.host.streams and not world.stack._tcp._connecting
+    assert not world.stack.line.pending and len(world.stack._tcp._timers) < 200
     world.wait(40)
-    assert not world.stack._timers
+    assert not world.stack._tcp._timers
     assert_served(world)
 
 
@@ -692,7 +694,7 @@ def test_deadlines_do_not_pile_up() -> None:
         world.take()
         world.send(tcp(40000, 80, 1001, iss + 2 + second, ACK))
         world.wait(1.5)
-        assert len(world.stack._timers) < 100
+        assert len(world.stack._tcp._timers) < 100
     world.check()
 
 
@@ -822,9 +824,9 @@ class Anything(RuleBasedStateMachine):
                 iss=st.sampled_from([None, 0xFFFF_FFF0, 0x7FFF_FFF0]))  # fmt: skip
     def begin(self, has_csum: bool, has_tso: bool, window: int, iss: int | None) -> None:
         self.world = World(has_csum=has_csum or has_tso, has_tso=has_tso)
-        self.world.stack._window_bytes = lambda: window  # type: ignore[method-assign]
+        self.world.stack._tcp._window_bytes = lambda: window  # type: ignore[method-assign]
         if iss is not None:
-            self.world.stack._initial_seq = lambda key: iss  # type: ignore[method-assign]
+            self.world.stack._tcp._initial_seq = lambda key: iss  # type: ignore[method-assign]
         self.world.host.connects = False
         self.edges: dict[object, tuple[int, int, int]] = {}
 

@@ -239,7 +239,7 @@ assert sock.recv(1) == b""
                 time.sleep(0.5)
                 assert guest.python(ECHO_CLIENT, echo_port, 100_000) == "same\n"
                 held = guest.on_loop(
-                    lambda: [f.connection.held_bytes for f in guest.backend._stack._tcp.values()]
+                    lambda: [f.connection.held_bytes for f in guest.backend._stack._tcp.flows.values()]
                 )
                 assert (
                     isinstance(held, list) and max(held) <= (2 << 20) + 200
@@ -274,7 +274,7 @@ assert bytes(got) == bytes(range(250)) * 200000, len(got)
             sender.start()
             time.sleep(3)  # the window is shut, and probed
             kept = guest.on_loop(
-                lambda: [flow._kept.size for flow in guest.backend._stack._tcp.values()]
+                lambda: [flow._kept.size for flow in guest.backend._stack._tcp.flows.values()]
             )
             assert isinstance(kept, list) and max(kept) <= 2 << 20
             output = process.communicate(b"\n", timeout=60)

@@ -22,9 +22,9 @@ from tests.unit.net.world import (
     ip_of,
     tcp,
 )
-from voidbox.net.stack import CONNECTING_MAX, TCP_FLOWS_MAX
 from voidbox.net.tcp import U32, Connection
 from voidbox.net.tcp_flow import Kept
+from voidbox.net.tcp_table import CONNECTING_MAX, TCP_FLOWS_MAX
 from voidbox.net.wire import Tcp
 
 OPEN = """
@@ -1349,7 +1349,7 @@ def test_black_holes_stop_nobody_else() -> None:
     ]  # fmt: skip
     world.check()
     world.wait(31)
-    assert len(world.flows) == 2 and len(world.stack._connecting) == 0
+    assert len(world.flows) == 2 and len(world.stack._tcp._connecting) == 0
 
 
 def test_too_many_connections_are_refused_and_places_become_free() -> None:

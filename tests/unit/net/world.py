@@ -14,21 +14,17 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from voidbox.net.datagram_table import DATAGRAM_FLOWS_MAX
 from voidbox.net.dhcp import Server as DhcpServer
 from voidbox.net.dns import Forwarder
 from voidbox.net.host import RESET, DatagramOwner, StreamOwner
+from voidbox.net.line import FRAMES_MAX, NetworkConfig
 from voidbox.net.name_service import NameService, NameStream
 from voidbox.net.policy import Policy
-from voidbox.net.stack import (
-    CONNECTING_MAX,
-    DATAGRAM_FLOWS_MAX,
-    FRAMES_MAX,
-    TCP_FLOWS_MAX,
-    NetworkConfig,
-    Stack,
-)
+from voidbox.net.stack import Stack
 from voidbox.net.tcp import U32, State
 from voidbox.net.tcp_flow import TcpFlow
+from voidbox.net.tcp_table import CONNECTING_MAX, TCP_FLOWS_MAX
 
 S = 1_000_000_000
 GUEST_MAC, GATEWAY_MAC = bytes.fromhex("525400123456"), bytes.fromhex("525400123401")
@@ -455,7 +451,7 @@ class World:
         self.stack = Stack(
             config, self.host, policy, self.names, dhcp, secret, log=self.log.append
         )  # fmt: skip
-        self.stack.has_csum, self.stack.has_tso = has_csum, has_tso
+        self.stack.start(has_csum, has_tso)
 
     def send(self, frame: bytes, *, needs_csum: bool = False, cuts: Sequence[int] = ()) -> None:
         """The guest sends a frame; its memory is scribbled over afterwards."""
@@ -511,7 +507,7 @@ class World:
 
     @property
     def flows(self) -> list[TcpFlow]:
-        return list(self.stack._tcp.values())
+        return list(self.stack._tcp.flows.values())
 
     def open(self, sport: int = 40000, dport: int = 80, seq: int = 1000, *, options: bytes = b"",
              window: int = 65535, destination: int = FAR) -> tuple[FakeStream, int]:  # fmt: skip
@@ -531,23 +527,23 @@ class World:
     def check(self) -> None:
         """What holds at any time, whatever anybody did."""
         stack = self.stack
-        assert len(stack._tcp) <= TCP_FLOWS_MAX
-        assert len(stack._connecting) <= CONNECTING_MAX
-        assert len(stack._datagrams) <= DATAGRAM_FLOWS_MAX
-        assert len(stack._frames) <= FRAMES_MAX
-        assert len(stack._timers) <= 3 * len(stack._tcp) + 200
-        assert len(stack._pending) <= len(stack._tcp) + len(stack._datagrams)
-        queued = set(map(id, stack._pending))
-        assert len(queued) == len(stack._pending)
+        assert len(stack._tcp.flows) <= TCP_FLOWS_MAX
+        assert len(stack._tcp._connecting) <= CONNECTING_MAX
+        assert len(stack._datagrams.flows) <= DATAGRAM_FLOWS_MAX
+        assert len(stack.line.frames) <= FRAMES_MAX
+        assert len(stack._tcp._timers) <= 3 * len(stack._tcp.flows) + 200
+        assert len(stack.line.pending) <= len(stack._tcp.flows) + len(stack._datagrams.flows)
+        queued = set(map(id, stack.line.pending))
+        assert len(queued) == len(stack.line.pending)
         streams, datagrams = [], []
-        for key, flow in stack._tcp.items():
+        for key, flow in stack._tcp.flows.items():
             assert flow.key == key
             assert flow.is_queued == (id(flow) in queued)
             assert flow.stream is not None
             if not isinstance(flow.stream, NameStream):
                 streams.append(flow.stream)
             self._check_flow(flow)
-        for datagram_key, datagram_flow in stack._datagrams.items():
+        for datagram_key, datagram_flow in stack._datagrams.flows.items():
             assert datagram_flow.key == datagram_key
             assert datagram_flow.is_queued == (id(datagram_flow) in queued)
             datagrams.append(datagram_flow.datagrams)

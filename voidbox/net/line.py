@@ -1,0 +1,165 @@
+"""The way to the guest: small frames that are ready, flows with something to send, in turn."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import NamedTuple, Protocol
+
+from voidbox.net import wire
+from voidbox.net.wire import Ip, Link
+
+FRAMES_MAX = 256  # small frames that wait for the guest's buffers
+_MULTICAST = 0xE000_0000  # and all above it, broadcast included
+
+Tap = Callable[[Sequence[memoryview | bytes], int], None]
+
+
+class NetworkConfig(NamedTuple):
+    """The addresses on the line; integers, MAC addresses as bytes."""
+
+    guest_ip: int = wire.address("10.0.2.15")
+    gateway_ip: int = wire.address("10.0.2.2")
+    dns_ip: int = wire.address("10.0.2.3")
+    prefix_bits: int = 24
+    guest_mac: bytes = bytes.fromhex("525400123456")
+    gateway_mac: bytes = bytes.fromhex("525400123401")
+
+    @property
+    def mask(self) -> int:
+        """The network's mask."""
+        return 0xFFFF_FFFF << (32 - self.prefix_bits) & 0xFFFF_FFFF
+
+
+class RxFrames(Protocol):
+    """The guest's receive buffers: see virtio.net.RxFrames."""
+
+    def reserve(self, size: int, least: int = -1) -> list[memoryview] | None:
+        """Return buffers for a frame of `size` bytes, at least `least`; None if there are none."""
+        ...
+
+    def commit(
+        self,
+        length: int,
+        *,
+        gso_size: int = 0,
+        csum_start: int = 0,
+        csum_offset: int = 0,
+        header_bytes: int = 0,
+    ) -> None:
+        """A frame of `length` bytes is in them."""
+        ...
+
+    def cancel(self) -> None:
+        """They stay empty."""
+        ...
+
+
+class Flow(Protocol):
+    """What waits for its turn.
+
+    Attributes:
+        is_queued: it does; the line's own.
+    """
+
+    is_queued: bool
+
+
+class Line:
+    """Thread: loop.
+
+    Args:
+        tap: takes every frame, for a pcap file: (buffers, length).
+
+    Attributes:
+        config: the addresses.
+        link: the two MAC addresses.
+        guest_ip: the guest's address.
+        has_csum: the guest's driver takes partial checksums.
+        has_tso: it takes frames beyond the MTU.
+        frames: ready to go, before any flow.
+        pending: flows with something to send.
+        is_stalled: the guest had no buffer for the last frame.
+        dropped: what was not served or not said, by reason.
+        frames_to_guest, bytes_to_guest: so far.
+    """
+
+    def __init__(self, config: NetworkConfig, tap: Tap | None) -> None:
+        self.config = config
+        self.link = Link(config.guest_mac, config.gateway_mac)
+        self.guest_ip = config.guest_ip
+        self.has_csum = self.has_tso = False
+        self.frames: deque[bytes] = deque()
+        self.pending: deque[Flow] = deque()
+        self.is_stalled = False
+        self.dropped: Counter[str] = Counter()
+        self.frames_to_guest = self.bytes_to_guest = 0
+        self._tap = tap
+        self._ports = count()
+
+    def drop(self, reason: str) -> None:
+        """Count what is not served."""
+        self.dropped[reason] += 1
+
+    def enqueue(self, flow: Flow) -> None:
+        """Have a flow wait for its turn; once."""
+        if not flow.is_queued:
+            flow.is_queued = True
+            self.pending.append(flow)
+
+    def withdraw(self, flow: Flow) -> None:
+        """The flow is gone."""
+        if flow.is_queued:
+            self.pending.remove(flow)
+            flow.is_queued = False
+
+    def queue_frame(self, frame: bytes) -> None:
+        """Have a small frame go to the guest."""
+        if len(self.frames) < FRAMES_MAX:
+            self.frames.append(frame)
+        else:
+            self.drop("answer, for the guest takes none")
+
+    def queue_datagram(
+        self, source: tuple[int, int], destination: tuple[int, int], payload: bytes
+    ) -> None:
+        """Have a UDP datagram go to the guest; source and destination are (address, port)."""
+        udp = wire.udp_header(source, destination, [payload], len(payload)) + payload
+        self.queue_frame(
+            wire.ipv4_frame(self.link, source[0], destination[0], wire.IPPROTO_UDP, udp)
+        )
+
+    def refuse(self, code: int, head: bytes, ip: Ip) -> None:
+        """Answer a packet with ICMP "destination unreachable", if it may be answered at all."""
+        broadcast = self.guest_ip | ~self.config.mask & 0xFFFF_FFFF
+        if ip.destination < _MULTICAST and ip.destination != broadcast:  # RFC 1812 §4.3.2.7
+            self.queue_unreachable(code, ip.destination, quote(head, ip))
+
+    def queue_unreachable(self, code: int, address: int, quoted: bytes) -> None:
+        """Tell the guest that `address` cannot be reached."""
+        message = wire.icmp_message(wire.ICMP_DEST_UNREACH, code, 0, quoted)
+        # A port's error is the far end's; all others are the router's.
+        source = address if code == wire.ICMP_PORT_UNREACH else self.config.gateway_ip
+        self.queue_frame(
+            wire.ipv4_frame(self.link, source, self.guest_ip, wire.IPPROTO_ICMP, message)
+        )
+
+    def gateway_port(self, is_taken: Callable[[int], bool]) -> int:
+        """Choose a port of the gateway's; they take turns, so that one comes again late."""
+        while True:
+            port = 49152 + next(self._ports) % 16384
+            if not is_taken(port):
+                return port
+
+    def sent(self, buffers: Sequence[memoryview], length: int) -> None:
+        """A frame went to the guest: the first `length` bytes of the buffers."""
+        self.frames_to_guest += 1
+        self.bytes_to_guest += length
+        if self._tap is not None:
+            self._tap(buffers, length)
+
+
+def quote(head: bytes, ip: Ip) -> bytes:
+    """Return the start of a packet, for an ICMP error about it: only what is really there."""
+    return head[wire.ETH_BYTES : wire.ETH_BYTES + min(ip.length, ip.header_bytes + 8)]

@@ -1,0 +1,295 @@
+"""All TCP connections of the guest: which segment is whose, who may open one, and when to look."""
+
+from __future__ import annotations
+
+import errno
+import heapq
+from hashlib import blake2b
+from itertools import count
+
+from voidbox.net import wire
+from voidbox.net.gate import Gate
+from voidbox.net.host import Host, Stream
+from voidbox.net.line import Line, quote
+from voidbox.net.name_service import NameService
+from voidbox.net.tcp import CONNECT_NS, U32, Connection
+from voidbox.net.tcp_flow import TcpFlow, TimerEntry
+from voidbox.net.wire import Ip, Tcp
+
+TCP_FLOWS_MAX = 1024
+CONNECTING_MAX = 128
+CONNECT_PATIENCE_NS = 3_000_000_000  # then a connect() may have to make room for others
+# The first connections get windows that keep a fast stream going; the rest, ones that keep the
+# memory behind all of them bounded.
+LARGE_WINDOW_FLOWS = 32
+LARGE_WINDOW_BYTES = 2 << 20
+WINDOW_BYTES = 256 << 10
+LOOK_NS = 30_000_000_000  # the longest that a flow is not looked at
+TIMERS_SPARE = 64
+# A connect() that failed for want of a way; every other failure is an RST.
+_UNREACHABLE_CODES = {
+    errno.ENETUNREACH: wire.ICMP_NET_UNREACH,
+    errno.EHOSTUNREACH: wire.ICMP_HOST_UNREACH,
+}
+_ISN_NS = 4_000  # RFC 6528: the clock part of a sequence number moves every 4 µs
+_SYN_ALONE = wire.TCP_SYN
+_OPENING = wire.TCP_SYN | wire.TCP_ACK | wire.TCP_RST
+
+Key = tuple[int, int, int]  # (guest's port, remote address, remote port)
+
+
+class TcpTable:
+    """Thread: loop.
+
+    Args:
+        secret: unpredictable bytes, for sequence numbers.
+
+    Attributes:
+        flows: those that live.
+        opened: how many ever did.
+        has_new_deadline: next_deadline_ns() may have become earlier; for the owner to clear.
+    """
+
+    def __init__(
+        self, line: Line, host: Host, gate: Gate, names: NameService, secret: bytes
+    ) -> None:
+        self.flows: dict[Key, TcpFlow] = {}
+        self.opened = 0
+        self.has_new_deadline = False
+        self._line = line
+        self._host = host
+        self._gate = gate
+        self._names = names
+        self._secret = secret
+        self._connecting: dict[TcpFlow, None] = {}  # the oldest first
+        self._timers: list[TimerEntry] = []  # a heap; see _watch_time
+        self._order = count()
+        self._now_ns = 0
+
+    # From the guest.
+
+    def receive(self, frame: list[memoryview], head: bytes, ip: Ip, now_ns: int) -> None:
+        """Take a segment."""
+        self._now_ns = now_ns
+        tcp = wire.parse_tcp(head, ip)
+        if tcp is None:
+            self._line.drop("malformed TCP header")
+            return
+        payload_bytes = ip.length - ip.header_bytes - tcp.header_bytes
+        key = (tcp.source_port, ip.destination, tcp.destination_port)
+        flow = self.flows.get(key)
+        if flow is not None and self._is_replaced(flow, tcp):
+            self._remove(flow)
+            flow = None
+        if flow is not None:
+            at = wire.ETH_BYTES + ip.header_bytes + tcp.header_bytes
+            flow.receive(tcp, frame, at, payload_bytes, now_ns)
+            if ip.destination == self._line.config.dns_ip:
+                self.has_new_deadline = True  # it may have been a query
+            self._settle(flow)
+        elif tcp.flags & _OPENING == _SYN_ALONE:
+            self._open(head, ip, tcp)
+        else:
+            self._line.drop("TCP segment of no connection")
+            self._refuse(key, tcp, payload_bytes)
+
+    @staticmethod
+    def _is_replaced(flow: TcpFlow, tcp: Tcp) -> bool:
+        """Whether the guest begins anew with the ports of a connection that is about to end."""
+        connection = flow.connection
+        is_syn = tcp.flags & (wire.TCP_SYN | wire.TCP_ACK) == _SYN_ALONE
+        return is_syn and connection.is_closing and tcp.seq != (connection.rcv_nxt - 1) & U32
+
+    def _open(self, head: bytes, ip: Ip, tcp: Tcp) -> None:
+        key = (tcp.source_port, ip.destination, tcp.destination_port)
+        if len(self.flows) >= TCP_FLOWS_MAX:
+            self._line.drop("too many TCP connections")
+            self._refuse(key, tcp, 0)
+            return
+        target = self._gate.target(ip.destination, tcp.destination_port, "TCP", self._now_ns)
+        if target is None:
+            self._refuse(key, tcp, 0)
+            return
+        is_dns = ip.destination == self._line.config.dns_ip
+        if not is_dns and not self._may_connect():
+            self._line.drop("too many TCP connections being opened")  # the guest asks again
+            return
+        size = self._window_bytes()
+        connection = Connection.accept(tcp, self._initial_seq(key), size, size, self._now_ns)
+        flow = self._add(key, connection)
+        flow.quote = quote(head, ip)
+        if is_dns:
+            flow.stream = self._names.accept(flow, self._now_ns)
+            flow.connected(0)
+            return
+        self._connecting[flow] = None
+        stream = self._host.connect_tcp(target, tcp.destination_port, flow)
+        if isinstance(stream, int):
+            flow.connected(stream)
+        else:
+            flow.stream = stream
+            self._watch_time(flow)
+
+    def _add(self, key: Key, connection: Connection) -> TcpFlow:
+        port, address, remote_port = key
+        flow = TcpFlow(self._line, connection, (address, remote_port), port, self._on_change)
+        self.flows[key] = flow
+        self.opened += 1
+        return flow
+
+    def _may_connect(self) -> bool:
+        """Whether one more connect() may be under way. If need be the oldest goes, a black hole."""
+        if len(self._connecting) < CONNECTING_MAX:
+            return True
+        oldest = next(iter(self._connecting))
+        deadline_ns = oldest.connection.deadline_ns
+        if deadline_ns is None or deadline_ns - self._now_ns > CONNECT_NS - CONNECT_PATIENCE_NS:
+            return False
+        oldest.connection.abort()
+        self._settle(oldest)
+        return True
+
+    def _window_bytes(self) -> int:
+        return LARGE_WINDOW_BYTES if len(self.flows) < LARGE_WINDOW_FLOWS else WINDOW_BYTES
+
+    def _initial_seq(self, key: Key) -> int:
+        """RFC 6528: a keyed hash of the addresses, and a clock."""
+        digest = blake2b(repr(key).encode(), key=self._secret, digest_size=4).digest()
+        return (int.from_bytes(digest, "little") + self._now_ns // _ISN_NS) & U32
+
+    def _refuse(self, key: Key, tcp: Tcp, payload_bytes: int) -> None:
+        """Answer a segment of no connection, RFC 9293 §3.10.7.1; never an RST by an RST."""
+        if tcp.flags & wire.TCP_RST:
+            return
+        if tcp.flags & wire.TCP_ACK:
+            self._send_bare(key, tcp.ack, 0, wire.TCP_RST)
+            return
+        length = payload_bytes + bool(tcp.flags & wire.TCP_SYN) + bool(tcp.flags & wire.TCP_FIN)
+        self._send_bare(key, 0, (tcp.seq + length) & U32, wire.TCP_RST | wire.TCP_ACK)
+
+    def _send_bare(self, key: Key, seq: int, ack: int, flags: int, window: int = 0) -> None:
+        """Send a segment of no connection: there is none, or no longer."""
+        line = self._line
+        guest, remote = (line.guest_ip, key[0]), (key[1], key[2])
+        line.queue_frame(
+            wire.tcp_frame_header(line.link, remote, guest, seq, ack, flags, window, b"", 0, 0)
+        )
+
+    # From the host.
+
+    def open_to_guest(self, port: int, stream: Stream, now_ns: int) -> TcpFlow | None:
+        """A program of the host wants a port of the guest; None if there are too many."""
+        self._now_ns = now_ns
+        if len(self.flows) >= TCP_FLOWS_MAX:
+            return None
+        gateway = self._line.config.gateway_ip
+        source = self._line.gateway_port(lambda source: (port, gateway, source) in self.flows)
+        key = (port, gateway, source)
+        size = self._window_bytes()
+        flow = self._add(key, Connection.connect(self._initial_seq(key), size, size, now_ns))
+        flow.stream = stream
+        self._settle(flow)
+        return flow
+
+    def _on_change(self, flow: TcpFlow) -> None:
+        """The host's end of a flow has moved."""
+        self._connecting.pop(flow, None)
+        if flow.error:
+            flow.connection.abort()
+        self._settle(flow)
+
+    def settle(self, flow: TcpFlow, now_ns: int) -> None:
+        """A flow has had its turn."""
+        self._now_ns = now_ns
+        self._settle(flow)
+
+    def _settle(self, flow: TcpFlow) -> None:
+        """Draw the consequences of whatever has just happened to a connection."""
+        connection = flow.connection
+        if connection.is_closed:
+            self._end(flow)
+            return
+        if flow.has_pending:
+            self._line.enqueue(flow)
+        elif flow.waits_for_window:
+            connection.await_window(self._now_ns)
+        # Not for one that is served at once: to disarm the socket and to arm it again costs two
+        # system calls for each answer.
+        if not flow.is_queued or self._line.is_stalled or flow.holds_data:
+            flow.update_watch()
+        self._watch_time(flow)
+
+    def _end(self, flow: TcpFlow) -> None:
+        """Say the last word that is owed, and forget the flow."""
+        connection = flow.connection
+        code = _UNREACHABLE_CODES.get(flow.error)
+        if code is not None:
+            self._line.queue_unreachable(code, flow.remote[0], flow.quote)
+        elif connection.reset_due:
+            flags = wire.TCP_RST | wire.TCP_ACK
+            self._send_bare(flow.key, connection.snd_nxt, connection.rcv_nxt, flags)
+        elif connection.ended_by_fin and connection.ack_due:  # for the guest's FIN
+            seq, ack, window = connection.snd_nxt, connection.rcv_nxt, connection.window()
+            self._send_bare(flow.key, seq, ack, wire.TCP_ACK, window)
+        self._remove(flow)
+
+    def _remove(self, flow: TcpFlow) -> None:
+        self.flows.pop(flow.key, None)
+        self._connecting.pop(flow, None)
+        flow.connection.deadline_ns = None
+        if flow.timer is not None:
+            flow.timer[2] = None
+            flow.timer = None
+        self._line.withdraw(flow)
+        flow.close()
+
+    # Time.
+
+    def _watch_time(self, flow: TcpFlow) -> None:
+        """See that the flow's deadline is noticed.
+
+        A deadline moves with every segment; the heap does not follow. An entry says that the flow
+        is to be looked at then, and one that comes too early is entered again. Each flow has one,
+        and an entry without a flow is waste: of flows that are gone nothing stays.
+        """
+        deadline_ns = flow.connection.deadline_ns
+        if deadline_ns is None:
+            return
+        when_ns = min(deadline_ns, self._now_ns + LOOK_NS)
+        entry = flow.timer
+        if entry is not None:
+            if entry[0] <= when_ns:
+                return
+            entry[2] = None
+        flow.timer = entry = [when_ns, next(self._order), flow]
+        self.has_new_deadline = True
+        if len(self._timers) > 2 * len(self.flows) + TIMERS_SPARE:
+            self._timers = [entry for entry in self._timers if entry[2] is not None]
+            heapq.heapify(self._timers)
+        heapq.heappush(self._timers, entry)
+
+    def next_deadline_ns(self) -> int | None:
+        """When on_time() is to be called next."""
+        when_ns: int | None = self._timers[0][0] if self._timers else None
+        return when_ns
+
+    def on_time(self, now_ns: int) -> None:
+        """Do what is due."""
+        self._now_ns = now_ns
+        while self._timers and self._timers[0][0] <= now_ns:
+            flow = heapq.heappop(self._timers)[2]
+            if flow is None:
+                continue
+            flow.timer = None
+            deadline_ns = flow.connection.deadline_ns
+            if deadline_ns is not None and deadline_ns <= now_ns:
+                flow.connection.on_time(now_ns, flow.waits_for_window)
+                self._settle(flow)
+            else:
+                self._watch_time(flow)
+
+    def reset(self) -> None:
+        """Forget every flow, without a word to the guest."""
+        for flow in list(self.flows.values()):
+            self._remove(flow)
+        self._timers.clear()
