@@ -239,7 +239,9 @@ assert sock.recv(1) == b""
                 time.sleep(0.5)
                 assert guest.python(ECHO_CLIENT, echo_port, 100_000) == "same\n"
                 held = guest.on_loop(
-                    lambda: [f.connection.held_bytes for f in guest.backend._stack._tcp.flows.values()]
+                    lambda: [
+                        f.connection.held_bytes for f in guest.backend._stack._tcp.flows.values()
+                    ]
                 )
                 assert (
                     isinstance(held, list) and max(held) <= (2 << 20) + 200
