@@ -639,7 +639,7 @@ class Connection:
 
     def _probe(self, now_ns: int) -> None:
         """Ask for the window. A guest that answers may keep it shut for as long as it likes."""
-        if now_ns - self._last_ns >= SILENCE_NS:
+        if self._retries == RETRIES_MAX and now_ns - self._last_ns >= SILENCE_NS:
             self.abort()
             return
         self._retries = min(self._retries + 1, RETRIES_MAX)

@@ -817,6 +817,18 @@ def test_a_shut_window_of_a_guest_that_says_nothing_more() -> None:
     """)
 
 
+def test_a_shut_window_after_an_hour_without_data() -> None:
+    exchange = Exchange(OPEN + """
+        guest sends ACK seq 1001 ack 1 win 0
+        wait 3600 s
+        host gives 100
+    """)  # fmt: skip
+    exchange.world.pump()
+    for seconds in (0.5, 1, 2, 4, 8, 16, 32, 60):
+        exchange.play(f"wait {seconds} s \n stack sends ACK seq 0")
+    exchange.play("guest sends ACK seq 1001 ack 1 win 1000 \n stack sends ACK seq 1 data 100")
+
+
 def test_a_window_that_shuts_over_data_under_way() -> None:
     """The guest threw away what it had no memory for, and says so for as long as it likes."""
     exchange = Exchange(OPEN + """
