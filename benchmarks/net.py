@@ -37,6 +37,7 @@ from voidbox.vmm.config import NETWORK_CMDLINE, MachineConfig
 BUFFER_BYTES = 256 << 10
 REQUESTS = 2000
 CONNECTIONS = 300
+PROGRAM_S = 240.0  # a contender that hangs is left out of the round
 # Rows: name, unit, target against libslirp, target against passt.
 ROWS = (
     ("to host, 1 stream", "MB/s", 2.0, 1.0),
@@ -127,25 +128,31 @@ def _serve_one(sock: socket.socket) -> None:
                 sock.send(data)
 
 
-def measure(port: int, megabytes: int, client: AgentClient) -> list[float]:
-    """Run the program in the guest."""
+def measure(port: int, megabytes: int, client: AgentClient) -> list[float] | None:
+    """Run the program in the guest; None if it does not come to its end."""
     arguments = [port, megabytes, REQUESTS, CONNECTIONS, BUFFER_BYTES]
-    process = client.exec(["python3", "-c", PROGRAM, *map(str, arguments)])
+    command = ["python3", "-c", PROGRAM, *map(str, arguments)]
+    process = client.exec(command, timeout_s=PROGRAM_S)
     output = b"".join(data for _, data in process.output())
-    if process.wait().status:
+    end = process.wait()
+    if end.timed_out:
+        return None
+    if end.status:
         raise SystemExit(f"the guest's program failed:\n{output.decode()}")
     found: list[float] = json.loads(output)
     return found
 
 
-def run_voidbox(config: MachineConfig, port: int, megabytes: int) -> list[float]:
+def run_voidbox(config: MachineConfig, port: int, megabytes: int) -> list[float] | None:
     """Measure voidbox."""
     config = config._replace(net=NatConfig(allow_host_ports=(port,)))
-    found: list[float] = contenders.run_voidbox(config, partial(measure, port, megabytes))
+    found: list[float] | None = contenders.run_voidbox(config, partial(measure, port, megabytes))
     return found
 
 
-def run_qemu(config: MachineConfig, options: list[str], port: int, megabytes: int) -> list[float]:
+def run_qemu(
+    config: MachineConfig, options: list[str], port: int, megabytes: int
+) -> list[float] | None:
     """Measure QEMU with a network device on the netdev n0."""
     with_net = config._replace(net=NatConfig(), cmdline=f"{config.cmdline} {NETWORK_CMDLINE}")
     device = ["-device", "virtio-net-device,netdev=n0,mac=52:54:00:12:34:56"]
@@ -206,7 +213,10 @@ def main() -> int:
     threading.Thread(target=serve, args=(listener,), daemon=True).start()
     samples: dict[str, list[list[float]]] = {}
 
-    def note(name: str, sample: list[float]) -> None:
+    def note(name: str, sample: list[float] | None) -> None:
+        if sample is None:
+            print(name, f"did not finish within {PROGRAM_S:g} s", file=sys.stderr, flush=True)
+            return
         samples.setdefault(name, []).append(sample)
         print(name, *(f"{value:.0f}" for value in sample), file=sys.stderr, flush=True)
 
