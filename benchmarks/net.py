@@ -222,7 +222,9 @@ def main() -> int:
 
     for _ in range(options.rounds):
         note("libslirp", run_qemu(config, ["-netdev", "user,id=n0"], port, options.megabytes))
-        if shutil.which("passt"):
+        if not shutil.which("passt"):
+            print("passt is missing: apt-get install -y passt", file=sys.stderr)
+        else:
             with tempfile.TemporaryDirectory() as folder, passt(Path(folder)) as netdev:
                 note("passt", run_qemu(config, netdev, port, options.megabytes))
         note("voidbox", run_voidbox(config, port, options.megabytes))
@@ -236,8 +238,6 @@ def report(samples: dict[str, list[list[float]]], output: Path | None) -> None:
         name: [statistics.median(column) for column in zip(*rows, strict=True)]
         for name, rows in samples.items()
     }
-    if "passt" not in medians:
-        print("passt is missing: apt-get install -y passt")
     ours = medians["voidbox"]
     others = [name for name in ("libslirp", "passt") if name in medians]
     print(

@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import pytest
 
@@ -42,9 +42,10 @@ _HOLDER = """
 import array, fcntl, socket, struct, subprocess, sys
 sock = socket.socket(fileno=int(sys.argv[1]))
 tap = open("/dev/net/tun", "r+b", buffering=0)
-flags = 0x0002 | 0x1000 | 0x4000
-fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", b"tap0", flags))
-fcntl.ioctl(tap, 0x400454D8, struct.pack("i", 12))
+IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, TUNSETIFF, TUNSETVNETHDRSZ = map(int, sys.argv[2:])
+fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", b"tap0", IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
+if IFF_VNET_HDR:
+    fcntl.ioctl(tap, TUNSETVNETHDRSZ, struct.pack("i", 12))
 for command in (
     "link set lo up",
     "link set tap0 address 52:54:00:12:34:56",
@@ -151,8 +152,81 @@ class TapLine:
         pass
 
 
-class TapGuest:
-    """A guest without a VM. Use as a context manager.
+class Namespace:
+    """A network namespace whose default route is a tap device. Use as a context manager.
+
+    Args:
+        has_vnet_hdr: the device's frames have a struct virtio_net_hdr_mrg_rxbuf in front.
+
+    Attributes:
+        fd: the other end of the device.
+    """
+
+    def __init__(self, has_vnet_hdr: bool = True) -> None:
+        self._stack = contextlib.ExitStack()
+        ours, theirs = socket.socketpair()
+        self._stack.enter_context(ours)
+        numbers = (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR if has_vnet_hdr else 0)
+        arguments = map(str, (theirs.fileno(), *numbers, TUNSETIFF, TUNSETVNETHDRSZ))
+        with theirs:
+            # unshare executes Python in its own place.
+            self._holder = subprocess.Popen(
+                ["unshare", "-n", sys.executable, "-c", _HOLDER, *arguments],
+                pass_fds=[theirs.fileno()],
+            )
+        self._stack.callback(self._end_holder, ours)
+        try:
+            self.fd = _receive_fd(ours)
+        except BaseException:
+            self._stack.close()
+            raise
+        self._stack.callback(os.close, self.fd)
+
+    def _end_holder(self, sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            sock.send(b"x")
+        self._holder.wait(20)
+
+    def command(self, *argv: str) -> list[str]:
+        """Return the command that runs `argv` in the namespace."""
+        return ["nsenter", "-t", str(self._holder.pid), "-n", *argv]
+
+    def start(self, code: str, *arguments: object) -> subprocess.Popen[bytes]:
+        """Run a Python program there."""
+        return subprocess.Popen(
+            self.command(sys.executable, "-c", code, *map(str, arguments)),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def python(self, code: str, *arguments: object, timeout_s: float = 60) -> str:
+        """Run a Python program there; returns its output, fails if it does."""
+        result = subprocess.run(
+            self.command(sys.executable, "-c", code, *map(str, arguments)),
+            capture_output=True, timeout=timeout_s, check=False, text=True,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def sh(self, line: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run a shell line there."""
+        return subprocess.run(
+            self.command("/bin/sh", "-c", line),
+            capture_output=True, text=True, timeout=timeout_s, check=False,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Remove it."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class TapGuest(Namespace):
+    """A namespace on our network: a guest without a VM.
 
     Attributes:
         backend: touch it on the loop only, by `on_loop`.
@@ -160,20 +234,10 @@ class TapGuest:
     """
 
     def __init__(self, config: NatConfig = _DEFAULT, *, has_offloads: bool = True) -> None:
+        super().__init__()
         self.log: list[str] = []
         self.errors: list[BaseException] = []
-        self._stack = contextlib.ExitStack()
-        ours, theirs = socket.socketpair()
-        self._stack.enter_context(ours)
-        with theirs:
-            self._holder = subprocess.Popen(
-                ["unshare", "-n", sys.executable, "-c", _HOLDER, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-            )
-        self._stack.callback(self._end_holder, ours)
         try:
-            self.fd = _receive_fd(ours)
-            self._stack.callback(os.close, self.fd)
             self.loop = EventLoop(on_error=self.errors.append)
             self._stack.callback(self.loop.close)
             self.backend = NatBackend(config, self.loop, self.log.append)
@@ -188,11 +252,6 @@ class TapGuest:
         except BaseException:
             self._stack.close()
             raise
-
-    def _end_holder(self, sock: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            sock.send(b"x")
-        self._holder.wait(20)
 
     def on_loop(self, call: Callable[[], object]) -> object:
         """Have the loop call something; returns what it returned."""
@@ -209,41 +268,9 @@ class TapGuest:
         assert done.wait(20)
         return results[0]
 
-    def command(self, *argv: str) -> list[str]:
-        """Return the command that runs `argv` in the guest."""
-        return ["nsenter", "-t", str(self._namespace_pid()), "-n", *argv]
-
-    def _namespace_pid(self) -> int:
-        return self._holder.pid  # unshare executes Python in its own place
-
-    def start(self, code: str, *arguments: object) -> subprocess.Popen[bytes]:
-        """Run a Python program in the guest."""
-        return subprocess.Popen(
-            self.command(sys.executable, "-c", code, *map(str, arguments)),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    def python(self, code: str, *arguments: object, timeout_s: float = 60) -> str:
-        """Run a Python program in the guest; returns its output, fails if it does."""
-        result = subprocess.run(
-            self.command(sys.executable, "-c", code, *map(str, arguments)),
-            capture_output=True, timeout=timeout_s, check=False, text=True,
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr
-        return result.stdout
-
-    def sh(self, line: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-        """Run a shell line in the guest."""
-        return subprocess.run(
-            self.command("/bin/sh", "-c", line),
-            capture_output=True, text=True, timeout=timeout_s, check=False,
-        )  # fmt: skip
-
-    def __enter__(self) -> TapGuest:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def close(self) -> None:
+        """End the backend and the loop, and remove the namespace."""
+        super().close()
         assert not self.errors, self.errors
 
 
