@@ -17,6 +17,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.unit.net.world import (
     ACK,
     FIN,
@@ -248,8 +250,10 @@ def other_stack(name: str, folder: Path) -> Iterator[Client]:
                     sock.connect(str(path))
                     break
                 except OSError:
-                    text = (folder / "log").read_text()
-                    assert process.poll() is None and time.monotonic() < deadline, text
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        # passt wants a default route and user namespaces.
+                        words = (folder / "log").read_text(errors="replace").split("\n")
+                        pytest.skip(f"{name} does not start here: {' '.join(words[:4])}")
                     time.sleep(0.02)
             yield Client(sock)
     finally:
