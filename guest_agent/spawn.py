@@ -154,8 +154,8 @@ def _become(program: Program, streams: tuple[int, int, int], failure_fd: int) ->
 
 
 def _reset_process() -> None:
-    """Undo what the agent, and Python, set for themselves."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+    """Undo what the agent, Python, and whoever started them set for themselves."""
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(0o022)
