@@ -39,10 +39,10 @@ from voidbox.virtio.device import (
 )
 from voidbox.virtio.mmio_regs import (
     ALL_ONES,
+    CHANGING_REGISTERS,
     CONFIG_BYTES_MAX,
     CONSTANT_REGISTERS,
     QUEUE_ADDRESS_REGISTERS,
-    READABLE_REGISTERS,
     VIRTIO_MMIO_CONFIG,
     VIRTIO_MMIO_CONFIG_GENERATION,
     VIRTIO_MMIO_DEVICE_FEATURES,
@@ -108,6 +108,10 @@ class MmioTransport:
     ) -> None:
         self._device = device
         self._words = page.cast("I") if page is not None else None
+        if self._words is not None:
+            for offset, value in CONSTANT_REGISTERS.items():
+                self._words[offset // 4] = value
+            self._words[VIRTIO_MMIO_DEVICE_ID // 4] = device.device_id
         self._perform_writes = perform_writes
         self._memory = memory
         self._pulse_irq = pulse_irq
@@ -140,15 +144,15 @@ class MmioTransport:
         self._interrupt_status = 0
         self._queues = [QueueRegisters() for _ in self._device.queue_max_sizes]
         self._publish()
+        self._publish_config()
 
     # The page. The lock is held.
 
     def _publish(self) -> None:
-        """Bring the page up to date."""
+        """Bring the registers that change up to date."""
         if self._words is not None:
-            for offset in READABLE_REGISTERS:
+            for offset in CHANGING_REGISTERS:
                 self._words[offset // 4] = self._read_register(offset) or 0
-            self._publish_config()
 
     def _publish_config(self) -> None:
         if self._words is not None:
@@ -464,6 +468,7 @@ class MmioTransport:
                 change()
             self._config_generation = (self._config_generation + 1) & ALL_ONES
             self._publish()
+            self._publish_config()
         self._interrupt(VIRTIO_MMIO_INT_CONFIG)
 
     def _interrupt(self, bit: int) -> None:
