@@ -32,7 +32,7 @@ import contenders
 from voidbox.agent.client import AgentClient
 from voidbox.nat.backend import NatConfig
 from voidbox.sandbox.guest import network_files
-from voidbox.vmm.config import NETWORK_CMDLINE, MachineConfig
+from voidbox.vmm.config import MachineConfig
 
 BUFFER_BYTES = 256 << 10
 REQUESTS = 2000
@@ -154,7 +154,7 @@ def run_qemu(
     config: MachineConfig, options: list[str], port: int, megabytes: int
 ) -> list[float] | None:
     """Measure QEMU with a network device on the netdev n0."""
-    with_net = config._replace(net=NatConfig(), cmdline=f"{config.cmdline} {NETWORK_CMDLINE}")
+    with_net = config._replace(net=NatConfig())
     device = ["-device", "virtio-net-device,netdev=n0,mac=52:54:00:12:34:56"]
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -32,7 +32,7 @@ _DEFAULT_CMDLINE = (
 )
 DEFAULT_CMDLINE = " ".join(_DEFAULT_CMDLINE)
 # With a network, which has no IPv6: else programs try it first and wait.
-NETWORK_CMDLINE = "ipv6.disable=1"
+_NETWORK_CMDLINE = "ipv6.disable=1"
 
 _MEMORY = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([KMGT]?)I?B?")
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -85,7 +85,7 @@ class MachineConfig(NamedTuple):
     Attributes:
         kernel: path of a bzImage or an uncompressed ELF vmlinux.
         initramfs: path of an initramfs, or None.
-        cmdline: the whole kernel command line.
+        cmdline: the kernel command line; see kernel_cmdline.
         memory_bytes: guest RAM, a multiple of a page.
         cpus: 1 to CPUS_MAX.
         self_extract: let a bzImage unpack itself, with KASLR, instead of the faster host.
@@ -105,6 +105,11 @@ class MachineConfig(NamedTuple):
     serial_line: bool = False
     extra_files: tuple[newc.Entry, ...] = ()
     net: NatConfig | None = None
+
+    @property
+    def kernel_cmdline(self) -> str:
+        """The whole command line, with what the devices need."""
+        return self.cmdline if self.net is None else f"{self.cmdline} {_NETWORK_CMDLINE}".strip()
 
     def validate(self) -> None:
         """Check the quantities; the files are checked when they are loaded.

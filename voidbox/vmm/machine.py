@@ -56,7 +56,7 @@ from voidbox.memory import GuestMemory
 from voidbox.virtio.rng import VirtioRng
 from voidbox.vmm import requirements
 from voidbox.vmm.coalesced import CoalescedRing
-from voidbox.vmm.config import NETWORK_CMDLINE, MachineConfig
+from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.console import Console, wait_flushed
 from voidbox.vmm.outcome import EndReason, Outcome
 from voidbox.vmm.vcpu_thread import VcpuThread
@@ -187,9 +187,7 @@ class Machine:
             self.memory,
             self.config.kernel,
             self.config.initramfs,
-            f"{self.config.cmdline} {NETWORK_CMDLINE}".strip()
-            if self.config.net is not None
-            else self.config.cmdline,
+            self.config.kernel_cmdline,
             tables,
             self.config.self_extract,
             newc.archive(self.config.extra_files) if self.config.extra_files else b"",
