@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
+
+from voidbox.errors import ConfigError
 
 _WIDTH = 100
+_INTEGER, _DECIMAL = re.compile("[0-9]{1,18}"), re.compile(r"[0-9]{1,18}(\.[0-9]+)?")
 
 
 def make_parser(verb: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -16,6 +20,18 @@ def make_parser(verb: str, description: str, epilog: str | None = None) -> argpa
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
+
+
+def parse_number(text: str, option: str, kind: type[int] | type[float]) -> float:
+    """Return an option's number, which is above 0.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    pattern = _INTEGER if kind is int else _DECIMAL
+    if not pattern.fullmatch(text) or not kind(text) > 0:
+        raise ConfigError(f"{option} {text}: give a positive number")
+    return kind(text)
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import signal
 import time
-from typing import TYPE_CHECKING
 
 from voidbox import defaults
-from voidbox.cli import exit_status
+from voidbox.cli import exit_status, network
 from voidbox.cli.complain import complain
-from voidbox.cli.parser import make_parser
+from voidbox.cli.log import show_log
+from voidbox.cli.parser import make_parser, parse_number
 from voidbox.cli.signals import SignalThread
 from voidbox.cli.terminal import Terminal
 from voidbox.errors import ConfigError
@@ -21,9 +20,6 @@ from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig, pars
 from voidbox.vmm.console import wait_flushed
 from voidbox.vmm.machine import Machine
 from voidbox.vmm.outcome import EndReason, Outcome
-
-if TYPE_CHECKING:
-    from voidbox.nat.backend import NatConfig
 
 _STATUS = {
     EndReason.POWER_OFF: exit_status.OK,
@@ -33,8 +29,6 @@ _STATUS = {
     EndReason.CRASH: exit_status.CRASH,
     EndReason.ERROR: exit_status.INTERNAL,
 }
-_INTEGER, _DECIMAL = re.compile("[0-9]{1,18}"), re.compile(r"[0-9]{1,18}(\.[0-9]+)?")
-_RATE = re.compile("([0-9]{1,12})([KMG]?)")
 _FLUSH_S = 0.2  # how often a signal is looked for while the last output drains
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -128,80 +122,11 @@ def _parser() -> argparse.ArgumentParser:
         "none: a COMMAND then goes over a slow serial line",
     )
     parser.add_argument("--cid", default="3", metavar="N", help="the guest's vsock address, 3")
-    _add_network(parser)
+    network.add_options(parser)
     parser.add_argument(
         "--stats", metavar="PATH", help="write exit counts and boot time there, as JSON"
     )
     return parser
-
-
-def _add_network(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "network",
-        "The guest reaches the world through this process, but for the host itself, link-local and "
-        "metadata addresses. A RULE is a domain, *.domain, an address or a CIDR block, each with "
-        ":PORT or :LOW-HIGH if need be.",
-    )
-    group.add_argument(
-        "--net", choices=("nat", "off"), help="nat for a COMMAND or a shell, off with --console"
-    )
-    for name, text in (
-        ("--allow", "reach only what a rule allows; repeatable"),
-        ("--deny", "never reach this; goes before --allow; repeatable"),
-    ):
-        group.add_argument(name, action="append", default=[], metavar="RULE", help=text)
-    group.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="PORT",
-        help="open a port of the host's loopback, at 10.0.2.2; repeatable",
-    )
-    group.add_argument(
-        "-p",
-        "--publish",
-        action="append",
-        default=[],
-        metavar="[IP:]HOSTPORT:GUESTPORT[/udp]",
-        help="offer a port of the guest on the host; repeatable",
-    )
-    group.add_argument("--pcap", metavar="PATH", help="write all frames there, for tshark")
-    group.add_argument(
-        "--net-rate", metavar="SIZE", help="bytes a second, both directions together: 10M, 512K"
-    )
-
-
-def _network(options: argparse.Namespace, is_console: bool) -> NatConfig | None:
-    rules = options.allow or options.deny or options.allow_host or options.publish
-    is_wanted = bool(rules or options.pcap or options.net_rate)
-    if options.net == "off":
-        if is_wanted:
-            raise ConfigError("--net off leaves nothing for the other network options to do")
-        return None
-    if options.net is None and is_console and not is_wanted:
-        return None
-    from voidbox.nat.backend import NatConfig
-    from voidbox.nat.forwards import parse_forward
-
-    config = NatConfig(
-        allow=tuple(options.allow),
-        deny=tuple(options.deny),
-        allow_host_ports=tuple(
-            int(_parse_number(port, "--allow-host", int)) for port in options.allow_host
-        ),
-        publish=tuple(parse_forward(text) for text in options.publish),
-        pcap=options.pcap,
-        rate_bytes_s=_parse_rate(options.net_rate),
-    )
-    config.make_policy()  # so that a bad rule is told before anything is made
-    return config
-
-
-def _parse_rate(text: str | None) -> int | None:
-    match = _RATE.fullmatch(text.upper()) if text is not None else None
-    if text is not None and (match is None or not int(match[1])):
-        raise ConfigError(f"--net-rate {text}: give bytes a second, as in 500K or 10M")
-    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]] if match else None
 
 
 def main(argv: list[str]) -> int:
@@ -217,17 +142,17 @@ def main(argv: list[str]) -> int:
         raise ConfigError("--console shows the guest's console and runs no COMMAND: leave one out")
     timeout_s = None
     if options.timeout is not None:
-        timeout_s = _parse_number(options.timeout, "--timeout", float)
+        timeout_s = parse_number(options.timeout, "--timeout", float)
     kernel = options.kernel or defaults.find_kernel()
     config = MachineConfig(
         kernel=kernel,
         initramfs=_initramfs(options, kernel),
         cmdline=_cmdline(options.cmdline, options.no_default_cmdline),
         memory_bytes=parse_memory(options.memory),
-        cpus=int(_parse_number(options.cpus, "--cpus", int)),
+        cpus=int(parse_number(options.cpus, "--cpus", int)),
         self_extract=options.self_extract,
         vsock=_vsock(options.vsock, options.cid),
-        net=_network(options, is_console),
+        net=network.parse(options, is_console),
     )
 
     _raise_file_limit()
@@ -236,24 +161,25 @@ def main(argv: list[str]) -> int:
         if options.stats is not None:
             _write_statistics(machine, options.stats)
 
-    if is_console:
-        with Machine(config) as machine:
-            status = _run(machine, timeout_s)
-            on_end(machine)
-        return status
-    from voidbox.cli import guest_run
+    with show_log() if options.verbose else contextlib.nullcontext():
+        if is_console:
+            with Machine(config) as machine:
+                status = _run(machine, timeout_s)
+                on_end(machine)
+            return status
+        from voidbox.cli import guest_run
 
-    return guest_run.run(
-        config,
-        guest_run.Command(
-            command, _environment(options.env), options.workdir, options.user, options.tty
-        ),
-        timeout_s=timeout_s,
-        is_verbose=options.verbose,
-        console_log=options.console_log,
-        has_vsock=options.vsock != "none",
-        on_end=on_end,
-    )
+        return guest_run.run(
+            config,
+            guest_run.Command(
+                command, _environment(options.env), options.workdir, options.user, options.tty
+            ),
+            timeout_s=timeout_s,
+            is_verbose=options.verbose,
+            console_log=options.console_log,
+            has_vsock=options.vsock != "none",
+            on_end=on_end,
+        )
 
 
 def _raise_file_limit() -> None:
@@ -302,15 +228,8 @@ def _environment(words: list[str]) -> dict[str, str]:
     return environment
 
 
-def _parse_number(text: str, option: str, kind: type[int] | type[float]) -> float:
-    pattern = _INTEGER if kind is int else _DECIMAL
-    if not pattern.fullmatch(text) or not kind(text) > 0:
-        raise ConfigError(f"{option} {text}: give a positive number")
-    return kind(text)
-
-
 def _vsock(where: str | None, cid: str) -> VsockConfig | None:
-    address = int(_parse_number(cid, "--cid", int))
+    address = int(parse_number(cid, "--cid", int))
     if where is None or where == "none":
         return None
     if not where:
@@ -385,6 +304,8 @@ def _write_statistics(machine: Machine, path: str) -> None:
         "boot_ns": statistics.boot_ns,
         "boot_timer_monotonic_ns": statistics.boot_timer_ns,
     }
+    if machine.network is not None:
+        document["network"] = machine.network.statistics()._asdict()
     try:
         with open(path, "w", encoding="utf-8") as file:
             json.dump(document, file, indent=1)
