@@ -242,7 +242,7 @@ def test_half_close(booted: Networked) -> None:
 def _open_host_port(booted: Networked, port: int) -> None:
     network = booted.guest.machine.network
     assert network is not None
-    policy = network._stack._gate._policy
+    policy = network._stack._policy
     policy._host_ports = policy._host_ports | {port}
 
 

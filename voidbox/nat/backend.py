@@ -15,16 +15,17 @@ from typing import NamedTuple, Protocol
 from voidbox.errors import ConfigError
 from voidbox.loop_api import Loop, TimerHandle
 from voidbox.nat.forwards import Forward, Forwards
+from voidbox.nat.refusal_log import RefusalLog
 from voidbox.nat.resolvers import HostResolvers, read_resolvers
 from voidbox.nat.sockets import HostSockets
+from voidbox.net.addresses import NetworkConfig
 from voidbox.net.dhcp import Server as DhcpServer
 from voidbox.net.dns import Forwarder
-from voidbox.net.line import NetworkConfig, RxFrames
+from voidbox.net.line import RxFrames
 from voidbox.net.name_service import DNS_PORT, NameService
 from voidbox.net.pcap import PcapWriter
 from voidbox.net.policy import Policy
 from voidbox.net.stack import Header, Stack, StackStatistics
-from voidbox.net.wire import dotted
 
 _FLUSH_S = 1.0  # how old what is in the pcap file's buffer may get
 _BURST_S = 0.1  # of the rate: what may pass at once
@@ -65,21 +66,17 @@ class NatConfig(NamedTuple):
         """Return the rules as a policy.
 
         Raises:
-            ConfigError: a rule is none.
+            ConfigError: a rule or an address is wrong.
         """
-        network = self.network
-        where = f"{dotted(network.guest_ip & network.mask)}/{network.prefix_bits}"
-        return Policy(
-            self.allow, self.deny, self.allow_host_ports,
-            dotted(network.gateway_ip), dotted(network.dns_ip), where,
-        )  # fmt: skip
+        self.network.validate()
+        return Policy(self.allow, self.deny, self.allow_host_ports, self.network)
 
 
 class NatBackend:
     """A FrameBackend. Thread: loop.
 
     Args:
-        log: takes a line about what was refused.
+        log: takes a line about what was refused, or failed behind the guest's back.
     Raises:
         ConfigError: a rule or an address is wrong, or the pcap file cannot be written.
         HostError: a published port is taken.
@@ -115,6 +112,9 @@ class NatBackend:
         if self._rate_bytes_s is not None and self._rate_bytes_s < 1:
             raise ConfigError(f"a rate of {self._rate_bytes_s} bytes a second: give at least 1")
         policy = config.make_policy()
+        refusals = RefusalLog(self._loop, self._log)
+        self._resources.callback(refusals.close)
+        policy.on_refused = refusals.add
         servers = config.resolvers
         if servers is None:
             servers = tuple((address, DNS_PORT) for address in read_resolvers())
@@ -123,27 +123,22 @@ class NatBackend:
         self._resources.callback(resolvers.close)
         forwarder = Forwarder(policy, len(servers), lambda: int.from_bytes(os.urandom(2), "little"))
         self._names = NameService(forwarder, resolvers)
-        if config.pcap is not None:
-            self._open_pcap(config.pcap)
-        network = config.network
         self._stack = Stack(
-            network,
+            config.network,
             self._sockets,
             policy,
             self._names,
-            DhcpServer(
-                network.guest_mac, dotted(network.guest_ip), dotted(network.gateway_ip),
-                dotted(network.dns_ip), prefix_bits=network.prefix_bits,
-            ),
+            DhcpServer(config.network),
             os.urandom(16),
-            tap=self._capture if self._pcap is not None else None,
-            log=self._log,
-        )  # fmt: skip
+            tap=self._capture if config.pcap is not None else None,
+        )
         self._resources.callback(self._stack.reset)
         self.forwards = Forwards(self._loop, self._stack, self._sockets, self._after)
         self._resources.callback(self.forwards.close)
         for forward in config.publish:
             self.forwards.add(forward)
+        if config.pcap is not None:  # last: whatever is wrong, an older capture survives it
+            self._open_pcap(config.pcap)
 
     def _open_pcap(self, path: str) -> None:
         try:

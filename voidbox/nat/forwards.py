@@ -15,10 +15,10 @@ from typing import NamedTuple
 from voidbox.errors import ConfigError, HostError
 from voidbox.loop_api import Loop, TimerHandle
 from voidbox.nat.sockets import HostSockets
+from voidbox.net.addresses import parse_address
 from voidbox.net.datagram_flows import DATAGRAM_BYTES_MAX
 from voidbox.net.host import DatagramOwner
 from voidbox.net.stack import Stack
-from voidbox.net.wire import address as parse_address
 
 _ACCEPTS_PER_PASS = 64
 _ACCEPT_PAUSE_S = 0.1
@@ -56,11 +56,12 @@ def parse_forward(text: str) -> Forward:
     """
     match = _PATTERN.fullmatch(text)
     host_ip = (match[1] if match else None) or "127.0.0.1"
-    try:
-        parse_address(host_ip)
-    except ValueError:
-        match = None
-    if match is None or int(match[2]) > 65535 or not 0 < int(match[3]) <= 65535:
+    if (
+        match is None
+        or parse_address(host_ip) is None
+        or int(match[2]) > 65535
+        or not 0 < int(match[3]) <= 65535
+    ):
         raise ConfigError(f"publish {text!r}: give [IP:]HOSTPORT:GUESTPORT[/udp], as in 8080:80")
     return Forward(host_ip, int(match[2]), int(match[3]), match[4] == "udp")
 

@@ -11,8 +11,8 @@ import struct
 from collections.abc import Callable, Sequence
 
 from voidbox.loop_api import Loop
+from voidbox.net.addresses import format_address
 from voidbox.net.host import RESET, DatagramOwner, StreamOwner
-from voidbox.net.wire import dotted
 
 IOV_MAX = 1024
 _SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
@@ -249,11 +249,11 @@ def is_own(address: int) -> bool:
     if address >> 24 == _LOOPBACK_NETWORK:
         return False
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
-        return not _connect(probe, address, 9) and probe.getsockname()[0] == dotted(address)
+        return not _connect(probe, address, 9) and probe.getsockname()[0] == format_address(address)
 
 
 def _connect(sock: socket.socket, address: int, port: int) -> int:
     try:
-        return sock.connect_ex((dotted(address), port))
+        return sock.connect_ex((format_address(address), port))
     except OSError as error:
         return error.errno or errno.EIO

@@ -10,6 +10,7 @@ import errno
 import struct
 from collections.abc import Callable
 
+from voidbox.buffers import write_bytes
 from voidbox.net.host import Datagrams
 from voidbox.net.line import Line, RxFrames
 from voidbox.net.wire import (
@@ -30,7 +31,6 @@ from voidbox.net.wire import (
     ip_header,
     ipv4_frame,
     udp_header,
-    write_bytes,
 )
 
 DATAGRAM_BYTES_MAX = 65535 - IP_BYTES

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from voidbox.net import wire
 from voidbox.net.datagram_flows import DATAGRAM_BYTES_MAX, DatagramFlow, unreachable_code
-from voidbox.net.gate import Gate
 from voidbox.net.host import Datagrams, Host
 from voidbox.net.line import Line, RxFrames, quote
+from voidbox.net.policy import Policy
 from voidbox.net.wire import Ip
 
 DATAGRAM_FLOWS_MAX = 512
@@ -23,12 +23,12 @@ class DatagramTable:
         has_new_deadline: next_deadline_ns() may have become earlier; for the owner to clear.
     """
 
-    def __init__(self, line: Line, host: Host, gate: Gate) -> None:
+    def __init__(self, line: Line, host: Host, policy: Policy) -> None:
         self.flows: dict[Key, DatagramFlow] = {}
         self.has_new_deadline = False
         self._line = line
         self._host = host
-        self._gate = gate
+        self._policy = policy
         self._sweep_ns: int | None = None
         self._scratch = memoryview(bytearray(DATAGRAM_BYTES_MAX))
 
@@ -51,7 +51,7 @@ class DatagramTable:
     def _open(self, key: Key, head: bytes, ip: Ip, now_ns: int) -> DatagramFlow | None:
         protocol, _, address, port = key
         is_udp = protocol == wire.IPPROTO_UDP
-        target = self._gate.target(address, port, "UDP" if is_udp else "ICMP", now_ns)
+        target = self._policy.target("UDP" if is_udp else "ICMP", address, port, now_ns)
         if target is None:
             self._line.refuse(wire.ICMP_PKT_FILTERED, head, ip)
             return None

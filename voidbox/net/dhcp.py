@@ -15,7 +15,7 @@ import re
 import struct
 
 from voidbox.errors import ConfigError
-from voidbox.net.rules import ALL_ADDRESSES, parse_address
+from voidbox.net.addresses import MAC_BYTES, NetworkConfig
 
 SERVER_PORT, CLIENT_PORT = 67, 68
 
@@ -30,7 +30,6 @@ assert _HEADER.size == 240
 BOOTREQUEST, BOOTREPLY = 1, 2
 HTYPE_ETHERNET = 1
 MAGIC_COOKIE = 0x63825363
-MAC_BYTES = 6
 REPLY_BYTES_MIN = 300  # of BOOTP (RFC 1542 §2.1); some clients insist on it
 
 DHCPDISCOVER, DHCPOFFER, DHCPREQUEST, DHCPDECLINE = 1, 2, 3, 4
@@ -54,49 +53,38 @@ class Server:
     """Answers the one guest. Thread: loop.
 
     Args:
-        guest_mac: six bytes; nobody else is answered.
-        guest_ip, gateway, dns: addresses as text; the gateway is the server as well.
-        prefix_bits: how many bits of the addresses are the network's.
+        network: the addresses; the gateway is the server as well. Nobody else's MAC is answered.
     Raises:
         ConfigError: an argument that no reply can carry.
     """
 
     def __init__(
         self,
-        guest_mac: bytes,
-        guest_ip: str,
-        gateway: str,
-        dns: str,
+        network: NetworkConfig,
         mtu: int = 1500,
         hostname: str = "voidbox",
         lease_s: int = 86400,
-        prefix_bits: int = 24,
     ) -> None:
-        if len(guest_mac) != MAC_BYTES:
-            raise ConfigError(f"a MAC address of {len(guest_mac)} bytes: give {MAC_BYTES}")
         if not _MTU_MIN <= mtu <= 0xFFFF:
             raise ConfigError(f"MTU {mtu}: give {_MTU_MIN} to 65535")
         if not 1 <= lease_s <= 0xFFFF_FFFF:
             raise ConfigError(f"a lease of {lease_s} s: give 1 to 4294967295")
-        if not 1 <= prefix_bits <= 30:
-            raise ConfigError(f"a prefix of {prefix_bits} bits: give 1 to 30")
         if not _HOST_NAME.fullmatch(hostname):
             raise ConfigError(f"host name {hostname!r}: give up to 63 letters, digits and '-'")
-        self._guest_mac = bytes(guest_mac)
-        self._guest_ip = _address("guest_ip", guest_ip)
-        self._gateway = _address("gateway", gateway)
-        mask = ALL_ADDRESSES << (32 - prefix_bits) & ALL_ADDRESSES
+        self._guest_mac = network.guest_mac
+        self._guest_ip = network.guest_ip
+        self._gateway = network.gateway_ip
         self._identifier = _option(SERVER_IDENTIFIER, _U32.pack(self._gateway))
         self._lease = _option(LEASE_TIME, _U32.pack(lease_s))
         # The mask has to come before the router (RFC 2132 §3.3).
         self._settings = b"".join(
             (
-                _option(SUBNET_MASK, _U32.pack(mask)),
+                _option(SUBNET_MASK, _U32.pack(network.mask)),
                 _option(ROUTER, _U32.pack(self._gateway)),
-                _option(DOMAIN_NAME_SERVER, _U32.pack(_address("dns", dns))),
+                _option(DOMAIN_NAME_SERVER, _U32.pack(network.dns_ip)),
                 _option(HOST_NAME, hostname.encode("ascii")),
                 _option(INTERFACE_MTU, _U16.pack(mtu)),
-                _option(BROADCAST_ADDRESS, _U32.pack(self._guest_ip | ~mask & ALL_ADDRESSES)),
+                _option(BROADCAST_ADDRESS, _U32.pack(network.broadcast_ip)),
             )
         )
 
@@ -157,13 +145,6 @@ class Server:
         # After an OFFER and after a reboot it is an option, on renewal it is ciaddr.
         wanted = ciaddr if requested is None else requested
         return DHCPACK if wanted == self._guest_ip else DHCPNAK
-
-
-def _address(what: str, text: str) -> int:
-    address = parse_address(text)
-    if address is None:
-        raise ConfigError(f"{what} {text!r}: give an IPv4 address, such as 10.0.2.15")
-    return address
 
 
 def _option(code: int, value: bytes) -> bytes:

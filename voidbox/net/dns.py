@@ -18,9 +18,9 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
 from voidbox.net import dns_message as dns
+from voidbox.net.addresses import parse_address
 from voidbox.net.dns_message import ParseError, Query
 from voidbox.net.policy import Policy
-from voidbox.net.rules import parse_address
 
 # Of all queries under way. Beyond it the oldest is answered SERVFAIL.
 PENDING_MAX = 256

@@ -5,31 +5,16 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from voidbox.net import wire
+from voidbox.net.addresses import NetworkConfig
 from voidbox.net.wire import Ip, Link
 
 FRAMES_MAX = 256  # small frames that wait for the guest's buffers
 _MULTICAST = 0xE000_0000  # and all above it, broadcast included
 
 Tap = Callable[[Sequence[memoryview | bytes], int], None]
-
-
-class NetworkConfig(NamedTuple):
-    """The addresses on the line; integers, MAC addresses as bytes."""
-
-    guest_ip: int = wire.address("10.0.2.15")
-    gateway_ip: int = wire.address("10.0.2.2")
-    dns_ip: int = wire.address("10.0.2.3")
-    prefix_bits: int = 24
-    guest_mac: bytes = bytes.fromhex("525400123456")
-    gateway_mac: bytes = bytes.fromhex("525400123401")
-
-    @property
-    def mask(self) -> int:
-        """The network's mask."""
-        return 0xFFFF_FFFF << (32 - self.prefix_bits) & 0xFFFF_FFFF
 
 
 class RxFrames(Protocol):
@@ -132,7 +117,7 @@ class Line:
 
     def refuse(self, code: int, head: bytes, ip: Ip) -> None:
         """Answer a packet with ICMP "destination unreachable", if it may be answered at all."""
-        broadcast = self.guest_ip | ~self.config.mask & 0xFFFF_FFFF
+        broadcast = self.config.broadcast_ip
         if ip.destination < _MULTICAST and ip.destination != broadcast:  # RFC 1812 §4.3.2.7
             self.queue_unreachable(code, ip.destination, quote(head, ip))
 

@@ -24,15 +24,15 @@ knows its address, or another name of it, needs no resolving. To shut something 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from voidbox.errors import ConfigError
+from voidbox.net.addresses import NetworkConfig, format_address
 from voidbox.net.rules import (
     PORT_MAX,
     Rule,
     fold_name,
-    parse_address,
     parse_network,
     parse_rule,
 )
@@ -42,7 +42,9 @@ ADDRESSES_PER_ANSWER_MAX = 64
 # At least a minute, since programs resolve first and connect a little later; at most a day.
 PIN_TTL_MIN_S, PIN_TTL_MAX_S = 60, 86400
 
+_DEFAULT_NETWORK = NetworkConfig()
 _DNS_PORT = 53
+_LOOPBACK = 0x7F00_0001
 _S = 1_000_000_000
 
 # IANA's special-purpose addresses that lead to the host itself or to no single machine, and the
@@ -103,10 +105,13 @@ class Policy:
     Args:
         allow, deny: rules, see rules.py.
         allow_host_ports: ports of the host's loopback, open at the gateway's address.
-        gateway, dns: the addresses of the guest's router and name server.
-        network: the guest's network, with both in it.
+        network: the guest's own.
     Raises:
-        ConfigError: a rule, a port or an address that is not one.
+        ConfigError: a rule or a port that is not one.
+
+    Attributes:
+        on_refused: takes what was refused and why, each time, in words without line breaks.
+        gateway: the address that leads to the host's loopback.
     """
 
     def __init__(
@@ -114,18 +119,15 @@ class Policy:
         allow: Iterable[str] = (),
         deny: Iterable[str] = (),
         allow_host_ports: Iterable[int] = (),
-        gateway: str = "10.0.2.2",
-        dns: str = "10.0.2.3",
-        network: str = "10.0.2.0/24",
+        network: NetworkConfig = _DEFAULT_NETWORK,
     ) -> None:
+        self.on_refused: Callable[[str], None] = lambda text: None
+        self.gateway = network.gateway_ip
         self._allow = _parse_rules("allow", allow)
         self._deny = _parse_rules("deny", deny)
         self._host_ports = _parse_host_ports(allow_host_ports)
-        self._network, self._mask = parse_network(network)
-        self.gateway = self._parse_own("gateway", gateway, network)
-        self.dns = self._parse_own("dns", dns, network)
-        if self.gateway == self.dns:
-            raise ConfigError(f"gateway and dns are both {dns}: give them an address each")
+        self._dns = network.dns_ip
+        self._network, self._mask = network.guest_ip & network.mask, network.mask
         # Names may have to be resolved to find out whether a rule of addresses allows theirs.
         self._allows_addresses = any(rule.is_of_addresses for rule in self._allow)
         self._name_rules = [rule for rule in (*self._deny, *self._allow) if rule.name]
@@ -135,29 +137,37 @@ class Policy:
         self._pins_evicted = 0
         self._refused: dict[str, int] = {}  # as many as there are reasons
 
-    def _parse_own(self, what: str, text: str, network: str) -> int:
-        address = parse_address(text)
-        if address is None or address & self._mask != self._network:
-            raise ConfigError(f"{what} {text!r}: an address in the guest's network {network}")
-        return address
-
-    def check(self, address: int, port: int, now_ns: int) -> Verdict:
+    def check(self, protocol: str, address: int, port: int, now_ns: int) -> Verdict:
         """Say whether the guest may reach an address.
 
         Args:
-            address: IPv4, as a 32-bit number.
+            protocol: in words, for on_refused; no rule speaks of it.
             port: 0 for protocols that have none.
         """
-        return self._count(self._judge(address, port, now_ns))
+        verdict = self._judge(address, port, now_ns)
+        if not verdict.allowed:
+            self._refuse(f"{protocol} to {format_address(address)}:{port}", verdict.rule)
+        return verdict
 
     def check_name(self, name: str) -> Verdict:
         """Say whether a name may be resolved at all."""
-        return self._count(self._judge_name(fold_name(name)))
-
-    def _count(self, verdict: Verdict) -> Verdict:
+        verdict = self._judge_name(fold_name(name))
         if not verdict.allowed:
-            self._refused[verdict.rule] = self._refused.get(verdict.rule, 0) + 1
+            self._refuse(f"DNS of {name}", verdict.rule)
         return verdict
+
+    def _refuse(self, what: str, rule: str) -> None:
+        self._refused[rule] = self._refused.get(rule, 0) + 1
+        self.on_refused(f"{what}: {rule}")
+
+    def target(self, protocol: str, address: int, port: int, now_ns: int) -> int | None:
+        """Return the host's address for one that the guest may reach, None for another.
+
+        They differ for the gateway alone, which leads to the host's loopback. Args: see check().
+        """
+        if not self.check(protocol, address, port, now_ns).allowed:
+            return None
+        return _LOOPBACK if address == self.gateway else address
 
     def _judge(self, address: int, port: int, now_ns: int) -> Verdict:
         if address & self._mask == self._network:
@@ -177,7 +187,7 @@ class Policy:
     def _judge_own(self, address: int, port: int) -> Verdict:
         if address == self.gateway:
             return _HOST_PORT if port in self._host_ports else _NO_HOST_PORT
-        if address == self.dns and port == _DNS_PORT:
+        if address == self._dns and port == _DNS_PORT:
             return _NAME_SERVER
         return _OWN_NETWORK
 

@@ -16,9 +16,9 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from voidbox.errors import ConfigError
+from voidbox.net.addresses import ALL_ADDRESSES, format_address, parse_address
 
 PORT_MAX = 65535
-ALL_ADDRESSES = 0xFFFF_FFFF
 
 _NAME_BYTES_MAX = 253  # RFC 1035 §2.3.4 as text: 255 on the wire
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
@@ -85,23 +85,6 @@ def fold_name(name: str) -> str:
     """Return a name in the form that compares: lower case, no dot at the end."""
     # Only ASCII: U+212A, say, would become a plain "k".
     return (name.lower() if name.isascii() else name).removesuffix(".")
-
-
-def parse_address(text: str) -> int | None:
-    """Return an IPv4 address of four decimal numbers; None if it is not one.
-
-    A leading zero is refused, as some take it for octal.
-    """
-    parts = text.split(".")
-    if len(parts) != 4 or not all(map(_DECIMAL.fullmatch, parts)):
-        return None
-    numbers = [int(part) for part in parts]
-    return int.from_bytes(bytes(numbers)) if max(numbers) <= 255 else None
-
-
-def format_address(address: int) -> str:
-    """Return an IPv4 address as text."""
-    return ".".join(map(str, address.to_bytes(4)))
 
 
 def parse_network(text: str) -> tuple[int, int]:

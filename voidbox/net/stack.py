@@ -12,17 +12,17 @@ bounded: flows by number, their data by windows, small frames by a queue.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from voidbox.buffers import clip, first_bytes, skip, write_bytes
 from voidbox.net import wire
+from voidbox.net.addresses import NetworkConfig
 from voidbox.net.datagram_flows import DatagramFlow, echo_reply_frame
 from voidbox.net.datagram_table import DatagramTable
 from voidbox.net.dhcp import CLIENT_PORT, SERVER_PORT
 from voidbox.net.dhcp import Server as DhcpServer
-from voidbox.net.gate import Gate
 from voidbox.net.host import Datagrams, Host, Stream
-from voidbox.net.line import Line, NetworkConfig, RxFrames, Tap
+from voidbox.net.line import Line, RxFrames, Tap
 from voidbox.net.name_service import DNS_PORT, NameService
 from voidbox.net.policy import Policy
 from voidbox.net.tcp_flow import HEADER_BYTES, TcpFlow
@@ -69,7 +69,6 @@ class Stack:
         name_service: the DNS server of the guest.
         secret: unpredictable bytes, for sequence numbers.
         tap: takes every frame, for a pcap file.
-        log: takes a line for each reason that refuses something for the first time.
 
     Attributes:
         line: the way to the guest.
@@ -85,16 +84,15 @@ class Stack:
         secret: bytes,
         *,
         tap: Tap | None = None,
-        log: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.line = Line(config, tap)
         self._config = config
-        self._gate = Gate(policy, log)
+        self._policy = policy
         self._names = name_service
         self._dhcp = dhcp
         self._tap = tap
-        self._tcp = TcpTable(self.line, host, self._gate, name_service, secret)
-        self._datagrams = DatagramTable(self.line, host, self._gate)
+        self._tcp = TcpTable(self.line, host, policy, name_service, secret)
+        self._datagrams = DatagramTable(self.line, host, policy)
         self._has_query = False
         self._frames_in = self._bytes_in = 0
         name_service.send_datagram = self._send_name_reply
@@ -112,7 +110,7 @@ class Stack:
         self._bytes_in += frame_bytes
         if self._tap is not None:
             self._tap(frame, frame_bytes)
-        head = wire.first_bytes(frame, wire.HEADERS_MAX)
+        head = first_bytes(frame, wire.HEADERS_MAX)
         if head[6:12] != self._config.guest_mac:
             self.line.drop("spoofed MAC address")
             return
@@ -170,7 +168,7 @@ class Stack:
             self.line.drop("malformed UDP header")
             return
         at = wire.ETH_BYTES + ip.header_bytes + wire.UDP_BYTES
-        payload = wire.clip(wire.skip(frame, at), udp.payload_bytes)
+        payload = clip(skip(frame, at), udp.payload_bytes)
         config = self._config
         is_for_dhcp = ip.destination in (_BROADCAST_IP, config.gateway_ip)
         if is_for_dhcp and udp.destination_port == SERVER_PORT:
@@ -199,14 +197,14 @@ class Stack:
 
     def _receive_icmp(self, frame: list[memoryview], head: bytes, ip: Ip, now_ns: int) -> None:
         at = wire.ETH_BYTES + ip.header_bytes
-        message = wire.clip(wire.skip(frame, at), ip.length - ip.header_bytes)
-        first = wire.first_bytes(message, wire.ICMP_BYTES) if message else b""
+        message = clip(skip(frame, at), ip.length - ip.header_bytes)
+        first = first_bytes(message, wire.ICMP_BYTES)
         if len(first) < wire.ICMP_BYTES or first[0] != wire.ICMP_ECHO or first[1]:
             self.line.drop("ICMP other than an echo request")
             return
         rest = int.from_bytes(first[4:8], "big")
         if ip.destination in (self._config.gateway_ip, self._config.dns_ip):
-            data = b"".join(wire.skip(message, wire.ICMP_BYTES))[:_ECHO_BYTES_MAX]
+            data = b"".join(skip(message, wire.ICMP_BYTES))[:_ECHO_BYTES_MAX]
             self.line.queue_frame(echo_reply_frame(self.line, ip.destination, rest, data))
             return
         key = (wire.IPPROTO_ICMP, rest >> 16, ip.destination, 0)
@@ -252,7 +250,7 @@ class Stack:
             if buffers is None:
                 return False
             line.frames.popleft()
-            wire.write_bytes(buffers, frame)
+            write_bytes(buffers, frame)
             rx.commit(len(frame))
             line.sent(buffers, len(frame))
             return True
@@ -314,7 +312,7 @@ class Stack:
             frames_to_guest=self.line.frames_to_guest,
             bytes_from_guest=self._bytes_in,
             bytes_to_guest=self.line.bytes_to_guest,
-            refused=dict(self._gate.refused),
+            refused=self._policy.statistics().refused,
             dropped=dict(self.line.dropped),
         )
 
@@ -322,12 +320,12 @@ class Stack:
 def _is_sum_right(frame: list[memoryview], ip: Ip) -> bool:
     """Whether the transport's checksum is right, where the guest made one."""
     length = ip.length - ip.header_bytes
-    payload = wire.clip(wire.skip(frame, wire.ETH_BYTES + ip.header_bytes), length)
+    payload = clip(skip(frame, wire.ETH_BYTES + ip.header_bytes), length)
     total = wire.buffers_residue(payload)
     if ip.protocol == wire.IPPROTO_ICMP:
         return total % 0xFFFF == 0
     if ip.protocol == wire.IPPROTO_UDP:
-        header = b"".join(wire.clip(payload, wire.UDP_BYTES))
+        header = first_bytes(payload, wire.UDP_BYTES)
         if len(header) < wire.UDP_BYTES or header[6:] == b"\0\0":
             return True  # UDP may go without
         # What follows the datagram's own length is not summed; such a one is not worth it.

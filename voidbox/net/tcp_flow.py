@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from voidbox.buffers import clip, skip, write_bytes
 from voidbox.net.host import RESET, Stream
 from voidbox.net.line import Line, RxFrames
 from voidbox.net.tcp import MSS, WSCALE, Connection, Segment
@@ -25,12 +26,9 @@ from voidbox.net.wire import (
     TCP_SYN,
     TRANSPORT_AT,
     Tcp,
-    clip,
     residue,
-    skip,
     syn_options,
     tcp_frame_header,
-    write_bytes,
 )
 
 if TYPE_CHECKING:

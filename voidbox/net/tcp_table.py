@@ -8,10 +8,10 @@ from hashlib import blake2b
 from itertools import count
 
 from voidbox.net import wire
-from voidbox.net.gate import Gate
 from voidbox.net.host import Host, Stream
 from voidbox.net.line import Line, quote
 from voidbox.net.name_service import NameService
+from voidbox.net.policy import Policy
 from voidbox.net.tcp import CONNECT_NS, U32, Connection
 from voidbox.net.tcp_flow import TcpFlow, TimerEntry
 from voidbox.net.wire import Ip, Tcp
@@ -51,14 +51,14 @@ class TcpTable:
     """
 
     def __init__(
-        self, line: Line, host: Host, gate: Gate, names: NameService, secret: bytes
+        self, line: Line, host: Host, policy: Policy, names: NameService, secret: bytes
     ) -> None:
         self.flows: dict[Key, TcpFlow] = {}
         self.opened = 0
         self.has_new_deadline = False
         self._line = line
         self._host = host
-        self._gate = gate
+        self._policy = policy
         self._names = names
         self._secret = secret
         self._connecting: dict[TcpFlow, None] = {}  # the oldest first
@@ -106,7 +106,7 @@ class TcpTable:
             self._line.drop("too many TCP connections")
             self._refuse(key, tcp, 0)
             return
-        target = self._gate.target(ip.destination, tcp.destination_port, "TCP", self._now_ns)
+        target = self._policy.target("TCP", ip.destination, tcp.destination_port, self._now_ns)
         if target is None:
             self._refuse(key, tcp, 0)
             return

@@ -105,51 +105,6 @@ def buffers_residue(buffers: Sequence[memoryview | bytes]) -> int:
     return total
 
 
-# Buffers.
-
-
-def skip(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
-    """Return a list of buffers without its first `count` bytes."""
-    result = []
-    for buffer in buffers:
-        if count >= len(buffer):
-            count -= len(buffer)
-        else:
-            result.append(buffer[count:] if count else buffer)
-            count = 0
-    return result
-
-
-def clip(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
-    """Return the first `count` bytes of a list of buffers."""
-    result = []
-    for buffer in buffers:
-        if count <= 0:
-            break
-        result.append(buffer if len(buffer) <= count else buffer[:count])
-        count -= len(buffer)
-    return result
-
-
-def first_bytes(buffers: Sequence[memoryview], count: int) -> bytes:
-    """Copy up to `count` bytes from the start of a list of buffers."""
-    if len(buffers[0]) >= count:
-        return bytes(buffers[0][:count])
-    return b"".join(clip(buffers, count))
-
-
-def write_bytes(buffers: Sequence[memoryview], data: bytes) -> None:
-    """Copy `data` to the start of a list of buffers, which has room for it."""
-    if len(buffers[0]) >= len(data):
-        buffers[0][: len(data)] = data
-        return
-    at = 0
-    for buffer in buffers:
-        part = data[at : at + len(buffer)]
-        buffer[: len(part)] = part
-        at += len(part)
-
-
 # Parsed headers.
 
 
@@ -403,25 +358,3 @@ def tcp_frame_header(
         )
         + options
     )  # fmt: skip
-
-
-def address(text: str) -> int:
-    """Parse a dotted IPv4 address.
-
-    Raises:
-        ValueError: it is none.
-    """
-    parts = text.split(".")
-    if len(parts) != 4 or not all(part.isascii() and part.isdecimal() for part in parts):
-        raise ValueError(f"no IPv4 address: {text!r}")
-    value = 0
-    for part in parts:
-        if int(part) > 255 or len(part) > 3:
-            raise ValueError(f"no IPv4 address: {text!r}")
-        value = value << 8 | int(part)
-    return value
-
-
-def dotted(value: int) -> str:
-    """Write an address."""
-    return f"{value >> 24}.{value >> 16 & 255}.{value >> 8 & 255}.{value & 255}"

@@ -80,13 +80,13 @@ def network_files(config: MachineConfig) -> tuple[newc.Entry, ...]:
     """Return what tells the agent its network: it sets it up before anything asks for it."""
     if config.net is None:
         return ()
-    from voidbox.net.wire import dotted
+    from voidbox.net.addresses import format_address
 
     network = config.net.network
     lines = (
-        f"address {dotted(network.guest_ip)}/{network.prefix_bits}",
-        f"gateway {dotted(network.gateway_ip)}",
-        f"dns {dotted(network.dns_ip)}",
+        f"address {format_address(network.guest_ip)}/{network.prefix_bits}",
+        f"gateway {format_address(network.gateway_ip)}",
+        f"dns {format_address(network.dns_ip)}",
     )
     content = "".join(f"{line}\n" for line in lines).encode()
     return (newc.Entry(protocol.NETWORK_PATH.lstrip("/"), stat.S_IFREG | 0o644, content),)

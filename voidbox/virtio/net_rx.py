@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from voidbox.buffers import write_bytes
 from voidbox.errors import GuestError
 from voidbox.virtio.net_header import (
     FRAME_BYTES_MAX,
@@ -139,10 +140,7 @@ class RxRing:
             )
         else:
             header = _PLAIN_HEADER
-        if len(buffers[0]) >= HDR_BYTES:
-            buffers[0][:HDR_BYTES] = header
-        else:
-            _scatter(buffers, header)
+        write_bytes(buffers, header)
         self.frames += 1
         self.frame_bytes += length
 
@@ -164,14 +162,3 @@ def _trim(buffers: list[memoryview], front: int, back: int) -> None:
         buffers[-1] = buffers[-1][:-back]
     if front:
         buffers[0] = buffers[0][front:]
-
-
-def _scatter(buffers: list[memoryview], data: bytes) -> None:
-    """Write `data` to the start of buffers that have room for it."""
-    done = 0
-    for buffer in buffers:
-        piece = data[done : done + len(buffer)]
-        buffer[: len(piece)] = piece
-        done += len(piece)
-        if done == len(data):
-            return

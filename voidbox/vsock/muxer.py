@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from voidbox.buffers import clip, skip
 from voidbox.vsock import packet
 from voidbox.vsock.connection import Connection, State
 from voidbox.vsock.link import HostStream, Key, Link, MuxerStatistics, RxBuffers
@@ -156,7 +157,7 @@ class Muxer:
         if sent:
             link.connection.forwarded(sent)
         if sent < length:
-            for piece in packet.skip(payload, sent) if sent else payload:
+            for piece in skip(payload, sent) if sent else payload:
                 link.buffered += piece
 
     # To the guest.
@@ -227,7 +228,7 @@ class Muxer:
             size = self._rx_room_bytes = sum(map(len, pieces))
             limit = min(credit_bytes, VIRTIO_VSOCK_MAX_PKT_BUF_SIZE)
             if size > limit:
-                pieces, size = packet.clip(pieces, limit), limit
+                pieces, size = clip(pieces, limit), limit
             iov += pieces
             rooms.append(size)
             credit_bytes -= size

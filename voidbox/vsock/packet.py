@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from voidbox.buffers import clip, first_bytes, skip, write_bytes
 from voidbox.errors import GuestError
 
 # linux/virtio_vsock.h
@@ -79,12 +80,9 @@ def parse(buffers: Sequence[memoryview], guest_cid: int) -> tuple[Header, list[m
     """
     if len(buffers) == 0:
         raise PacketError("an empty packet")
-    if len(buffers[0]) >= HDR_BYTES:
-        data = bytes(buffers[0][:HDR_BYTES])
-    else:
-        data = b"".join(clip(buffers, HDR_BYTES))
-        if len(data) < HDR_BYTES:
-            raise PacketError(f"a packet of {len(data)} bytes, less than a header")
+    data = first_bytes(buffers, HDR_BYTES)
+    if len(data) < HDR_BYTES:
+        raise PacketError(f"a packet of {len(data)} bytes, less than a header")
     header = Header._make(VIRTIO_VSOCK_HDR.unpack(data))
     if header.src_cid != guest_cid or header.dst_cid != VMADDR_CID_HOST:
         raise PacketError(f"a packet from CID {header.src_cid} to CID {header.dst_cid}")
@@ -104,42 +102,15 @@ def write_header(buffers: Sequence[memoryview], header: tuple[int, ...]) -> None
     if len(buffers[0]) >= HDR_BYTES:
         VIRTIO_VSOCK_HDR.pack_into(buffers[0], 0, *header)
         return
-    data = VIRTIO_VSOCK_HDR.pack(*header)
-    done = 0
-    for piece in clip(buffers, HDR_BYTES):
-        piece[:] = data[done : done + len(piece)]
-        done += len(piece)
+    write_bytes(buffers, VIRTIO_VSOCK_HDR.pack(*header))
 
 
 def payload_buffers(buffers: Sequence[memoryview]) -> list[memoryview]:
     """Return what follows the header, however the guest laid the two out."""
     # Linux: header and payload apart (up to 6.2), or in one buffer (since).
-    first_bytes = len(buffers[0])
-    if first_bytes == HDR_BYTES:
+    first_piece_bytes = len(buffers[0])
+    if first_piece_bytes == HDR_BYTES:
         return list(buffers[1:])
-    if first_bytes > HDR_BYTES:
+    if first_piece_bytes > HDR_BYTES:
         return [buffers[0][HDR_BYTES:], *buffers[1:]]
     return skip(buffers, HDR_BYTES)
-
-
-def clip(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
-    """Return the first `count` bytes of a list of buffers, or all if it has fewer."""
-    result = []
-    for buffer in buffers:
-        if count <= 0:
-            break
-        result.append(buffer if len(buffer) <= count else buffer[:count])
-        count -= len(buffer)
-    return result
-
-
-def skip(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
-    """Return a list of buffers without its first `count` bytes."""
-    result = []
-    for buffer in buffers:
-        if count >= len(buffer):
-            count -= len(buffer)
-        else:
-            result.append(buffer[count:] if count else buffer)
-            count = 0
-    return result

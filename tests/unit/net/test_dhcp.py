@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from scapy.layers.dhcp import BOOTP, DHCP
 
 from voidbox.errors import ConfigError
+from voidbox.net.addresses import NetworkConfig
 from voidbox.net.dhcp import Server
 
 MAC = bytes.fromhex("02aabbccddee")
+NETWORK = NetworkConfig(guest_mac=MAC)
 OTHER_MAC = bytes.fromhex("02aabbccddef")
 XID = 0x12345678
 SETTINGS = {
@@ -29,11 +31,8 @@ def server() -> Server:
     return make()
 
 
-def make(**arguments: object) -> Server:
-    return Server(
-        **{"guest_mac": MAC, "guest_ip": "10.0.2.15", "gateway": "10.0.2.2", "dns": "10.0.2.3"}
-        | arguments  # type: ignore[arg-type]
-    )
+def make(network: NetworkConfig = NETWORK, **arguments: object) -> Server:
+    return Server(network, **arguments)  # type: ignore[arg-type]
 
 
 def request(*options: tuple[str, object], mac: bytes = MAC, **fields: object) -> bytes:
@@ -139,15 +138,8 @@ def test_a_header_that_lies(server: Server, fields: dict[str, object]) -> None:
 
 
 def test_settings_are_those_of_the_arguments() -> None:
-    server = make(
-        guest_ip="192.168.7.2",
-        gateway="192.168.7.1",
-        dns="192.168.7.1",
-        mtu=65520,
-        hostname="a-1",
-        lease_s=60,
-        prefix_bits=30,
-    )
+    network = NetworkConfig(0xC0A80702, 0xC0A80701, 0xC0A80701, 30, MAC)
+    server = make(network, mtu=65520, hostname="a-1", lease_s=60)
     bootp, options = parse(server.receive(request(("message-type", "discover"))))
     assert bootp.yiaddr == "192.168.7.2"
     assert options == {
@@ -170,7 +162,7 @@ def test_settings_are_those_of_the_arguments() -> None:
 def test_mask_and_broadcast_are_those_of_the_prefix(
     prefix_bits: int, mask: str, broadcast: str
 ) -> None:
-    server = make(guest_ip="10.0.2.14", prefix_bits=prefix_bits)
+    server = make(NETWORK._replace(guest_ip=0x0A00020E, prefix_bits=prefix_bits))
     _, options = parse(server.receive(request(("message-type", "discover"))))
     assert (options["subnet_mask"], options["broadcast_address"]) == (mask, broadcast)
 
@@ -178,10 +170,8 @@ def test_mask_and_broadcast_are_those_of_the_prefix(
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"guest_mac": MAC[:5]}, {"guest_ip": "10.0.2"}, {"gateway": "host"}, {"dns": ""},
         {"mtu": 575}, {"mtu": 65536}, {"hostname": ""}, {"hostname": "a.b"}, {"hostname": "-a"},
-        {"hostname": "x" * 64}, {"lease_s": 0}, {"lease_s": 1 << 32}, {"prefix_bits": 31},
-        {"prefix_bits": 0},
+        {"hostname": "x" * 64}, {"lease_s": 0}, {"lease_s": 1 << 32},
     ],
 )  # fmt: skip
 def test_arguments_that_no_reply_can_carry(arguments: dict[str, object]) -> None:

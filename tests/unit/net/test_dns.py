@@ -93,8 +93,8 @@ def test_a_query_goes_to_the_first_resolver_and_its_reply_to_the_guest() -> None
     upstream = answer(action, a_record(ttl=600))
     reply = one(forwarder.reply(0, upstream, 1 * S))
     assert reply == Reply(KEY, b"\x07\x07" + upstream[2:])
-    assert policy.check(ADDRESS, 443, 600 * S).allowed
-    assert not policy.check(ADDRESS, 443, 601 * S).allowed
+    assert policy.check("TCP", ADDRESS, 443, 600 * S).allowed
+    assert not policy.check("TCP", ADDRESS, 443, 601 * S).allowed
     assert forwarder.next_deadline_ns() is None
     assert forwarder.statistics()._asdict() == {
         "queries": 1, "invalid": 0, "local": 0, "refused": 0, "merged": 0, "forwarded": 1,
@@ -136,7 +136,7 @@ def test_replies_that_the_guests_udp_does_not_take_are_truncated(
     assert seen.tc == truncated
     assert len(reply.message) == (29 if truncated else reply_bytes)
     assert (seen.ancount, seen.arcount) == ((0, 0) if truncated else (1, 1))
-    assert policy.check(ADDRESS, 443, 0).allowed
+    assert policy.check("TCP", ADDRESS, 443, 0).allowed
 
 
 def test_a_truncated_reply_goes_on_as_it_is() -> None:
@@ -164,10 +164,10 @@ def test_aliases_pin_under_the_name_that_was_asked() -> None:
         a_record("www.unasked.net", "192.0.2.66"),
     )
     forwarder.reply(0, answer(action, *records), 0)
-    assert policy.check(ADDRESS, 443, 0) == (True, "allow example.com")
-    assert policy.check(ADDRESS + 1, 443, 100 * S - 1).allowed
-    assert not policy.check(ADDRESS, 443, 100 * S).allowed
-    assert not policy.check(0xC0000242, 443, 0).allowed
+    assert policy.check("TCP", ADDRESS, 443, 0) == (True, "allow example.com")
+    assert policy.check("TCP", ADDRESS + 1, 443, 100 * S - 1).allowed
+    assert not policy.check("TCP", ADDRESS, 443, 100 * S).allowed
+    assert not policy.check("TCP", 0xC0000242, 443, 0).allowed
 
 
 def test_rebinding_to_the_host_is_answered_but_leads_nowhere() -> None:
@@ -176,7 +176,7 @@ def test_rebinding_to_the_host_is_answered_but_leads_nowhere() -> None:
     action = sent(forwarder.query(KEY, query(), False, 0))
     reply = forwarder.reply(0, answer(action, a_record(address="127.0.0.1")), 0)
     assert replied(reply).rcode == NOERROR
-    assert not policy.check(0x7F000001, 80, 0).allowed
+    assert not policy.check("TCP", 0x7F000001, 80, 0).allowed
 
 
 # What is answered here.

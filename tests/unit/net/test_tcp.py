@@ -171,7 +171,7 @@ def test_a_refusal_by_the_policy() -> None:
     )
     assert world.host.opened == 0
     assert world.stack.statistics().refused == {"deny 192.0.2.0/24": 1}
-    assert world.log == ["refused TCP to 192.0.2.7:80: deny 192.0.2.0/24"]
+    assert world.log == ["TCP to 192.0.2.7:80: deny 192.0.2.0/24"]
 
 
 def test_a_guest_that_gives_up_connecting() -> None:

@@ -14,11 +14,12 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from voidbox.net.addresses import NetworkConfig
 from voidbox.net.datagram_table import DATAGRAM_FLOWS_MAX
 from voidbox.net.dhcp import Server as DhcpServer
 from voidbox.net.dns import Forwarder
 from voidbox.net.host import RESET, DatagramOwner, StreamOwner
-from voidbox.net.line import FRAMES_MAX, NetworkConfig
+from voidbox.net.line import FRAMES_MAX
 from voidbox.net.name_service import NameService, NameStream
 from voidbox.net.policy import Policy
 from voidbox.net.stack import Stack
@@ -446,11 +447,10 @@ class World:
         self.rx = FakeRx()
         self.resolvers = FakeResolvers()
         self.names = NameService(Forwarder(policy, 1, lambda: 4711), self.resolvers)
-        dhcp = DhcpServer(config.guest_mac, "10.0.2.15", "10.0.2.2", "10.0.2.3", prefix_bits=24)
+        dhcp = DhcpServer(config)
         self.log: list[str] = []
-        self.stack = Stack(
-            config, self.host, policy, self.names, dhcp, secret, log=self.log.append
-        )  # fmt: skip
+        policy.on_refused = self.log.append
+        self.stack = Stack(config, self.host, policy, self.names, dhcp, secret)
         self.stack.start(has_csum, has_tso)
 
     def send(self, frame: bytes, *, needs_csum: bool = False, cuts: Sequence[int] = ()) -> None:

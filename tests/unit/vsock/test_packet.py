@@ -70,11 +70,3 @@ def test_a_header_is_written_across_any_layout(cuts: list[int]) -> None:
     assert written[:44] == header.pack()
     assert written[44:] == bytes(16)
     assert sum(map(len, packet.payload_buffers(buffers))) == 16
-
-
-@given(st.lists(st.binary(max_size=5)), st.integers(0, 30))
-def test_clip_and_skip_are_the_two_halves(parts: list[bytes], count: int) -> None:
-    buffers = [memoryview(part) for part in parts]
-    data = b"".join(parts)
-    assert b"".join(packet.clip(buffers, count)) == data[:count]
-    assert b"".join(packet.skip(buffers, count)) == data[count:]
