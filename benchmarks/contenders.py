@@ -80,8 +80,8 @@ def run_qemu(
     initramfs.write_bytes(image + bytes(-len(image) % 4) + tail)
     command = ["qemu-system-x86_64", "-M", "microvm", "-accel", "kvm", "-cpu", "host"]
     command += ["-m", str(MEMORY_MIB), "-kernel", config.kernel, "-initrd", str(initramfs)]
-    command += ["-append", config.kernel_cmdline, "-nodefaults", "-no-user-config", "-display", "none"]
-    command += ["-no-reboot", "-serial", f"file:{folder}/console"]
+    command += ["-append", config.kernel_cmdline, "-nodefaults", "-no-user-config"]
+    command += ["-display", "none", "-no-reboot", "-serial", f"file:{folder}/console"]
     command += ["-device", "virtio-rng-device"]
     command += ["-device", f"vhost-vsock-device,guest-cid={QEMU_CID}", *options]
     started = time.monotonic()
