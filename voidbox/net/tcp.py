@@ -47,6 +47,9 @@ SILENCE_NS = 240_000_000_000  # probes without any answer
 CONNECT_NS = 30_000_000_000
 IDLE_NS = 7200_000_000_000
 DUPLICATE_ACKS = 3
+# With so much room left the guest needs no segment of its own about a larger window: the next
+# acknowledgement tells it. Else every connection's first data would be answered twice.
+WINDOW_ENOUGH_BYTES = 32 << 10
 # How long an acknowledgement of less than a segment waits for data to go along with. A guest that
 # waits for it before it writes more (Nagle) is held up for so long: Linux takes 40 ms.
 DELAYED_ACK_NS = 10_000_000
@@ -226,6 +229,8 @@ class Connection:
         self.rcv_nxt = self.rcv_adv = (syn.seq + 1) & U32
         self.mss = min(max(MSS_MIN, syn.mss or MSS_DEFAULT), MSS)
         self._is_scaled = syn.wscale is not None
+        if not self._is_scaled:  # no more can be promised
+            self._receive_bytes = min(self._receive_bytes, 0xFFFF)
         self._snd_wscale = syn.wscale or 0
         self.snd_wnd = syn.window  # never scaled in a SYN
         # A SYN's acknowledgement field says nothing; 0 would be newer than half of all numbers.
@@ -472,7 +477,9 @@ class Connection:
         promised = (self.rcv_adv - self.rcv_nxt) & U32
         space = self._receive_bytes - held_bytes
         # Half of what is there, or a window that was shut: RFC 9293 §3.8.6.2.2.
-        if space - promised >= self._receive_bytes // 2 or (was_small and space >= 2 * self.mss):
+        is_news = space - promised >= self._receive_bytes // 2
+        is_news = is_news or (was_small and space >= 2 * self.mss)
+        if is_news and promised < WINDOW_ENOUGH_BYTES:
             self.ack_due = True
 
     def take_fin(self) -> bool:

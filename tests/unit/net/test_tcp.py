@@ -529,6 +529,22 @@ def test_an_acknowledgement_of_what_was_never_sent_instead_of_the_handshakes() -
     """)
 
 
+@pytest.mark.parametrize("scale", ["", "ws 7"])
+def test_the_acknowledgement_of_little_data_waits_for_company(scale: str) -> None:
+    Exchange(f"""
+        guest sends SYN seq 1000 mss 1460 {scale}
+        host connects
+        stack sends SYN|ACK seq 0 ack 1001
+        guest sends ACK seq 1001 ack 1
+        guest sends ACK seq 1001 ack 1 data 10
+        stack answers nothing
+        wait 0.009 s
+        stack answers nothing
+        wait 0.001 s
+        stack sends ACK ack 1011
+    """)
+
+
 def test_keep_alives_are_answered() -> None:
     Exchange(OPEN + """
         guest sends ACK seq 1000 ack 1
@@ -1381,7 +1397,7 @@ def test_too_many_connections_are_refused_and_places_become_free() -> None:
 def test_the_first_flows_get_large_windows_and_the_rest_small_ones() -> None:
     world = World()
     for port in range(100):
-        world.open(1000 + port)
+        world.open(1000 + port, options=b"\x03\x03\x07\x01")
     sizes = [flow.connection._receive_bytes for flow in world.flows]
     assert sizes == [2 << 20] * 32 + [256 << 10] * 68
 
