@@ -30,6 +30,7 @@ from typing import Any
 import contenders
 
 from voidbox.agent.client import AgentClient
+from voidbox.errors import AgentError
 from voidbox.nat.backend import NatConfig
 from voidbox.sandbox.guest import network_files
 from voidbox.vmm.config import MachineConfig
@@ -129,12 +130,16 @@ def _serve_one(sock: socket.socket) -> None:
 
 
 def measure(port: int, megabytes: int, client: AgentClient) -> list[float] | None:
-    """Run the program in the guest; None if it does not come to its end."""
+    """Run the program in the guest; None if it does not come to its end, or the guest does."""
     arguments = [port, megabytes, REQUESTS, CONNECTIONS, BUFFER_BYTES]
     command = ["python3", "-c", PROGRAM, *map(str, arguments)]
     process = client.exec(command, timeout_s=PROGRAM_S)
-    output = b"".join(data for _, data in process.output())
-    end = process.wait()
+    try:
+        output = b"".join(data for _, data in process.output())
+        end = process.wait()
+    except AgentError as error:
+        print(error, file=sys.stderr)
+        return None
     if end.timed_out:
         return None
     if end.status:
@@ -222,12 +227,12 @@ def main() -> int:
 
     for _ in range(options.rounds):
         note("libslirp", run_qemu(config, ["-netdev", "user,id=n0"], port, options.megabytes))
+        note("voidbox", run_voidbox(config, port, options.megabytes))
         if not shutil.which("passt"):
             print("passt is missing: apt-get install -y passt", file=sys.stderr)
         else:
             with tempfile.TemporaryDirectory() as folder, passt(Path(folder)) as netdev:
                 note("passt", run_qemu(config, netdev, port, options.megabytes))
-        note("voidbox", run_voidbox(config, port, options.megabytes))
     report(samples, options.output)
     return 0
 
