@@ -10,10 +10,9 @@ Names are looked up when they are first used (PEP 562): importing voidbox alone 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from voidbox.version import __version__
 
+TYPE_CHECKING = False  # as type checkers know it; importing typing would cost more than all of this
 if TYPE_CHECKING:
     from voidbox.agent.call import RequestFailed
     from voidbox.errors import (

@@ -249,9 +249,14 @@ class AsyncAgent:
             return await call.result(timeout_s)
 
     def close(self) -> None:
-        """End the connection; commands that are not in the background end with it. Idempotent."""
+        """End the connection, and make no other. Idempotent."""
         with self._lock:
             self._is_closed = True
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """End the connection; commands that are not in the background end with it. Idempotent."""
+        with self._lock:
             link, self._link = self._link, None
         if link is not None:
             link.close()

@@ -348,7 +348,6 @@ class AsyncSandbox:
         with contextlib.suppress(AgentError):  # it has ended already
             await self._control("stop", timeout=timeout)
         await self._wait_ended(timeout + _STOP_GRACE_S)
-        await self.close()
 
     async def wait(self, timeout: float | None = None) -> SandboxInfo:
         """Wait until it has ended; return how.
@@ -374,7 +373,7 @@ class AsyncSandbox:
             with contextlib.suppress(AgentError, SandboxTimeout):
                 await self._control("kill")
             await self._wait_ended(_KILL_S)
-        await self.close()
+        await self._disconnect()  # it may have ended by itself
         if not self._keeps:
             with contextlib.suppress(ConfigError):  # somebody else has removed it
                 await asyncio.to_thread(self._store.remove, self._id)
@@ -386,6 +385,7 @@ class AsyncSandbox:
 
     async def _wait_ended(self, limit_s: float) -> None:
         if await asyncio.to_thread(wait_ended, self._store, self._id, limit_s):
+            await self._disconnect()
             return
         _logger.warning("%s: its process does not end: killing it", self._name)
         fd = await asyncio.to_thread(self._store.open_owner, self._id)
@@ -397,6 +397,9 @@ class AsyncSandbox:
                 os.close(fd)
             await asyncio.to_thread(wait_ended, self._store, self._id, _KILL_S)
         await asyncio.to_thread(self._store.clean)
+
+    async def _disconnect(self) -> None:
+        await asyncio.to_thread(self._session.agent.disconnect)
 
     async def close(self) -> None:
         """Leave it: only the connection ends, and commands that are not in the background."""
