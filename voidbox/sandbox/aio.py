@@ -27,8 +27,7 @@ from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.endpoint import StoredEndpoint
 from voidbox.sandbox.files import AsyncFiles
 from voidbox.sandbox.info import SandboxInfo, SandboxMetrics
-from voidbox.sandbox.launch import wait_ended
-from voidbox.sandbox.launching import Launch
+from voidbox.sandbox.launching import Launch, wait_gone
 from voidbox.sandbox.log_reader import read_lines
 from voidbox.sandbox.ports import AsyncPorts
 from voidbox.sandbox.pty import AsyncPty
@@ -356,7 +355,7 @@ class AsyncSandbox:
             SandboxTimeout: it has not after so many seconds.
         """
         limit_s = None if timeout is None else check_seconds("timeout", timeout)
-        if not await asyncio.to_thread(wait_ended, self._store, self._id, limit_s):
+        if not await wait_gone(self._store, self._id, limit_s):
             raise SandboxTimeout(f"{self._name} still runs after {timeout:g} s of waiting")
         return await self.get_info()
 
@@ -384,7 +383,7 @@ class AsyncSandbox:
         return await self.kill()
 
     async def _wait_ended(self, limit_s: float) -> None:
-        if await asyncio.to_thread(wait_ended, self._store, self._id, limit_s):
+        if await wait_gone(self._store, self._id, limit_s):
             await self._disconnect()
             return
         _logger.warning("%s: its process does not end: killing it", self._name)
@@ -395,7 +394,7 @@ class AsyncSandbox:
                     signal.pidfd_send_signal(fd, signal.SIGKILL)
             finally:
                 os.close(fd)
-            await asyncio.to_thread(wait_ended, self._store, self._id, _KILL_S)
+            await wait_gone(self._store, self._id, _KILL_S)
         await asyncio.to_thread(self._store.clean)
 
     async def _disconnect(self) -> None:

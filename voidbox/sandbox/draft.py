@@ -41,6 +41,8 @@ def make_record(
     image_path = os.path.abspath(image) if image is not None else defaults.find_image(kernel_path)
     if type(cpus) is not int or cpus < 1:
         raise ConfigError(f"cpus={cpus!r}: give a whole number, 1 or more")
+    if workdir is not None and not (isinstance(workdir, str) and workdir.startswith("/")):
+        raise ConfigError(f"workdir={workdir!r}: give an absolute path in the guest")
     return SandboxRecord(
         name=name or "",
         kernel=kernel_path,

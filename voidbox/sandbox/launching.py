@@ -1,4 +1,4 @@
-"""The start of a sandbox as a coroutine, which can be given up."""
+"""The start and the end of a sandbox's process as coroutines, which can be given up."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 
 from voidbox.errors import VoidboxError
-from voidbox.sandbox.launch import launch
+from voidbox.sandbox.launch import launch, reap
 from voidbox.sandbox.records import SandboxRecord
 from voidbox.sandbox.store import Store
 
@@ -73,3 +73,25 @@ class Launch:
         with contextlib.suppress(VoidboxError):
             self._store.clean()
             self._store.remove(id)
+
+
+async def wait_gone(store: Store, id: str, timeout_s: float | None) -> bool:
+    """Wait for the end of a sandbox's process, however long, without holding a thread.
+
+    Returns:
+        False if `timeout_s` seconds pass before.
+    """
+    fd = await asyncio.to_thread(store.open_owner, id)
+    if fd is not None:
+        loop, gone = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(fd, gone.set)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await gone.wait()
+        except TimeoutError:
+            return False
+        finally:
+            loop.remove_reader(fd)
+            os.close(fd)
+    reap()
+    return True

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
+from tests.unit.agent.test_connect import serial_agent
 from tests.unit.sandbox.conftest import Box, in_event_loop
 from voidbox.agent import protocol
 from voidbox.agent.call import RequestFailed
@@ -16,6 +18,8 @@ from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout
 from voidbox.sandbox import files as files_module
 from voidbox.sandbox import pieces
 from voidbox.sandbox.files import FileEvent
+
+__all__ = ["serial_agent"]
 
 PIECE = 1 << 20
 
@@ -462,3 +466,26 @@ async def test_the_log_says_what_it_went_over(
     with caplog.at_level("INFO", "voidbox"):
         await box.files.upload(tmp_path / "f", "f")
     assert "via vsock" in caplog.text
+
+
+@in_event_loop
+async def test_without_vsock_it_goes_over_the_serial_line(
+    box: Box,
+    serial_agent: socket.socket,
+    guest: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(port: int, timeout_s: float) -> socket.socket:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    box.endpoint.connect = refuse  # type: ignore[method-assign]
+    box.endpoint.connect_serial = lambda: serial_agent  # type: ignore[method-assign, return-value, assignment]
+    (tmp_path / "f").write_bytes(os.urandom(200_000))  # some pieces
+    with caplog.at_level("INFO", "voidbox"):
+        result = await box.files.upload(tmp_path / "f", "f")
+        assert result.carrier == "serial"
+        await box.files.download("f", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == (tmp_path / "f").read_bytes()
+    assert caplog.text.count("via serial") == 2
+    assert any("going on via serial" in line for line in box.lines)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -192,6 +193,13 @@ async def test_waiting(options: dict[str, Any]) -> None:
     async with await AsyncSandbox.create(**options) as sandbox:
         with pytest.raises(SandboxTimeout, match="still runs"):
             await sandbox.wait(0.1)
+        before = threading.active_count()
+        waiting = [asyncio.create_task(sandbox.wait()) for _ in range(30)]
+        await asyncio.sleep(0.2)
+        assert threading.active_count() <= before + 8  # asyncio's pool, which they have left
+        assert (await sandbox.commands.run("echo free")).stdout == "free\n"
+        await sandbox.stop()
+        assert {info.state for info in await asyncio.gather(*waiting)} == {"stopped"}
 
 
 @in_event_loop
@@ -418,6 +426,7 @@ async def test_rounds_leave_nothing(options: dict[str, Any], tmp_path: Path) -> 
         {"memory": 512 << 20},
         {"memory": "lots"},
         {"timeout": 0},
+        {"workdir": "relative"},
         {"envs": {"A": 1}},
         {"metadata": {1: "a"}},
         {"name": "../x"},
