@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.agent.conftest import USER
 from tests.unit.agent.test_call import FakeAgent, agent
 from tests.unit.sandbox.conftest import Box, box, guest, in_event_loop
 from voidbox.agent import protocol
@@ -55,7 +56,9 @@ async def test_after_a_lost_connection_there_is_another(box: Box) -> None:
 
 @in_event_loop
 async def test_a_dead_guest_ends_requests_at_once_and_says_why(box: Box) -> None:
-    call = await box.agent.call(protocol.EXEC, {"argv": ["sleep", "60"]}, "exec")
+    values = {"argv": ["sleep", "60"], "user": USER}
+    call = await box.agent.call(protocol.EXEC, values, "exec")
+    await call.next(20)  # it has begun
     box.endpoint.cut("panic: not syncing")
     with pytest.raises(AgentError, match="panic: not syncing"):
         while await call.next(5) is not None:
@@ -103,7 +106,7 @@ async def test_events_without_end_are_no_answer(agent: FakeAgent) -> None:
 @in_event_loop
 async def test_a_writer_waits_for_a_slow_guest(box: Box, guest: Path) -> None:
     call = await box.agent.call(
-        protocol.EXEC, {"argv": ["sleep", "60"], "stdin": True, "user": "0"}, "exec"
+        protocol.EXEC, {"argv": ["sleep", "60"], "stdin": True, "user": USER}, "exec"
     )
     with call, pytest.raises(SandboxTimeout):
         for _ in range(100):

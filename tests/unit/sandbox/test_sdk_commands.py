@@ -47,6 +47,9 @@ async def test_check(box: Box) -> None:
     with pytest.raises(CommandFailed, match="signal 9"):
         await box.commands.run("kill -9 $$", check=True)
     assert (await box.commands.run("true", check=True)).exit_code == 0
+    with pytest.raises(CommandFailed) as caught:
+        await box.commands.run(r"printf 'a\n\033[2Jb\n' >&2; exit 1", check=True)
+    assert str(caught.value).isprintable()
 
 
 @in_event_loop

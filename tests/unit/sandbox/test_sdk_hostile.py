@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.unit.sandbox.conftest import Box, in_event_loop
 from voidbox.agent import protocol
@@ -318,3 +321,27 @@ def test_names_of_a_folder() -> None:
 def test_a_link_is_checked_where_it_is_made(tmp_path: Path) -> None:
     with HostFolder(str(tmp_path)) as folder, pytest.raises(ValueError, match="safe"):
         folder.link(("l",), "/etc/passwd")
+
+
+_WORDS = st.sampled_from(["a", "b", "..", "."])
+_LINKS = st.lists(
+    st.tuples(
+        st.lists(st.sampled_from("ab"), min_size=1, max_size=4).map(tuple),
+        st.lists(_WORDS, min_size=1, max_size=6).map("/".join),
+    ),
+    max_size=12,
+)
+
+
+@given(_LINKS)
+def test_no_combination_of_safe_links_leads_outside(links: list[tuple[Any, str]]) -> None:
+    with tempfile.TemporaryDirectory() as name, HostFolder(f"{name}/in") as folder:
+        Path(name, "a").mkdir()
+        Path(name, "b").mkdir()
+        for parts, target in links:
+            if is_safe_link(parts, target):
+                with suppress(HostError):  # something of that name is there already
+                    folder.link(parts, target)
+        root = os.path.realpath(f"{name}/in")
+        for path in Path(name, "in").rglob("*"):
+            assert Path(os.path.realpath(path)).is_relative_to(root), (links, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import signal
 import subprocess
 import sys
@@ -202,6 +203,20 @@ def test_the_thread_can_be_ended_and_comes_back(sandbox: Sandbox) -> None:
     loop_thread.stop()
     loop_thread.stop()
     assert "voidbox-asyncio" not in [thread.name for thread in threading.enumerate()]
+    assert sandbox.commands.run("echo on").stdout == "on\n"
+
+
+def test_a_forked_child_makes_its_own_connection(sandbox: Sandbox) -> None:
+    sandbox.commands.run("true")
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            status = 0 if sandbox.commands.run("echo child").stdout == "child\n" else 2
+        finally:
+            os._exit(status)
+    assert sandbox.commands.run("echo parent").stdout == "parent\n"
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert sandbox.commands.run("echo on").stdout == "on\n"
 
 
