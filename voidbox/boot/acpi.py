@@ -4,7 +4,8 @@
                   └─► MADT           one local APIC per vCPU, one IOAPIC
 
 The DSDT names the serial ports, the clock, pvpanic and every virtio-mmio device (`LNRO0005`, the
-id that Linux's virtio_mmio driver binds to).
+id that Linux's virtio_mmio driver binds to). Hardware-reduced machines have no PM1 registers for
+the power button: a Generic Event Device (§5.6.9) turns its interrupt line into a Notify.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ _FADT_REVISION, _FADT_MINOR_REVISION = 6, 4
 _ACPI_FADT_NO_VGA = 1 << 2  # in IAPC_BOOT_ARCH; bit 1, the 8042, stays clear: no keyboard
 _ACPI_FADT_RESET_REGISTER = 1 << 10
 _ACPI_FADT_HW_REDUCED = 1 << 20
+
+_POWER_BUTTON_PRESSED = 0x80
 
 _MADT_LOCAL_APIC = 0
 _MADT_IO_APIC = 1
@@ -168,6 +171,7 @@ def _dsdt(
 ) -> bytes:
     devices = [_port_device(device) for device in port_devices]
     devices += [_virtio_device(index, device) for index, device in enumerate(mmio_devices)]
+    devices += _power_button()
     s5 = aml.package(*[aml.integer(value) for value in (power.slp_typ_s5, 0, 0, 0)])
     return aml.name("\\_S5", s5) + aml.scope("\\_SB", *devices)
 
@@ -184,6 +188,20 @@ def _port_device(device: PortDevice) -> bytes:
         aml.name("_STA", aml.integer(0x0F)),
         aml.name("_CRS", aml.resources(*descriptors)),
     )
+
+
+def _power_button() -> list[bytes]:
+    """The button, and the event device whose only event it is."""
+    return [
+        aml.device("PWRB", aml.name("_HID", aml.eisa_id("PNP0C0C"))),
+        aml.device(
+            "GED",
+            aml.name("_HID", aml.string("ACPI0013")),
+            aml.name("_UID", aml.integer(0)),
+            aml.name("_CRS", aml.resources(aml.interrupt(layout.POWER_BUTTON_GSI))),
+            aml.method("_EVT", 1, aml.notify("PWRB", _POWER_BUTTON_PRESSED)),
+        ),
+    ]
 
 
 def _virtio_device(index: int, device: MmioDevice) -> bytes:

@@ -19,8 +19,10 @@ _QWORD_PREFIX = 0x0E
 _SCOPE_OP = 0x10
 _BUFFER_OP = 0x11
 _PACKAGE_OP = 0x12
+_METHOD_OP = 0x14
 _EXT_PREFIX = 0x5B
 _DEVICE_OP = 0x82
+_NOTIFY_OP = 0x86
 _ROOT_PREFIX = b"\\"
 
 
@@ -101,6 +103,18 @@ def device(path: str, *terms: bytes) -> bytes:
     """Device (path) {terms}."""
     body = name_string(path) + b"".join(terms)
     return bytes([_EXT_PREFIX, _DEVICE_OP]) + _package_length(len(body)) + body
+
+
+def method(path: str, arguments: int, *terms: bytes) -> bytes:
+    """Method (path, arguments, Serialized) {terms}."""
+    serialized = 1 << 3
+    body = name_string(path) + bytes([arguments | serialized]) + b"".join(terms)
+    return bytes([_METHOD_OP]) + _package_length(len(body)) + body
+
+
+def notify(path: str, value: int) -> bytes:
+    """Notify (path, value)."""
+    return bytes([_NOTIFY_OP]) + name_string(path) + integer(value)
 
 
 def resources(*descriptors: bytes) -> bytes:

@@ -32,3 +32,4 @@ MMIO_DEVICES_GPA = 0xD000_0000
 MMIO_DEVICE_BYTES = 0x1000
 MMIO_FIRST_GSI = 5
 MMIO_LAST_GSI = 23
+POWER_BUTTON_GSI = 1  # the keyboard's, of which there is none

@@ -14,10 +14,10 @@ from voidbox.agent.client import AgentClient, RemoteProcess
 from voidbox.agent.protocol import BAD_REQUEST
 from voidbox.cli import exit_status, streams
 from voidbox.cli.complain import complain
-from voidbox.cli.signals import SignalThread
 from voidbox.errors import AgentError, ConfigError, SandboxTimeout
 from voidbox.event_loop import EventLoop
 from voidbox.sandbox.guest import Guest
+from voidbox.signals import SignalThread
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.console import FdOutput
 from voidbox.vmm.machine import Machine

@@ -13,9 +13,9 @@ from voidbox.cli import exit_status, network
 from voidbox.cli.complain import complain
 from voidbox.cli.log import show_log
 from voidbox.cli.parser import make_parser, parse_number
-from voidbox.cli.signals import SignalThread
 from voidbox.cli.terminal import Terminal
 from voidbox.errors import ConfigError
+from voidbox.signals import SignalThread
 from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig, parse_memory
 from voidbox.vmm.console import wait_flushed
 from voidbox.vmm.machine import Machine

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from voidbox.boot import acpi, cpu, cpuid, layout, loader, newc
+from voidbox.boot import acpi, cpu, layout, loader, newc
 from voidbox.devices.bus import Bus
 from voidbox.devices.i8042 import I8042, I8042_PORT, I8042_PORTS
 from voidbox.devices.pci import PCI_CONFIG_PORT, PCI_CONFIG_PORTS, PciHostBridge
@@ -48,18 +48,18 @@ from voidbox.devices.serial import (
 from voidbox.errors import HostError
 from voidbox.event_loop import EventLoop
 from voidbox.kvm import api
-from voidbox.kvm._abi import ffi
 from voidbox.kvm.kvm import KVM_DEVICE, Kvm
 from voidbox.kvm.vcpu import Vcpu
 from voidbox.kvm.vm import Vm, host_address
 from voidbox.memory import GuestMemory
 from voidbox.virtio.rng import VirtioRng
-from voidbox.vmm import requirements
+from voidbox.vmm import requirements, vcpus
 from voidbox.vmm.coalesced import CoalescedRing
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.console import Console, wait_flushed
 from voidbox.vmm.outcome import EndReason, Outcome
 from voidbox.vmm.vcpu_thread import VcpuThread
+from voidbox.vmm.vcpus import Vcpus
 from voidbox.vmm.virtio_slots import VirtioSlots
 
 if TYPE_CHECKING:  # imported where they are used: a machine without them starts sooner
@@ -103,12 +103,14 @@ class MachineStatistics(NamedTuple):
         port_exits: port to how often, of the KVM_EXIT_IO among them.
         boot_ns: from the first KVM_RUN to the guest's boot-timer write, or None.
         boot_timer_ns: time.monotonic_ns() of that write, or None.
+        vcpu_ns: the host's CPU time of all vCPUs, which it counts in hundredths of a second.
     """
 
     exits: dict[str, int]
     port_exits: dict[int, int]
     boot_ns: int | None
     boot_timer_ns: int | None
+    vcpu_ns: int
 
 
 class Machine:
@@ -131,7 +133,7 @@ class Machine:
         self._ended = threading.Event()
         self._end_lock = threading.Lock()  # covers _outcome's first setting and the kicks
         self._outcome: Outcome | None = None
-        self._threads: list[VcpuThread] = []
+        self._vcpus = Vcpus()
         self._started_ns: int | None = None
         self._ports = Bus()
         self._mmio = Bus()
@@ -159,13 +161,13 @@ class Machine:
         self._vm.create_pit2(api.KVM_PIT_SPEAKER_DUMMY)
         for slot, region in enumerate(self.memory):
             self._vm.set_user_memory_region(slot, region.gpa, region.map)
-        vcpus = [
+        handles = [
             own(contextlib.closing(self._vm.create_vcpu(index)))
             for index in range(self.config.cpus)
         ]
         self.loop = EventLoop(on_error=self._on_loop_error)
         self._resources.callback(self.loop.close)
-        self._coalesced = self._coalesce(kvm, self._vm, vcpus[0])
+        self._coalesced = self._coalesce(kvm, self._vm, handles[0])
         has_readonly_memory = bool(kvm.check_extension(api.KVM_CAP_READONLY_MEM))
         slots = VirtioSlots(
             self._vm, self.memory, self._mmio, self.loop, self._coalesced, has_readonly_memory
@@ -174,12 +176,13 @@ class Machine:
         self._attach_devices()
         self._attach_virtio()
         self._resources.callback(self.loop.stop)  # before anything that it serves goes away
-        self._load(kvm, vcpus)
-        self._threads = [
-            VcpuThread(vcpu, self._ports, self._mmio, self._coalesced, self._end) for vcpu in vcpus
-        ]
+        self._load(kvm, handles)
+        self._vcpus = Vcpus(
+            VcpuThread(vcpu, self._ports, self._mmio, self._coalesced, self._end)
+            for vcpu in handles
+        )
 
-    def _load(self, kvm: Kvm, vcpus: list[Vcpu]) -> None:
+    def _load(self, kvm: Kvm, handles: list[Vcpu]) -> None:
         """Put the kernel and all that it is told into memory, and the first vCPU before it."""
         ports = _PORT_DEVICES + ((_SERIAL_LINE,) if self.config.serial_line else ())
         tables = acpi.build(self.config.cpus, _POWER_REGISTERS, ports, self._slots.acpi_devices)
@@ -193,7 +196,7 @@ class Machine:
             newc.archive(self.config.extra_files) if self.config.extra_files else b"",
         )
         cpu.write_tables(self.memory, entry)
-        _set_up_vcpus(kvm, vcpus, entry)
+        vcpus.set_up(kvm, handles, entry)
 
     def _attach_virtio(self) -> None:
         self._slots.add(VirtioRng())
@@ -279,8 +282,7 @@ class Machine:
         try:
             self.loop.start()
             self._started_ns = time.monotonic_ns()
-            for thread in self._threads:
-                thread.start()
+            self._vcpus.start()
         except RuntimeError as error:
             raise HostError(f"the host gives no thread ({error}): end other processes") from error
         if self._coalesced is not None:
@@ -301,8 +303,7 @@ class Machine:
             timeout_s = min(timeout_s, threading.TIMEOUT_MAX)
         if not self._ended.wait(timeout_s):
             return None
-        for thread in self._threads:
-            thread.join()
+        self._vcpus.join()
         # The tail needs the last output; an output that blocks must not hold back the outcome.
         wait_flushed(self.loop, self.console, _FLUSH_S)
         assert self._outcome is not None
@@ -312,6 +313,34 @@ class Machine:
     def stop(self) -> None:
         """End the machine at once, as if its power were cut. Thread: any. Never blocks."""
         self._end(Outcome(EndReason.STOPPED))
+
+    def pause(self) -> None:
+        """Halt the vCPUs; returns when none runs. Thread: any but the loop. Idempotent.
+
+        The host's side goes on: what devices have for the guest waits for it. Its clocks go on
+        too, as when a laptop is busy elsewhere. A machine that has ended ignores it.
+        """
+        self._vcpus.pause()
+
+    def resume(self) -> None:
+        """Let the vCPUs go on after pause(). Thread: any but the loop. Idempotent."""
+        self._vcpus.resume()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether pause() came last. Thread: any."""
+        return self._vcpus.is_paused
+
+    def press_power_button(self) -> None:
+        """Ask the guest to shut down, as its ACPI power button does. Thread: any.
+
+        What comes of it is the guest's choice: a kernel without ACPI, or a guest in which nobody
+        listens for the button, does nothing.
+        """
+        with self._end_lock:
+            if self._outcome is None:  # afterwards the VM may be gone
+                self._vm.irq_line(layout.POWER_BUTTON_GSI, True)
+                self._vm.irq_line(layout.POWER_BUTTON_GSI, False)
 
     def adopt_vsock(self, sock: socket.socket, port: int) -> None:
         """Connect a stream socket to a port of the guest, past the host kernel. Thread: any.
@@ -335,18 +364,12 @@ class Machine:
 
     def statistics(self) -> MachineStatistics:
         """Return the counts up to now. Thread: any."""
-        exits: dict[str, int] = {}
-        port_exits: dict[int, int] = {}
-        for thread in self._threads:
-            for reason, count in list(thread.exits.items()):
-                name = api.EXIT_NAMES.get(reason, str(reason))
-                exits[name] = exits.get(name, 0) + count
-            for port, count in list(thread.port_exits.items()):
-                port_exits[port] = port_exits.get(port, 0) + count
         reached_ns = self.boot_timer.reached_ns
         has_booted = reached_ns is not None and self._started_ns is not None
         boot_ns = reached_ns - self._started_ns if has_booted else None  # type: ignore[operator]
-        return MachineStatistics(exits, port_exits, boot_ns, reached_ns)
+        return MachineStatistics(
+            self._vcpus.exits(), self._vcpus.port_exits(), boot_ns, reached_ns, self._vcpus.cpu_ns()
+        )
 
     def _end(self, outcome: Outcome) -> None:
         """Take the first outcome and end every vCPU. Thread: any; never blocks."""
@@ -354,15 +377,13 @@ class Machine:
             if self._outcome is not None:
                 return
             self._outcome = outcome
-            for thread in self._threads:
-                thread.kick()  # under the lock, so that close() cannot free a vCPU meanwhile
+            self._vcpus.kick()  # under the lock, so that close() cannot free a vCPU meanwhile
         self._ended.set()
         self.loop.call_soon(self._hang_up)
 
     def _hang_up(self) -> None:
         """Let the programs at the other ends know that nobody will answer. Thread: loop."""
-        for thread in self._threads:
-            thread.join()  # kicked: it ends at once, and touches no device afterwards
+        self._vcpus.join()  # kicked: they end at once, and touch no device afterwards
         for hang_up in self._hang_ups:
             hang_up()
 
@@ -372,8 +393,7 @@ class Machine:
     def close(self) -> None:
         """Stop, wait for every thread, and free everything. Idempotent."""
         self.stop()
-        for thread in self._threads:
-            thread.join()
+        self._vcpus.join()
         with self._end_lock:  # another thread's stop() may still be kicking
             pass
         self._resources.close()
@@ -397,36 +417,3 @@ def _explain(outcome: Outcome, console_text: str) -> Outcome:
                 text = line[line.index(_PANIC_MARK) + len(_PANIC_MARK) :].strip(": ")
                 return outcome._replace(reason=EndReason.PANIC, detail=text)
     return outcome
-
-
-def _set_up_vcpus(kvm: Kvm, vcpus: list[Vcpu], entry: loader.EntryPoint) -> None:
-    """Give every vCPU its CPUID, and the first one the state of a boot loader's hand-over.
-
-    The others wait for the guest's INIT and SIPI, which the in-kernel APIC handles.
-    """
-    host = kvm.get_supported_cpuid()
-    supported = [
-        cpuid.CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
-        for e in host.entries[0 : host.nent]
-    ]
-    has_tsc_deadline = bool(kvm.check_extension(api.KVM_CAP_TSC_DEADLINE_TIMER))
-    for vcpu in vcpus:
-        entries = cpuid.fix_up(supported, vcpu.vcpu_id, len(vcpus), has_tsc_deadline)
-        fixed = ffi.new(
-            "struct kvm_cpuid2 *",
-            {"nent": len(entries), "entries": entries},
-        )
-        vcpu.set_cpuid2(fixed)
-        vcpu.set_msrs(cpu.BOOT_MSRS)
-        fpu = vcpu.get_fpu()
-        fpu.fcw, fpu.mxcsr = cpu.FPU_CONTROL_WORD, cpu.MXCSR_DEFAULT
-        vcpu.set_fpu(fpu)
-        lapic = vcpu.get_lapic()
-        cpu.set_lapic(lapic)
-        vcpu.set_lapic(lapic)
-    first = vcpus[0]
-    sregs, regs = first.get_sregs(), first.get_regs()
-    cpu.set_sregs(sregs, entry)
-    cpu.set_regs(regs, entry)
-    first.set_sregs(sregs)
-    first.set_regs(regs)

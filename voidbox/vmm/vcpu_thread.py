@@ -4,11 +4,16 @@ Stopping: each thread has STOP_SIGNAL blocked; KVM_SET_SIGNAL_MASK unblocks it o
 `kick` sets immediate_exit and sends the signal, so whether the thread is in KVM_RUN, about to enter
 it, or in Python, the next or current KVM_RUN returns. No handler is installed, so a program that
 embeds voidbox keeps its signals, and machines can be started from any thread.
+
+Pausing: the same, but the thread waits after the KVM_RUN that was interrupted. KVM completes an
+access that the thread has just served (the value of an IN, say) in the next KVM_RUN even if that
+returns at once: only there does the thread wait, so none is lost or made twice.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -28,7 +33,7 @@ _KVM_EXIT_IO_IN = api.KVM_EXIT_IO_IN
 
 
 class VcpuThread:
-    """Runs one vCPU until the machine ends. Thread: its own, but for `kick` and `join`.
+    """Runs one vCPU until the machine ends. Thread: any; `_main` and what it calls its own.
 
     Args:
         on_end: takes the outcome when this vCPU ends the machine; must not block.
@@ -48,6 +53,9 @@ class VcpuThread:
         self._coalesced = coalesced
         self._on_end = on_end
         self._stopping = False
+        self._gate = threading.Condition()  # covers _stopping, the two below, and immediate_exit
+        self._is_pause_wanted = False
+        self._is_waiting = False  # halted, or ended
         self.exits: dict[int, int] = {}
         self.port_exits: dict[int, int] = {}
         self._mmio_word = ffi.cast("uint32_t *", vcpu.kvm_run.mmio.data)
@@ -64,12 +72,51 @@ class VcpuThread:
 
     def kick(self) -> None:
         """End the thread's current or next KVM_RUN for good. Thread: any. Never blocks."""
-        self._stopping = True
+        with self._gate:
+            self._stopping = True
+            self._interrupt()
+            self._gate.notify_all()
+
+    def _interrupt(self) -> None:
         self.vcpu.request_exit(True)
         ident = self._thread.ident
         if ident is not None and self._thread.is_alive():
             with contextlib.suppress(ProcessLookupError):  # it ended by itself just now
                 signal.pthread_kill(ident, STOP_SIGNAL)
+
+    def request_pause(self) -> None:
+        """Have the thread halt soon. Thread: any, one at a time with resume(). Never blocks."""
+        with self._gate:
+            if not (self._stopping or self._is_pause_wanted):
+                self._is_pause_wanted = True
+                self._interrupt()
+
+    def wait_paused(self) -> None:
+        """Wait until the thread has halted, or ended."""
+        with self._gate:
+            self._gate.wait_for(
+                lambda: self._is_waiting or self._stopping or not self._thread.is_alive()
+            )
+
+    def resume(self) -> None:
+        """Let the thread go on. Thread: any, one at a time with request_pause()."""
+        with self._gate:
+            if self._is_pause_wanted:
+                self._is_pause_wanted = False
+                if not self._stopping:
+                    self.vcpu.request_exit(False)
+                self._gate.notify_all()
+
+    def cpu_ns(self) -> int:
+        """Return the thread's CPU time, the guest's included; 0 once it has ended. Thread: any."""
+        try:
+            with open(f"/proc/self/task/{self._thread.native_id}/stat", "rb") as file:
+                # proc(5): after the name, which may hold anything, utime and stime are 12th, 13th.
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:
+            return 0
+        ticks = int(fields[11]) + int(fields[12])
+        return ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
     def join(self) -> None:
         """Wait for the thread's end, if it was started."""
@@ -83,6 +130,9 @@ class VcpuThread:
             outcome = self._run()
         except Exception as error:  # whatever it is, the machine ends and says so
             outcome = Outcome(EndReason.ERROR, str(error) or repr(error), error=error)
+        with self._gate:
+            self._is_waiting = True  # for ever: whoever pauses the machine need not wait for us
+            self._gate.notify_all()
         if outcome is not None:
             self._on_end(outcome)
 
@@ -100,11 +150,30 @@ class VcpuThread:
                 self._handle_io(kvm_run.io)
             elif reason == api.KVM_EXIT_MMIO:
                 self._handle_mmio(kvm_run.mmio)
-            elif reason in (api.KVM_EXIT_INTR, api.KVM_EXIT_IRQ_WINDOW_OPEN):
+            elif reason == api.KVM_EXIT_INTR:
+                self._halt()
+            elif reason == api.KVM_EXIT_IRQ_WINDOW_OPEN:
                 continue
             else:
                 return self._end_of(reason)
         return None
+
+    def _halt(self) -> None:
+        """Wait for resume() or kick(), if a pause is wanted."""
+        with self._gate:
+            was_paused = self._is_pause_wanted
+            if was_paused:
+                self._is_waiting = True
+                self._gate.notify_all()
+                self._gate.wait_for(lambda: self._stopping or not self._is_pause_wanted)
+                self._is_waiting = False
+            # What interrupted KVM_RUN stays pending and would again. Whoever sends one sets
+            # immediate_exit before: none is missed.
+            while signal.sigtimedwait({STOP_SIGNAL}, 0) is not None:
+                pass
+        if was_paused:
+            with contextlib.suppress(HostError):  # the guest does not use kvmclock, or not yet
+                self.vcpu.kvmclock_ctrl()
 
     def _handle_io(self, io: Any) -> None:
         """Serve IN, OUT and their string forms: `count` items of `size` bytes each."""

@@ -81,6 +81,8 @@ def test_intels_disassembler_reads_them(tmp_path: Path, devices: int) -> None:
     source = (tmp_path / "DSDT.dsl").read_text()
     assert source.count('"LNRO0005"') == devices
     assert 'EisaId ("PNP0501")' in source
+    assert 'EisaId ("PNP0C0C")' in source
+    assert "Notify (PWRB, 0x80)" in source
     compiled = subprocess.run(
         ["iasl", "DSDT.dsl"], capture_output=True, text=True, check=True, cwd=tmp_path
     )
