@@ -1,4 +1,4 @@
-"""Requests about files: FILE_READ, WRITE, LIST, STAT, MKDIR, REMOVE, RENAME.
+"""Requests about files: FILE_READ, LIST, STAT, MKDIR, REMOVE, RENAME, LINK.
 
 Each acts on the file system as the request's user, "sandbox" if it names none, so that nothing
 that this user's programs prepare leads further than they get themselves.
@@ -6,7 +6,6 @@ that this user's programs prepare leads further than they get themselves.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import stat
@@ -34,10 +33,16 @@ _TYPES = {
 }
 
 
-def _new_checksum() -> Any:
+def new_checksum() -> Any:
+    """Return what computes the checksum of a file's bytes."""
     from hashlib import blake2b  # loads OpenSSL, so not at every start
 
     return blake2b(digest_size=protocol.CHECKSUM_BYTES)
+
+
+def temporary_name(folder: str) -> str:
+    """Return a new name for what is not whole yet."""
+    return f"{folder}/.voidbox-{os.getpid()}-{next(_NUMBERS)}.part"
 
 
 def user_of(values: dict[str, Any]) -> users.User:
@@ -78,9 +83,9 @@ class FileRead(Request):
             # NONBLOCK: a FIFO without a writer is refused below, not waited for.
             self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         self._status = os.fstat(self._fd)
-        _require_regular(self._status.st_mode, path)
+        require_regular(self._status.st_mode, path)
         os.lseek(self._fd, offset, os.SEEK_SET)
-        self._checksum = _new_checksum()
+        self._checksum = new_checksum()
         self.on_room()
 
     def on_room(self) -> None:
@@ -112,79 +117,12 @@ class FileRead(Request):
             self._fd = -1
 
 
-class FileWrite(Request):
-    """Write a file, whole or not at all: it gets its name when all of it is there and right.
+def require_regular(mode: int, path: str) -> None:
+    """Refuse what is no regular file.
 
-    Values: path, user, mode (the old file's or 0644), mtime_ns, parents (bool: make the folders
-    above). Then DATA, and END {checksum}. Answers: RESULT {size}. Fails with "checksum" if that of
-    what came differs.
+    Raises:
+        RequestError: as the system call would say it.
     """
-
-    def start(self, values: dict[str, Any]) -> None:
-        self._fd = -1
-        self._temporary = ""
-        self._size = 0
-        self._checksum = _new_checksum()
-        self._mtime_ns = arguments.optional_integer(values, "mtime_ns")
-        mode = arguments.optional_integer(values, "mode")
-        makes_parents = arguments.flag(values, "parents", True)
-        path = arguments.path(values)
-        if path.endswith("/"):
-            raise RequestError("EISDIR", f"{path}: a file's name does not end with a slash")
-        self._user = user_of(values)
-        with acting_as(self._user):
-            self._path = os.path.realpath(path)  # through a link to what it names
-            folder = os.path.dirname(self._path)
-            if makes_parents:
-                os.makedirs(folder, exist_ok=True)
-            self._mode = _mode_for(self._path, mode)
-            temporary = f"{folder}/.voidbox-{os.getpid()}-{next(_NUMBERS)}.part"
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._fd = os.open(temporary, flags, 0o600)
-            self._temporary = temporary
-
-    def on_data(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
-        self._checksum.update(data)
-        self._size += len(data)
-        self.used(data)
-
-    def on_end(self, values: dict[str, Any]) -> None:
-        if values.get("checksum") != self._checksum.digest():
-            raise RequestError(
-                protocol.CHECKSUM, f"{self._path}: what arrived has another checksum"
-            )
-        with acting_as(self._user):
-            os.fchmod(self._fd, self._mode)
-            if self._mtime_ns is not None:
-                os.utime(self._fd, ns=(self._mtime_ns, self._mtime_ns))
-            os.rename(self._temporary, self._path)
-        self._temporary = ""
-        self.result({"size": self._size})
-
-    def on_close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-        if self._temporary:
-            with acting_as(self._user), contextlib.suppress(OSError):
-                os.unlink(self._temporary)
-            self._temporary = ""
-
-
-def _mode_for(path: str, wanted: int | None) -> int:
-    """Return the permissions of a file to be written, which may exist already."""
-    try:
-        old = os.stat(path).st_mode
-    except FileNotFoundError:
-        return 0o644 if wanted is None else wanted & 0o7777
-    _require_regular(old, path)
-    return stat.S_IMODE(old) if wanted is None else wanted & 0o7777
-
-
-def _require_regular(mode: int, path: str) -> None:
     if stat.S_ISDIR(mode):
         raise RequestError("EISDIR", f"{path}: Is a directory")
     if not stat.S_ISREG(mode):
@@ -332,4 +270,21 @@ class FileRename(Request):
         source, target = arguments.path(values), arguments.path(values, "to")
         with acting_as(user_of(values)):
             os.rename(source, target)
+        self.result({})
+
+
+class FileLink(Request):
+    """Make a symbolic link, replacing a link or file of its name. Values: path, target, user."""
+
+    def start(self, values: dict[str, Any]) -> None:
+        path = arguments.path(values)
+        target = arguments.text(values, "target")
+        temporary = temporary_name(os.path.dirname(path))
+        with acting_as(user_of(values)):
+            os.symlink(target, temporary)
+            try:
+                os.rename(temporary, path)
+            except OSError:
+                os.unlink(temporary)
+                raise
         self.result({})

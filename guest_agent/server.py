@@ -11,14 +11,15 @@ from functools import partial
 from guest_agent import protocol
 from guest_agent.commands import Attach, Exec, Kill, Processes, ProcessTable, Resize
 from guest_agent.connection import Connection, Request
+from guest_agent.file_write import FileWrite, Parts
 from guest_agent.files import (
+    FileLink,
     FileList,
     FileMkdir,
     FileRead,
     FileRemove,
     FileRename,
     FileStat,
-    FileWrite,
 )
 from guest_agent.loop import READ, WRITE, Loop, Timer, log
 from guest_agent.serial_link import OPEN, SerialLink
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 AGENT_VERSION = "1"
-CAPABILITIES = ("exec", "pty", "background", "files", "watch", "metrics", "clock", "shutdown")
+CAPABILITIES = (
+    *("exec", "pty", "background", "files", "watch", "metrics", "clock", "shutdown"),
+    *(protocol.CAN_RESUME, protocol.CAN_LINK),
+)
 CONNECTIONS_MAX = 2048
 _BACKLOG = 1024
 _READ_BYTES = 256 << 10
@@ -58,13 +62,14 @@ class Agent:
             protocol.KILL: partial(Kill, table),
             protocol.RESIZE: partial(Resize, table),
             protocol.FILE_READ: FileRead,
-            protocol.FILE_WRITE: FileWrite,
+            protocol.FILE_WRITE: partial(FileWrite, Parts(loop)),
             protocol.FILE_LIST: FileList,
             protocol.FILE_STAT: FileStat,
             protocol.FILE_MKDIR: FileMkdir,
             protocol.FILE_REMOVE: FileRemove,
             protocol.FILE_RENAME: FileRename,
             protocol.FILE_WATCH: FileWatch,
+            protocol.FILE_LINK: FileLink,
             protocol.METRICS: Metrics,
             protocol.SET_CLOCK: SetClock,
             protocol.SHUTDOWN: partial(Shutdown, on_shutdown),

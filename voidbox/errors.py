@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+from typing import Protocol
 
 
 class VoidboxError(Exception):
@@ -48,3 +49,38 @@ class AgentError(VoidboxError):
 
 class SandboxTimeout(VoidboxError):
     """A time limit of the user's ran out."""
+
+
+class _CommandResult(Protocol):
+    """See voidbox.sandbox.commands.CommandResult."""
+
+    @property
+    def stdout(self) -> str: ...
+    @property
+    def stderr(self) -> str: ...
+    @property
+    def exit_code(self) -> int: ...
+
+
+class CommandFailed(VoidboxError):
+    """A command's exit code was not 0, and its caller wanted that checked.
+
+    Attributes:
+        result: with exit_code, stdout, stderr.
+    """
+
+    def __init__(self, message: str, result: _CommandResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class CommandTimeout(SandboxTimeout):
+    """A command ran for longer than its own time limit, and was ended.
+
+    Attributes:
+        result: with what it wrote until then.
+    """
+
+    def __init__(self, message: str, result: _CommandResult) -> None:
+        super().__init__(message)
+        self.result = result

@@ -44,9 +44,11 @@ class EventLoop:
 
     Args:
         on_error: takes whatever a callback raised; the loop goes on.
+        is_daemon: the thread does not keep the process from its end; whoever asks for this closes
+            the loop then.
     """
 
-    def __init__(self, on_error: Callable[[BaseException], None]) -> None:
+    def __init__(self, on_error: Callable[[BaseException], None], is_daemon: bool = False) -> None:
         self._on_error = on_error
         try:
             self._epoll = select.epoll()
@@ -60,7 +62,7 @@ class EventLoop:
         self._awake = False
         self._stopping = False
         self._closed = False
-        self._thread = Thread(target=self._run, name="voidbox-loop")
+        self._thread = Thread(target=self._run, name="voidbox-loop", daemon=is_daemon)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
 
     def start(self) -> None:

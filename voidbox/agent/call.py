@@ -33,10 +33,16 @@ class Call:
     Args:
         what: for messages, "exec" say.
         post: has the link's thread do something for this call.
+
+    Attributes:
+        on_change: called after anything came, or found its place; link thread, must not wait.
+        is_lost: it ended because the connection is lost.
     """
 
     def __init__(self, what: str, post: Callable[[Callable[[], None]], None]) -> None:
         self.what = what
+        self.on_change: Callable[[], None] = lambda: None
+        self.is_lost = False
         self.on_consumed: Callable[[int], None] = lambda cost: None  # link thread
         self.on_input: Callable[[], None] = lambda: None  # link thread
         self.on_cancel: Callable[[], None] = lambda: None  # link thread
@@ -63,6 +69,7 @@ class Call:
                 if self._first_event is None and isinstance(event, Event):
                     self._first_event = event
             self._changed.notify_all()
+        self.on_change()
 
     def fail(self, error: Callable[[], AgentError]) -> None:
         """The connection is lost; what came before is still to be had.
@@ -72,7 +79,9 @@ class Call:
         with self._changed:
             if self._end is None and self._error is None:
                 self._error = error
+                self.is_lost = True
             self._changed.notify_all()
+        self.on_change()
 
     def take_input(self, size: int) -> bytes:
         """Return up to `size` bytes that are to be sent."""
@@ -80,6 +89,7 @@ class Call:
             data = bytes(self._input[:size])
             del self._input[:size]
             self._changed.notify_all()
+        self.on_change()
         return data
 
     def give_back(self, data: bytes) -> None:
@@ -102,6 +112,21 @@ class Call:
         """Whether the request has ended, well or not."""
         return self._end is not None or self._error is not None
 
+    @property
+    def has_next(self) -> bool:
+        """Whether next() returns at once; it may still wait for a dead guest's post-mortem."""
+        return bool(self._events) or self.is_over
+
+    @property
+    def has_events(self) -> bool:
+        """Whether something came that next() has not returned yet."""
+        return bool(self._events)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether write() returns at once."""
+        return len(self._input) < INPUT_BYTES_MAX or self.is_over
+
     def write(self, data: bytes | memoryview, timeout_s: float | None = None) -> None:
         """Send data, waiting while the guest is slow to take it; after the end nothing is sent.
 
@@ -109,10 +134,8 @@ class Call:
             SandboxTimeout: the guest took nothing for so long.
         """
         with self._changed:
-            if not self._changed.wait_for(
-                lambda: len(self._input) < INPUT_BYTES_MAX or self.is_over, timeout_s
-            ):
-                raise self._stalled(timeout_s)
+            if not self._changed.wait_for(lambda: self.has_room, timeout_s):
+                raise self.stalled(timeout_s)
             if self.is_over:
                 return
             self._input += data
@@ -152,8 +175,8 @@ class Call:
             SandboxTimeout: nothing came for so long.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._events or self.is_over, timeout_s):
-                raise self._stalled(timeout_s)
+            if not self._changed.wait_for(lambda: self.has_next, timeout_s):
+                raise self.stalled(timeout_s)
             event = self._events.popleft() if self._events else None
         if event is None:
             if self._error is not None:
@@ -185,14 +208,15 @@ class Call:
         try:
             while self.next(None if deadline is None else deadline - time.monotonic()) is not None:
                 if deadline is not None and time.monotonic() > deadline:
-                    raise self._stalled(timeout_s)  # events without end are no answer
+                    raise self.stalled(timeout_s)  # events without end are no answer
         except SandboxTimeout:
             self.cancel()
-            raise self._stalled(timeout_s) from None
+            raise self.stalled(timeout_s) from None
         assert self._end is not None
         return self._end.values
 
-    def _stalled(self, timeout_s: float | None) -> SandboxTimeout:
+    def stalled(self, timeout_s: float | None) -> SandboxTimeout:
+        """Return the error for an answer that did not come in time."""
         return SandboxTimeout(
             f"{self.what}: the guest's agent did not answer within {timeout_s:g} s"
         )

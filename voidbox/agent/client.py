@@ -72,7 +72,7 @@ class RemoteProcess:
         if self._pid is None:
             first = self._call.first_event()
             if first is None:
-                error = _exit(self._call.result()).error
+                error = parse_exit(self._call.result()).error
                 raise AgentError(error or "the command was not started")
             self._pid = _int(first, "pid")
         return self._pid
@@ -82,7 +82,7 @@ class RemoteProcess:
         while self._exit is None:
             event = self._call.next()
             if event is None:
-                self._exit = _exit(self._call.result())
+                self._exit = parse_exit(self._call.result())
             elif isinstance(event, Data):
                 yield Output(event.stream, event.data)
             else:
@@ -138,7 +138,12 @@ class RemoteProcess:
         self._call.cancel()
 
 
-def _exit(values: dict[str, Any]) -> Exit:
+def parse_exit(values: dict[str, Any]) -> Exit:
+    """Return what a RESULT says of a command's end.
+
+    Raises:
+        AgentError: it says nothing of sense.
+    """
     code, number, error = values.get("exit_code"), values.get("signal"), values.get("error", "")
     is_sane = (
         (code is None or (isinstance(code, int) and 0 <= code <= 255))
@@ -166,6 +171,11 @@ class AgentClient:
     def __init__(self, link: Link, request_timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         self._link = link
         self._timeout_s = request_timeout_s
+
+    @property
+    def link(self) -> Link:
+        """The connection."""
+        return self._link
 
     @property
     def is_serial(self) -> bool:

@@ -28,6 +28,7 @@ def connect(
     secret: bytes,
     timeout_s: float = BOOT_TIMEOUT_S,
     log: Callable[[str], None] = lambda line: None,
+    is_daemon: bool = False,
 ) -> AgentClient:
     """Return a client once the guest's agent answers.
 
@@ -37,11 +38,12 @@ def connect(
     Args:
         secret: what the guest was given at its start.
         log: takes a line at a time.
+        is_daemon: see Link.
     Raises:
         AgentError: the guest has ended, or its agent wants another secret.
         SandboxTimeout: no agent within `timeout_s` seconds.
     """
-    search = _Search(endpoint, secret, timeout_s, log)
+    search = _Search(endpoint, secret, timeout_s, log, is_daemon)
     try:
         return search.run()
     finally:
@@ -50,12 +52,18 @@ def connect(
 
 class _Search:
     def __init__(
-        self, endpoint: Endpoint, secret: bytes, timeout_s: float, log: Callable[[str], None]
+        self,
+        endpoint: Endpoint,
+        secret: bytes,
+        timeout_s: float,
+        log: Callable[[str], None],
+        is_daemon: bool,
     ) -> None:
         self._endpoint = endpoint
         self._secret = secret
         self._timeout_s = timeout_s
         self._log = log
+        self._is_daemon = is_daemon
         self._started = time.monotonic()
         self._serial: Link | None = None
         self._problem = "it refused every connection"
@@ -101,7 +109,7 @@ class _Search:
             f"[vsock] attempt {attempt} connect OK (cid={endpoint.cid}, port={protocol.AGENT_PORT})"
         )
         try:
-            return self._shake_hands(Link(sock, explain=self._explain))
+            return self._shake_hands(Link(sock, None, self._explain, self._is_daemon))
         except SandboxTimeout as error:
             self._problem = str(error)
             return None
@@ -119,7 +127,7 @@ class _Search:
         sock: socket.socket | None = self._endpoint.connect_serial()
         if sock is not None:
             session = int.from_bytes(os.urandom(4), "little") | 1  # 0 is no session
-            self._serial = Link(sock, SerialLink(session), self._explain)
+            self._serial = Link(sock, SerialLink(session), self._explain, self._is_daemon)
 
     def _use_serial(self, serial: Link) -> AgentClient:
         self._log(f"[vsock] does not work ({self._problem}): going on via serial")

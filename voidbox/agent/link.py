@@ -44,6 +44,8 @@ class Link:
         serial: what makes a stream of it, where it is a serial line.
         explain: called on the thread of a caller whose request ends because the connection is
             lost, with the reason: returns the error to raise.
+        is_daemon: the thread does not keep the process from its end; whoever asks for this closes
+            the link then.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Link:
         sock: socket.socket,
         serial: SerialLink | None = None,
         explain: Callable[[str], AgentError] = AgentError,
+        is_daemon: bool = False,
     ) -> None:
         self._socket = sock
         self._serial = serial
@@ -69,7 +72,8 @@ class Link:
         self._explain_lock = threading.Lock()  # covers _lost_error
         self._pings: deque[_Ping] = deque()  # in the order in which they will be answered
         self._is_closed = False
-        self._loop = EventLoop(on_error=self._on_fault)
+        self._capabilities: frozenset[str] = frozenset()
+        self._loop = EventLoop(on_error=self._on_fault, is_daemon=is_daemon)
         sock.setblocking(False)
         self._loop.start()
         self._loop.call_soon(self._begin)
@@ -78,6 +82,16 @@ class Link:
     def is_serial(self) -> bool:
         """Whether this is the slow way. Thread: any."""
         return self._serial is not None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing will ever flow again. Thread: any."""
+        return self._lost is not None or self._is_closed
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Names of what the agent can do; none before the handshake. Thread: any."""
+        return self._capabilities
 
     @property
     def is_open(self) -> bool:
@@ -101,6 +115,7 @@ class Link:
             raise self._error()
         if not ping.pong.is_authenticated:
             raise AgentError("the guest's agent does not accept our secret: is it another guest?")
+        self._capabilities = frozenset(ping.pong.capabilities)
         return ping.pong
 
     def call(self, type: int, values: dict[str, Any], what: str) -> Call:

@@ -43,6 +43,8 @@ SERIAL_CHUNK_BYTES, SERIAL_OUTGOING_BYTES_MAX = 1 << 10, 4 << 10
 WINDOW_BYTES = 1 << 20
 REQUESTS_MAX = 1024  # at a time on one connection
 CHECKSUM_BYTES = 32  # BLAKE2b-256 of a file's bytes
+# Beginnings of files whose client is gone: how long they wait for it, and how many at a time.
+PART_KEPT_S, PARTS_MAX = 600, 64
 
 assert HEADER.size == 16
 
@@ -55,10 +57,10 @@ DATA, END, CREDIT, CANCEL = 6, 7, 8, 9
 # Requests. The numbers of the groups leave room for more.
 EXEC, ATTACH, PROCESSES, KILL, RESIZE = 16, 17, 18, 19, 20
 FILE_READ, FILE_WRITE, FILE_LIST, FILE_STAT = 32, 33, 34, 35
-FILE_MKDIR, FILE_REMOVE, FILE_RENAME, FILE_WATCH = 36, 37, 38, 39
+FILE_MKDIR, FILE_REMOVE, FILE_RENAME, FILE_WATCH, FILE_LINK = 36, 37, 38, 39, 40
 METRICS, SET_CLOCK, SHUTDOWN = 48, 49, 50
 
-REQUESTS = frozenset((*range(EXEC, RESIZE + 1), *range(FILE_READ, FILE_WATCH + 1)))
+REQUESTS = frozenset((*range(EXEC, RESIZE + 1), *range(FILE_READ, FILE_LINK + 1)))
 REQUESTS |= frozenset((METRICS, SET_CLOCK, SHUTDOWN))
 FROM_HOST = REQUESTS | {PING, DATA, END, CREDIT, CANCEL}
 FROM_GUEST = frozenset((PONG, RESULT, ERROR, EVENT, DATA, CREDIT))
@@ -68,6 +70,10 @@ STDOUT, STDERR = 1, 2
 
 # ERROR codes, beside the names of errno ("ENOENT").
 BAD_REQUEST, CANCELLED, BUSY, CHECKSUM = "bad-request", "cancelled", "busy", "checksum"
+GONE = "gone"  # the beginning of a file, to which more was to come
+
+# What an agent that can do it lists in its PONG.
+CAN_RESUME, CAN_LINK = "resume", "links"
 
 _CREDIT = struct.Struct("<I")
 

@@ -1,0 +1,209 @@
+"""FILE_WRITE: a file comes to the guest, in one request or in several.
+
+    FILE_WRITE {path}                        DATA … END {checksum}                 a small file
+    FILE_WRITE {path, part: T}               DATA … END {checksum, more: true}     a big one,
+    FILE_WRITE {path, part: T, offset: n}    DATA … END {checksum, more: true}     piece by piece
+    FILE_WRITE {path, part: T, offset: m}    DATA … END {checksum}
+
+When the connection is lost in the middle, what has come so far stays a while under its temporary
+name: the client connects again and goes on where the last whole piece ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+
+from guest_agent import arguments, protocol
+from guest_agent.connection import Connection, Request, RequestError
+from guest_agent.files import new_checksum, require_regular, temporary_name, user_of
+from guest_agent.loop import Loop, Timer
+from guest_agent.users import acting_as
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Part:
+    """A file that is not whole yet, under a temporary name. Values: see FileWrite."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        mode = arguments.optional_integer(values, "mode")
+        self._mtime_ns = arguments.optional_integer(values, "mtime_ns")
+        makes_parents = arguments.flag(values, "parents", True)
+        path = arguments.path(values)
+        if path.endswith("/"):
+            raise RequestError("EISDIR", f"{path}: a file's name does not end with a slash")
+        self._user = user_of(values)
+        with acting_as(self._user):
+            self.path = os.path.realpath(path)  # through a link to what it names
+            folder = os.path.dirname(self.path)
+            if makes_parents:
+                os.makedirs(folder, exist_ok=True)
+            self._mode = _mode_for(self.path, mode)
+            self._temporary = temporary_name(folder)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._fd = os.open(self._temporary, flags, 0o600)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has its own name."""
+        return not self._temporary
+
+    def truncate(self, size: int) -> None:
+        """Forget what came after the first `size` bytes."""
+        if os.fstat(self._fd).st_size < size:
+            raise RequestError(protocol.GONE, f"{self.path}: fewer than {size} bytes have come")
+        os.ftruncate(self._fd, size)
+        os.lseek(self._fd, size, os.SEEK_SET)
+
+    def write(self, data: bytes) -> None:
+        """Add bytes."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def commit(self) -> int:
+        """Give the file its name; return its size."""
+        with acting_as(self._user):
+            os.fchmod(self._fd, self._mode)
+            if self._mtime_ns is not None:
+                os.utime(self._fd, ns=(self._mtime_ns, self._mtime_ns))
+            os.rename(self._temporary, self.path)
+        self._temporary = ""
+        return os.fstat(self._fd).st_size
+
+    def close(self) -> None:
+        """Free it; without a commit nothing is left of it. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        if self._temporary:
+            with acting_as(self._user), contextlib.suppress(OSError):
+                os.unlink(self._temporary)
+            self._temporary = ""
+
+
+class Parts:
+    """The beginnings of files that come in several requests, by the client's names for them."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._waiting: dict[str, tuple[Part, Timer]] = {}  # the oldest first
+        self._under_way: dict[str, FileWrite] = {}
+
+    def begin(self, token: str, request: FileWrite) -> None:
+        """A request works on this one now."""
+        self._under_way[token] = request
+
+    def end(self, token: str, request: FileWrite) -> None:
+        """It does no more. Idempotent."""
+        if self._under_way.get(token) is request:
+            del self._under_way[token]
+
+    def take(self, token: str) -> Part | None:
+        """Return one that has begun, also from a request whose client is gone unnoticed."""
+        request = self._under_way.pop(token, None)
+        if request is not None:
+            return request.release()
+        part, timer = self._waiting.pop(token, (None, None))
+        if timer is not None:
+            timer.cancel()
+        return part
+
+    def keep(self, token: str, part: Part) -> None:
+        """Keep one until the next request asks for it, or nobody does for too long."""
+        timer = self._loop.call_later(protocol.PART_KEPT_S, lambda: self._drop(token))
+        self._waiting[token] = part, timer
+        while len(self._waiting) > protocol.PARTS_MAX:
+            self._drop(next(iter(self._waiting)))
+
+    def _drop(self, token: str) -> None:
+        part = self.take(token)
+        if part is not None:
+            part.close()
+
+
+class FileWrite(Request):
+    """Write a file, whole or not at all: it gets its name when all of it is there and right.
+
+    Values: path, user, mode (the old file's or 0644), mtime_ns, parents (bool: make the folders
+    above); part (the client's name for a file that comes in several requests) and offset (of this
+    one in it). Then DATA, and END {checksum (of this request's bytes), more (bool: it goes on in
+    another request)}. Answers: RESULT {size (of all so far)}. Fails with "checksum" if that of
+    what came differs, and with "gone" if the beginning is no longer there.
+    """
+
+    def __init__(self, parts: Parts, connection: Connection, number: int) -> None:
+        super().__init__(connection, number)
+        self._parts = parts
+        self._part: Part | None = None
+        self._token: str | None = None
+
+    def start(self, values: dict[str, Any]) -> None:
+        self._checksum = new_checksum()
+        self._token = arguments.optional_text(values, "part")
+        self._offset = arguments.integer(values, "offset", 0)
+        self._size = self._offset
+        part = self._parts.take(self._token) if self._token is not None else None
+        if self._offset == 0:
+            if part is not None:
+                part.close()
+            part = Part(values)
+        elif part is None:
+            raise RequestError(protocol.GONE, "the beginning of this file is no longer here")
+        self._part = part
+        part.truncate(self._offset)
+        if self._token is not None:
+            self._parts.begin(self._token, self)
+
+    def on_data(self, data: bytes) -> None:
+        if self._part is not None:
+            self._part.write(data)
+        self._checksum.update(data)
+        self._size += len(data)
+        self.used(data)
+
+    def on_end(self, values: dict[str, Any]) -> None:
+        part = self._part
+        if part is None:
+            return
+        if values.get("checksum") != self._checksum.digest():
+            part.close()  # before the answer: who has that sees nothing left
+            raise RequestError(protocol.CHECKSUM, f"{part.path}: what arrived has another checksum")
+        if self._token is not None and arguments.flag(values, "more"):
+            self._part = None
+            self._parts.end(self._token, self)
+            self._parts.keep(self._token, part)
+            self.result({"size": self._size})
+        else:
+            self.result({"size": part.commit()})
+
+    def release(self) -> Part | None:
+        """Give the file to another request, which goes on with it."""
+        part, self._part = self._part, None
+        self.fail(protocol.CANCELLED, "another request goes on with this file")
+        return part
+
+    def on_close(self) -> None:
+        part, self._part = self._part, None
+        if self._token is not None:
+            self._parts.end(self._token, self)
+        if part is None:
+            return
+        if self._token is not None and self.connection.is_ended and not part.is_whole:
+            self._parts.keep(self._token, part)  # the client is gone, perhaps for a moment
+        else:
+            part.close()
+
+
+def _mode_for(path: str, wanted: int | None) -> int:
+    """Return the permissions of a file to be written, which may exist already."""
+    try:
+        old = os.stat(path).st_mode
+    except FileNotFoundError:
+        return 0o644 if wanted is None else wanted & 0o7777
+    require_regular(old, path)
+    return stat.S_IMODE(old) if wanted is None else wanted & 0o7777

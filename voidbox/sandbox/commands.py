@@ -1,0 +1,314 @@
+"""Commands in a sandbox: `sandbox.commands`."""
+
+from __future__ import annotations
+
+import shlex
+import signal as signals
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, overload
+
+from voidbox.agent import protocol
+from voidbox.agent.client import Exit, parse_exit
+from voidbox.agent.core import Data, printable
+from voidbox.errors import AgentError, ConfigError
+from voidbox.sandbox.command_handle import AsyncCommandHandle, OnText, send_signal
+from voidbox.sandbox.command_result import CommandResult
+from voidbox.sandbox.session import Session, check_seconds
+
+_WHAT_CHARACTERS_MAX = 80
+
+# A line for /bin/sh, or a program and its arguments.
+Command = str | Sequence[str]
+# Nothing to read; all that there is to read; or True: send_stdin() will bring it.
+Stdin = bool | str | bytes
+
+
+class CommandInfo(NamedTuple):
+    """A command that the agent started.
+
+    Attributes:
+        pid: its process id in the guest.
+        argv: the program and its arguments.
+        cwd: its folder.
+        user: whom it runs as.
+        started_at: in seconds since 1970, by the guest's clock.
+        exit_code: as in CommandResult; None while it runs.
+    """
+
+    pid: int
+    argv: tuple[str, ...]
+    cwd: str
+    user: str
+    started_at: float
+    exit_code: int | None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self.exit_code is None
+
+
+class AsyncCommands:
+    """Runs commands in a sandbox.
+
+    Three time limits, never to be confused: `timeout` is the command's own, after which the guest
+    ends it; `request_timeout` is how long its agent may take to start it; the sandbox's is given
+    to AsyncSandbox.create().
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @overload
+    async def run(
+        self,
+        cmd: Command,
+        *,
+        cwd: str | None = None,
+        user: str | None = None,
+        envs: Mapping[str, str] | None = None,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        timeout: float | None = None,
+        background: Literal[False] = False,
+        stdin: Stdin = False,
+        check: bool = False,
+        request_timeout: float | None = None,
+    ) -> CommandResult: ...
+
+    @overload
+    async def run(
+        self,
+        cmd: Command,
+        *,
+        cwd: str | None = None,
+        user: str | None = None,
+        envs: Mapping[str, str] | None = None,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        timeout: float | None = None,
+        background: Literal[True],
+        stdin: Stdin = False,
+        check: bool = False,
+        request_timeout: float | None = None,
+    ) -> AsyncCommandHandle: ...
+
+    async def run(
+        self,
+        cmd: Command,
+        *,
+        cwd: str | None = None,
+        user: str | None = None,
+        envs: Mapping[str, str] | None = None,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        timeout: float | None = None,
+        background: bool = False,
+        stdin: Stdin = False,
+        check: bool = False,
+        request_timeout: float | None = None,
+    ) -> CommandResult | AsyncCommandHandle:
+        """Run a command; return how it ended, or with `background` a handle on it at once.
+
+        A background command outlives this connection: connect() finds it again. It never waits
+        for anybody to read its output, of which the guest keeps the last 256 KiB. For a handle
+        that gets every byte, see start().
+
+        Args:
+            cmd: a line for /bin/sh, or a list: a program and its arguments.
+            cwd: the sandbox's workdir, else /workspace, by default.
+            user: a name, a uid or uid:gid; the sandbox's user by default.
+            envs: variables, beside those of the sandbox.
+            on_stdout, on_stderr: called with text as it comes; may be coroutine functions.
+            timeout: the command is ended after so many seconds.
+            stdin: text or bytes to read; True if send_stdin() brings it.
+            check: raise if the exit code is not 0.
+            request_timeout: how long the agent may take to start it.
+        Raises:
+            CommandFailed: see check.
+            CommandTimeout: see timeout.
+            RequestFailed: no such folder or user.
+            AgentError: the guest or its agent is gone.
+            SandboxTimeout: see request_timeout.
+        """
+        if stdin is True and not background:
+            raise ConfigError("stdin=True: nobody could write it; give background=True or start()")
+        if check and background:
+            raise ConfigError("check=True: a background command's is for wait()")
+        handle = await self._start(
+            cmd, cwd, user, envs, on_stdout, on_stderr, timeout, background, stdin, request_timeout
+        )
+        if background:
+            return handle
+        async with handle:
+            return await handle.wait(check=check)
+
+    async def start(
+        self,
+        cmd: Command,
+        *,
+        cwd: str | None = None,
+        user: str | None = None,
+        envs: Mapping[str, str] | None = None,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        timeout: float | None = None,
+        stdin: Stdin = False,
+        request_timeout: float | None = None,
+    ) -> AsyncCommandHandle:
+        """Start a command to be followed: iterate over the handle for its output.
+
+        Every byte arrives: the command waits while nobody reads. It ends with this connection.
+        Arguments and errors are those of run().
+        """
+        return await self._start(
+            cmd, cwd, user, envs, on_stdout, on_stderr, timeout, False, stdin, request_timeout
+        )
+
+    async def _start(
+        self,
+        cmd: Command,
+        cwd: str | None,
+        user: str | None,
+        envs: Mapping[str, str] | None,
+        on_stdout: OnText | None,
+        on_stderr: OnText | None,
+        timeout: float | None,
+        background: bool,
+        stdin: Stdin,
+        request_timeout: float | None,
+    ) -> AsyncCommandHandle:
+        timeout_s = None if timeout is None else check_seconds("timeout", timeout)
+        values = program(self._session, cmd, cwd, user, envs)
+        if timeout_s is not None:
+            values["timeout"] = timeout_s
+        if background:
+            values["background"] = True
+        if stdin is not False:
+            values["stdin"] = True
+        handle = await begin(
+            self._session, values, cmd, timeout_s, on_stdout, on_stderr, request_timeout
+        )
+        if not isinstance(stdin, bool):
+            handle.feed(stdin)
+        return handle
+
+    async def list(self, request_timeout: float | None = None) -> list[CommandInfo]:
+        """List the commands that run, and background ones that ended not long ago."""
+        answer = await self._session.agent.request(
+            protocol.PROCESSES, {}, "commands.list", self._session.limit_s(request_timeout)
+        )
+        found = answer.get("processes")
+        if not isinstance(found, list):
+            raise AgentError("the guest's agent gave no list of processes")
+        return [_info(item) for item in found]
+
+    async def connect(
+        self,
+        pid: int,
+        *,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        request_timeout: float | None = None,
+    ) -> AsyncCommandHandle:
+        """Follow a background command: its last output, what comes, and its end.
+
+        Raises:
+            RequestFailed: there is no such command (ESRCH), or it is not in the background (EBUSY).
+        """
+        limit_s = self._session.limit_s(request_timeout)
+        what = f"command {pid}"
+        call = await self._session.agent.call(protocol.ATTACH, {"pid": pid}, what, limit_s)
+        return AsyncCommandHandle(
+            self._session, call, what, pid=pid, on_stdout=on_stdout, on_stderr=on_stderr
+        )
+
+    async def kill(
+        self, pid: int, signal: int = signals.SIGKILL, *, request_timeout: float | None = None
+    ) -> bool:
+        """Send a signal to a command and its process group; False if there is none."""
+        return await send_signal(self._session, pid, signal, request_timeout)
+
+
+def program(
+    session: Session,
+    cmd: Command,
+    cwd: str | None,
+    user: str | None,
+    envs: Mapping[str, str] | None,
+) -> dict[str, Any]:
+    """Return the map of an EXEC.
+
+    Raises:
+        ConfigError: that is no command.
+    """
+    values: dict[str, Any] = session.values(user)
+    if isinstance(cmd, str):
+        values["shell"] = cmd
+    elif isinstance(cmd, Sequence) and cmd and all(isinstance(word, str) for word in cmd):
+        values["argv"] = list(cmd)
+    else:
+        raise ConfigError(f"{cmd!r} is no command: give a string, or a list of strings")
+    if cwd is not None or session.workdir is not None:
+        values["cwd"] = session.path(cwd or session.workdir or "")
+    all_envs = {**session.envs, **(envs or {})}
+    if all_envs:
+        values["env"] = all_envs
+    return values
+
+
+async def begin(
+    session: Session,
+    values: dict[str, Any],
+    cmd: Command,
+    timeout_s: float | None,
+    on_stdout: OnText | None,
+    on_stderr: OnText | None,
+    request_timeout: float | None,
+) -> AsyncCommandHandle:
+    """Start a command, and return once it has begun, or could not be executed."""
+    words = cmd if isinstance(cmd, str) else shlex.join(cmd)
+    what = printable(words[:_WHAT_CHARACTERS_MAX])
+    limit_s = session.limit_s(request_timeout)
+    call = await session.agent.call(protocol.EXEC, values, what, limit_s)
+    pid: int | None = None
+    end: Exit | None = None
+    try:
+        first = await call.next(limit_s)
+        if first is None:
+            end = parse_exit(await call.result())
+        else:
+            found = None if isinstance(first, Data) else first.values.get("pid")
+            if not isinstance(found, int):
+                raise AgentError("the guest's agent gave no process id")
+            pid = found
+    except BaseException:
+        call.cancel()
+        raise
+    return AsyncCommandHandle(
+        session,
+        call,
+        what,
+        pid=pid,
+        timeout_s=timeout_s,
+        on_stdout=on_stdout,
+        on_stderr=on_stderr,
+        end=end,
+    )
+
+
+def _info(item: object) -> CommandInfo:
+    if not isinstance(item, dict):
+        raise AgentError("the guest's agent gave no list of processes")
+    argv, end = item.get("argv"), item.get("end")
+    pid, started_at = item.get("pid"), item.get("started_at")
+    if not isinstance(pid, int) or not isinstance(argv, list):
+        raise AgentError("the guest's agent described no process")
+    return CommandInfo(
+        pid,
+        tuple(printable(str(word)) for word in argv),
+        printable(str(item.get("cwd"))),
+        printable(str(item.get("user"))),
+        float(started_at) if isinstance(started_at, int | float) else 0.0,
+        parse_exit(end).status if isinstance(end, dict) else None,
+    )

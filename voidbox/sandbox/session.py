@@ -1,0 +1,72 @@
+"""What commands, files and terminals of one sandbox share: its agent, and what it was told once."""
+
+from __future__ import annotations
+
+import math
+import posixpath
+from collections.abc import Mapping
+
+from voidbox.agent.aio import AsyncAgent
+from voidbox.errors import ConfigError
+
+WORKDIR = "/workspace"
+
+
+class Session:
+    """A sandbox as its requests see it.
+
+    Args:
+        agent: in its guest.
+        name: of the sandbox, for messages.
+        envs: variables of every command.
+        workdir: where relative paths begin; /workspace by default.
+        user: who commands and files belong to; the guest's "sandbox" by default.
+    """
+
+    def __init__(
+        self,
+        agent: AsyncAgent,
+        name: str,
+        envs: Mapping[str, str] | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+    ) -> None:
+        self.agent = agent
+        self.name = name
+        self.envs = dict(envs or {})
+        self.workdir = workdir
+        self.user = user
+
+    def path(self, path: str) -> str:
+        """Return an absolute path of the guest."""
+        if not isinstance(path, str) or not path:
+            raise ConfigError(f"{path!r} is no path in the sandbox: give a string")
+        return posixpath.join(self.workdir or WORKDIR, path)
+
+    def values(self, user: str | None, **others: object) -> dict[str, object]:
+        """Return a request's map, with its user, without what is None."""
+        values = {name: value for name, value in others.items() if value is not None}
+        user = self.user if user is None else user
+        return values if user is None else {**values, "user": user}
+
+    def limit_s(self, request_timeout: float | None) -> float:
+        """Return how long a request may take."""
+        if request_timeout is None:
+            return self.agent.request_timeout_s
+        return check_seconds("request_timeout", request_timeout)
+
+
+def check_seconds(name: str, value: float) -> float:
+    """Return a time limit that makes sense.
+
+    Raises:
+        ConfigError: it is not a positive number.
+    """
+    if (
+        not isinstance(value, int | float)
+        or isinstance(value, bool)
+        or not 0 < value < 1e9
+        or math.isnan(value)
+    ):
+        raise ConfigError(f"{name}={value!r}: give a positive number of seconds, or None")
+    return float(value)
