@@ -35,7 +35,7 @@ ALLOWED: dict[str, set[str]] = {
         "event_loop",
         "loop_api",
     },
-    "sandbox": {"errors", "vmm", "agent", "boot", "net", "nat"},
+    "sandbox": {"errors", "event_loop", "vmm", "agent", "boot", "net", "nat", "vsock"},
     "defaults": {"errors"},
     "cli": {
         "errors",
