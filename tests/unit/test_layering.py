@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "sandbox": {
         "errors",
         "vmm",
+        "vsock",
         "agent",
         "boot",
         "net",
