@@ -36,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
         "loop_api",
     },
     "signals": set(),
+    "file_limit": set(),
     "sandbox": {
         "errors",
         "vmm",
@@ -44,7 +45,10 @@ ALLOWED: dict[str, set[str]] = {
         "net",
         "nat",
         "event_loop",
+        "loop_api",
+        "vsock",
         "signals",
+        "file_limit",
     },
     "defaults": {"errors"},
     "cli": {
@@ -56,6 +60,7 @@ ALLOWED: dict[str, set[str]] = {
         "sandbox",
         "event_loop",
         "signals",
+        "file_limit",
         "defaults",
         "nat",
     },
