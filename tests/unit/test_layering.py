@@ -17,6 +17,8 @@ ALLOWED: dict[str, set[str]] = {
     "boot": {"errors", "memory"},
     "devices": set(),
     "loop_api": set(),
+    "signals": set(),
+    "file_limit": set(),
     "net": {"errors", "buffers"},
     "vsock": {"errors", "memory", "buffers", "loop_api"},
     "nat": {"errors", "loop_api", "net"},
@@ -35,8 +37,6 @@ ALLOWED: dict[str, set[str]] = {
         "event_loop",
         "loop_api",
     },
-    "signals": set(),
-    "file_limit": set(),
     "sandbox": {
         "errors",
         "vmm",

@@ -38,13 +38,11 @@ def redirect_stdio(path: str) -> None:
     Raises:
         HostError: the file cannot be opened.
     """
-    for path, flags, numbers in ((os.devnull, os.O_RDONLY, (0,)), (path, _FLAGS, (1, 2))):
-        try:
-            fd = os.open(path, flags, 0o600)
-        except OSError as error:
-            raise HostError.from_errno(f"open {path}", error.errno or 0) from error
-        for number in numbers:
-            os.dup2(fd, number)
+    log_fd = open_log(path)
+    null_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    for fd, number in ((null_fd, 0), (log_fd, 1), (log_fd, 2)):
+        os.dup2(fd, number)
+    for fd in (log_fd, null_fd):
         if fd > 2:
             os.close(fd)
 

@@ -1,15 +1,15 @@
 """What can be asked of a sandbox's process over its control socket.
 
-    info {}                      record
-    metrics {}                   exits, vcpu_ns, cpu_ns, rss_bytes, uptime_s, boot_ns, network, …
-    stop {timeout}, kill {}      answered when it has begun; wait {} says when it is done
-    wait {}                      record, once the sandbox has ended
-    set_timeout {timeout}        seconds from now, or null for no limit
-    pause {}, resume {}
-    port_add {publish}           forward, with the host's port that it got
-    port_remove {publish}        removed
-    port_list {}                 forwards
-    connect_serial {}            with a stream to the guest's second serial port
+info {}                      record
+metrics {}                   exits, vcpu_ns, cpu_ns, rss_bytes, uptime_s, boot_ns, network, …
+stop {timeout}, kill {}      answered when it has begun; wait {} says when it is done
+wait {}                      record, once the sandbox has ended
+set_timeout {timeout}        seconds from now, or null for no limit
+pause {}, resume {}
+port_add {publish}           forward, with the host's port that it got
+port_remove {publish}        removed
+port_list {}                 forwards
+connect_serial {}            with a stream to the guest's second serial port
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from voidbox.errors import AgentError, ConfigError
-from voidbox.sandbox.control import Answer, Handler, Later, WithSocket
+from voidbox.sandbox.control_server import Answer, Handler, Later, WithSocket
 from voidbox.sandbox.records import SandboxRecord
 from voidbox.sandbox.stopping import AGENT_S
 from voidbox.vmm.machine import Machine
@@ -44,10 +44,11 @@ class Sandbox(Protocol):
     """
 
     record: SandboxRecord
-    machine: Machine
     ended_fd: int
     started_at: float
 
+    @property
+    def machine(self) -> Machine: ...
     def stop(self, agent_s: float) -> None: ...
     def kill(self, reason: str) -> None: ...
     def pause(self) -> None: ...

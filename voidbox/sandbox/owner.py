@@ -31,7 +31,8 @@ from voidbox.agent.client import AgentClient
 from voidbox.errors import AgentError, HostError, SandboxTimeout, VoidboxError
 from voidbox.file_limit import raise_file_limit
 from voidbox.sandbox import logs, recipe
-from voidbox.sandbox.control import ControlServer, describe_error
+from voidbox.sandbox.control import describe_error
+from voidbox.sandbox.control_server import ControlServer
 from voidbox.sandbox.guest import Guest
 from voidbox.sandbox.heartbeat import Heartbeat
 from voidbox.sandbox.lifecycle import Event
@@ -48,7 +49,7 @@ from voidbox.vmm.outcome import EndReason, Outcome
 RECONNECT_S = 30.0
 _WELL = frozenset({EndReason.POWER_OFF, EndReason.RESET, EndReason.STOPPED})
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("voidbox.sandbox.owner")  # as a program its __name__ is another
 
 MakeGuest = Callable[[MachineConfig, bytes], Guest]
 
@@ -98,9 +99,7 @@ class Owner:
         self._verdict: Verdict | None = None  # who ended it from here
         self._state_lock = threading.Lock()  # one pause, resume or stop at a time
         self._limits = Limits(parent_fd, self._on_time, self._on_orphaned)
-        self._stopping = Stopping(
-            self._ask_agent, self._press_power_button, self.kill, self._ended
-        )
+        self._stopping = Stopping(self._ask_agent, self._press_power_button, self.kill, self._ended)
         self._resources = contextlib.ExitStack()  # what ends before the last word is written
         self._control: ControlServer | None = None
 

@@ -1,4 +1,4 @@
-"""How a sandbox is stopped: its agent is asked, then its power button pressed, then it is killed."""
+"""How a sandbox is stopped: the agent is asked, the power button pressed, the machine killed."""
 
 from __future__ import annotations
 
