@@ -341,9 +341,9 @@ class AgentClient:
 
     # The guest.
 
-    def ping(self, secret: bytes) -> str:
-        """Return the agent's version."""
-        return self._link.handshake(secret, self._timeout_s).version
+    def ping(self, secret: bytes, timeout_s: float | None = None) -> str:
+        """Return the agent's version; wait for it as for any request, or so long."""
+        return self._link.handshake(secret, timeout_s or self._timeout_s).version
 
     def metrics(self) -> dict[str, Any]:
         """Return the guest's own figures: CPUs, load, memory, disk, processes, clock."""
@@ -353,10 +353,11 @@ class AgentClient:
         """Set the guest's clock to so many nanoseconds since 1970."""
         self.request(protocol.SET_CLOCK, {"clock_ns": clock_ns}, "set the clock")
 
-    def shut_down(self, *, reboot: bool = False) -> None:
+    def shut_down(self, *, reboot: bool = False, timeout_s: float | None = None) -> None:
         """Have the guest end all its processes and power off; returns when it has begun."""
-        action = "reboot" if reboot else "poweroff"
-        self.request(protocol.SHUTDOWN, {"action": action}, "shut down")
+        values = {"action": "reboot" if reboot else "poweroff"}
+        call = self._link.call(protocol.SHUTDOWN, values, "shut down")
+        call.result(self._timeout_s if timeout_s is None else timeout_s)
 
 
 class Watch:

@@ -60,6 +60,23 @@ def await_ok(sock: socket.socket, timeout_s: float) -> None:
     sock.settimeout(None)
 
 
+def connect_vhost(cid: int, port: int, timeout_s: float) -> socket.socket:
+    """Connect to a guest whose vsock the host's kernel carries.
+
+    Raises:
+        OSError: nobody listens there, or nobody does yet.
+    """
+    sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_s)
+        sock.connect((cid, port))
+        sock.settimeout(None)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 class UnixEndpoint:
     """A guest of another process, through the Unix socket of its vsock device."""
 

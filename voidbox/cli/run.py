@@ -15,6 +15,7 @@ from voidbox.cli.log import show_log
 from voidbox.cli.parser import make_parser, parse_number
 from voidbox.cli.terminal import Terminal
 from voidbox.errors import ConfigError
+from voidbox.file_limit import raise_file_limit
 from voidbox.signals import SignalThread
 from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig, parse_memory
 from voidbox.vmm.console import wait_flushed
@@ -155,7 +156,7 @@ def main(argv: list[str]) -> int:
         net=network.parse(options, is_console),
     )
 
-    _raise_file_limit()
+    raise_file_limit()
 
     def on_end(machine: Machine) -> None:
         if options.stats is not None:
@@ -180,19 +181,6 @@ def main(argv: list[str]) -> int:
             has_vsock=options.vsock != "none",
             on_end=on_end,
         )
-
-
-def _raise_file_limit() -> None:
-    """Allow as many descriptors as we may have: 1,024, the usual limit, is a vsock's connections.
-
-    The usual limit is what it is for programs that use select(2), and we use poll and epoll.
-    """
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _split(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:

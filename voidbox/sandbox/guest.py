@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from voidbox.agent import connect, protocol
 from voidbox.agent.client import AgentClient
-from voidbox.agent.endpoint import await_ok
+from voidbox.agent.endpoint import await_ok, connect_vhost
 from voidbox.boot import newc
 from voidbox.vmm.config import MachineConfig, VsockConfig
 from voidbox.vmm.machine import Machine
@@ -27,6 +27,7 @@ class Guest:
         config: its initramfs holds the agent; without a vsock it gets one that only this process
             can use.
         has_vsock: False for a machine that has none: all goes over the serial line.
+        secret: what the agent will want to see; made here if None.
 
     Raises:
         ConfigError, HostError: see Machine.
@@ -35,8 +36,10 @@ class Guest:
         machine: for its console, outcome and statistics.
     """
 
-    def __init__(self, config: MachineConfig, has_vsock: bool = True) -> None:
-        self._secret = os.urandom(protocol.SECRET_BYTES)
+    def __init__(
+        self, config: MachineConfig, has_vsock: bool = True, secret: bytes | None = None
+    ) -> None:
+        self._secret = secret or os.urandom(protocol.SECRET_BYTES)
         config = config._replace(
             vsock=(config.vsock or VsockConfig()) if has_vsock else None,
             serial_line=True,
@@ -104,7 +107,7 @@ class MachineEndpoint:
     def connect(self, port: int, timeout_s: float) -> socket.socket:
         """See Endpoint."""
         if self._is_vhost:
-            return _connect_vhost(self.cid, port, timeout_s)
+            return connect_vhost(self.cid, port, timeout_s)
         ours, theirs = socket.socketpair()
         try:
             self._machine.adopt_vsock(theirs, port)
@@ -130,15 +133,3 @@ class MachineEndpoint:
         if not tail or tail in story:
             return story
         return f"{story}\nthe console's last lines:\n{tail}"
-
-
-def _connect_vhost(cid: int, port: int, timeout_s: float) -> socket.socket:
-    sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-    try:
-        sock.settimeout(timeout_s)
-        sock.connect((cid, port))
-        sock.settimeout(None)
-    except BaseException:
-        sock.close()
-        raise
-    return sock

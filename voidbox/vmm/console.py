@@ -37,7 +37,7 @@ class Console:
         self._waiting_for: set[Output] = set()
         self._tail = bytearray()
         self._input = bytearray()
-        self._on_flushed: Callable[[], None] = lambda: None
+        self._on_flushed: list[Callable[[], None]] = []
         self.on_input_empty: Callable[[], None] = lambda: None
         serial.on_output = lambda: loop.call_soon(self._pump_shortly)
         serial.on_input_room = lambda: loop.call_soon(self._feed)
@@ -74,7 +74,7 @@ class Console:
 
     def flush(self, on_done: Callable[[], None]) -> None:
         """Call `on_done` once every output has taken everything. The guest must have ended."""
-        self._on_flushed = on_done
+        self._on_flushed.append(on_done)
         self._pump()
 
     def _pump_shortly(self) -> None:
@@ -90,7 +90,9 @@ class Console:
         while not self._waiting_for:
             data = self._serial.take_output()
             if not data:
-                self._on_flushed()
+                callbacks, self._on_flushed = self._on_flushed, []
+                for callback in callbacks:
+                    callback()
                 return
             self._tail += data
             del self._tail[:-TAIL_BYTES]

@@ -1,0 +1,153 @@
+"""The control socket of a sandbox's process: one JSON object a line, each way.
+
+    → {"op": "stop", "timeout": 5}
+    ← {"ok": true, …}    or    {"ok": false, "error": "one line", "kind": "config"}
+
+The kind says which exception it was: config, agent, host or timeout. An answer may bring an open
+socket along (SCM_RIGHTS), and may come late: that of `wait` comes when the sandbox has ended.
+
+This is the client's side; control_server serves it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Mapping
+
+from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout, VoidboxError
+
+REQUEST_BYTES_MAX = 64 << 10
+ANSWER_BYTES_MAX = 4 << 20  # a record with a large environment
+_RECV_BYTES = 64 << 10
+
+_KINDS: dict[str, type[VoidboxError]] = {
+    "config": ConfigError,
+    "agent": AgentError,
+    "host": HostError,
+    "timeout": SandboxTimeout,
+}
+
+
+def describe_error(error: VoidboxError) -> dict[str, object]:
+    """Return the answer that raises the same error at the other end; see make_error."""
+    kind = next((kind for kind, type in _KINDS.items() if isinstance(error, type)), "host")
+    return {"ok": False, "error": str(error), "kind": kind}
+
+
+def make_error(answer: Mapping[str, object]) -> VoidboxError:
+    """Return the error that describe_error made an answer of."""
+    return _KINDS.get(str(answer.get("kind")), AgentError)(str(answer.get("error")))
+
+
+def encode(values: dict[str, object]) -> bytes:
+    """Return a request's or an answer's line."""
+    return json.dumps(values).encode() + b"\n"
+
+
+class ControlClient:
+    """Asks a sandbox's process. Thread: any; each request is a connection of its own.
+
+    Args:
+        timeout_s: for each answer; None to wait for ever.
+    """
+
+    def __init__(self, path: str, timeout_s: float | None = 10) -> None:
+        self._path = path
+        self._timeout_s = timeout_s
+
+    def request(self, op: str, **values: object) -> dict[str, object]:
+        """Ask for an op; return the answer.
+
+        Raises:
+            AgentError: the sandbox's process is gone.
+            SandboxTimeout: it does not answer.
+            VoidboxError: what it refused with.
+        """
+        answer, sock = self._exchange(op, values)
+        if sock is not None:
+            sock.close()
+        return answer
+
+    def request_socket(self, op: str, **values: object) -> socket.socket:
+        """Ask for an op whose answer is a socket; see request()."""
+        _, sock = self._exchange(op, values)
+        if sock is None:
+            raise AgentError(f"{op}: the sandbox's process sent no socket")
+        return sock
+
+    def _exchange(
+        self, op: str, values: dict[str, object]
+    ) -> tuple[dict[str, object], socket.socket | None]:
+        line = encode({"op": op, **values})
+        if len(line) > REQUEST_BYTES_MAX:
+            raise ConfigError(f"{op}: more than {REQUEST_BYTES_MAX} bytes at once")
+        received: list[socket.socket] = []
+        with contextlib.ExitStack() as stack, self._connect() as sock:
+            stack.callback(_close_all, received)
+            try:
+                sock.sendall(line)
+            except TimeoutError:
+                raise self._timeout(op) from None
+            except OSError:
+                pass  # it may have refused us, and said why
+            answer = _check(op, self._read(sock, op, received))
+            stack.pop_all()
+        return answer, received[0] if received else None
+
+    def _connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.settimeout(self._timeout_s)
+        try:
+            sock.connect(self._path)
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            sock.close()
+            raise AgentError("the sandbox's process is gone") from error
+        except OSError as error:
+            sock.close()
+            if isinstance(error, BlockingIOError | TimeoutError):  # its backlog is full
+                raise self._timeout("connect") from error
+            raise HostError.from_errno(f"connect to {self._path}", error.errno or 0) from error
+        return sock
+
+    def _read(self, sock: socket.socket, op: str, received: list[socket.socket]) -> bytes:
+        deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        line = b""
+        try:
+            while not line.endswith(b"\n") and len(line) <= ANSWER_BYTES_MAX:
+                if deadline is not None:
+                    sock.settimeout(max(0.001, deadline - time.monotonic()))
+                data, fds, _, _ = socket.recv_fds(sock, _RECV_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+                received += [socket.socket(fileno=fd) for fd in fds]
+                if not data:
+                    raise AgentError(f"{op}: the sandbox's process has gone away")
+                line += data
+        except TimeoutError:
+            raise self._timeout(op) from None
+        except OSError as error:
+            raise AgentError(f"{op}: the sandbox's process has gone away") from error
+        return line
+
+    def _timeout(self, op: str) -> SandboxTimeout:
+        return SandboxTimeout(
+            f"{op}: the sandbox's process did not answer within {self._timeout_s:g} s"
+        )
+
+
+def _check(op: str, line: bytes) -> dict[str, object]:
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise AgentError(f"{op}: the sandbox's process gave no sane answer")
+    if answer.get("ok") is not True:
+        raise make_error(answer)
+    return answer
+
+
+def _close_all(sockets: list[socket.socket]) -> None:
+    for sock in sockets:
+        sock.close()

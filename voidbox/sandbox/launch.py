@@ -1,0 +1,167 @@
+"""Starts the process of a sandbox, and waits for its beginning or its end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+from typing import BinaryIO
+
+import voidbox
+from voidbox.errors import HostError
+from voidbox.sandbox.control import make_error
+from voidbox.sandbox.logs import open_log, read_tail
+from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.store import Store
+
+OWNER = "voidbox.sandbox.owner"
+_END_S = 10.0  # for a process that failed, or was told to end
+
+_children: set[int] = set()  # of launch(), that nobody has waited for yet
+_children_lock = threading.Lock()
+
+
+def launch(
+    store: Store, record: SandboxRecord, parent_fd: int | None = None, owner: str = OWNER
+) -> None:
+    """Start the process of a sandbox that `store` has created; return once its agent answers.
+
+    If it fails, nothing runs any more; its record stays if its guest had begun to run.
+
+    Args:
+        parent_fd: the reading end of a pipe: the sandbox ends when nobody holds the other end any
+            more. It stays the caller's.
+        owner: the module to run.
+    Raises:
+        VoidboxError: what the sandbox failed with.
+    """
+    reap()
+    ours, theirs = os.pipe()
+    with open(ours, "rb") as status:
+        try:
+            pid = _spawn(store, record, theirs, parent_fd, owner)
+        finally:
+            os.close(theirs)
+        try:
+            _await_boot(status, store, record)
+        except BaseException as error:
+            # One that has said why it failed ends by itself; the others are told to.
+            _end(pid, is_told=not isinstance(error, _Failed))
+            store.release(record.id)
+            if isinstance(error, _Failed):
+                if not error.has_begun:
+                    store.remove(record.id)
+                raise make_error(error.answer) from None
+            raise
+    store.release(record.id)
+
+
+class _Failed(Exception):
+    def __init__(self, answer: dict[str, object]) -> None:
+        super().__init__(answer.get("error"))
+        self.answer = answer
+        self.has_begun = answer.get("has_begun") is not False
+
+
+def _spawn(
+    store: Store, record: SandboxRecord, status_fd: int, parent_fd: int | None, owner: str
+) -> int:
+    """Start the process, in a session of its own: no terminal's signals reach it."""
+    # -P: a file in the current folder must not pass for a module. Where we are must be said then.
+    command = [sys.executable, "-P", "-m", owner, store.path(record.id)]
+    command += ["--status-fd", str(status_fd)]
+    pass_fds = [status_fd]
+    if parent_fd is not None:
+        command += ["--parent-fd", str(parent_fd)]
+        pass_fds.append(parent_fd)
+    root = os.path.dirname(os.path.dirname(os.path.abspath(voidbox.__file__)))
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    log_fd = open_log(store.path(record.id, "owner.log"))
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log_fd,
+            stderr=log_fd,
+            pass_fds=pass_fds,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    except OSError as error:
+        raise HostError.from_errno(f"start {sys.executable}", error.errno or 0) from error
+    finally:
+        os.close(log_fd)
+    with _children_lock:
+        _children.add(process.pid)
+    process.returncode = 0  # reap() waits for it: no business of the object's
+    return process.pid
+
+
+def _await_boot(status: BinaryIO, store: Store, record: SandboxRecord) -> None:
+    while line := status.readline():
+        answer = json.loads(line)
+        if answer.get("adopted"):
+            store.release(record.id)  # it lives by itself now
+        elif answer.get("ok"):
+            return
+        else:
+            raise _Failed(answer)
+    tail = read_tail(store.path(record.id, "owner.log")).rpartition("\n")[2]
+    raise HostError(f"the sandbox's process was killed at its start: {tail}".rstrip(": "))
+
+
+def wait_ended(store: Store, id: str, timeout_s: float | None = None) -> bool:
+    """Wait for the end of a sandbox's process, by which all that it used is free again.
+
+    Returns:
+        False if `timeout_s` seconds pass before.
+    """
+    fd = store.open_owner(id)
+    if fd is not None:
+        try:
+            if not _wait_pidfd(fd, timeout_s):
+                return False
+        finally:
+            os.close(fd)
+    reap()
+    return True
+
+
+def reap() -> None:
+    """Wait for those processes of launch() that have ended. Never blocks."""
+    with _children_lock:
+        for pid in list(_children):
+            try:
+                has_ended = os.waitpid(pid, os.WNOHANG)[0] == pid
+            except ChildProcessError:
+                has_ended = True  # somebody else waits for every child
+            if has_ended:
+                _children.discard(pid)
+
+
+def _end(pid: int, is_told: bool) -> None:
+    """Wait for a child of ours; kill one that takes too long."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        for number in (signal.SIGTERM if is_told else 0, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, number)
+            if _wait_pidfd(fd, _END_S):
+                break
+    finally:
+        os.close(fd)
+        reap()
+
+
+def _wait_pidfd(fd: int, timeout_s: float | None) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))

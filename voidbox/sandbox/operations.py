@@ -1,0 +1,201 @@
+"""What can be asked of a sandbox's process over its control socket.
+
+info {}                      record
+metrics {}                   exits, vcpu_ns, cpu_ns, rss_bytes, uptime_s, boot_ns, network, …
+stop {timeout}, kill {}      answered when it has begun; wait {} says when it is done
+wait {}                      record, once the sandbox has ended
+set_timeout {timeout}        seconds from now, or null for no limit
+pause {}, resume {}
+port_add {publish}           forward, with the host's port that it got
+port_remove {publish}        removed
+port_list {}                 forwards
+connect_serial {}            with a stream to the guest's second serial port
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import math
+import os
+import resource
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from voidbox.errors import AgentError, ConfigError
+from voidbox.sandbox.control_server import Answer, Handler, Later, WithSocket
+from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.stopping import AGENT_S
+from voidbox.vmm.machine import Machine
+
+if TYPE_CHECKING:
+    from voidbox.nat.backend import NatBackend
+    from voidbox.nat.forwards import Forward
+
+_LOOP_S = 10.0
+_Value = TypeVar("_Value")
+
+
+class Sandbox(Protocol):
+    """What the operations need of the sandbox's process; see owner. Thread: any.
+
+    Attributes:
+        ended_fd: readable once everything has ended.
+    """
+
+    record: SandboxRecord
+    ended_fd: int
+    started_at: float
+
+    @property
+    def machine(self) -> Machine: ...
+    def stop(self, agent_s: float) -> None: ...
+    def kill(self, reason: str) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+    def set_time_limit(self, seconds: float | None) -> None: ...
+
+
+class Operations:
+    """The handlers of one sandbox. Thread: any."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return all of them, by name."""
+        return {
+            "info": self._info,
+            "metrics": self._metrics,
+            "stop": self._stop,
+            "kill": self._kill,
+            "wait": lambda values: Later(self._sandbox.ended_fd, lambda: self._info({})),
+            "set_timeout": self._set_timeout,
+            "pause": lambda values: self._do(self._sandbox.pause),
+            "resume": lambda values: self._do(self._sandbox.resume),
+            "port_add": self._port_add,
+            "port_remove": self._port_remove,
+            "port_list": self._port_list,
+            "connect_serial": self._connect_serial,
+        }
+
+    def _do(self, action: Callable[[], None]) -> dict[str, object]:
+        action()
+        return {}
+
+    def _info(self, values: dict[str, object]) -> dict[str, object]:
+        return {"record": self._sandbox.record.to_json()}
+
+    def _stop(self, values: dict[str, object]) -> Answer:
+        seconds = _seconds(values, AGENT_S)
+        if seconds is None:
+            raise ConfigError("stop: without a time limit it may never end; give a timeout")
+        self._sandbox.stop(seconds)
+        return {}
+
+    def _kill(self, values: dict[str, object]) -> Answer:
+        self._sandbox.kill("it was killed")
+        return {}
+
+    def _set_timeout(self, values: dict[str, object]) -> Answer:
+        if "timeout" not in values:
+            raise ConfigError("set_timeout: give a timeout, in seconds, or null for none")
+        self._sandbox.set_time_limit(_seconds(values, None))
+        return {}
+
+    def _connect_serial(self, values: dict[str, object]) -> Answer:
+        sock = self._sandbox.machine.connect_serial()
+        if sock is None:
+            raise AgentError("the guest has no second serial port")
+        return WithSocket({}, sock)
+
+    def _metrics(self, values: dict[str, object]) -> Answer:
+        machine = self._sandbox.machine
+        statistics = machine.statistics()
+        network = None
+        if machine.network is not None:
+            network = self._on_loop(machine.network.statistics)._asdict()
+        return {
+            "exits": statistics.exits,
+            "boot_ns": statistics.boot_ns,
+            "vcpu_ns": statistics.vcpu_ns,
+            "cpu_ns": time.process_time_ns(),
+            "rss_bytes": _rss_bytes(),
+            "rss_bytes_max": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+            "memory_bytes": machine.config.memory_bytes,
+            "cpus": machine.config.cpus,
+            "uptime_s": time.monotonic() - self._sandbox.started_at,
+            "network": network,
+        }
+
+    # Published ports, which are the network's, which is the loop's.
+
+    def _port_add(self, values: dict[str, object]) -> Answer:
+        network, wanted = self._network(), _forward(values)
+        return {"forward": _show(self._on_loop(lambda: network.forwards.add(wanted)))}
+
+    def _port_remove(self, values: dict[str, object]) -> Answer:
+        network, wanted = self._network(), _forward(values)
+        if not self._on_loop(lambda: network.forwards.remove(wanted)):
+            raise ConfigError(f"{_show(wanted)} is not published: voidbox port ls shows what is")
+        return {}
+
+    def _port_list(self, values: dict[str, object]) -> Answer:
+        if self._sandbox.machine.network is None:
+            return {"forwards": []}
+        network = self._network()
+        return {"forwards": [_show(one) for one in self._on_loop(network.forwards.list)]}
+
+    def _network(self) -> NatBackend:
+        if self._sandbox.machine.network is None:
+            raise ConfigError("the sandbox has no network, so no ports to publish")
+        return self._sandbox.machine.network
+
+    def _on_loop(self, call: Callable[[], _Value]) -> _Value:
+        """Have the machine's loop call it; raise what it raises.
+
+        Raises:
+            AgentError: the loop has ended with the machine.
+        """
+        future: concurrent.futures.Future[_Value] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                future.set_result(call())
+            except BaseException as error:  # handed to who asked
+                future.set_exception(error)
+
+        self._sandbox.machine.loop.call_soon(run)
+        try:
+            return future.result(_LOOP_S)
+        except TimeoutError:
+            raise AgentError("the sandbox has ended") from None
+
+
+def _forward(values: dict[str, object]) -> Forward:
+    from voidbox.nat.forwards import parse_forward
+
+    text = values.get("publish")
+    if not isinstance(text, str):
+        raise ConfigError("give publish: [IP:]HOSTPORT:GUESTPORT[/udp]")
+    return parse_forward(text)
+
+
+def _show(forward: Forward) -> str:
+    return f"{forward._replace(is_udp=False)}/{'udp' if forward.is_udp else 'tcp'}"
+
+
+def _seconds(values: dict[str, object], default: float | None) -> float | None:
+    value = values.get("timeout", default)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"a timeout is a number of seconds, not {value!r}")
+    if value < 0:
+        raise ConfigError(f"a timeout of {value} s: give 0 or more")
+    return float(value)
+
+
+def _rss_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:  # proc(5): pages
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

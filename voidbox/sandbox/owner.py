@@ -1,0 +1,368 @@
+"""The process of one sandbox: runs its machine, serves its control socket, and sees to its end.
+
+    python -m voidbox.sandbox.owner FOLDER [--status-fd N] [--parent-fd N]
+
+main thread ── boots the machine, waits for its end, cleans up
+control     ── one thread a client; see operations
+heartbeat   ── asks the agent whether it lives
+limits      ── the time limit; the parent's pipe
+signals     ── SIGTERM, SIGINT: stop; once more: kill
+
+The status descriptor gets JSON, a line each: {"adopted": true} once this process is the sandbox's,
+then {"ok": true} when the agent has answered, or an error as the control socket has it, when
+everything has been cleaned up; "has_begun" in it says whether the guest had started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from voidbox.agent import connect
+from voidbox.agent.client import AgentClient
+from voidbox.errors import AgentError, HostError, SandboxTimeout, VoidboxError
+from voidbox.file_limit import raise_file_limit
+from voidbox.sandbox import logs, recipe
+from voidbox.sandbox.control import describe_error
+from voidbox.sandbox.control_server import ControlServer
+from voidbox.sandbox.guest import Guest
+from voidbox.sandbox.heartbeat import Heartbeat
+from voidbox.sandbox.lifecycle import Event
+from voidbox.sandbox.limits import Limits
+from voidbox.sandbox.operations import Operations
+from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.stopping import AGENT_S, Stopping
+from voidbox.sandbox.store import Store
+from voidbox.signals import SignalThread
+from voidbox.vmm.config import MachineConfig
+from voidbox.vmm.machine import Machine
+from voidbox.vmm.outcome import EndReason, Outcome
+
+RECONNECT_S = 30.0
+_WELL = frozenset({EndReason.POWER_OFF, EndReason.RESET, EndReason.STOPPED})
+
+log = logging.getLogger("voidbox.sandbox.owner")  # as a program its __name__ is another
+
+MakeGuest = Callable[[MachineConfig, bytes], Guest]
+
+
+class Verdict(NamedTuple):
+    """How the sandbox ended.
+
+    Attributes:
+        reason: one line.
+        crash: the whole story; "" if there is none to tell.
+    """
+
+    event: Event
+    reason: str
+    crash: str = ""
+
+
+class Owner:
+    """One sandbox, from its adoption to its end. Thread: any, where nothing else is said.
+
+    Args:
+        store: has adopted the record.
+        parent_fd: see Limits.
+        report: takes what the status descriptor gets.
+        make_guest: makes the guest of a configuration and a secret.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        record: SandboxRecord,
+        parent_fd: int | None,
+        report: Callable[[dict[str, object]], None],
+        make_guest: MakeGuest,
+    ) -> None:
+        self.record = record
+        self.started_at = time.monotonic()
+        self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC)
+        self._store = store
+        self._report = report
+        self._make_guest = make_guest
+        self._guest: Guest | None = None
+        self._client: AgentClient | None = None
+        self._has_begun = False
+        self._ended = threading.Event()
+        self._lock = threading.Lock()  # covers _verdict
+        self._verdict: Verdict | None = None  # who ended it from here
+        self._state_lock = threading.Lock()  # one pause, resume or stop at a time
+        self._limits = Limits(parent_fd, self._on_time, self._on_orphaned)
+        self._stopping = Stopping(self._ask_agent, self._press_power_button, self.kill, self._ended)
+        self._resources = contextlib.ExitStack()  # what ends before the last word is written
+        self._control: ControlServer | None = None
+
+    @property
+    def machine(self) -> Machine:
+        """The machine, while there is one."""
+        if self._guest is None:
+            raise AgentError("the sandbox has not been made yet")
+        if self._ended.is_set():
+            raise AgentError("the sandbox has ended")
+        return self._guest.machine
+
+    # What may be asked of it; see operations.
+
+    def stop(self, agent_s: float = AGENT_S) -> None:
+        """Begin to end it politely."""
+        with self._state_lock:
+            if self._client is None:
+                self.kill("it was stopped before it had booted")
+                return
+            self._update(Event.STOP)
+            self.machine.resume()
+        self._stopping.begin(agent_s)
+
+    def kill(self, reason: str, event: Event = Event.ENDED) -> None:
+        """End it at once. Never blocks."""
+        with self._lock:
+            if self._verdict is None and not self._ended.is_set():
+                self._verdict = Verdict(event, reason)
+                log.info("killing the guest: %s", reason)
+            if self._guest is not None:
+                self._guest.machine.stop()
+
+    def pause(self) -> None:
+        """Halt the guest.
+
+        Raises:
+            ConfigError: it does not run.
+        """
+        with self._state_lock:
+            self.record = self._store.update(self.record.id, Event.PAUSE)
+            self.machine.pause()
+            log.info("paused")
+
+    def resume(self) -> None:
+        """Let the guest go on.
+
+        Raises:
+            ConfigError: it is not paused.
+        """
+        with self._state_lock:
+            self.record = self._store.update(self.record.id, Event.RESUME)
+            self.machine.resume()
+            log.info("resumed")
+
+    def set_time_limit(self, seconds: float | None) -> None:
+        """End it so many seconds from now; None for never."""
+        since_start_s = None
+        if seconds is not None:
+            since_start_s = round(time.monotonic() - self.started_at + seconds, 3)
+        self.record = self._store.update(self.record.id, timeout_s=since_start_s)
+        self._limits.set_time(seconds)
+
+    def _update(self, event: Event) -> None:
+        try:
+            self.record = self._store.update(self.record.id, event)
+        except HostError as error:  # a full disk must not keep it from ending
+            log.warning("cannot write the record: %s", error)
+
+    def _ask_agent(self, timeout_s: float) -> bool:
+        client = self._client
+        try:
+            if client is None or client.is_serial:  # the line is somebody else's by now
+                client = self._connect(timeout_s)
+            client.shut_down(timeout_s=timeout_s)
+        except (AgentError, SandboxTimeout) as error:
+            log.info("stop: %s", str(error).partition("\n")[0])
+            return False
+        return True
+
+    def _press_power_button(self) -> None:
+        if self._guest is not None:
+            self._guest.machine.press_power_button()
+
+    def _on_time(self) -> None:
+        self.kill("its time limit ran out")
+
+    def _on_orphaned(self) -> None:
+        self.kill("the process that owned it ended")
+
+    def _on_signal(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self._stopping.has_begun:
+            self.kill(f"it was killed by a second {name}")
+        elif not self._ended.is_set():
+            log.info("got %s: stopping", name)
+            try:
+                self.stop()
+            except VoidboxError as error:
+                log.warning("%s", error)
+
+    # Its life. Thread: main.
+
+    def run(self) -> None:
+        """Boot it, wait for its end, and leave nothing behind but its record and its logs."""
+        outcome, error = None, None
+        with SignalThread((signal.SIGTERM, signal.SIGINT), self._on_signal):
+            try:
+                guest, client = self._boot()
+                self._report({"ok": True})
+                self._watch(client)
+                outcome = guest.machine.wait()
+            except VoidboxError as problem:
+                error = problem
+            except Exception as problem:  # whatever it is, the sandbox ends and says so
+                log.exception("voidbox failed")
+                error = HostError(f"voidbox failed: {problem!r}")
+            self._ended.set()
+            tail = self._guest.machine.console.tail() if self._guest is not None else ""
+            self._resources.close()
+            self._stopping.join()
+            self._limits.close()
+            verdict = self._judge(outcome, error, tail)
+            self._bequeath(verdict)
+        if error is not None:
+            if self._verdict is not None:
+                error = AgentError(verdict.reason)
+            self._report({**describe_error(error), "has_begun": self._has_begun})
+
+    def _boot(self) -> tuple[Guest, AgentClient]:
+        record, own = self.record, self._resources.callback
+        config = recipe.machine_config(record, self._store.path(record.id, "vsock.sock"))
+        self._control = ControlServer(
+            self._store.path(record.id, "control.sock"), Operations(self).handlers()
+        )
+        self._control.start()
+        console_log = logs.ConsoleLog(self._store.path(record.id, "console.log"))
+        own(console_log.close)
+        guest = self._make_guest(config, self._store.secret(record.id))
+        own(guest.close)
+        guest.machine.console.attach(console_log)
+        with self._lock:
+            self._guest = guest
+            if self._verdict is not None:
+                raise AgentError(self._verdict.reason)
+        self._limits.start()
+        guest.machine.start()
+        self.started_at, self._has_begun = time.monotonic(), True
+        self._limits.set_time(record.timeout_s)
+        client = self._connect(connect.BOOT_TIMEOUT_S)
+        log.info("the guest's agent answers via %s", "serial" if client.is_serial else "vsock")
+        with self._state_lock:
+            self.record = self._store.update(record.id, Event.BOOTED)
+            self._client = client
+        return guest, client
+
+    def _connect(self, timeout_s: float) -> AgentClient:
+        if self._guest is None:
+            raise AgentError("the sandbox has not been made yet")
+        client = self._guest.connect(timeout_s, log.info)
+        self._resources.callback(client.close)
+        return client
+
+    def _watch(self, client: AgentClient) -> None:
+        if client.is_serial:
+            log.info("no heartbeat via serial: the line carries one program at a time")
+            client.close()
+            return
+        heartbeat = Heartbeat(
+            client,
+            self._store.secret(self.record.id),
+            self._reconnect,
+            lambda: self._ended.is_set() or self._stopping.has_begun or self.machine.is_paused,
+            lambda reason: self.kill(reason, Event.FAILED),
+        )
+        heartbeat.start()
+        self._resources.callback(heartbeat.close)
+
+    def _reconnect(self) -> AgentClient:
+        self._client = client = self._connect(RECONNECT_S)
+        return client
+
+    def _judge(
+        self, outcome: Outcome | None, error: VoidboxError | None, console_tail: str
+    ) -> Verdict:
+        """Return how it ended: as was decided here, else as the machine says, else by the error."""
+        has_stopped = outcome is None or outcome.reason in _WELL
+        if self._verdict is not None and has_stopped:
+            verdict = self._verdict
+            if verdict.event is Event.FAILED and console_tail:
+                story = f"{verdict.reason}\nthe console's last lines:\n{console_tail}"
+                return verdict._replace(crash=story)
+            return verdict
+        if outcome is None:
+            return Verdict(Event.FAILED, str(error).partition("\n")[0], str(error))
+        if has_stopped:
+            is_ours = self._stopping.has_begun
+            return Verdict(Event.ENDED, "it was stopped" if is_ours else outcome.reason.value)
+        story = outcome.describe()
+        return Verdict(Event.FAILED, story.partition("\n")[0], story)
+
+    def _bequeath(self, verdict: Verdict) -> None:
+        """Write the last word, and let everybody know. Nothing of the sandbox runs any more."""
+        level = logging.WARNING if verdict.event is Event.FAILED else logging.INFO
+        log.log(level, "the sandbox has ended: %s", verdict.crash or verdict.reason)
+        store, id = self._store, self.record.id
+        try:
+            self.record = store.update(
+                id, verdict.event, reason=verdict.reason, crash=verdict.crash
+            )
+            if self._control is not None:
+                self._control.hide()
+            if self.record.removes_itself:
+                store.remove(id)
+        except VoidboxError as error:  # the next command's clean() does it
+            log.warning("cannot clean up: %s", error)
+        store.release(id)
+        os.eventfd_write(self.ended_fd, 1)
+        if self._control is not None:
+            self._control.close()
+        os.close(self.ended_fd)
+
+
+def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
+    """Be the process of a sandbox; returns the exit status."""
+    folder, status_fd, parent_fd = _parse(argv)
+
+    def report(values: dict[str, object]) -> None:
+        line = json.dumps(values).encode() + b"\n"
+        with contextlib.suppress(OSError):  # nobody waits for it any more
+            os.write(status_fd, line)
+
+    os.umask(0o077)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # whatever terminal it was started from
+    id = os.path.basename(folder)
+    try:
+        store = Store(os.path.dirname(os.path.dirname(folder)))
+        record = store.adopt(id)
+        logs.redirect_stdio(store.path(id, "owner.log"))
+    except VoidboxError as error:
+        report({**describe_error(error), "has_begun": False})
+        return 1
+    logger = logging.getLogger("voidbox")
+    logger.addHandler(logs.LogHandler())
+    logger.setLevel(logging.INFO)
+    report({"adopted": True})
+    raise_file_limit()
+    Owner(store, record, parent_fd, report, make_guest or _make_guest).run()
+    return 0
+
+
+def _make_guest(config: MachineConfig, secret: bytes) -> Guest:
+    return Guest(config, config.vsock is not None, secret)
+
+
+def _parse(argv: list[str]) -> tuple[str, int, int | None]:
+    numbers = dict(zip(argv[1::2], argv[2::2], strict=False))
+    if len(argv) % 2 == 0 or not numbers.keys() <= {"--status-fd", "--parent-fd"}:
+        raise SystemExit("usage: owner FOLDER [--status-fd N] [--parent-fd N]")
+    parent_fd = numbers.get("--parent-fd")
+    status_fd = int(numbers.get("--status-fd", "1"))
+    return os.path.abspath(argv[0]), status_fd, int(parent_fd) if parent_fd else None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,73 @@
+"""From a sandbox's record to the machine that runs it."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, TypeVar
+
+from voidbox.errors import ConfigError
+from voidbox.sandbox.records import SandboxRecord
+from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig
+
+if TYPE_CHECKING:  # a sandbox without a network starts sooner
+    from voidbox.nat.backend import NatConfig
+
+UNIX, VHOST, NO_VSOCK = "unix", "vhost", "none"
+_NET_KEYS = frozenset({"allow", "deny", "allow_host_ports", "publish", "rate_bytes_s", "pcap"})
+
+_Item = TypeVar("_Item", str, int)
+
+
+def machine_config(record: SandboxRecord, vsock_path: str) -> MachineConfig:
+    """Return what to build. Relative paths are taken from the current folder.
+
+    Raises:
+        ConfigError: the record asks for what there is not.
+    """
+    if record.vsock not in (UNIX, VHOST, NO_VSOCK):
+        raise ConfigError(f"vsock {record.vsock!r}: choose {UNIX}, {VHOST} or {NO_VSOCK}")
+    vsock = None
+    if record.vsock != NO_VSOCK:
+        is_vhost = record.vsock == VHOST
+        vsock = VsockConfig(record.cid, None if is_vhost else vsock_path, is_vhost)
+    return MachineConfig(
+        kernel=os.path.abspath(record.kernel),
+        initramfs=os.path.abspath(record.image),
+        cmdline=record.cmdline or DEFAULT_CMDLINE,
+        memory_bytes=record.memory_bytes,
+        cpus=record.cpus,
+        vsock=vsock,
+        net=_network(record.net),
+    )
+
+
+def _network(net: dict[str, object] | None) -> NatConfig | None:
+    if net is None:
+        return None
+    from voidbox.nat.backend import NatConfig
+    from voidbox.nat.forwards import parse_forward
+
+    unknown = net.keys() - _NET_KEYS
+    if unknown:
+        raise ConfigError(f"a network has no {', '.join(sorted(unknown))}")
+    rate, pcap = net.get("rate_bytes_s"), net.get("pcap")
+    if not (rate is None or isinstance(rate, int)) or not (pcap is None or isinstance(pcap, str)):
+        raise ConfigError(f"a network's rate is a number and its pcap a path: {rate!r}, {pcap!r}")
+    return NatConfig(
+        allow=_items(net, "allow", str),
+        deny=_items(net, "deny", str),
+        allow_host_ports=_items(net, "allow_host_ports", int),
+        publish=tuple(map(parse_forward, _items(net, "publish", str))),
+        pcap=os.path.abspath(pcap) if pcap is not None else None,
+        rate_bytes_s=rate,
+    )
+
+
+def _items(net: dict[str, object], key: str, kind: type[_Item]) -> tuple[_Item, ...]:
+    value = net.get(key) or ()
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"a network's {key} is a list: {value!r}")
+    for item in value:
+        if not isinstance(item, kind):
+            raise ConfigError(f"a network's {key} holds no {item!r}")
+    return tuple(value)
