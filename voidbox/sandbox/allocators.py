@@ -1,0 +1,139 @@
+"""Which sandbox has which CID and which port: two allocators, kept in one file.
+
+Nothing here locks: whoever loads a table and saves it holds the state folder's lock throughout.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from voidbox.errors import ConfigError
+from voidbox.sandbox.durable import Corrupted
+from voidbox.sandbox.names import is_id
+
+VERSION = 1
+CID_MIN = 3  # 0 is the hypervisor's, 1 local, 2 the host's: <linux/vm_sockets.h>
+CID_MAX = 0xFFFF_FFFE  # VMADDR_CID_ANY follows
+PORT_MIN, PORT_MAX = 9000, 9999
+
+_DECIMAL = re.compile(r"[1-9][0-9]{0,9}")
+
+
+class CidAllocator:
+    """Gives the smallest CID that is free. Thread: the lock's holder.
+
+    Attributes:
+        taken: whose each CID is, by sandbox ID.
+    """
+
+    def __init__(self) -> None:
+        self.taken: dict[int, str] = {}
+
+    def allocate(self, owner: str) -> int:
+        """Return a CID that is the owner's from now on.
+
+        Raises:
+            ConfigError: all are taken.
+        """
+        cid = CID_MIN
+        while cid in self.taken:
+            cid += 1
+        if cid > CID_MAX:
+            raise ConfigError("all CIDs are taken: remove some sandboxes")
+        self.taken[cid] = owner
+        return cid
+
+    def release(self, cid: int) -> None:
+        """Have a CID be free; one that is free stays so."""
+        self.taken.pop(cid, None)
+
+
+class PortAllocator:
+    """Gives the port after the last one given, then the first again. Thread: the lock's holder.
+
+    So a port that was just released is not given at once to somebody else.
+
+    Attributes:
+        taken: whose each port is, by sandbox ID.
+        next: the one to try first.
+    """
+
+    def __init__(self) -> None:
+        self.taken: dict[int, str] = {}
+        self.next = PORT_MIN
+
+    def allocate(self, owner: str) -> int:
+        """Return a port that is the owner's from now on.
+
+        Raises:
+            ConfigError: all are taken.
+        """
+        port: int
+        for port in (*range(self.next, PORT_MAX + 1), *range(PORT_MIN, self.next)):
+            if port not in self.taken:
+                self.taken[port] = owner
+                self.next = port + 1 if port < PORT_MAX else PORT_MIN
+                return port
+        raise ConfigError(
+            f"all host ports from {PORT_MIN} to {PORT_MAX} are taken: name one, or remove sandboxes"
+        )
+
+    def release(self, port: int) -> None:
+        """Have a port be free; one that is free stays so."""
+        self.taken.pop(port, None)
+
+
+class Allocations:
+    """Both allocators. Thread: the lock's holder."""
+
+    def __init__(self) -> None:
+        self.cids = CidAllocator()
+        self.ports = PortAllocator()
+
+    def owners(self) -> set[str]:
+        """Return the IDs of all that have something."""
+        return {*self.cids.taken.values(), *self.ports.taken.values()}
+
+    def release_all(self, owner: str) -> None:
+        """Have all be free that is a sandbox's."""
+        for taken in (self.cids.taken, self.ports.taken):
+            for number in [number for number, its in taken.items() if its == owner]:
+                del taken[number]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the tables as JSON has them."""
+        return {
+            "version": VERSION,
+            "cids": {str(cid): owner for cid, owner in sorted(self.cids.taken.items())},
+            "ports": {str(port): owner for port, owner in sorted(self.ports.taken.items())},
+            "next_port": self.ports.next,
+        }
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> Allocations:
+        """Return the tables that to_json described.
+
+        Raises:
+            Corrupted: there are none.
+        """
+        allocations = Allocations()
+        allocations.cids.taken = _taken(values.get("cids"), CID_MIN, CID_MAX)
+        allocations.ports.taken = _taken(values.get("ports"), PORT_MIN, PORT_MAX)
+        next_port = values.get("next_port")
+        if type(next_port) is not int or not PORT_MIN <= next_port <= PORT_MAX:
+            raise Corrupted("its next port is wrong")
+        allocations.ports.next = next_port
+        return allocations
+
+
+def _taken(values: object, low: int, high: int) -> dict[int, str]:
+    if not isinstance(values, dict):
+        raise Corrupted("a table is missing")
+    taken = {}
+    for key, owner in values.items():
+        is_number = _DECIMAL.fullmatch(key) and low <= int(key) <= high
+        if not is_number or not isinstance(owner, str) or not is_id(owner):
+            raise Corrupted(f"its entry for {key!r} is wrong")
+        taken[int(key)] = owner
+    return taken

@@ -1,0 +1,68 @@
+"""What is done after processes that were killed: their sandboxes say so, and their leftovers go."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+
+from voidbox.errors import HostError
+from voidbox.sandbox.lifecycle import Event, step
+from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.state_folder import CONSOLE, StateFolder, warn
+
+_TAIL_BYTES = 8 << 10
+
+
+def clean(folder: StateFolder) -> list[SandboxRecord]:
+    """Clean up a state folder; see Store.clean. It is locked only if there is something to do."""
+    found, unreadable = folder.scan()
+    if not (unreadable or folder.has_leftovers(found) or any(_is_stale(folder, r) for r in found)):
+        return []
+    crashed = []
+    with folder.lock():
+        for record in folder.tidy():
+            if not _is_stale(folder, record):
+                continue
+            try:
+                if not record.state.is_final:
+                    record = _bury(folder, record)
+                    crashed.append(record)
+                folder.remove_sockets(record.id)
+                if record.removes_itself:
+                    folder.remove_folder(record.id)
+            except HostError as error:  # a full disk must not keep the rest from being used
+                warn(f"cannot clean up after {record.name}: {error}")
+        try:
+            folder.correct_allocations()
+        except HostError as error:
+            warn(f"what is free will be known later: {error}")
+    return crashed
+
+
+def _is_stale(folder: StateFolder, record: SandboxRecord) -> bool:
+    """Whether a record, or what is beside it, says that a process lives which does not."""
+    return not folder.is_alive(record.id) and (
+        not record.state.is_final or record.removes_itself or bool(folder.socket_names(record.id))
+    )
+
+
+def _bury(folder: StateFolder, record: SandboxRecord) -> SandboxRecord:
+    reason = "its process was killed"
+    tail = _console_tail(folder.file(record.id, CONSOLE))
+    return folder.save(
+        record._replace(
+            state=step(record.state, Event.FAILED),
+            ended_at=time.time(),
+            ports=(),
+            reason=reason,
+            crash=f"{reason}\nthe console's last lines:\n{tail}" if tail else reason,
+        )
+    )
+
+
+def _console_tail(path: str) -> str:
+    with suppress(OSError), open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        return file.read().decode(errors="replace").strip()
+    return ""

@@ -1,0 +1,171 @@
+"""What is kept of a sandbox, and its form on the disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from voidbox.errors import ConfigError
+from voidbox.sandbox.durable import Corrupted
+from voidbox.sandbox.lifecycle import State
+from voidbox.sandbox.names import is_id, is_name
+
+VERSION = 1
+
+
+class SandboxRecord(NamedTuple):
+    """A sandbox at one moment. What it holds is never changed: see Store.update.
+
+    Attributes:
+        name: "" in what Store.create is given lets it choose one.
+        envs, metadata: text to text.
+        id, cid: Store.create gives them.
+        state: changes by events alone; see lifecycle.
+        created_at, started_at, ended_at: seconds since 1970; None for what has not happened.
+        pid: its owner's; 0 before it runs. The process may be gone: see Store.is_alive.
+        ports: those that Store.allocate_port gave it.
+        workdir, user: of its commands that name none.
+        timeout_s: its time limit, from its start.
+        net: allow, deny, allow_host_ports, publish, rate_bytes_s, pcap; None: no network. As JSON
+            has it: lists, no tuples.
+        vsock: "unix", "vhost" or "none".
+        is_owned: it ends with the process that made it.
+        removes_itself: nothing of it is kept once it has ended.
+        reason: how it ended, in one line; "" while it lives.
+        crash: the whole story, with registers and the console's tail; "" if there is none.
+    """
+
+    name: str
+    kernel: str
+    image: str
+    memory_bytes: int
+    cpus: int
+    envs: dict[str, str]
+    metadata: dict[str, str]
+    id: str = ""
+    state: State = State.CREATING
+    created_at: float = 0.0
+    started_at: float | None = None
+    ended_at: float | None = None
+    pid: int = 0
+    cid: int = 0
+    ports: tuple[int, ...] = ()
+    workdir: str | None = None
+    user: str | None = None
+    timeout_s: float | None = None
+    net: dict[str, object] | None = None
+    vsock: str = "unix"
+    team: str | None = None
+    is_owned: bool = False
+    removes_itself: bool = False
+    cmdline: str = ""
+    reason: str = ""
+    crash: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON has it.
+
+        Raises:
+            ConfigError: a value is not of its kind.
+        """
+        for field in self._fields:
+            if not _KINDS[field](getattr(self, field)):
+                raise ConfigError(f"a sandbox's {field} cannot be {getattr(self, field)!r}")
+        return {
+            "version": VERSION,
+            **self._asdict(),
+            "state": self.state.value,
+            "ports": list(self.ports),
+        }
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> SandboxRecord:
+        """Return the record that to_json described. What it does not know, it ignores.
+
+        Raises:
+            Corrupted: it is none.
+        """
+        found = {key: values[key] for key in SandboxRecord._fields if key in values}
+        try:
+            found["state"] = State(found["state"])
+            found["ports"] = tuple(found.get("ports", ()))
+            record = SandboxRecord(**found)
+        except (KeyError, TypeError, ValueError) as error:
+            raise Corrupted(f"it is no sandbox's state ({error})") from error
+        for field in SandboxRecord._fields:
+            if not _KINDS[field](getattr(record, field)):
+                raise Corrupted(f"its {field} is wrong")
+        if not is_id(record.id) or not is_name(record.name):
+            raise Corrupted("its name or its ID is wrong")
+        return record
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_text_or_none(value: object) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, State)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _is_number_or_none(value: object) -> bool:
+    return value is None or _is_number(value)
+
+
+def _is_counts(value: object) -> bool:
+    return isinstance(value, tuple) and all(map(_is_count, value))
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, [*value, *value.values()]))
+
+
+def _is_options(value: object) -> bool:
+    return value is None or (isinstance(value, dict) and all(map(_is_text, value)))
+
+
+_KINDS: dict[str, Callable[[object], bool]] = {
+    "name": _is_text,
+    "kernel": _is_text,
+    "image": _is_text,
+    "memory_bytes": _is_count,
+    "cpus": _is_count,
+    "envs": _is_texts,
+    "metadata": _is_texts,
+    "id": _is_text,
+    "state": _is_state,
+    "created_at": _is_number,
+    "started_at": _is_number_or_none,
+    "ended_at": _is_number_or_none,
+    "pid": _is_count,
+    "cid": _is_count,
+    "ports": _is_counts,
+    "workdir": _is_text_or_none,
+    "user": _is_text_or_none,
+    "timeout_s": _is_number_or_none,
+    "net": _is_options,
+    "vsock": _is_text,
+    "team": _is_text_or_none,
+    "is_owned": _is_flag,
+    "removes_itself": _is_flag,
+    "cmdline": _is_text,
+    "reason": _is_text,
+    "crash": _is_text,
+}

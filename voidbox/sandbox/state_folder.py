@@ -1,0 +1,331 @@
+"""What is in a state folder, and how it is kept whole: the records, the allocations, the leftovers.
+
+    STATE/lock                 held while anything below changes
+    STATE/allocations.json     who has which CID and port; see allocators
+    STATE/sandboxes/ID/        0700
+        state.json             the record
+        secret                 what the guest's agent wants to see
+        alive                  held for as long as the sandbox's process lives; see Hold
+        control.sock, vsock.sock, console.log, owner.log     of that process
+    STATE/sandboxes/.new-ID, .removed-ID     half made, half removed: the next command deletes it
+    STATE/set-aside/           what could not be read, with the time
+
+The records decide: what allocations.json says and no record does is free.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+
+from voidbox.errors import ConfigError, HostError
+from voidbox.sandbox import allocators, durable, names, records
+from voidbox.sandbox.allocators import Allocations
+from voidbox.sandbox.durable import Corrupted
+from voidbox.sandbox.locking import FileLock, Hold, is_held
+from voidbox.sandbox.records import SandboxRecord
+
+SECRET_BYTES = 32
+STATE, SECRET, ALIVE, CONSOLE = "state.json", "secret", "alive", "console.log"
+SOCKETS = ("control.sock", "vsock.sock")  # and vsock.sock_PORT
+
+_NEW, _REMOVED = ".new-", ".removed-"
+
+
+class StateFolder:
+    """A state folder. Thread: any; processes: any number. Methods say who needs the lock.
+
+    Args:
+        folder: see Store.
+
+    Raises:
+        ConfigError: see Store.
+
+    Attributes:
+        path: absolute.
+    """
+
+    def __init__(self, folder: str | None) -> None:
+        self.path = _make(os.path.abspath(folder or _default()))
+        self.sandboxes = f"{self.path}/sandboxes"
+        self._allocations = f"{self.path}/allocations.json"
+        with suppress(FileNotFoundError, Corrupted):  # whoever needs it sets it aside
+            self._read_allocations()
+
+    def lock(self) -> FileLock:
+        """Return a context in which nobody else changes anything."""
+        return FileLock(f"{self.path}/lock")
+
+    def file(self, id: str, name: str) -> str:
+        """Return the path of a file in a sandbox's folder."""
+        return f"{self.sandboxes}/{id}/{name}"
+
+    def is_alive(self, id: str) -> bool:
+        """Whether a process keeps a sandbox alive. No lock needed."""
+        return is_held(self.file(id, ALIVE))
+
+    def exists(self, id: str) -> bool:
+        """Whether a sandbox has a folder. No lock needed."""
+        return os.path.isdir(f"{self.sandboxes}/{id}")
+
+    # Records.
+
+    def load(self, id: str) -> SandboxRecord:
+        """Return a sandbox's record. No lock needed.
+
+        Raises:
+            FileNotFoundError, Corrupted, ConfigError, HostError: see durable.read_json.
+        """
+        values = durable.read_json(self.file(id, STATE), records.VERSION)
+        record = SandboxRecord.from_json(values)
+        if record.id != id:
+            raise Corrupted("it is another sandbox's")
+        return record
+
+    def save(self, record: SandboxRecord) -> SandboxRecord:
+        """Replace a sandbox's record; return it. Lock: held.
+
+        Raises:
+            ConfigError, HostError: see durable.write_json.
+        """
+        durable.write_json(self.file(record.id, STATE), record.to_json())
+        return record
+
+    def scan(self) -> tuple[list[SandboxRecord], list[str]]:
+        """Return all records, oldest first, and the IDs of those unreadable. No lock needed."""
+        found, unreadable = [], []
+        for id in filter(names.is_id, self._entries()):
+            try:
+                found.append(self.load(id))
+            except (FileNotFoundError, Corrupted):
+                unreadable.append(id)
+        found.sort(key=lambda record: (record.created_at, record.id))
+        return found, unreadable
+
+    def tidy(self) -> list[SandboxRecord]:
+        """Delete what is half made, set aside what is unreadable; return the rest. Lock: held."""
+        for name in self._leftovers():
+            durable.remove_tree(f"{self.sandboxes}/{name}")
+        found, unreadable = self.scan()
+        for id in unreadable:
+            self.set_aside(id)
+        return found
+
+    def set_aside(self, id: str) -> None:
+        """Have a record that cannot be read be out of the way, and say so. Lock: held.
+
+        With all that is in its folder, if its process is gone. What lives stays in its place: its
+        process writes the record anew when it next changes.
+        """
+        try:
+            self.load(id)
+        except FileNotFoundError:
+            why = "it is missing"
+        except Corrupted as error:
+            why = str(error)
+        else:
+            return
+        if not self.exists(id):
+            return  # removed since it was looked for
+        state = self.file(id, STATE)
+        aside = f"{self.path}/set-aside"
+        if not self.is_alive(id):
+            self.remove_sockets(id)
+            now = durable.set_aside(f"{self.sandboxes}/{id}", aside, id)
+        elif os.path.lexists(state):
+            now = durable.set_aside(state, aside, f"{id}-{STATE}")
+        else:
+            warn(f"{state}: {why}; the sandbox runs, and will write it when it next changes")
+            return
+        warn(f"{state} cannot be read: {why}; set aside as {now}")
+
+    # A sandbox's folder.
+
+    def make_folder(self, record: SandboxRecord) -> Hold:
+        """Make a sandbox's folder, whole at once; return what keeps it alive. Lock: held.
+
+        Raises:
+            HostError: it cannot be made; see abandon.
+        """
+        beside = f"{self.sandboxes}/{_NEW}{record.id}"
+        try:
+            os.mkdir(beside, 0o700)
+            durable.write_file(f"{beside}/{SECRET}", os.urandom(SECRET_BYTES))
+            durable.write_json(f"{beside}/{STATE}", record.to_json())
+            hold = Hold(f"{beside}/{ALIVE}")
+            try:
+                os.rename(beside, f"{self.sandboxes}/{record.id}")
+                durable.sync_folder(self.sandboxes)
+            except BaseException:
+                hold.close()
+                raise
+        except OSError as error:
+            raise durable.failure("make", f"{self.sandboxes}/{record.id}", error) from error
+        return hold
+
+    def abandon(self, id: str) -> None:
+        """Delete what a failed make_folder left. Lock: held."""
+        with suppress(HostError):  # then the next command does
+            for name in (f"{_NEW}{id}", id):
+                durable.remove_tree(f"{self.sandboxes}/{name}")
+            allocations = self.load_allocations()
+            allocations.release_all(id)
+            self.save_allocations(allocations)
+
+    def remove_folder(self, id: str) -> None:
+        """Delete a sandbox; what it has is free. Lock: held.
+
+        Raises:
+            HostError: it cannot be deleted.
+        """
+        gone = f"{self.sandboxes}/{_REMOVED}{id}"
+        try:
+            os.rename(f"{self.sandboxes}/{id}", gone)
+        except OSError as error:
+            raise durable.failure("delete", f"{self.sandboxes}/{id}", error) from error
+        durable.remove_tree(gone)
+        self.free(id)  # last: on a full disk there is room for it now
+
+    def socket_names(self, id: str) -> list[str]:
+        """Return the names of the sockets in a sandbox's folder. No lock needed."""
+        with suppress(OSError):
+            entries = os.listdir(f"{self.sandboxes}/{id}")
+            return [name for name in entries if name.startswith(SOCKETS)]
+        return []
+
+    def remove_sockets(self, id: str) -> None:
+        """Delete the sockets in a sandbox's folder. Lock: held."""
+        for name in self.socket_names(id):
+            with suppress(OSError):
+                os.unlink(self.file(id, name))
+
+    # Allocations.
+
+    def load_allocations(self, found: list[SandboxRecord] | None = None) -> Allocations:
+        """Return who has what. Lock: held.
+
+        Args:
+            found: all records, if known: to see what is stale.
+        """
+        try:
+            allocations = self._read_allocations()
+        except FileNotFoundError:
+            allocations = None
+        except Corrupted as error:
+            now = durable.set_aside(self._allocations, f"{self.path}/set-aside", "allocations.json")
+            warn(f"{self._allocations} cannot be read: {error}; set aside as {now}, made anew")
+            allocations = None
+        if allocations is None:
+            allocations = Allocations()
+            found = self.tidy() if found is None else found
+        if found is not None:
+            self._correct(allocations, found)
+        return allocations
+
+    def save_allocations(self, allocations: Allocations) -> None:
+        """Replace allocations.json. Lock: held.
+
+        Raises:
+            HostError: it cannot be written.
+        """
+        durable.write_json(self._allocations, allocations.to_json())
+
+    def free(self, id: str) -> None:
+        """Have all be free that a sandbox has. Lock: held."""
+        try:
+            allocations = self.load_allocations()
+            allocations.release_all(id)
+            self.save_allocations(allocations)
+        except HostError as error:  # nothing is lost: the records decide
+            warn(f"what sandbox {id} had will be free later: {error}")
+
+    def correct_allocations(self) -> None:
+        """Have allocations.json be what the records say. Lock: held.
+
+        Raises:
+            HostError: it cannot be written.
+        """
+        found, _ = self.scan()
+        if self.has_leftovers(found):
+            self.save_allocations(self.load_allocations(found))
+
+    def has_leftovers(self, found: list[SandboxRecord]) -> bool:
+        """Whether something half made or stale is there, for these records. No lock needed."""
+        try:
+            allocations = self._read_allocations()
+        except FileNotFoundError:
+            allocations = Allocations()
+        except Corrupted:
+            return True
+        before = allocations.to_json()
+        self._correct(allocations, found)
+        return before != allocations.to_json() or bool(self._leftovers())
+
+    def _correct(self, allocations: Allocations, found: list[SandboxRecord]) -> None:
+        """Have allocations be what the records say, and keep what lives unrecorded."""
+        known = {record.id for record in found}
+        for id in allocations.owners():
+            if id in known or not self.is_alive(id):
+                allocations.release_all(id)
+        for record in found:
+            if not record.state.is_final:
+                allocations.cids.taken[record.cid] = record.id
+                allocations.ports.taken.update(dict.fromkeys(record.ports, record.id))
+
+    def _read_allocations(self) -> Allocations:
+        return Allocations.from_json(durable.read_json(self._allocations, allocators.VERSION))
+
+    def _entries(self) -> list[str]:
+        try:
+            return os.listdir(self.sandboxes)
+        except OSError as error:
+            raise durable.failure("read", self.sandboxes, error) from error
+
+    def _leftovers(self) -> list[str]:
+        return [name for name in self._entries() if name.startswith((_NEW, _REMOVED))]
+
+
+def warn(message: str) -> None:
+    """Log a warning: on standard error, where nobody has it go elsewhere."""
+    import logging  # its import costs more than most commands do
+
+    logging.getLogger(__name__).warning("%s", message)
+
+
+def _default() -> str:
+    own = os.environ.get("VOIDBOX_STATE")
+    if own:
+        return own
+    from platformdirs import user_state_path  # a slow import, for nothing if we are told
+
+    return str(user_state_path("voidbox"))
+
+
+def _make(path: str) -> str:
+    """Make a state folder, if it is not there; return its path."""
+    try:
+        if not os.path.isdir(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with suppress(FileExistsError):  # somebody else was faster
+                os.mkdir(path, 0o700)
+        found = os.stat(path)
+        if found.st_uid != os.geteuid():
+            raise ConfigError(
+                f"{path} belongs to another user (uid {found.st_uid}): name a folder of your own "
+                "with VOIDBOX_STATE"
+            )
+        if stat.S_IMODE(found.st_mode) & 0o022:
+            raise ConfigError(
+                f"others may write to {path}: chmod 700 it, or name another folder with "
+                "VOIDBOX_STATE"
+            )
+        with suppress(FileExistsError):
+            os.mkdir(f"{path}/sandboxes", 0o700)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"cannot use {path!r} for the state of sandboxes: {why}; name another folder with "
+            "VOIDBOX_STATE"
+        ) from error
+    return path

@@ -1,0 +1,352 @@
+"""The sandboxes of a user, on the disk: made, found, changed and removed by any process of theirs.
+
+A record is true as long as its process lives; one whose process is gone says so after clean(). See
+state_folder for what is where.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+
+from voidbox.errors import ConfigError, HostError, VoidboxError
+from voidbox.sandbox import cleaning, durable, names
+from voidbox.sandbox.durable import Corrupted
+from voidbox.sandbox.lifecycle import Event, State, step
+from voidbox.sandbox.locking import Hold
+from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.state_folder import ALIVE, SECRET, SOCKETS, StateFolder
+
+__all__ = ["Event", "SandboxRecord", "State", "Store"]
+
+_SOCKET_PATH_BYTES_MAX = 107  # sun_path of <linux/un.h>, less its NUL
+_VSOCK_SUFFIX_BYTES = len("_65535")  # of the sockets of guest-initiated connections
+_FIXED = frozenset({"id", "name", "state", "created_at", "cid", "ports"})
+
+_Records = list[SandboxRecord]  # where "list" is the method
+
+
+class Store:
+    """A state folder. Thread: any; processes: any number.
+
+    Args:
+        folder: made if it does not exist; None for $VOIDBOX_STATE, else the user's own.
+
+    Raises:
+        ConfigError: it cannot be made, belongs to somebody else, or is a newer voidbox's.
+
+    Attributes:
+        folder: its absolute path.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self._state = StateFolder(folder)
+        self.folder = self._state.path
+        self._holds: dict[str, Hold] = {}  # of sandboxes that live through us
+        self._known: dict[str, SandboxRecord] = {}  # of those we adopted, as we last wrote it
+
+    def close(self) -> None:
+        """Let go of all sandboxes that live through this object. Idempotent."""
+        for id in list(self._holds):
+            self.release(id)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # One sandbox's life.
+
+    def create(self, record: SandboxRecord) -> SandboxRecord:
+        """Make a sandbox's folder and return its record, which has an ID, a CID and a name now.
+
+        It counts as alive from here on: until release(), or the end of this process. By then its
+        own process must have adopted it.
+
+        Raises:
+            ConfigError: the name is no name, or is taken.
+            HostError: the disk is full, say; nothing is left then.
+        """
+        if record.name:
+            names.check_name(record.name)
+        with self._state.lock():
+            others = self._state.tidy()
+            taken = {other.name: other for other in others}
+            if record.name in taken:
+                raise ConfigError(
+                    f"there is a sandbox called {record.name} already, which is "
+                    f"{taken[record.name].state.value}: choose another name, or remove it with "
+                    f"voidbox rm {record.name}"
+                )
+            allocations = self._state.load_allocations(others)
+            id = names.new_id()
+            record = record._replace(
+                id=id,
+                name=record.name or names.new_name(taken),
+                state=State.CREATING,
+                created_at=time.time(),
+                started_at=None,
+                ended_at=None,
+                pid=0,
+                cid=allocations.cids.allocate(id),
+                ports=(),
+                reason="",
+                crash="",
+            )
+            record.to_json()  # refuses what cannot be kept
+            try:
+                self._state.save_allocations(allocations)
+                self._holds[id] = self._state.make_folder(record)
+            except BaseException:
+                self._state.abandon(id)
+                raise
+        return record
+
+    def adopt(self, id: str) -> SandboxRecord:
+        """Become the process of a sandbox that was created: alive until release() or our end.
+
+        Raises:
+            ConfigError: it is gone, has ended, or has a process already.
+        """
+        with self._state.lock():
+            record = self._load_to_change(id)
+            if record.state is not State.CREATING or record.pid:
+                raise ConfigError(f"{record.name} has a process already, or has ended")
+            hold = Hold(self.path(id, ALIVE))
+            try:
+                record = self._state.save(record._replace(pid=os.getpid()))
+            except BaseException:
+                hold.close()
+                raise
+            self.release(id)  # if it was us who made it
+            self._holds[id] = hold
+            self._known[id] = record
+        return record
+
+    def release(self, id: str) -> None:
+        """Have a sandbox no longer live through this object. Idempotent."""
+        self._known.pop(id, None)
+        hold = self._holds.pop(id, None)
+        if hold is not None:
+            hold.close()
+
+    def update(self, id: str, event: Event | None = None, **changes: object) -> SandboxRecord:
+        """Change a sandbox's record; return it as it is now.
+
+        The state follows from the event alone. BOOTED sets started_at, and what ends the sandbox
+        sets ended_at and frees its CID and its ports.
+
+        Raises:
+            ConfigError: there is no such sandbox, or the event cannot happen in its state.
+            HostError: it cannot be written; the old record stays.
+        """
+        wrong = changes.keys() & _FIXED
+        if wrong:
+            raise TypeError(f"update() cannot change {', '.join(sorted(wrong))}")
+        with self._state.lock():
+            record = self._load_to_change(id)
+            if event is not None:
+                changes["state"] = step(record.state, event)
+                if event is Event.BOOTED:
+                    changes.setdefault("started_at", time.time())
+                if event in (Event.ENDED, Event.FAILED):
+                    changes.setdefault("ended_at", time.time())
+                    changes["ports"] = ()
+            record = self._state.save(record._replace(**changes))  # type: ignore[arg-type]
+            if id in self._known:
+                self._known[id] = record
+            if record.state.is_final:
+                self._state.free(id)
+        return record
+
+    def rename(self, id: str, name: str) -> SandboxRecord:
+        """Give a sandbox another name; return its record.
+
+        Raises:
+            ConfigError: the name is no name, or is taken.
+        """
+        names.check_name(name)
+        with self._state.lock():
+            for other in self._state.tidy():
+                if other.name == name and other.id != id:
+                    raise ConfigError(f"there is a sandbox called {name} already")
+            record = self._state.save(self._load_to_change(id)._replace(name=name))
+            if id in self._known:
+                self._known[id] = record
+        return record
+
+    def remove(self, id: str) -> None:
+        """Delete a sandbox that nobody but this object keeps alive, with its logs.
+
+        Raises:
+            ConfigError: there is no such sandbox, or it lives.
+        """
+        with self._state.lock():
+            self.path(id)  # refuses what is no ID
+            if not self._state.exists(id):
+                raise _unknown(id)
+            hold = self._holds.get(id)
+            if hold.is_shared() if hold is not None else self.is_alive(id):
+                with suppress(VoidboxError, FileNotFoundError):
+                    id = self._state.load(id).name
+                raise ConfigError(f"{id} is alive: stop it first, with voidbox stop {id}")
+            self._state.remove_folder(id)
+            self.release(id)
+
+    # Finding.
+
+    def read(self, key: str) -> SandboxRecord:
+        """Return the record of an ID, of a name, or of an ID's beginning (4 digits or more).
+
+        Raises:
+            ConfigError: there is none, or several IDs begin like this.
+        """
+        if names.is_id(key):
+            try:
+                return self._state.load(key)
+            except (FileNotFoundError, Corrupted):
+                pass  # list() sets the latter aside
+        elif not names.is_name(key):
+            raise _unknown(key)
+        found = self.list()
+        for record in found:
+            if key in (record.name, record.id):
+                return record
+        matching = [record for record in found if record.id.startswith(key)]
+        if not names.is_id_prefix(key) or not matching:
+            raise _unknown(key)
+        if len(matching) > 1:
+            several = ", ".join(f"{record.id} ({record.name})" for record in matching)
+            raise ConfigError(f"the IDs of several sandboxes begin with {key}: {several}")
+        return matching[0]
+
+    def list(self) -> _Records:
+        """Return all records, oldest first. What cannot be read is set aside, and said in the log.
+
+        Raises:
+            ConfigError: a newer voidbox wrote one of them.
+        """
+        found, unreadable = self._state.scan()
+        if unreadable:
+            with self._state.lock():
+                for id in unreadable:
+                    self._state.set_aside(id)
+        return found
+
+    def path(self, id: str, file: str = "") -> str:
+        """Return the path of a file in a sandbox's folder, or of the folder.
+
+        Raises:
+            ConfigError: it is the path of a socket, and longer than Linux has them.
+        """
+        if not names.is_id(id):
+            raise _unknown(id)
+        path = self._state.file(id, file).rstrip("/")
+        if file in SOCKETS:
+            size = len(os.fsencode(path)) + _VSOCK_SUFFIX_BYTES
+            if size > _SOCKET_PATH_BYTES_MAX:
+                raise ConfigError(
+                    f"{self.folder} is {size - _SOCKET_PATH_BYTES_MAX} bytes too long a path for "
+                    "sockets in it: name a shorter one with VOIDBOX_STATE"
+                )
+        return path
+
+    def secret(self, id: str) -> bytes:
+        """Return what the guest's agent wants to see.
+
+        Raises:
+            ConfigError: there is no such sandbox.
+        """
+        try:
+            with open(self.path(id, SECRET), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            raise _unknown(id) from None
+        except OSError as error:
+            raise durable.failure("read", self.path(id, SECRET), error) from error
+
+    def is_alive(self, id: str) -> bool:
+        """Whether a process keeps the sandbox alive: its own, or for now the one that made it."""
+        self.path(id)  # refuses what is no ID
+        return self._state.is_alive(id)
+
+    def open_owner(self, id: str) -> int | None:
+        """Return a pidfd of a sandbox's process, for the caller to close; None if it is gone.
+
+        It gets readable when the process ends, and signals sent to it reach nobody else.
+        """
+        try:
+            pid = self._state.load(id).pid
+            fd = os.pidfd_open(pid) if pid else -1
+        except (FileNotFoundError, Corrupted, ProcessLookupError):
+            return None
+        except OSError as error:
+            raise HostError.from_errno("pidfd_open", error.errno or 0) from error
+        if fd >= 0 and not self.is_alive(id):  # the number may be somebody else's by now
+            os.close(fd)
+            fd = -1
+        return fd if fd >= 0 else None
+
+    # Ports of the host.
+
+    def allocate_port(self, id: str) -> int:
+        """Return a port of 9000 to 9999 that is the sandbox's until it ends or gives it back.
+
+        Another program may use it all the same: whoever cannot bind it asks for the next one, and
+        gives this one back after.
+
+        Raises:
+            ConfigError: all are taken, or there is no such sandbox, or it has ended.
+        """
+        with self._state.lock():
+            record = self._load_to_change(id)
+            if record.state.is_final:
+                raise ConfigError(f"{record.name} is {record.state.value}")
+            allocations = self._state.load_allocations()
+            port = allocations.ports.allocate(id)
+            self._state.save_allocations(allocations)
+            self._state.save(record._replace(ports=(*record.ports, port)))
+        return port
+
+    def release_port(self, id: str, port: int) -> None:
+        """Give a port back; one that is not the sandbox's is left alone."""
+        with self._state.lock():
+            record = self._load_to_change(id)
+            if port in record.ports:
+                kept = tuple(its for its in record.ports if its != port)
+                self._state.save(record._replace(ports=kept))
+            allocations = self._state.load_allocations()
+            if allocations.ports.taken.get(port) == id:
+                allocations.ports.release(port)
+                self._state.save_allocations(allocations)
+
+    # Cleaning.
+
+    def clean(self) -> _Records:
+        """Clean up after processes that were killed; return the sandboxes that have crashed so.
+
+        Every command begins with it. What is alive is never touched.
+
+        Raises:
+            ConfigError: a newer voidbox wrote something here.
+        """
+        return cleaning.clean(self._state)
+
+    def _load_to_change(self, id: str) -> SandboxRecord:
+        """Return a record; ours as we knew it, if its file has suffered meanwhile. Lock: held."""
+        self.path(id)  # refuses what is no ID
+        try:
+            return self._state.load(id)
+        except (FileNotFoundError, Corrupted):
+            self._state.set_aside(id)
+        known = self._known.get(id)
+        if known is None or not self._state.exists(id):
+            raise _unknown(id)
+        return known
+
+
+def _unknown(key: str) -> ConfigError:
+    shown = key if names.is_name(key) or names.is_id(key) else repr(key)
+    return ConfigError(f"no sandbox {shown}: voidbox ps -a lists them")
