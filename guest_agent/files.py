@@ -70,8 +70,8 @@ def describe(path: str, name: str, follow: bool = False) -> dict[str, Any]:
 class FileRead(Request):
     """Read a regular file.
 
-    Values: path, user, offset, length. Answers: DATA, then RESULT {size, mode, mtime_ns, checksum
-    (BLAKE2b-256 of what was sent)}.
+    Values: path, user, offset, length. Answers: DATA, then RESULT {size, mode, mtime_ns, file (a
+    number that another file of this name would not have), checksum (BLAKE2b-256 of what was sent)}.
     """
 
     def start(self, values: dict[str, Any]) -> None:
@@ -107,6 +107,7 @@ class FileRead(Request):
                 "size": status.st_size,
                 "mode": stat.S_IMODE(status.st_mode),
                 "mtime_ns": status.st_mtime_ns,
+                "file": status.st_ino,
                 "checksum": self._checksum.digest(),
             }
         )

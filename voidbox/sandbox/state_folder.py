@@ -28,7 +28,8 @@ from voidbox.sandbox.records import SandboxRecord
 
 SECRET_BYTES = 32
 STATE, SECRET, ALIVE, CONSOLE = "state.json", "secret", "alive", "console.log"
-SOCKETS = ("control.sock", "vsock.sock")  # and vsock.sock_PORT
+CONTROL, VSOCK = "control.sock", "vsock.sock"
+SOCKETS = (CONTROL, VSOCK)  # and vsock.sock_PORT, for what the guest connects to
 
 _NEW, _REMOVED = ".new-", ".removed-"
 
@@ -106,7 +107,10 @@ class StateFolder:
     def tidy(self) -> list[SandboxRecord]:
         """Delete what is half made, set aside what is unreadable; return the rest. Lock: held."""
         for name in self._leftovers():
-            durable.remove_tree(f"{self.sandboxes}/{name}")
+            try:
+                durable.remove_tree(f"{self.sandboxes}/{name}")
+            except HostError as error:  # nobody needs it; nobody is kept from working by it
+                warn(str(error))
         found, unreadable = self.scan()
         for id in unreadable:
             self.set_aside(id)
@@ -130,15 +134,19 @@ class StateFolder:
             return  # removed since it was looked for
         state = self.file(id, STATE)
         aside = f"{self.path}/set-aside"
-        if not self.is_alive(id):
-            self.remove_sockets(id)
-            now = durable.set_aside(f"{self.sandboxes}/{id}", aside, id)
-        elif os.path.lexists(state):
-            now = durable.set_aside(state, aside, f"{id}-{STATE}")
+        try:
+            if not self.is_alive(id):
+                self.remove_sockets(id)
+                now = durable.set_aside(f"{self.sandboxes}/{id}", aside, id)
+            elif os.path.lexists(state):
+                now = durable.set_aside(state, aside, f"{id}-{STATE}")
+            else:
+                warn(f"{state}: {why}; the sandbox runs, and will write it when it next changes")
+                return
+        except HostError as error:  # a full disk, say; it stays, and the rest can be used
+            warn(f"{state} cannot be read: {why}; {error}")
         else:
-            warn(f"{state}: {why}; the sandbox runs, and will write it when it next changes")
-            return
-        warn(f"{state} cannot be read: {why}; set aside as {now}")
+            warn(f"{state} cannot be read: {why}; set aside as {now}")
 
     # A sandbox's folder.
 

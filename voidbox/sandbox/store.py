@@ -16,7 +16,7 @@ from voidbox.sandbox.durable import Corrupted
 from voidbox.sandbox.lifecycle import Event, State, step
 from voidbox.sandbox.locking import Hold
 from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.state_folder import ALIVE, SECRET, SOCKETS, StateFolder
+from voidbox.sandbox.state_folder import ALIVE, SECRET, SOCKETS, VSOCK, StateFolder
 
 __all__ = ["Event", "SandboxRecord", "State", "Store"]
 
@@ -135,8 +135,8 @@ class Store:
     def update(self, id: str, event: Event | None = None, **changes: object) -> SandboxRecord:
         """Change a sandbox's record; return it as it is now.
 
-        The state follows from the event alone. BOOTED sets started_at, and what ends the sandbox
-        sets ended_at and frees its CID and its ports.
+        The state follows from the event alone. BOOTED sets started_at; ENDED and FAILED set
+        ended_at and free its CID and its ports, so its machine must be gone by then.
 
         Raises:
             ConfigError: there is no such sandbox, or the event cannot happen in its state.
@@ -154,9 +154,7 @@ class Store:
                 if event in (Event.ENDED, Event.FAILED):
                     changes.setdefault("ended_at", time.time())
                     changes["ports"] = ()
-            record = self._state.save(record._replace(**changes))  # type: ignore[arg-type]
-            if id in self._known:
-                self._known[id] = record
+            record = self._save(record._replace(**changes))  # type: ignore[arg-type]
             if record.state.is_final:
                 self._state.free(id)
         return record
@@ -172,10 +170,7 @@ class Store:
             for other in self._state.tidy():
                 if other.name == name and other.id != id:
                     raise ConfigError(f"there is a sandbox called {name} already")
-            record = self._state.save(self._load_to_change(id)._replace(name=name))
-            if id in self._known:
-                self._known[id] = record
-        return record
+            return self._save(self._load_to_change(id)._replace(name=name))
 
     def remove(self, id: str) -> None:
         """Delete a sandbox that nobody but this object keeps alive, with its logs.
@@ -245,7 +240,8 @@ class Store:
             raise _unknown(id)
         path = self._state.file(id, file).rstrip("/")
         if file in SOCKETS:
-            size = len(os.fsencode(path)) + _VSOCK_SUFFIX_BYTES
+            suffix_bytes = _VSOCK_SUFFIX_BYTES if file == VSOCK else 0
+            size = len(os.fsencode(path)) + suffix_bytes
             if size > _SOCKET_PATH_BYTES_MAX:
                 raise ConfigError(
                     f"{self.folder} is {size - _SOCKET_PATH_BYTES_MAX} bytes too long a path for "
@@ -277,6 +273,7 @@ class Store:
 
         It gets readable when the process ends, and signals sent to it reach nobody else.
         """
+        self.path(id)  # refuses what is no ID
         try:
             pid = self._state.load(id).pid
             fd = os.pidfd_open(pid) if pid else -1
@@ -307,7 +304,7 @@ class Store:
             allocations = self._state.load_allocations()
             port = allocations.ports.allocate(id)
             self._state.save_allocations(allocations)
-            self._state.save(record._replace(ports=(*record.ports, port)))
+            self._save(record._replace(ports=(*record.ports, port)))
         return port
 
     def release_port(self, id: str, port: int) -> None:
@@ -316,7 +313,7 @@ class Store:
             record = self._load_to_change(id)
             if port in record.ports:
                 kept = tuple(its for its in record.ports if its != port)
-                self._state.save(record._replace(ports=kept))
+                self._save(record._replace(ports=kept))
             allocations = self._state.load_allocations()
             if allocations.ports.taken.get(port) == id:
                 allocations.ports.release(port)
@@ -345,6 +342,13 @@ class Store:
         if known is None or not self._state.exists(id):
             raise _unknown(id)
         return known
+
+    def _save(self, record: SandboxRecord) -> SandboxRecord:
+        """Replace a record; remember it, if it is of ours. Lock: held."""
+        self._state.save(record)
+        if record.id in self._known:
+            self._known[record.id] = record
+        return record
 
 
 def _unknown(key: str) -> ConfigError:

@@ -1,0 +1,201 @@
+"""A folder of the host that takes what a guest sends: nothing is ever written outside it.
+
+The guest may be hostile, and so may be what an earlier download left here. Names are checked, and
+every folder on the way is opened below the one before, never through a symbolic link. A file gets
+its name when it is whole, which replaces a link of that name rather than following it. Links are
+made only if they cannot lead outside:
+
+    ../../a/b   in x/y/z/   leads to x/a/b: up and then down
+    a/../b                  refused: "a" may itself be a link, and then ".." is anywhere
+    /etc/passwd             refused, and so is what goes up too far
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from voidbox.agent.core import printable
+from voidbox.errors import AgentError, ConfigError, HostError
+
+_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_MTIME_NS_MAX = 1 << 62
+
+
+def split_name(name: object) -> tuple[str, ...]:
+    """Return the parts of a name in a folder that the guest listed.
+
+    Raises:
+        AgentError: it is no name of something in that folder.
+    """
+    parts = tuple(name.split("/")) if isinstance(name, str) else ()
+    if not parts or any(part in ("", ".", "..") or "\0" in part for part in parts):
+        shown = printable(str(name)[:200])
+        raise AgentError(f"the guest's agent listed {shown!r}, which is not in the folder: refused")
+    return parts
+
+
+def is_safe_link(parts: tuple[str, ...], target: str) -> bool:
+    """Whether a link at `parts`, in folders that are no links, leads to something beside them."""
+    if not target or target.startswith("/") or "\0" in target:
+        return False
+    words = [word for word in target.split("/") if word not in ("", ".")]
+    ups = 0
+    while ups < len(words) and words[ups] == "..":
+        ups += 1
+    return ups <= len(parts) - 1 and ".." not in words[ups:]
+
+
+class HostFile:
+    """A file that is on its way, under a temporary name.
+
+    Args:
+        folder_fd: of the folder that it will be in; owned by this from now on.
+    """
+
+    def __init__(self, folder_fd: int, name: str, shown: str, mode: int) -> None:
+        self.name = shown
+        self._final = name
+        self._folder_fd = folder_fd
+        self._temporary = f".voidbox-{os.urandom(8).hex()}.part"
+        self._fd = -1
+        try:
+            # Set-user-id and the like are not the guest's to give; the umask holds.
+            self._fd = os.open(self._temporary, _NEW_FILE_FLAGS, mode & 0o777, dir_fd=folder_fd)
+        except BaseException:
+            os.close(folder_fd)
+            raise
+
+    def write(self, data: bytes) -> int:
+        """Add bytes."""
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        return len(data)
+
+    def commit(self, mode: int | None = None, mtime_ns: int = 0) -> None:
+        """Give it its name."""
+        if mode is not None:
+            os.fchmod(self._fd, mode & 0o777 & ~_umask())
+        if 0 < mtime_ns < _MTIME_NS_MAX:
+            os.utime(self._fd, ns=(mtime_ns, mtime_ns))
+        os.rename(
+            self._temporary, self._final, src_dir_fd=self._folder_fd, dst_dir_fd=self._folder_fd
+        )
+        self._temporary = ""
+
+    def close(self) -> None:
+        """Free it; without a commit nothing is left of it. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            if self._temporary:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._temporary, dir_fd=self._folder_fd)
+            os.close(self._folder_fd)
+
+    def __enter__(self) -> HostFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _umask() -> int:
+    """Return this process's umask, without changing it for a moment as umask(2) would."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
+
+
+class HostFolder:
+    """The folder. Thread: any, several at once.
+
+    Raises:
+        ConfigError: it cannot be made, or is no folder.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            os.makedirs(path, exist_ok=True)
+            self._fd = os.open(path, _FOLDER_FLAGS & ~os.O_NOFOLLOW)  # the user's own may be a link
+        except OSError as error:
+            raise ConfigError(f"cannot write into {path}: {error.strerror}") from error
+
+    def _open(self, parts: tuple[str, ...], makes: bool = True, mode: int = 0o777) -> int:
+        """Return a descriptor of a folder in this one."""
+        fd = os.dup(self._fd)
+        try:
+            for depth, part in enumerate(parts, 1):
+                if makes:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, mode if depth == len(parts) else 0o777, dir_fd=fd)
+                inner = os.open(part, _FOLDER_FLAGS, dir_fd=fd)
+                os.close(fd)
+                fd = inner
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    @contextlib.contextmanager
+    def _says(self, parts: tuple[str, ...]) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = printable("/".join((self.path, *parts)))
+            reason = error.strerror
+            if isinstance(error, NotADirectoryError):
+                reason = "something on the way is a link or a file, and links are not followed"
+            raise HostError(f"cannot write {where}: {reason}", error.errno or 0) from error
+
+    def make_folder(self, parts: tuple[str, ...], mode: int) -> None:
+        """Make a folder; it may exist."""
+        with self._says(parts):
+            os.close(self._open(parts, mode=mode & 0o777 | 0o700))
+
+    def new_file(self, parts: tuple[str, ...], mode: int) -> HostFile:
+        """Begin a file; the folders above are made."""
+        with self._says(parts):
+            fd = self._open(parts[:-1])
+            return HostFile(fd, parts[-1], "/".join((self.path, *parts)), mode)
+
+    def write_file(self, parts: tuple[str, ...], data: bytes, mode: int, mtime_ns: int) -> None:
+        """Write a whole file."""
+        with self._says(parts), self.new_file(parts, mode) as file:
+            file.write(data)
+            file.commit(mtime_ns=mtime_ns)
+
+    def link(self, parts: tuple[str, ...], target: str) -> None:
+        """Make a symbolic link that is_safe_link()."""
+        if not is_safe_link(parts, target):
+            raise ValueError(f"not a safe link: {target!r}")
+        with self._says(parts):
+            fd = self._open(parts[:-1])
+            try:
+                temporary = f".voidbox-{os.urandom(8).hex()}.part"
+                os.symlink(target, temporary, dir_fd=fd)
+                try:
+                    os.rename(temporary, parts[-1], src_dir_fd=fd, dst_dir_fd=fd)
+                except OSError:
+                    os.unlink(temporary, dir_fd=fd)
+                    raise
+            finally:
+                os.close(fd)
+
+    def close(self) -> None:
+        """Free it. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> HostFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
