@@ -100,7 +100,7 @@ def _parse(text: str) -> _Place:
     if not colon or not (is_name(name) or is_id(name)):
         if colon and "/" not in name:
             raise ConfigError(
-                f"{name!r} is no sandbox's name; for a file of the host write ./{text}"
+                f"{name!r} is no sandbox's name; begin the path of a file of the host with ./"
             )
         if text == "-":
             raise ConfigError(
