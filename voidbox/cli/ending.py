@@ -39,10 +39,15 @@ def finish_stop(store: Store, record: SandboxRecord, timeout_s: float) -> None:
 
 
 def begin_kill(store: Store, record: SandboxRecord) -> None:
-    """Ask a sandbox to end at once; one that has ended already is left alone."""
-    if not record.state.is_final:
-        with suppress(AgentError, SandboxTimeout):
-            control(store, record, CONTROL_S / 2).request("kill")
+    """End a sandbox at once; one that has ended already is left alone."""
+    if record.state.is_final:
+        return
+    try:
+        control(store, record, CONTROL_S / 2).request("kill")
+    except AgentError:  # it is gone, or about to be
+        pass
+    except SandboxTimeout:
+        _kill_process(store, record)
 
 
 def finish_kill(store: Store, record: SandboxRecord) -> None:
@@ -52,13 +57,17 @@ def finish_kill(store: Store, record: SandboxRecord) -> None:
         HostError: even that does not help.
     """
     if not wait_ended(store, record.id, _KILL_S):
-        fd = store.open_owner(record.id)
-        if fd is not None:
-            try:
-                with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(fd, signal.SIGKILL)
-            finally:
-                os.close(fd)
+        _kill_process(store, record)
         if not wait_ended(store, record.id, _KILL_S):
             raise HostError(f"{record.name}: its process {record.pid} cannot be killed")
     store.clean()
+
+
+def _kill_process(store: Store, record: SandboxRecord) -> None:
+    fd = store.open_owner(record.id)
+    if fd is not None:
+        try:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        finally:
+            os.close(fd)

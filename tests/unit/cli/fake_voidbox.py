@@ -1,4 +1,4 @@
-"""`python -m voidbox` whose new sandboxes have a fake machine; see tests.unit.sandbox.fake_owner."""
+"""`python -m voidbox` whose new sandboxes have fake machines; see tests.unit.sandbox.fake_owner."""
 
 from __future__ import annotations
 

@@ -14,7 +14,6 @@ import pytest
 
 from tests.unit.cli.conftest import Cli
 from voidbox.cli.output import shown_size, shown_span
-from voidbox.sandbox.lifecycle import State
 
 CRASHED = "its process was killed"
 KEYS = {
@@ -196,7 +195,7 @@ def test_an_unusable_state_folder_is_one_line(folder: str, cli: Cli) -> None:
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(cli: Cli) -> None:
     cli("ps")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     process = cli.start(
         "run", "-d", "--name", "box", *cli.machine(),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard)),
@@ -229,9 +228,8 @@ def test_words_for_sizes_and_times() -> None:
 
 
 def test_nothing_needs_a_home_or_a_terminal(cli: Cli) -> None:
-    environment = {"VOIDBOX_STATE": cli.environment["VOIDBOX_STATE"], "PYTHONPATH": cli.environment["PYTHONPATH"]}  # fmt: skip
+    environment = {key: cli.environment[key] for key in ("VOIDBOX_STATE", "PYTHONPATH")}
     result = subprocess.run(
         [sys.executable, "-m", "voidbox", "ps"], env=environment, capture_output=True, check=False
     )
     assert (result.returncode, result.stderr) == (0, b"")
-    assert State("crashed").is_final
