@@ -1,6 +1,15 @@
 """What users run: a machine with the agent in it, and what is kept of it on the disk.
 
 guest         a machine that boots the guest image, and the way to its agent
+owner         the process of one sandbox, started by launch
+  recipe        from a record to a machine
+  operations    what can be asked of it, through control_server
+  heartbeat     whether the guest's agent lives
+  limits        the time limit, and the end of the process that owns it
+  stopping      its end, politely first
+  logs          its log, and the guest's console's
+control       how other processes ask it
+endpoint      how other processes reach its guest
 store         the sandboxes of a user, for any number of processes
 records       what is kept of one
 lifecycle     its states, and how one follows another

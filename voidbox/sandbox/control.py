@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import struct
 import time
 from collections.abc import Mapping
 
@@ -22,6 +23,7 @@ from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout, V
 REQUEST_BYTES_MAX = 64 << 10
 ANSWER_BYTES_MAX = 4 << 20  # a record with a large environment
 _RECV_BYTES = 64 << 10
+_INT = struct.Struct("@i")  # a descriptor
 
 _KINDS: dict[str, type[VoidboxError]] = {
     "config": ConfigError,
@@ -119,8 +121,7 @@ class ControlClient:
             while not line.endswith(b"\n") and len(line) <= ANSWER_BYTES_MAX:
                 if deadline is not None:
                     sock.settimeout(max(0.001, deadline - time.monotonic()))
-                data, fds, _, _ = socket.recv_fds(sock, _RECV_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
-                received += [socket.socket(fileno=fd) for fd in fds]
+                data = _receive(sock, received)
                 if not data:
                     raise AgentError(f"{op}: the sandbox's process has gone away")
                 line += data
@@ -146,6 +147,17 @@ def _check(op: str, line: bytes) -> dict[str, object]:
     if answer.get("ok") is not True:
         raise make_error(answer)
     return answer
+
+
+def _receive(sock: socket.socket, received: list[socket.socket]) -> bytes:
+    """Receive some bytes, and add a socket that comes with them to `received`."""
+    # socket.recv_fds() would let a program that another thread starts inherit it.
+    size = socket.CMSG_SPACE(_INT.size)
+    data, messages, _, _ = sock.recvmsg(_RECV_BYTES, size, socket.MSG_CMSG_CLOEXEC)
+    for level, type, content in messages:
+        if (level, type) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and len(content) >= _INT.size:
+            received.append(socket.socket(fileno=_INT.unpack_from(content)[0]))
+    return data
 
 
 def _close_all(sockets: list[socket.socket]) -> None:

@@ -1,7 +1,7 @@
 """Serves the control socket of a sandbox's process; see control.
 
 Only processes of the same user (and root's) are served. Whoever is silent, slow or talks nonsense
-costs a thread, and is sent away when others need its place.
+costs a thread, and is sent away when others need its place. Who finds no place waits for one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 CONNECTIONS_MAX = 32
 _LINE_S = 30.0  # for a whole request to come, from the one before
 _SEND_S = 10.0
-_ACCEPT_PAUSE_S = 0.1  # after running out of descriptors
+_SILENCE_S = 1.0  # from here on one has to leave when others need the place
+_ACCEPT_PAUSE_S = 0.1  # after running out of descriptors, or of places
 _RECV_BYTES = 64 << 10
 
 # struct ucred { pid_t pid; uid_t uid; gid_t gid; };
@@ -106,10 +107,12 @@ class ControlServer:
         listener, closing_fd = self._listener.socket, self._closing_fd
         while not _wait_readable(listener.fileno(), closing_fd, None):
             try:
-                sock, _ = listener.accept()
+                sock = listener.accept()[0] if self._has_room() else None
             except BlockingIOError:
                 continue
-            except OSError:  # out of descriptors: the listener stays ready
+            except OSError:
+                sock = None
+            if sock is None:  # the listener stays ready
                 _wait_readable(closing_fd, closing_fd, _ACCEPT_PAUSE_S)
                 continue
             if _is_ours(sock):
@@ -120,9 +123,6 @@ class ControlServer:
     def _take(self, sock: socket.socket) -> None:
         connection = _Connection(sock, self._closing_fd, self._answer, self._forget)
         with self._lock:
-            if len(self._connections) >= CONNECTIONS_MAX and not self._make_room():
-                connection.refuse(f"{CONNECTIONS_MAX} programs wait for answers: try again later")
-                return
             self._connections.append(connection)
         try:
             connection.start()
@@ -130,15 +130,16 @@ class ControlServer:
             self._forget(connection)
             connection.refuse("the host gives no thread: end other processes")
 
-    def _make_room(self) -> bool:
-        """Send away who has been silent longest; False if everybody waits for us."""
-        silent = [one for one in self._connections if one.silent_since is not None]
-        if not silent:
+    def _has_room(self) -> bool:
+        """Whether there is a place; else who has been silent for long has to leave."""
+        with self._lock:
+            if len(self._connections) < CONNECTIONS_MAX:
+                return True
+            silent = [(one.silent_s(), index) for index, one in enumerate(self._connections)]
+            longest_s, index = max(silent)
+            if longest_s >= _SILENCE_S:
+                self._connections[index].hang_up()
             return False
-        victim = min(silent, key=lambda one: one.silent_since or 0)
-        self._connections.remove(victim)
-        victim.hang_up()
-        return True
 
     def _forget(self, connection: _Connection) -> None:
         with self._lock, contextlib.suppress(ValueError):
@@ -173,11 +174,7 @@ def _is_ours(sock: socket.socket) -> bool:
 
 
 class _Connection:
-    """One client, on its own thread.
-
-    Attributes:
-        silent_since: when it began to have nothing asked; None while it waits for an answer.
-    """
+    """One client, on its own thread."""
 
     def __init__(
         self,
@@ -186,7 +183,7 @@ class _Connection:
         answer: Callable[[bytes], Answer],
         on_end: Callable[[_Connection], None],
     ) -> None:
-        self.silent_since: float | None = time.monotonic()
+        self._silent_since: float | None = time.monotonic()  # None while it waits for us
         self._socket = sock
         self._closing_fd = closing_fd
         self._answer = answer
@@ -200,6 +197,11 @@ class _Connection:
     def join(self) -> None:
         if self._thread.ident is not None:
             self._thread.join()
+
+    def silent_s(self) -> float:
+        """Return for how long it has asked nothing; 0 while it waits for an answer."""
+        since = self._silent_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def hang_up(self) -> None:
         with contextlib.suppress(OSError):
@@ -216,9 +218,9 @@ class _Connection:
         try:
             self._socket.settimeout(_SEND_S)
             while (line := self._read_line()) is not None:
-                self.silent_since = None
+                self._silent_since = None
                 self._send(self._answer(line))
-                self.silent_since = time.monotonic()
+                self._silent_since = time.monotonic()
         except OSError:
             pass  # it left, or does not read
         finally:

@@ -120,8 +120,10 @@ class Owner:
             if self._client is None:
                 self.kill("it was stopped before it had booted")
                 return
+            machine = self.machine
             self._update(Event.STOP)
-            self.machine.resume()
+            if machine.is_paused:
+                machine.resume()
         self._stopping.begin(agent_s)
 
     def kill(self, reason: str, event: Event = Event.ENDED) -> None:

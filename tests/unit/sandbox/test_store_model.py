@@ -11,13 +11,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
-from tests.unit.sandbox.states import allocations, wanted
+from tests.unit.sandbox.states import FAST_DISK, allocations, wanted
 from voidbox.errors import ConfigError
 from voidbox.sandbox.lifecycle import Event, State, step
 from voidbox.sandbox.store import Store
 
 NAMES = st.sampled_from(["", "", "a", "b", "c"])
-FAST_DISK = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
 class _Model(NamedTuple):
@@ -93,7 +92,7 @@ class StoreModel(RuleBasedStateMachine):
             with pytest.raises(ConfigError):
                 self.store.rename(id, name)
         else:
-            assert self.store.rename(id, name).name == name
+            assert self.owners[id].rename(id, name).name == name
             self.model[id] = self.model[id]._replace(name=name)
 
     @rule(id=consumes(ids))
@@ -115,7 +114,7 @@ class StoreModel(RuleBasedStateMachine):
         taken = {port for other in self.live() for port in other.ports}
         while self.next_port in taken:
             self.next_port += 1
-        assert self.store.allocate_port(id) == self.next_port
+        assert self.owners[id].allocate_port(id) == self.next_port
         self.model[id] = its._replace(ports=(*its.ports, self.next_port))
         self.next_port += 1
 
@@ -124,7 +123,7 @@ class StoreModel(RuleBasedStateMachine):
         its = self.model.get(id)
         if its is not None and its.ports:
             port = its.ports[which % len(its.ports)]
-            self.store.release_port(id, port)
+            self.owners[id].release_port(id, port)
             kept = tuple(other for other in its.ports if other != port)
             self.model[id] = its._replace(ports=kept)
 
@@ -152,7 +151,7 @@ class StoreModel(RuleBasedStateMachine):
         if id in self.model:
             with open(self.store.path(id, "state.json"), "w") as file:
                 file.write("{")
-            if self.model[id].is_alive:  # its process writes it anew
+            if self.model[id].is_alive:  # its process writes it anew, as it last knew it
                 self.owners[id].update(id)
             else:
                 assert id not in {record.id for record in self.store.list()}
@@ -173,7 +172,7 @@ class StoreModel(RuleBasedStateMachine):
 
 TestStoreModel = StoreModel.TestCase
 TestStoreModel.settings = settings(
-    max_examples=40,
+    max_examples=100,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

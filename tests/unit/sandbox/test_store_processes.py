@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
 from tests.unit.sandbox import crash_points
-from tests.unit.sandbox.states import ROOT, allocations, check_whole, wanted
+from tests.unit.sandbox.states import FAST_DISK, ROOT, allocations, check_whole, wanted
 from voidbox.errors import VoidboxError
 from voidbox.sandbox.store import Store
 
@@ -21,8 +22,9 @@ PROGRAM = [sys.executable, "-m", "tests.unit.sandbox.crash_points"]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> str:
-    return str(tmp_path / "state")
+def folder() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(dir=FAST_DISK) as path:
+        yield f"{path}/state"
 
 
 def test_50_processes_at_once_never_get_the_same(folder: str) -> None:
@@ -111,6 +113,10 @@ def test_a_disk_that_is_full_at_each_call(
                     act(store)
             except VoidboxError as error:
                 assert "No space left on device" in str(error)
+                if name in ("first", "create"):  # nothing is left, at once
+                    left_over = os.listdir(f"{Store(base).folder}/sandboxes")
+                    assert not [entry for entry in left_over if entry.startswith(".")]
+                    assert "new" not in [record.name for record in Store(base).list()]
         check_whole(base)
         with Store(base) as store:
             store.remove(store.create(wanted("next")).id)

@@ -1,0 +1,238 @@
+"""A sandbox's process whose machine is a real agent, run as an ordinary program of this one.
+
+Everything but the VM is real: records, control socket, heartbeat, logs, and the way to the agent
+through vsock.sock. The image is a JSON file of options, see Options.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from types import SimpleNamespace
+
+from voidbox.agent import connect
+from voidbox.agent.client import AgentClient
+from voidbox.errors import ConfigError
+from voidbox.event_loop import EventLoop
+from voidbox.sandbox import owner
+from voidbox.sandbox.heartbeat import Heartbeat
+from voidbox.vmm.config import MachineConfig
+from voidbox.vmm.machine import MachineStatistics
+from voidbox.vmm.outcome import EndReason, Outcome
+
+
+class FakeConsole:
+    def __init__(self) -> None:
+        self._outputs: list[object] = []
+        self._text = ""
+
+    def attach(self, output: object) -> None:
+        self._outputs.append(output)
+
+    def say(self, line: str) -> None:
+        self._text += f"{line}\n"
+        for output in self._outputs:
+            output.write(f"{line}\n".encode())  # type: ignore[attr-defined]
+
+    def tail(self) -> str:
+        return self._text.strip()
+
+
+class FakeMachine:
+    """Ends with its agent; is paused by SIGSTOP."""
+
+    def __init__(self, config: MachineConfig, secret: bytes) -> None:
+        assert config.vsock is not None
+        assert config.vsock.path is not None
+        self.config = config
+        self.console = FakeConsole()
+        self.network = None
+        self.is_paused = False
+        self.loop = EventLoop(on_error=lambda error: None)
+        self._folder = os.path.dirname(config.vsock.path)
+        self.agent_path = f"{self._folder}/agent.sock"
+        self._secret = secret
+        self._ended = threading.Event()
+        self._outcome: Outcome | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        self.loop.start()
+        with open(f"{self._folder}/agent.secret", "wb") as file:
+            file.write(self._secret)
+        arguments = ("--socket", self.agent_path, "--secret-file", file.name)
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "guest_agent", *arguments],
+            process_group=0,
+        )
+        with open(f"{self._folder}/agent.pid", "w") as file:
+            file.write(str(self._process.pid))
+        self.console.say("the guest boots")
+        assert self.config.vsock is not None
+        assert self.config.vsock.path is not None
+        self._listener.bind(self.config.vsock.path)
+        self._listener.listen()
+        for target in (self._serve, self._wait_for_agent):
+            self._spawn(target)
+
+    def _spawn(self, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target)
+        thread.start()
+        self._threads.append(thread)
+
+    def _wait_for_agent(self) -> None:
+        assert self._process is not None
+        status = self._process.wait()
+        if self._outcome is None:
+            self.console.say(f"the agent ended: {status}")
+            panic = Outcome(EndReason.PANIC, "Attempted to kill init!")
+            self._outcome = panic if status else Outcome(EndReason.POWER_OFF)
+        self._ended.set()
+
+    def _serve(self) -> None:
+        """Be the vsock's Unix socket."""
+        while True:
+            try:
+                program, _ = self._listener.accept()
+            except OSError:
+                return
+            line = b""
+            while not line.endswith(b"\n"):
+                line += program.recv(1)
+            agent = socket.socket(socket.AF_UNIX)
+            agent.connect(self.agent_path)
+            program.sendall(b"OK 5\n")
+            for source, sink in ((program, agent), (agent, program)):
+                self._spawn(partial(_copy, source, sink))
+
+    def wait(self, timeout_s: float | None = None) -> Outcome | None:
+        if not self._ended.wait(timeout_s):
+            return None
+        assert self._outcome is not None
+        return self._outcome._replace(console_tail=self.console.tail())
+
+    def stop(self) -> None:
+        if self._outcome is None:
+            self._outcome = Outcome(EndReason.STOPPED)
+        if self._process is None:
+            self._ended.set()
+        else:
+            self._process.kill()
+
+    def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+        self.is_paused = True
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+        self.is_paused = False
+
+    def press_power_button(self) -> None:
+        self.console.say("the power button was pressed")
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: int) -> None:
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+    def statistics(self) -> MachineStatistics:
+        return MachineStatistics({"KVM_EXIT_IO": 7}, {}, 1, 2, 3)
+
+    def connect_serial(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with ours:
+            ours.sendall(b"hello from the line")
+        return theirs
+
+    def close(self) -> None:
+        self.stop()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join()
+        self.loop.close()
+        with suppress(FileNotFoundError):
+            assert self.config.vsock is not None
+            assert self.config.vsock.path is not None
+            os.unlink(self.config.vsock.path)
+
+
+def _copy(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(65536):
+            sink.sendall(data)
+    for sock in (source, sink):
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+
+class FakeEndpoint:
+    """Reaches the agent past vsock.sock, as the machine's own process does."""
+
+    cid = 3
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self._machine = machine
+
+    def connect(self, port: int, timeout_s: float) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.connect(self._machine.agent_path)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def connect_serial(self) -> None:
+        return None
+
+    def has_ended(self, timeout_s: float) -> bool:
+        return self._machine.wait(timeout_s) is not None
+
+    def explain_end(self) -> str:
+        outcome = self._machine.wait(2)
+        return "the guest still runs" if outcome is None else outcome.describe()
+
+
+class FakeGuest:
+    def __init__(self, config: MachineConfig, secret: bytes) -> None:
+        assert config.initramfs is not None
+        with open(config.initramfs) as file:
+            self._options = SimpleNamespace(**{"mode": "", **json.load(file)})
+        if self._options.mode == "bad":
+            raise ConfigError("the kernel is no kernel")
+        if self._options.mode == "bug":
+            raise ZeroDivisionError("a bug")
+        if self._options.mode == "nervous":  # notices a dead agent within a second
+            owner.Heartbeat = partial(Heartbeat, period_s=0.1, answer_s=0.3)  # type: ignore[misc, assignment]
+        self._secret = secret
+        self.machine = FakeMachine(config, secret)
+
+    def connect(self, timeout_s: float, log: Callable[[str], None]) -> AgentClient:
+        if self._options.mode == "panic":
+            time.sleep(0.3)
+            self.machine._signal(signal.SIGKILL)
+            self.machine.wait()
+        if self._options.mode == "slow":
+            self.machine.wait()
+        return connect.connect(FakeEndpoint(self.machine), self._secret, timeout_s, log)
+
+    def close(self) -> None:
+        self.machine.close()
+
+
+if __name__ == "__main__":
+    sys.exit(owner.main(sys.argv[1:], FakeGuest))  # type: ignore[arg-type]
