@@ -47,7 +47,6 @@ ALLOWED: dict[str, set[str]] = {
         "nat",
         "event_loop",
         "loop_api",
-        "vsock",
         "signals",
         "file_limit",
     },
