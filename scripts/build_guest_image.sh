@@ -244,7 +244,16 @@ from guest_agent.__main__ import main
 
 main(sys.argv[1:])
 X
-chmod 755 "$root/init"
+cat >"$root/usr/bin/voidbox-relay" <<'X'
+#!/usr/bin/python3.11 -ISB
+import sys
+
+sys.path.insert(0, "/usr/lib/voidbox")
+from guest_agent.relay import main
+
+sys.exit(main(sys.argv[1:]))
+X
+chmod 755 "$root/init" "$root/usr/bin/voidbox-relay"
 if [ -n "$kernel" ]; then
     "$python" "$here/guest_modules.py" "$beside/config" "$beside/lib/modules/$release" "$root" || exit 1
 else
@@ -275,7 +284,7 @@ why=$(image_python -B -m compileall -q -s "$root" -p / --invalidation-mode unche
     fail "the image's Python cannot compile its library: $(echo "$why" | tail -1)"
 why=$(image_python -IBS -c "
 import sys; sys.path.insert(0, '$root/usr/lib/voidbox')
-import guest_agent.server, guest_agent.boot, hashlib
+import guest_agent.server, guest_agent.boot, guest_agent.relay, hashlib
 import bz2, ctypes, curses, lzma, readline, sqlite3, ssl, uuid, zlib" 2>&1) ||
     fail "the image is not whole: $(echo "$why" | tail -1)"
 

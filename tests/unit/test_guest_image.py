@@ -304,7 +304,10 @@ def test_the_image_has_what_a_guest_needs(built: Built) -> None:
     assert found["tmp"][0] == stat.S_IFDIR | 0o1777
     assert found["dev/console"][0] == stat.S_IFCHR | 0o600
     assert b"sandbox:x:1000:1000:" in found["etc/passwd"][1]
-    for shared in ("protocol", "packing", "serial_link"):  # links in the repository
+    relay = found["usr/bin/voidbox-relay"]  # for everybody
+    assert relay[0] == stat.S_IFREG | 0o755
+    assert relay[1].startswith(b"#!/usr/bin/python3.11 -ISB\n")
+    for shared in ("protocol", "packing", "serial_link", "relay_protocol"):  # links here
         source = (ROOT / f"guest_agent/{shared}.py").read_bytes()
         assert found[f"usr/lib/voidbox/guest_agent/{shared}.py"] == (stat.S_IFREG | 0o644, source)
     assert not [name for name in found if name.startswith(("usr/share/doc", "usr/share/man"))]

@@ -6,20 +6,7 @@ import sys
 
 from voidbox.cli import exit_status
 from voidbox.cli.complain import complain
-
-_VERBS = {
-    "run": "boot a kernel in a new VM, its console on this terminal",
-    "doctor": "check that this host can run VMs, and say what to do if not",
-}
-
-
-def _usage() -> str:
-    verbs = "\n".join(f"  {verb:8} {help_text}" for verb, help_text in _VERBS.items())
-    return (
-        "usage: voidbox VERB [OPTION …]\n\n"
-        f"{verbs}\n\n"
-        "  voidbox VERB --help tells more; voidbox --version prints the version.\n"
-    )
+from voidbox.cli.verbs import VERBS, nearest, usage
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,14 +47,21 @@ def _main(arguments: list[str]) -> int:
 
         print(f"voidbox {__version__}")
         return exit_status.OK
-    if arguments and arguments[0] in ("-h", "--help", "help"):
-        print(_usage(), end="")
-        return exit_status.OK
-    if not arguments or arguments[0] not in _VERBS:
-        problem = f"no such verb: {arguments[0]}\n" if arguments else ""
-        complain(problem + _usage().rstrip())
+    if not arguments:
+        complain(usage().rstrip())
         return exit_status.USAGE
-    return _run_verb(arguments[0], arguments[1:])
+    verb, rest = arguments[0], arguments[1:]
+    if verb in ("-h", "--help") or (verb == "help" and not rest):
+        print(usage(), end="")
+        return exit_status.OK
+    if verb == "help":
+        verb, rest = rest[0], ["--help"]
+    if verb not in VERBS:
+        meant = nearest(verb)
+        hint = f": do you mean {meant}?" if meant else ""
+        complain(f"voidbox: no such verb: {verb}{hint}\nusage: voidbox VERB [OPTION …]; see --help")
+        return exit_status.USAGE
+    return _run_verb(verb, rest)
 
 
 def _run_verb(verb: str, arguments: list[str]) -> int:

@@ -38,9 +38,12 @@ class Check(NamedTuple):
     todo: str = ""
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_options() -> argparse.ArgumentParser:
+    """Return the verb's parser."""
     parser = make_parser(
-        "doctor", "Check that this host can run VMs. Exit status: 0 if it can, 2 if not."
+        "doctor",
+        "Check that this host can run VMs. Exit status: 0 if it can, 2 if not.",
+        "examples:\n  voidbox doctor\n  voidbox doctor --json\n",
     )
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     return parser
@@ -48,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
-    options = _parser().parse_args(argv)
+    options = make_options().parse_args(argv)
     checks = list(examine())
     is_well = all(check.status != FAIL for check in checks)
     if options.json:

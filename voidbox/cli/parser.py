@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 
 from voidbox.errors import ConfigError
@@ -32,6 +33,24 @@ def parse_number(text: str, option: str, kind: type[int] | type[float]) -> float
     if not pattern.fullmatch(text) or not kind(text) > 0:
         raise ConfigError(f"{option} {text}: give a positive number")
     return kind(text)
+
+
+def parse_environment(words: list[str]) -> dict[str, str]:
+    """Return the variables of NAME=VALUE words; NAME alone takes its value from here, if any.
+
+    Raises:
+        ConfigError: a word has no name.
+    """
+    environment = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name:
+            raise ConfigError(f"--env {word}: give NAME=VALUE")
+        if equals:
+            environment[name] = value
+        elif name in os.environ:
+            environment[name] = os.environ[name]
+    return environment
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):

@@ -1,41 +1,34 @@
-"""`voidbox run`: a command or a shell in a fresh VM, or a kernel's console on this terminal."""
+"""`voidbox run`: a command or a shell in a fresh VM, or a kernel's console on this terminal.
+
+The VM is this process's own, and ends with it; or, with --detach, --name, --team or --metadata, it
+is a sandbox that other commands see: then kept_run does it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import signal
-import time
+from typing import TYPE_CHECKING
 
 from voidbox import defaults
-from voidbox.cli import exit_status, network
-from voidbox.cli.complain import complain
+from voidbox.cli import kept_options, network
 from voidbox.cli.log import show_log
-from voidbox.cli.parser import make_parser, parse_number
-from voidbox.cli.terminal import Terminal
+from voidbox.cli.parser import make_parser, parse_environment, parse_number
 from voidbox.errors import ConfigError
 from voidbox.file_limit import raise_file_limit
-from voidbox.signals import SignalThread
 from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig, parse_memory
-from voidbox.vmm.console import wait_flushed
-from voidbox.vmm.machine import Machine
-from voidbox.vmm.outcome import EndReason, Outcome
 
-_STATUS = {
-    EndReason.POWER_OFF: exit_status.OK,
-    EndReason.RESET: exit_status.OK,
-    EndReason.STOPPED: exit_status.OK,
-    EndReason.PANIC: exit_status.PANIC,
-    EndReason.CRASH: exit_status.CRASH,
-    EndReason.ERROR: exit_status.INTERNAL,
-}
-_FLUSH_S = 0.2  # how often a signal is looked for while the last output drains
-_ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+if TYPE_CHECKING:  # what a detached sandbox's command does not need
+    from voidbox.vmm.machine import Machine
 
 _EPILOG = f"""\
 With a COMMAND, its input, output and exit status are this one's, and it runs as the user
 "sandbox" in /workspace. Without one you get a shell. On a terminal it gets a terminal.
+
+With --detach the sandbox stays when this command returns: `voidbox exec`, `shell`, `cp`, `logs`,
+`stop` and others work on it by its name, and `voidbox rm` removes it. A COMMAND is then started in
+its background. With --name, --team or --metadata alone, the sandbox is seen by those commands as
+well, but ends with the COMMAND.
 
 With an initramfs of your own and no COMMAND, or with --console, the guest's serial console is this
 terminal in raw mode: Ctrl-A x quits, Ctrl-A Ctrl-A sends Ctrl-A.
@@ -56,6 +49,8 @@ default kernel command line:
 examples:
   voidbox run -- python3 -c 'print(6 * 7)'
   voidbox run
+  voidbox run --detach --name builder --memory 1G
+  voidbox run -d --rm --publish 8080:80 -- python3 -m http.server 80
   tar c project | voidbox run -- sh -c 'tar x && make test'
   voidbox run --allow '*.pypi.org:443' --allow pypi.org:443 -- sh build.sh
   voidbox run --publish 8080:80 -- python3 -m http.server 80
@@ -65,7 +60,8 @@ examples:
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_options() -> argparse.ArgumentParser:
+    """Return the verb's parser."""
     parser = make_parser("run", "Run a command or a shell in a fresh VM.", _EPILOG)
     parser.usage = "voidbox run [OPTION …] [-- COMMAND [ARGUMENT …]]"
     parser.add_argument(
@@ -123,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         "none: a COMMAND then goes over a slow serial line",
     )
     parser.add_argument("--cid", default="3", metavar="N", help="the guest's vsock address, 3")
+    kept_options.add_options(parser)
     network.add_options(parser)
     parser.add_argument(
         "--stats", metavar="PATH", help="write exit counts and boot time there, as JSON"
@@ -137,10 +134,21 @@ def main(argv: list[str]) -> int:
         VoidboxError: bad input or an unusable host.
     """
     argv, command = _split(argv)
-    options = _parser().parse_args(argv)
+    options = make_options().parse_args(argv)
+    if kept_options.is_wanted(options):
+        from voidbox.cli import kept_run
+
+        return kept_run.main(options, command, _cmdline(options))
+    if options.json:
+        raise ConfigError("--json shows a sandbox that stays: it goes with --detach")
     is_console = options.console or (options.initramfs is not None and not command)
     if command and options.console:
         raise ConfigError("--console shows the guest's console and runs no COMMAND: leave one out")
+    return _run_here(options, command, is_console)
+
+
+def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console: bool) -> int:
+    """Run the VM in this process."""
     timeout_s = None
     if options.timeout is not None:
         timeout_s = parse_number(options.timeout, "--timeout", float)
@@ -148,14 +156,13 @@ def main(argv: list[str]) -> int:
     config = MachineConfig(
         kernel=kernel,
         initramfs=_initramfs(options, kernel),
-        cmdline=_cmdline(options.cmdline, options.no_default_cmdline),
+        cmdline=_cmdline(options),
         memory_bytes=parse_memory(options.memory),
         cpus=int(parse_number(options.cpus, "--cpus", int)),
         self_extract=options.self_extract,
         vsock=_vsock(options.vsock, options.cid),
         net=network.parse(options, is_console),
     )
-
     raise_file_limit()
 
     def on_end(machine: Machine) -> None:
@@ -164,16 +171,20 @@ def main(argv: list[str]) -> int:
 
     with show_log() if options.verbose else contextlib.nullcontext():
         if is_console:
-            with Machine(config) as machine:
-                status = _run(machine, timeout_s)
-                on_end(machine)
-            return status
+            from voidbox.cli import console_run
+
+            return console_run.run(config, timeout_s, on_end)
         from voidbox.cli import guest_run
+        from voidbox.cli.attach import Command
 
         return guest_run.run(
             config,
-            guest_run.Command(
-                command, _environment(options.env), options.workdir, options.user, options.tty
+            Command(
+                command,
+                parse_environment(options.env),
+                options.workdir,
+                options.user,
+                options.tty,
             ),
             timeout_s=timeout_s,
             is_verbose=options.verbose,
@@ -203,19 +214,6 @@ def _initramfs(options: argparse.Namespace, kernel: str) -> str | None:
     return defaults.find_image(kernel)
 
 
-def _environment(words: list[str]) -> dict[str, str]:
-    environment = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not name:
-            raise ConfigError(f"--env {word}: give NAME=VALUE")
-        if equals:
-            environment[name] = value
-        elif name in os.environ:
-            environment[name] = os.environ[name]
-    return environment
-
-
 def _vsock(where: str | None, cid: str) -> VsockConfig | None:
     address = int(parse_number(cid, "--cid", int))
     if where is None or where == "none":
@@ -225,61 +223,9 @@ def _vsock(where: str | None, cid: str) -> VsockConfig | None:
     return VsockConfig(address, is_vhost=True) if where == "vhost" else VsockConfig(address, where)
 
 
-def _cmdline(words: str, is_alone: bool) -> str:
-    return words if is_alone else f"{DEFAULT_CMDLINE} {words}".rstrip()
-
-
-def _run(machine: Machine, timeout_s: float | None) -> int:
-    """Run until the machine ends, the time runs out, or a signal comes; returns the status."""
-    interruption: list[int] = []
-
-    def stop(status: int) -> None:
-        interruption.append(status)
-        machine.stop()
-
-    def on_broken(error: OSError) -> None:
-        if not isinstance(error, BrokenPipeError):
-            complain(f"\nvoidbox: cannot write the output: {error.strerror}")
-        stop(exit_status.of_output_error(error))
-
-    with (
-        SignalThread(_ENDING_SIGNALS, lambda number: stop(exit_status.SIGNAL_BASE + number)),
-        Terminal(
-            machine.loop,
-            machine.console,
-            on_quit=machine.stop,
-            on_broken=on_broken,
-            on_hangup=lambda: stop(exit_status.SIGNAL_BASE + signal.SIGHUP),
-        ),
-    ):
-        machine.start()
-        deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
-        outcome = machine.wait(timeout_s)
-        if outcome is None:
-            machine.stop()
-            outcome = machine.wait()
-            interruption.append(exit_status.TIMEOUT)
-        # A reader that is slow, or stopped with Ctrl-S, still gets the guest's last words.
-        while not interruption and not wait_flushed(machine.loop, machine.console, _FLUSH_S):
-            if time.monotonic() >= deadline:
-                interruption.append(exit_status.TIMEOUT)
-        machine.close()  # no thread may touch the terminal once its mode is restored
-    assert outcome is not None
-    return _report(outcome, interruption, timeout_s)
-
-
-def _report(outcome: Outcome, interruption: list[int], timeout_s: float | None) -> int:
-    """Say on stderr how the machine ended, unless it ended well."""
-    if interruption and _STATUS[outcome.reason] == exit_status.OK:
-        if interruption[0] == exit_status.TIMEOUT:
-            complain(f"\nvoidbox: the VM ran for {timeout_s:g} s and was ended")
-        return interruption[0]
-    status = _STATUS[outcome.reason]
-    if status != exit_status.OK:
-        complain(f"\nvoidbox: {outcome.describe()}")
-    if outcome.error is not None and os.environ.get("VOIDBOX_DEBUG"):
-        raise outcome.error
-    return status
+def _cmdline(options: argparse.Namespace) -> str:
+    words: str = options.cmdline
+    return words if options.no_default_cmdline else f"{DEFAULT_CMDLINE} {words}".rstrip()
 
 
 def _write_statistics(machine: Machine, path: str) -> None:

@@ -12,8 +12,8 @@ import pytest
 from tests.unit.agent.test_call import FakeAgent, started
 from voidbox.agent import protocol
 from voidbox.agent.call import RequestFailed
-from voidbox.cli import exit_status, streams
-from voidbox.cli.guest_run import _Run
+from voidbox.cli import exit_status, guest_run, streams
+from voidbox.cli.attach import Attachment
 
 
 @pytest.fixture
@@ -23,10 +23,8 @@ def agent() -> Iterator[FakeAgent]:
     agent.close()
 
 
-def make_run(stops: list[bool]) -> _Run:
-    machine = SimpleNamespace(stop=lambda: stops.append(True))
-    guest: Any = SimpleNamespace(machine=machine)
-    return _Run(guest, None, False)
+def make_run(stops: list[bool]) -> Attachment:
+    return Attachment(lambda: stops.append(True))
 
 
 def test_a_second_signal_ends_the_vm_though_the_agent_hangs(agent: FakeAgent) -> None:
@@ -35,18 +33,18 @@ def test_a_second_signal_ends_the_vm_though_the_agent_hangs(agent: FakeAgent) ->
     run = make_run(stops)
     run._process = agent.client.exec(["x"])
     assert run._process.pid == 7
-    run._on_signal(signal.SIGINT)
+    run.on_signal(signal.SIGINT)
     assert not stops
     agent.await_frame(protocol.KILL, 2)
-    run._on_signal(signal.SIGINT)
-    assert stops and run._interruption == exit_status.SIGNAL_BASE + signal.SIGINT
+    run.on_signal(signal.SIGINT)
+    assert stops and run.interruption == exit_status.SIGNAL_BASE + signal.SIGINT
 
 
 def test_a_signal_before_the_start_ends_the_vm(agent: FakeAgent) -> None:
     stops: list[bool] = []
     run = make_run(stops)
     run._process = agent.client.exec(["x"])
-    run._on_signal(signal.SIGTERM)
+    run.on_signal(signal.SIGTERM)
     assert stops
 
 
@@ -58,16 +56,16 @@ def test_a_new_window_size_never_raises(agent: FakeAgent, monkeypatch: pytest.Mo
     assert run._process.pid == 7
     run._is_tty = True
     monkeypatch.setattr(streams, "window_size", lambda: (24, 80))
-    run._on_signal(signal.SIGWINCH)
+    run.on_signal(signal.SIGWINCH)
     agent.await_frame(protocol.RESIZE, 2)
     agent.link.close()
-    run._on_signal(signal.SIGWINCH)
+    run.on_signal(signal.SIGWINCH)
 
     def gone() -> tuple[int, int]:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(streams, "window_size", gone)
-    run._on_signal(signal.SIGWINCH)
+    run.on_signal(signal.SIGWINCH)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +74,5 @@ def test_a_new_window_size_never_raises(agent: FakeAgent, monkeypatch: pytest.Mo
      ("EAGAIN", exit_status.AGENT), ("internal", exit_status.AGENT)],
 )  # fmt: skip
 def test_only_what_the_arguments_ask_for_is_a_usage_error(code: str, status: int) -> None:
-    run = make_run([])
-    run._guest.machine.wait = lambda timeout_s: None  # type: ignore[assignment,method-assign]
-    assert run._explain(RequestFailed(code, "no")) == status
+    guest: Any = SimpleNamespace(machine=SimpleNamespace(wait=lambda timeout_s: None))
+    assert guest_run.explain(guest, RequestFailed(code, "no")) == status

@@ -1,0 +1,1 @@
+../voidbox/sandbox/relay_protocol.py

@@ -1,0 +1,161 @@
+"""`voidbox cp`, between this machine and a fake one, which are the same disk."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.conftest import Cli
+from voidbox.cli.progress import ProgressBar
+
+
+@pytest.fixture
+def guest(cli: Cli) -> Path:
+    """A folder that is the workdir of a sandbox called box."""
+    folder = cli.folder / "guest"
+    folder.mkdir()
+    cli.sandboxes.launch(name="box", user=str(os.getuid()), workdir=str(folder))
+    return folder
+
+
+@pytest.fixture
+def here(cli: Cli) -> Path:
+    """A folder with a few things in it, in the current one."""
+    tree = cli.folder / "tree"
+    (tree / "deep/er").mkdir(parents=True)
+    (tree / "deep/er/file").write_bytes(bytes(range(256)) * 1000)
+    (tree / "script").write_text("#!/bin/sh\n")
+    (tree / "script").chmod(0o755)
+    (tree / "link").symlink_to("deep/er/file")
+    return cli.folder
+
+
+def contents(folder: Path) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = os.readlink(path)
+        elif path.is_file():
+            found[name] = (path.read_bytes(), path.stat().st_mode & 0o777)
+    return found
+
+
+def test_a_file_there_and_back(cli: Cli, guest: Path, here: Path) -> None:
+    assert cli.ok("cp", "tree/script", "box:") == ""
+    assert (guest / "script").stat().st_mode & 0o777 == 0o755
+    cli.ok("cp", "tree/script", "box:other")
+    cli.ok("cp", "box:other", str(here / "back"))
+    assert (here / "back").read_text() == "#!/bin/sh\n"
+    (here / "into").mkdir()
+    cli.ok("cp", "box:other", "into")
+    cli.ok("cp", "box:other", "into/name")
+    assert sorted(os.listdir(here / "into")) == ["name", "other"]
+
+
+def test_a_folder_there_and_back(cli: Cli, guest: Path, here: Path) -> None:
+    cli.ok("cp", "tree", "box:new")  # under a new name
+    assert contents(guest / "new") == contents(here / "tree")
+    cli.ok("cp", "tree", "box:new")  # into what is there
+    assert contents(guest / "new/tree") == contents(here / "tree")
+    (guest / "flat").mkdir()
+    cli.ok("cp", "tree/.", "box:flat")
+    assert contents(guest / "flat") == contents(here / "tree")
+    cli.ok("cp", "box:flat", "back")
+    assert contents(here / "back") == contents(here / "tree")
+    cli.ok("cp", "box:flat/.", "box2")
+    assert contents(here / "box2") == contents(here / "tree")
+
+
+def test_several_at_once_and_json(cli: Cli, guest: Path, here: Path) -> None:
+    copied = cli.json("cp", "tree/script", "tree", "box:.")
+    assert [(one["source"], one["files"], one["skipped"]) for one in copied] == [
+        ("tree/script", 1, []), ("tree", 2, []),
+    ]  # fmt: skip
+    assert copied[1]["bytes"] == 256_010
+    assert copied[1]["carrier"] == "vsock"
+    assert cli.json("cp", "box:script", "box:tree", ".")[0]["source"] == "box:script"
+    assert "is no folder" in cli.refused("cp", "tree/script", "tree", "box:nosuch")
+
+
+def test_a_file_with_a_colon(cli: Cli, guest: Path, here: Path) -> None:
+    (here / "a:b").write_text("colon")
+    cli.ok("cp", "./a:b", "box:")
+    assert (guest / "a:b").read_text() == "colon"
+
+
+def test_links_out_of_the_folder_are_left_out_and_said(cli: Cli, guest: Path, here: Path) -> None:
+    (guest / "evil").mkdir()
+    (guest / "evil/passwd").symlink_to("/etc/passwd")
+    (guest / "evil/fine").write_text("fine")
+    result = cli("cp", "box:evil", "back")
+    assert result.returncode == 0
+    assert result.stderr.splitlines() == [
+        "voidbox: left out passwd: a link to '/etc/passwd', outside the folder"
+    ]
+    assert os.listdir(here / "back") == ["fine"]
+
+
+def test_bad_input_is_one_line(cli: Cli, guest: Path, here: Path) -> None:
+    for arguments, message in (
+        (["tree/nosuch", "box:"], "cannot read"),
+        (["box:nosuch", "."], "nosuch"),
+        (["tree", "here"], "from the host into one sandbox"),
+        (["box:a", "box:b"], "from the host into one sandbox"),
+        (["box:a", "tree", "box:b"], "from the host into one sandbox"),
+        (["box:a"], "where to"),
+        (["-", "box:a"], "cp copies no streams"),
+        (["tree/script", "nosuch:"], "no sandbox nosuch"),
+        (["tree/script", "a b:"], "is no sandbox's name"),
+        (["tree/script", "box:/proc/nosuch/file"], ""),
+        (["tree/script", "box:nosuch/"], "is no folder"),
+    ):
+        result = cli("cp", *arguments)
+        assert result.returncode in (2, 122), result
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+        assert message in result.stderr
+
+
+def test_the_bar_is_for_terminals(cli: Cli, guest: Path, here: Path) -> None:
+    leader, follower = pty.openpty()
+    try:
+        process = cli.start("cp", "tree", "box:", stderr=follower)
+        assert process.communicate(timeout=30)[0] == ""
+        assert process.returncode == 0
+        shown = os.read(leader, 65536).decode()
+        assert "100%" in shown and "250K" in shown
+        assert shown.endswith("\r\n")
+        process = cli.start("cp", "--quiet", "tree", "box:", stderr=follower)
+        process.communicate(timeout=30)
+        os.set_blocking(leader, False)
+        with pytest.raises(BlockingIOError):
+            os.read(leader, 1)
+    finally:
+        os.close(leader)
+        os.close(follower)
+
+
+def test_a_bar_outlives_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    leader, follower = pty.openpty()
+    with open(follower, "w") as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        with ProgressBar("name") as bar:
+            bar.update(0, 10)
+            os.close(leader)
+            bar.update(10, 10)
+
+
+def test_a_gigabyte_is_not_held_in_memory(cli: Cli, guest: Path, here: Path) -> None:
+    with open(here / "big", "wb") as file:
+        file.truncate(200 << 20)
+    process = cli.start("cp", "big", "box:")
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = 0
+    process.communicate()
+    assert status == 0
+    assert usage.ru_maxrss < 150 << 10
+    assert subprocess.run(["cmp", here / "big", guest / "big"], check=False).returncode == 0

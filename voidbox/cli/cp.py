@@ -1,0 +1,166 @@
+"""`voidbox cp`: files and folders between host and sandbox."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+from typing import NamedTuple
+
+from voidbox.agent.aio import AsyncAgent
+from voidbox.agent.call import RequestFailed
+from voidbox.cli import exit_status
+from voidbox.cli.attach import status_of
+from voidbox.cli.complain import complain
+from voidbox.cli.in_sandbox import check_ended
+from voidbox.cli.output import print_json
+from voidbox.cli.parser import make_parser
+from voidbox.cli.progress import ProgressBar
+from voidbox.cli.sandboxes import check_answers, open_store
+from voidbox.errors import AgentError, ConfigError, SandboxTimeout
+from voidbox.sandbox.endpoint import StoredEndpoint
+from voidbox.sandbox.files import AsyncFiles
+from voidbox.sandbox.names import is_id, is_name
+from voidbox.sandbox.session import Session
+from voidbox.sandbox.transfer import TransferResult
+
+_EPILOG = """\
+As with cp -r, a target that is a folder gets the source into it, and one that ends with / must be a
+folder. A source folder that ends with /. is copied without its name. Paths in a sandbox begin in
+its workdir, /workspace by default. Write ./a:b for a file of the host with a colon in its name.
+
+Files appear whole or not at all, their contents checked; permissions, times and links go along.
+What the guest sends is never written outside the target.
+
+examples:
+  voidbox cp script.py builder:
+  voidbox cp project builder:/workspace/
+  voidbox cp builder:/workspace/project/dist .
+  voidbox cp a.txt b.txt builder:/tmp/
+"""
+
+
+class _Place(NamedTuple):
+    """A file or folder: of a sandbox, or of the host, where sandbox is ""."""
+
+    sandbox: str
+    path: str
+
+
+def make_options() -> argparse.ArgumentParser:
+    """Return the verb's parser."""
+    parser = make_parser("cp", "Copy files and folders into or out of a sandbox.", _EPILOG)
+    parser.usage = (
+        "voidbox cp [OPTION …] PATH … NAME:PATH\n       voidbox cp [OPTION …] NAME:PATH … PATH"
+    )
+    parser.add_argument("-u", "--user", metavar="NAME", help="whose they are in the sandbox")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no bar")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what happens, on stderr")
+    parser.add_argument("--json", action="store_true", help="print what was copied as JSON")
+    parser.add_argument("places", nargs="+", metavar="PATH", help="what to copy, then where to")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit status."""
+    options = make_options().parse_args(argv)
+    if len(options.places) < 2:
+        raise ConfigError("give what to copy, and where to: voidbox cp FILE NAME:PATH")
+    *sources, target = map(_parse, options.places)
+    names = {place.sandbox for place in sources}
+    if len(names) > 1 or bool(target.sandbox) == bool(names - {""}):
+        raise ConfigError("copy from the host into one sandbox, NAME:PATH, or from one to the host")
+    store = open_store()
+    record = store.read(target.sandbox or sources[0].sandbox)
+    check_ended(store, record)
+    check_answers(record)
+    agent = AsyncAgent(
+        StoredEndpoint(store, record),
+        store.secret(record.id),
+        log=complain if options.verbose else lambda line: None,
+    )
+    session = Session(agent, record.name, None, record.workdir, options.user or record.user)
+    copier = _Copier(session, options.quiet or options.json)
+    try:
+        results = asyncio.run(copier.copy(sources, target))
+    except (AgentError, SandboxTimeout) as error:
+        complain(f"voidbox: {error}")
+        return status_of(error)
+    finally:
+        agent.close()
+    if options.json:
+        print_json(
+            [_describe(place, result) for place, result in zip(sources, results, strict=True)]
+        )
+    return exit_status.OK
+
+
+def _parse(text: str) -> _Place:
+    name, colon, path = text.partition(":")
+    if not colon or not (is_name(name) or is_id(name)):
+        if colon and "/" not in name:
+            raise ConfigError(
+                f"{name!r} is no sandbox's name; begin the path of a file of the host with ./"
+            )
+        if text == "-":
+            raise ConfigError(
+                "cp copies no streams: tar c FOLDER | voidbox exec -i NAME -- tar x does"
+            )
+        return _Place("", text)
+    return _Place(name, path or ".")
+
+
+def _describe(source: _Place, result: TransferResult) -> dict[str, object]:
+    return {
+        "source": f"{source.sandbox}:{source.path}" if source.sandbox else source.path,
+        "files": result.files,
+        "bytes": result.bytes,
+        "skipped": list(result.skipped),
+        "seconds": round(result.seconds, 3),
+        "carrier": result.carrier,
+    }
+
+
+class _Copier:
+    def __init__(self, session: Session, is_quiet: bool) -> None:
+        self._session = session
+        self._files = AsyncFiles(session)
+        self._is_quiet = is_quiet
+
+    async def copy(self, sources: list[_Place], target: _Place) -> list[TransferResult]:
+        """Copy all; returns what was copied for each."""
+        is_upload = bool(target.sandbox)
+        is_folder = await (self._is_guest_folder if is_upload else _is_host_folder)(target.path)
+        if not is_folder and (len(sources) > 1 or target.path.endswith("/")):
+            raise ConfigError(f"{target.path} is no folder")
+        results = []
+        for source in sources:
+            path = target.path
+            contents_alone = source.path.endswith("/.") or source.path == "."
+            if is_folder and not contents_alone:
+                path = f"{path.rstrip('/')}/{_last(source)}"
+            with ProgressBar(_last(source), self._is_quiet) as bar:
+                do = self._files.upload if is_upload else self._files.download
+                result = await do(source.path.rstrip("/") or "/", path, progress=bar.update)
+            for line in result.skipped:
+                complain(f"voidbox: left out {line}")
+            results.append(result)
+        return results
+
+    async def _is_guest_folder(self, path: str) -> bool:
+        try:
+            info = await self._files.stat(path)
+        except RequestFailed as error:
+            if error.code in ("ENOENT", "ENOTDIR"):
+                return False
+            raise
+        return info.type == "folder"
+
+
+async def _is_host_folder(path: str) -> bool:
+    return os.path.isdir(path)
+
+
+def _last(place: _Place) -> str:
+    """Return what a copy is called in a folder."""
+    return os.path.basename(os.path.normpath(place.path)) or "root"

@@ -1,0 +1,73 @@
+"""Sandboxes are stopped and killed: begun for all, then each is waited for."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+
+from voidbox.cli.sandboxes import CONTROL_S, control
+from voidbox.errors import AgentError, HostError, SandboxTimeout
+from voidbox.sandbox.launch import wait_ended
+from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.stopping import POWER_BUTTON_S
+from voidbox.sandbox.store import Store
+
+_SLACK_S = 15.0  # beyond what the steps of a stop take, for a busy host
+_KILL_S = 10.0
+
+
+def begin_stop(store: Store, record: SandboxRecord, timeout_s: float) -> None:
+    """Ask a sandbox to end politely; one that has ended already is left alone."""
+    if not record.state.is_final:
+        # A process that has gone away meanwhile is what was wanted.
+        with suppress(AgentError):
+            control(store, record).request("stop", timeout=timeout_s)
+
+
+def finish_stop(store: Store, record: SandboxRecord, timeout_s: float) -> None:
+    """Wait for the end of a sandbox that was stopped.
+
+    Raises:
+        HostError: it does not end.
+    """
+    if not wait_ended(store, record.id, timeout_s + POWER_BUTTON_S + _SLACK_S):
+        raise HostError(
+            f"{record.name} does not stop: voidbox kill {record.name} ends it in any case"
+        )
+    store.clean()
+
+
+def begin_kill(store: Store, record: SandboxRecord) -> None:
+    """End a sandbox at once; one that has ended already is left alone."""
+    if record.state.is_final:
+        return
+    try:
+        control(store, record, CONTROL_S / 2).request("kill")
+    except AgentError:  # it is gone, or about to be
+        pass
+    except SandboxTimeout:
+        _kill_process(store, record)
+
+
+def finish_kill(store: Store, record: SandboxRecord) -> None:
+    """Wait for the end of a sandbox that was killed; its process is killed if that hangs.
+
+    Raises:
+        HostError: even that does not help.
+    """
+    if not wait_ended(store, record.id, _KILL_S):
+        _kill_process(store, record)
+        if not wait_ended(store, record.id, _KILL_S):
+            raise HostError(f"{record.name}: its process {record.pid} cannot be killed")
+    store.clean()
+
+
+def _kill_process(store: Store, record: SandboxRecord) -> None:
+    fd = store.open_owner(record.id)
+    if fd is not None:
+        try:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        finally:
+            os.close(fd)

@@ -1,0 +1,112 @@
+"""A command in a sandbox that another process runs, joined to this one's streams."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+from voidbox.agent import connect as agent_connect
+from voidbox.agent.client import AgentClient
+from voidbox.cli import exit_status
+from voidbox.cli.attach import Attachment, Command, status_of
+from voidbox.cli.complain import complain
+from voidbox.cli.sandboxes import check_alive, check_answers
+from voidbox.errors import AgentError, VoidboxError
+from voidbox.sandbox.endpoint import StoredEndpoint
+from voidbox.sandbox.lifecycle import State
+from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.store import Store
+
+_CONNECT_S = 20.0  # to a guest that has booted
+
+
+def run(store: Store, key: str, command: Command, is_verbose: bool) -> int:
+    """Run a command in a sandbox; returns its exit status, or one of ours.
+
+    Raises:
+        ConfigError: there is no such sandbox, or the options do not fit.
+    """
+    record = store.read(key)
+    if record.state.is_final:
+        check_ended(store, record)
+    check_answers(record)
+    return attach(store, record, command, is_verbose)
+
+
+def check_ended(store: Store, record: SandboxRecord) -> None:
+    """Refuse a sandbox that has ended, with its console's last lines if it crashed.
+
+    Raises:
+        AgentError: that.
+    """
+    if record.state is State.CRASHED:
+        story = StoredEndpoint(store, record).explain_end()
+        raise AgentError(f"{record.name} has crashed: {story}")
+    check_alive(store, record)
+
+
+def attach(store: Store, record: SandboxRecord, command: Command, is_verbose: bool = False) -> int:
+    """Run a command in a sandbox that runs; see run()."""
+    endpoint = _Endpoint(store, record)
+    clients: list[AgentClient] = []
+
+    def abort() -> None:
+        endpoint.is_given_up = True
+        if not clients:
+            # Still connecting, which may take its time: nothing here needs to be put in order.
+            os._exit(attachment.interruption or exit_status.INTERNAL)
+        clients[0].close()
+
+    attachment = Attachment(abort, is_verbose=is_verbose)
+
+    def connect(stack: ExitStack) -> AgentClient:
+        timeout_s = _CONNECT_S
+        if record.state is State.CREATING:
+            timeout_s = agent_connect.BOOT_TIMEOUT_S
+        client = agent_connect.connect(endpoint, store.secret(record.id), timeout_s, attachment.log)
+        clients.append(stack.enter_context(client))
+        return client
+
+    command = command._replace(
+        env={**record.envs, **command.env},
+        cwd=command.cwd if command.cwd is not None else record.workdir,
+        user=command.user if command.user is not None else record.user,
+    )
+    return attachment.run(command, connect, explain)
+
+
+def start(store: Store, record: SandboxRecord, command: Command) -> None:
+    """Start a command in the background of a sandbox that runs.
+
+    Raises:
+        AgentError: it could not be started.
+    """
+    endpoint = StoredEndpoint(store, record)
+    with agent_connect.connect(endpoint, store.secret(record.id), _CONNECT_S) as client:
+        process = client.exec(
+            command.argv,
+            env={**record.envs, **command.env},
+            cwd=command.cwd if command.cwd is not None else record.workdir,
+            user=command.user if command.user is not None else record.user,
+            background=True,
+        )
+        if not process.pid:
+            raise AgentError(f"{command.argv[0]} was not started")
+
+
+def explain(error: VoidboxError) -> int:
+    """Say why there is no exit status of the command, and return one of ours."""
+    complain(f"voidbox: {error}")
+    return status_of(error)
+
+
+class _Endpoint(StoredEndpoint):
+    """One that has nothing to wait for or to explain once the user has given up."""
+
+    def __init__(self, store: Store, record: SandboxRecord) -> None:
+        super().__init__(store, record)
+        self.is_given_up = False
+
+    def explain_end(self) -> str:
+        """See Endpoint."""
+        return "" if self.is_given_up else super().explain_end()

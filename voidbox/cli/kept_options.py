@@ -1,0 +1,127 @@
+"""The options of `voidbox run` that make a sandbox be seen by other commands, and its record."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from voidbox import defaults
+from voidbox.cli import network
+from voidbox.cli.parser import parse_environment, parse_number
+from voidbox.errors import ConfigError
+
+if TYPE_CHECKING:  # the usual `voidbox run` needs none
+    from voidbox.sandbox.records import SandboxRecord
+
+# Options that only make sense where this process is the VM, with what they are unless given.
+_IN_PROCESS = {
+    "--console": False,
+    "--console-log": None,
+    "--stats": None,
+    "--self-extract": False,
+    "--cid": "3",
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what makes a sandbox be seen by other commands."""
+    group = parser.add_argument_group("sandbox", "The sandbox as other commands see it.")
+    group.add_argument(
+        "-d", "--detach", action="store_true", help="print its name and leave it running"
+    )
+    group.add_argument("--rm", action="store_true", help="keep nothing of it once it has ended")
+    group.add_argument("--name", metavar="NAME", help="what it is called; a new name by default")
+    group.add_argument("--team", metavar="NAME", help="whose sandboxes exchange messages with it")
+    group.add_argument(
+        "--metadata", action="append", default=[], metavar="KEY=VALUE", help="a note; repeatable"
+    )
+    group.add_argument(
+        "--json", action="store_true", help="with --detach: print the sandbox as JSON"
+    )
+
+
+def is_wanted(options: argparse.Namespace) -> bool:
+    """Whether the sandbox is to be seen by other commands."""
+    return bool(
+        options.detach or options.name is not None or options.team is not None or options.metadata
+    )
+
+
+def make_record(options: argparse.Namespace, cmdline: str) -> SandboxRecord:
+    """Return the record of the sandbox that the options ask for.
+
+    Raises:
+        ConfigError: they do not fit together, or one cannot be read.
+    """
+    from voidbox.sandbox.records import SandboxRecord
+    from voidbox.vmm.config import parse_memory
+
+    for option, default in _IN_PROCESS.items():
+        if getattr(options, option[2:].replace("-", "_")) != default:
+            raise ConfigError(
+                f"{option} is for a VM that is this command's own: leave out --detach, --name, "
+                "--team and --metadata"
+            )
+    if options.detach and options.tty:
+        raise ConfigError("--tty does not go with --detach: voidbox shell NAME gives a terminal")
+    if options.vsock not in (None, "vhost", "none"):
+        raise ConfigError("--vsock PATH: this sandbox has a socket of its own; give vhost or none")
+    for name in (options.name, options.team):
+        if name is not None:
+            _check_name(name)
+    kernel = options.kernel or defaults.find_kernel()
+    image = options.initramfs or defaults.find_image(kernel)
+    return SandboxRecord(
+        name=options.name or "",
+        kernel=os.path.abspath(kernel),
+        image=os.path.abspath(image),
+        memory_bytes=parse_memory(options.memory),
+        cpus=int(parse_number(options.cpus, "--cpus", int)),
+        envs=parse_environment(options.env),
+        metadata=_parse_metadata(options.metadata),
+        workdir=options.workdir,
+        user=options.user,
+        timeout_s=(
+            parse_number(options.timeout, "--timeout", float)
+            if options.timeout is not None
+            else None
+        ),
+        net=_network(options),
+        vsock=options.vsock or "unix",
+        team=options.team,
+        is_owned=not options.detach,
+        removes_itself=options.rm,
+        cmdline=cmdline,
+    )
+
+
+def _check_name(name: str) -> None:
+    from voidbox.sandbox.names import check_name
+
+    check_name(name)  # an empty one, too: it is none
+
+
+def _parse_metadata(words: list[str]) -> dict[str, str]:
+    metadata = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"--metadata {word}: give KEY=VALUE")
+        metadata[key] = value
+    return metadata
+
+
+def _network(options: argparse.Namespace) -> dict[str, object] | None:
+    """Return the network as a record keeps it."""
+    config = network.parse(options, is_console=False)
+    if config is None:
+        return None
+    return {
+        "allow": list(config.allow),
+        "deny": list(config.deny),
+        "allow_host_ports": list(config.allow_host_ports),
+        "publish": [str(forward) for forward in config.publish],
+        "rate_bytes_s": config.rate_bytes_s,
+        "pcap": os.path.abspath(config.pcap) if config.pcap is not None else None,
+    }

@@ -1,0 +1,96 @@
+"""`voidbox run --detach`, `--name` and so on: a sandbox that other commands see."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from contextlib import suppress
+
+from voidbox.cli import exit_status
+from voidbox.cli.kept_options import make_record
+from voidbox.cli.output import print_json
+from voidbox.cli.sandboxes import describe, open_store
+from voidbox.errors import AgentError, ConfigError
+from voidbox.sandbox.launch import launch
+from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.store import Store
+
+
+def main(options: argparse.Namespace, command: tuple[str, ...], cmdline: str) -> int:
+    """Make the sandbox; run the command in it, or leave it running.
+
+    Raises:
+        VoidboxError: bad input or an unusable host.
+    """
+    wanted = make_record(options, cmdline)
+    if options.json and not options.detach:
+        raise ConfigError("--json shows a sandbox that stays: it goes with --detach")
+    with open_store() as store:
+        record = store.create(wanted)
+        if not options.detach:
+            return _run_attached(store, record, options, command)
+        _launch(store, record)
+        if command:
+            _start(store, record, options, command)
+        record = store.read(record.id)
+        if options.json:
+            print_json(describe(store, record))
+        else:
+            print(record.name)
+    return exit_status.OK
+
+
+def _launch(store: Store, record: SandboxRecord, parent_fd: int | None = None) -> None:
+    """Start its process; one that was given up before it ran leaves nothing behind."""
+    try:
+        launch(store, record, parent_fd)
+    except KeyboardInterrupt:
+        _discard(store, record)
+        raise
+
+
+def _discard(store: Store, record: SandboxRecord) -> None:
+    from voidbox.cli.ending import begin_kill, finish_kill
+
+    with suppress(ConfigError):  # it may have removed itself
+        record = store.read(record.id)
+        begin_kill(store, record)
+        finish_kill(store, record)
+        store.remove(record.id)
+
+
+def _start(
+    store: Store, record: SandboxRecord, options: argparse.Namespace, argv: tuple[str, ...]
+) -> None:
+    """Start the command; a sandbox that cannot run it is of no use."""
+    from voidbox.cli import in_sandbox
+    from voidbox.cli.attach import Command
+
+    try:
+        in_sandbox.start(store, record, Command(argv, {}, None, None, wants_tty=False))
+    except AgentError:
+        _discard(store, record)
+        raise
+
+
+def _run_attached(
+    store: Store, record: SandboxRecord, options: argparse.Namespace, argv: tuple[str, ...]
+) -> int:
+    """Run the command in the sandbox, which ends with it, and with this process."""
+    from voidbox.cli import in_sandbox
+    from voidbox.cli.attach import Command
+    from voidbox.cli.ending import begin_kill, finish_kill
+
+    parent_fd, our_end = os.pipe()
+    try:
+        _launch(store, record, parent_fd)
+        record = store.read(record.id)
+        command = Command(argv, {}, None, None, options.tty)
+        try:
+            return in_sandbox.attach(store, record, command, options.verbose)
+        finally:
+            begin_kill(store, record)
+            finish_kill(store, record)
+    finally:
+        os.close(our_end)
+        os.close(parent_fd)

@@ -1,0 +1,108 @@
+"""`voidbox port`: ports of running sandboxes, offered on the host."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+from voidbox.cli import exit_status
+from voidbox.cli.output import print_json, print_table
+from voidbox.cli.parser import make_parser
+from voidbox.cli.sandboxes import CONTROL_S, control, find_running, open_store
+from voidbox.errors import AgentError
+from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.store import Store
+
+# As the sandbox's process shows one: 127.0.0.1:8080:80/tcp
+_FORWARD = re.compile(r"([0-9.]+):([0-9]{1,5}):([0-9]{1,5})/(tcp|udp)")
+_EPILOG = """\
+PORT is [IP:]HOSTPORT:GUESTPORT[/udp]. HOSTPORT 0 takes any that is free and says which. Without an
+IP only programs of this machine reach it.
+
+examples:
+  voidbox port add web 8080:80
+  voidbox port add web 0:53/udp
+  voidbox port ls web
+  voidbox port rm web 8080:80
+"""
+
+
+def make_options() -> argparse.ArgumentParser:
+    """Return the verb's parser."""
+    parser = make_parser("port", "Offer ports of a running sandbox on the host.", _EPILOG)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="add|rm|ls")
+    for action, text in (("add", "offer a port"), ("rm", "offer it no longer")):
+        sub = actions.add_parser(action, help=text, allow_abbrev=False)
+        sub.add_argument("--json", action="store_true", help="print the port as JSON")
+        sub.add_argument("name", metavar="NAME", help="the sandbox's name or ID")
+        sub.add_argument("ports", nargs="+", metavar="PORT", help="as in 8080:80")
+    sub = actions.add_parser("ls", help="list what is offered", allow_abbrev=False)
+    sub.add_argument("--json", action="store_true", help="print a list as JSON")
+    sub.add_argument("names", nargs="*", metavar="NAME", help="all that run by default")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit status."""
+    options = make_options().parse_args(argv)
+    store = open_store()
+    if options.action == "ls":
+        return _list(store, options.names, options.json)
+    record = find_running(store, options.name)
+    client = control(store, record, CONTROL_S)
+    shown: list[str] = []
+    for port in options.ports:
+        if options.action == "add":
+            shown.append(str(client.request("port_add", publish=port).get("forward")))
+        else:
+            client.request("port_remove", publish=port)
+            shown.append(port)
+        if not options.json:
+            print(shown[-1])
+    if options.json:
+        if options.action == "add":
+            print_json([_parse(record, text) for text in shown])
+        else:
+            print_json({"name": record.name, "id": record.id, "removed": shown})
+    return exit_status.OK
+
+
+def _list(store: Store, names: list[str], as_json: bool) -> int:
+    if names:
+        records = [find_running(store, name) for name in names]
+    else:
+        records = [record for record in store.list() if not record.state.is_final]
+    found = []
+    for record in records:
+        try:
+            forwards = control(store, record).request("port_list").get("forwards")
+        except AgentError:
+            if names:
+                raise
+            continue  # it has just ended
+        if isinstance(forwards, list):
+            found += [_parse(record, str(text)) for text in forwards]
+    if as_json:
+        print_json(found)
+        return exit_status.OK
+    rows = [
+        [str(port["name"]), f"{port['host_ip']}:{port['host_port']}",
+         f"{port['guest_port']}/{port['protocol']}"]
+        for port in found
+    ]  # fmt: skip
+    print_table(("NAME", "HOST", "GUEST"), rows)
+    return exit_status.OK
+
+
+def _parse(record: SandboxRecord, forward: str) -> dict[str, object]:
+    match = _FORWARD.fullmatch(forward)
+    if match is None:
+        raise AgentError(f"{record.name}: its process says nothing of sense about its ports")
+    return {
+        "name": record.name,
+        "id": record.id,
+        "host_ip": match[1],
+        "host_port": int(match[2]),
+        "guest_port": int(match[3]),
+        "protocol": match[4],
+    }

@@ -1,0 +1,36 @@
+"""`voidbox resume`: let paused guests go on."""
+
+from __future__ import annotations
+
+import argparse
+
+from voidbox.cli.parser import make_parser
+from voidbox.cli.sandboxes import add_names, check_alive, control, for_each, open_store
+from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.store import Store
+
+_EPILOG = """\
+Their clocks are not set: they have stood still meanwhile.
+
+examples:
+  voidbox resume builder
+"""
+
+
+def make_options() -> argparse.ArgumentParser:
+    """Return the verb's parser."""
+    parser = make_parser("resume", "Let guests that are paused go on.", _EPILOG)
+    parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
+    add_names(parser)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit status."""
+    options = make_options().parse_args(argv)
+    return for_each(open_store(), options.names, options.json, _resume)
+
+
+def _resume(store: Store, record: SandboxRecord) -> None:
+    check_alive(store, record)
+    control(store, record).request("resume")

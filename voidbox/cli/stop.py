@@ -1,0 +1,42 @@
+"""`voidbox stop`: end sandboxes politely."""
+
+from __future__ import annotations
+
+import argparse
+
+from voidbox.cli.ending import begin_stop, finish_stop
+from voidbox.cli.parser import make_parser, parse_number
+from voidbox.cli.sandboxes import add_names, for_each, open_store
+
+_EPILOG = """\
+The guest's agent is asked to shut down. If the guest still runs after --timeout, its power button
+is pressed, and at last it is killed. What has ended already is no error.
+
+examples:
+  voidbox stop builder
+  voidbox stop --timeout 2 $(voidbox ps --quiet)
+"""
+
+
+def make_options() -> argparse.ArgumentParser:
+    """Return the verb's parser."""
+    parser = make_parser("stop", "Shut sandboxes down; returns when they have ended.", _EPILOG)
+    parser.add_argument(
+        "-t", "--timeout", default="10", metavar="SECONDS", help="for the shutdown, 10"
+    )
+    parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
+    add_names(parser)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit status."""
+    options = make_options().parse_args(argv)
+    timeout_s = parse_number(options.timeout, "--timeout", float)
+    return for_each(
+        open_store(),
+        options.names,
+        options.json,
+        lambda store, record: begin_stop(store, record, timeout_s),
+        lambda store, record: finish_stop(store, record, timeout_s),
+    )

@@ -1,0 +1,76 @@
+"""The verbs, in the groups that `voidbox --help` shows."""
+
+from __future__ import annotations
+
+GROUPS = {
+    "run": {
+        "run": "a command or a shell in a fresh sandbox; with --detach one that stays",
+        "exec": "run a command in a sandbox that runs",
+        "shell": "open a shell in it",
+        "cp": "copy files and folders into or out of it",
+        "send": "send a message to it",
+        "port": "offer its ports on the host: add, rm, ls",
+    },
+    "look": {
+        "ps": "list sandboxes",
+        "inspect": "show all that is known of them",
+        "logs": "show what a guest's console showed, or what voidbox says",
+        "stats": "show what they use of processor, memory and network",
+    },
+    "end": {
+        "stop": "shut sandboxes down",
+        "kill": "end them at once",
+        "pause": "halt them",
+        "resume": "let them go on",
+        "rename": "give one another name",
+        "rm": "remove those that have ended",
+        "prune": "remove all that have ended",
+    },
+    "host": {
+        "doctor": "check that this host can run VMs, and say what to do if not",
+        "completion": "print what makes a shell complete voidbox's words",
+    },
+}
+TITLES = {
+    "run": "sandboxes and what runs in them",
+    "look": "what there is",
+    "end": "their life",
+    "host": "this host",
+}
+# What other programs call them.
+_ELSEWHERE = {
+    "list": "ps",
+    "ls": "ps",
+    "delete": "rm",
+    "remove": "rm",
+    "copy": "cp",
+    "create": "run",
+    "start": "run",
+    "ssh": "shell",
+    "attach": "shell",
+    "top": "stats",
+    "unpause": "resume",
+}
+VERBS = {verb: text for group in GROUPS.values() for verb, text in group.items()}
+
+
+def usage() -> str:
+    """Return what `voidbox --help` prints."""
+    lines = ["usage: voidbox VERB [OPTION …]"]
+    for group, verbs in GROUPS.items():
+        lines += ["", f"{TITLES[group]}:"]
+        lines += [f"  {verb:11} {text}" for verb, text in verbs.items()]
+    lines += [
+        "",
+        "  voidbox VERB --help tells more, with examples; voidbox --version prints the version.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def nearest(word: str) -> str:
+    """Return the verb that a user may have meant; "" if none is like the word."""
+    import difflib  # only after a mistake
+
+    found = difflib.get_close_matches(word, (*VERBS, *_ELSEWHERE), 1, 0.6)
+    return _ELSEWHERE.get(found[0], found[0]) if found else ""
