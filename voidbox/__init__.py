@@ -1,5 +1,96 @@
-"""voidbox: a KVM virtual machine monitor in Python alone, and the sandbox built on it."""
+"""voidbox: a KVM virtual machine monitor in Python alone, and the sandbox built on it.
+
+    from voidbox import Sandbox
+
+    with Sandbox.create() as sandbox:
+        print(sandbox.commands.run("uname -a").stdout)
+
+Names are looked up when they are first used (PEP 562): importing voidbox alone costs nothing.
+"""
+
+from __future__ import annotations
 
 from voidbox.version import __version__
 
-__all__ = ["__version__"]
+TYPE_CHECKING = False  # as type checkers know it; importing typing would cost more than all of this
+if TYPE_CHECKING:
+    from voidbox.agent.call import RequestFailed
+    from voidbox.errors import (
+        AgentError,
+        CommandFailed,
+        CommandTimeout,
+        ConfigError,
+        GuestError,
+        HostError,
+        SandboxTimeout,
+        VoidboxError,
+    )
+    from voidbox.sandbox.aio import AsyncSandbox
+    from voidbox.sandbox.command_result import CommandResult, Output
+    from voidbox.sandbox.commands import CommandInfo
+    from voidbox.sandbox.files import FileEvent
+    from voidbox.sandbox.info import SandboxInfo, SandboxMetrics
+    from voidbox.sandbox.pieces import FileInfo
+    from voidbox.sandbox.sync import Sandbox
+    from voidbox.sandbox.transfer import TransferResult
+
+# Name to the module that it is in.
+_MODULES = {
+    "AsyncSandbox": "voidbox.sandbox.aio",
+    "Sandbox": "voidbox.sandbox.sync",
+    "CommandInfo": "voidbox.sandbox.commands",
+    "CommandResult": "voidbox.sandbox.command_result",
+    "Output": "voidbox.sandbox.command_result",
+    "FileEvent": "voidbox.sandbox.files",
+    "FileInfo": "voidbox.sandbox.pieces",
+    "TransferResult": "voidbox.sandbox.transfer",
+    "SandboxInfo": "voidbox.sandbox.info",
+    "SandboxMetrics": "voidbox.sandbox.info",
+    "RequestFailed": "voidbox.agent.call",
+    "AgentError": "voidbox.errors",
+    "CommandFailed": "voidbox.errors",
+    "CommandTimeout": "voidbox.errors",
+    "ConfigError": "voidbox.errors",
+    "GuestError": "voidbox.errors",
+    "HostError": "voidbox.errors",
+    "SandboxTimeout": "voidbox.errors",
+    "VoidboxError": "voidbox.errors",
+}
+
+__all__ = [
+    "AgentError",
+    "AsyncSandbox",
+    "CommandFailed",
+    "CommandInfo",
+    "CommandResult",
+    "CommandTimeout",
+    "ConfigError",
+    "FileEvent",
+    "FileInfo",
+    "GuestError",
+    "HostError",
+    "Output",
+    "RequestFailed",
+    "Sandbox",
+    "SandboxInfo",
+    "SandboxMetrics",
+    "SandboxTimeout",
+    "TransferResult",
+    "VoidboxError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

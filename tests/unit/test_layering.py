@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
         "loop_api",
         "signals",
         "file_limit",
+        "defaults",
     },
     "defaults": {"errors"},
     "cli": {
@@ -65,7 +66,7 @@ ALLOWED: dict[str, set[str]] = {
         "nat",
     },
     "__main__": {"cli"},
-    "__init__": {"version"},
+    "__init__": {"version", "errors", "agent", "sandbox"},  # looked up when they are used
 }
 STANDARD_COMPUTATION = {"boot", "devices", "memory"}
 FORBIDDEN_IN_PURE = {"socket", "threading.Thread", "select", "subprocess", "asyncio"}

@@ -6,6 +6,7 @@ client     AgentClient: commands, files, metrics, shutdown, as a program uses th
   call       one request: its events for the caller's thread, the caller's data for the link
   link       one thread that moves bytes between a socket and
     core       ClientCore: requests to bytes, bytes to events; sans-IO
+aio        AsyncAgent: the same as coroutines, for the sandbox's SDK
 connect    find the agent of a guest that is still booting: over vsock, else over the serial line
 endpoint   how to reach a guest from another process: a Unix socket, AF_VSOCK
 """

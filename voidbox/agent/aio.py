@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
 import threading
 import time
 import weakref
@@ -172,6 +173,7 @@ class AsyncAgent:
         self._link: Link | None = None
         self._is_closed = False
         self._connecting: asyncio.Task[Link] | None = None
+        self._foreign: list[Link | None] = []
 
     async def link(self, timeout_s: float | None = None) -> Link:
         """Return a connection that is not lost, as far as one can know.
@@ -249,12 +251,23 @@ class AsyncAgent:
             return await call.result(timeout_s)
 
     def close(self) -> None:
-        """End the connection; commands that are not in the background end with it. Idempotent."""
+        """End the connection, and make no other. Idempotent."""
         with self._lock:
             self._is_closed = True
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """End the connection; commands that are not in the background end with it. Idempotent."""
+        with self._lock:
             link, self._link = self._link, None
         if link is not None:
             link.close()
+
+    def forget(self) -> None:
+        """Have no connection, without ending it: it is the parent process's."""
+        self._lock = threading.Lock()
+        self._foreign.append(self._link)  # its descriptors must not be closed by chance
+        self._link = self._connecting = None
 
 
 def _look_at(task: asyncio.Task[Link]) -> None:
@@ -264,7 +277,8 @@ def _look_at(task: asyncio.Task[Link]) -> None:
 
 
 # Agents with a connection. A user need not close them: the threads of their links do not keep the
-# process from its end, and are ended then.
+# process from its end, and are ended then. A child without exec has none of these threads, so it
+# makes connections of its own.
 _connected: weakref.WeakSet[AsyncAgent] = weakref.WeakSet()
 _connected_lock = threading.Lock()
 _is_registered = False
@@ -277,8 +291,16 @@ def _close_at_exit(agent: AsyncAgent) -> None:
         if not _is_registered:
             _is_registered = True
             atexit.register(_close_all)
+            os.register_at_fork(after_in_child=_forget_all)
 
 
 def _close_all() -> None:
     for agent in list(_connected):
         agent.close()
+
+
+def _forget_all() -> None:
+    global _connected_lock
+    _connected_lock = threading.Lock()
+    for agent in list(_connected):
+        agent.forget()

@@ -1,5 +1,17 @@
 """What users run: a machine with the agent in it, and what is kept of it on the disk.
 
+aio           AsyncSandbox; sync: Sandbox, the same for programs that block
+  commands      its commands, each a command_handle with a command_result; pty: on terminals
+  files         its files
+    transfer      files and folders, both ways; trees: what is in them
+      pieces        one file's way, checked and resumed
+      host_tree     a folder of the host that a hostile guest cannot write out of
+  ports         what it offers on the host
+  session       what these share: the agent, and what the sandbox was told once
+  draft         from create()'s arguments to a record; launching: its start, to be waited for
+  info          what it tells of itself; log_reader: its logs
+facade        how sync is made of aio; sync_commands and sync_files too, on loop_thread
+parent_pipe   how its process learns of the end of this one
 guest         a machine that boots the guest image, and the way to its agent
 owner         the process of one sandbox, started by launch
   recipe        from a record to a machine

@@ -81,12 +81,29 @@ class AsyncCommandHandle:
         """How it ended; None while it runs, or while its output has not been read to the end."""
         return self._result
 
-    async def read(self) -> Output | None:
+    def deadline(self, timeout: float | None) -> float | None:
+        """Return until when to wait: so long, and no longer than the command's own time limit."""
+        limits = [self._deadline] if self._deadline is not None else []
+        if timeout is not None:
+            limits.append(time.monotonic() + check_seconds("timeout", timeout))
+        return min(limits, default=None)
+
+    async def read(self, deadline: float | None = None) -> Output | None:
         """Return the next piece of output; None at the end.
 
+        Args:
+            deadline: of time.monotonic().
         Raises:
             AgentError: the guest or its agent is gone.
+            SandboxTimeout: nothing came until `deadline`.
         """
+        try:
+            async with asyncio.timeout(None if deadline is None else left_s(deadline)):
+                return await self._read()
+        except TimeoutError:
+            raise SandboxTimeout(f"{self._what}: it still runs") from None
+
+    async def _read(self) -> Output | None:
         async with self._reading:
             while self._result is None:
                 event = await self._call.next()
@@ -109,11 +126,11 @@ class AsyncCommandHandle:
                 await answer
 
     async def _read_all(self) -> None:
-        while await self.read() is not None:
+        while await self._read() is not None:
             pass
 
     async def __aiter__(self) -> AsyncIterator[Output]:
-        while (output := await self.read()) is not None:
+        while (output := await self._read()) is not None:
             yield output
 
     async def wait(self, timeout: float | None = None, *, check: bool = False) -> CommandResult:
@@ -128,26 +145,20 @@ class AsyncCommandHandle:
             CommandFailed: see check.
             AgentError: the guest or its agent is gone.
         """
-        limit_s = None if timeout is None else check_seconds("timeout", timeout)
-        is_own = False
-        if self._deadline is not None:
-            left_s = max(0.0, self._deadline - time.monotonic())
-            if limit_s is None or left_s < limit_s:
-                limit_s, is_own = left_s, True
+        deadline = self.deadline(timeout)
         try:
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(None if deadline is None else left_s(deadline)):
                 if self._pump is not None:
                     await asyncio.shield(self._pump)
                 await self._read_all()
         except TimeoutError:
-            if not is_own:
+            if deadline != self._deadline:
                 raise SandboxTimeout(
                     f"{self._what}: it still runs after {timeout:g} s of waiting"
                 ) from None
             # The guest should have ended it: so it is not to be relied on.
             self._call.cancel()
-            end = Exit(None, signals.SIGKILL, True, "")
-            self._result = self._collector.result(end)
+            self._result = self._collector.result(Exit(None, signals.SIGKILL, True, ""))
         assert self._result is not None
         self._result.check_time(self._what, self._timeout_s)
         if check:
@@ -202,6 +213,11 @@ class AsyncCommandHandle:
 
     async def __aexit__(self, *_: object) -> None:
         await self.detach()
+
+
+def left_s(deadline: float) -> float:
+    """Return how long it is until then; not less than no time."""
+    return max(0.0, deadline - time.monotonic())
 
 
 async def send_signal(

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from voidbox.agent import protocol
 from voidbox.agent.client import Exit
+from voidbox.agent.core import printable
 from voidbox.errors import CommandFailed, CommandTimeout
 
 # Of each stream, kept for the result: a guest that writes without end must not fill our memory.
@@ -73,7 +74,7 @@ class CommandResult:
             CommandFailed: its exit code is not 0.
         """
         if self.exit_code:
-            last_line = self.error or (self.stderr.strip().splitlines() or [""])[-1][:200]
+            last_line = self.error or printable(self.stderr.strip().rpartition("\n")[2][:200])
             how = f"signal {self.signal}" if self.signal else f"exit code {self.exit_code}"
             raise CommandFailed(f"{what}: {how}" + (f": {last_line}" if last_line else ""), self)
 

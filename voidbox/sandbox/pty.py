@@ -14,7 +14,7 @@ from voidbox.sandbox.commands import Command, begin, program
 from voidbox.sandbox.session import Session, check_seconds
 
 ROWS, COLUMNS = 24, 80
-_SHELL = ("/bin/sh", "-l")
+SHELL = ("/bin/sh", "-l")
 _SIZE_MAX = 0xFFFF  # struct winsize
 
 
@@ -29,7 +29,7 @@ class AsyncPty:
         rows: int = ROWS,
         cols: int = COLUMNS,
         *,
-        cmd: Command = _SHELL,
+        cmd: Command = SHELL,
         cwd: str | None = None,
         user: str | None = None,
         envs: Mapping[str, str] | None = None,
@@ -94,6 +94,10 @@ class AsyncPtyHandle:
     async def wait(self, timeout: float | None = None, *, check: bool = False) -> CommandResult:
         """Wait for its end; see AsyncCommandHandle.wait()."""
         return await self._handle.wait(timeout, check=check)
+
+    async def detach(self) -> None:
+        """Leave the terminal: its program is hung up on."""
+        await self._handle.detach()
 
     async def kill(self, *, request_timeout: float | None = None) -> bool:
         """End it at once; False if it has ended."""

@@ -1,0 +1,139 @@
+"""Requests as coroutines."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.unit.agent.conftest import USER
+from tests.unit.agent.test_call import FakeAgent, agent
+from tests.unit.sandbox.conftest import Box, box, guest, in_event_loop
+from voidbox.agent import protocol
+from voidbox.agent.aio import AsyncCall
+from voidbox.agent.packing import pack
+from voidbox.errors import AgentError, SandboxTimeout
+
+__all__ = ["agent", "box", "guest"]
+
+
+@in_event_loop
+async def test_a_thousand_requests_at_once_need_no_threads(box: Box) -> None:
+    await box.agent.request(protocol.METRICS, {}, "metrics")
+    before = threading.active_count()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(1000):
+            group.create_task(box.agent.request(protocol.PROCESSES, {}, "processes"))
+        await asyncio.sleep(0)
+        assert threading.active_count() <= before
+    assert len(box.endpoint.connections) == 1
+
+
+@in_event_loop
+async def test_those_who_come_together_share_one_connection(box: Box) -> None:
+    links = await asyncio.gather(*(box.agent.link() for _ in range(10)))
+    assert len(set(links)) == 1 and len(box.endpoint.connections) == 1
+
+
+@in_event_loop
+async def test_one_who_gives_up_does_not_take_the_connection_from_another(box: Box) -> None:
+    first, second = (asyncio.create_task(box.agent.link()) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert not (await second).is_lost
+
+
+@in_event_loop
+async def test_after_a_lost_connection_there_is_another(box: Box) -> None:
+    await box.agent.link()
+    box.endpoint.cut()
+    while not (await box.agent.link()) or len(box.endpoint.connections) < 2:
+        await asyncio.sleep(0.01)
+    await box.agent.request(protocol.METRICS, {}, "metrics")
+
+
+@in_event_loop
+async def test_a_dead_guest_ends_requests_at_once_and_says_why(box: Box) -> None:
+    values = {"argv": ["sleep", "60"], "user": USER}
+    call = await box.agent.call(protocol.EXEC, values, "exec")
+    await call.next(20)  # it has begun
+    box.endpoint.cut("panic: not syncing")
+    with pytest.raises(AgentError, match="panic: not syncing"):
+        while await call.next(5) is not None:
+            pass
+    with pytest.raises(AgentError, match="panic: not syncing"):
+        await box.agent.request(protocol.METRICS, {}, "metrics")
+
+
+@in_event_loop
+async def test_a_closed_agent_says_so(box: Box) -> None:
+    await box.agent.link()
+    box.agent.close()
+    with pytest.raises(AgentError, match="closed"):
+        await box.agent.link()
+
+
+@in_event_loop
+async def test_no_answer_is_a_timeout_and_the_request_is_cancelled(agent: FakeAgent) -> None:
+    call = AsyncCall(agent.link.call(protocol.METRICS, {}, "metrics"))
+    with pytest.raises(SandboxTimeout, match=r"metrics: .* 0\.05 s"):
+        await call.result(0.05)
+    agent.await_frame(protocol.CANCEL, 1)
+
+
+@in_event_loop
+async def test_events_without_end_are_no_answer(agent: FakeAgent) -> None:
+    stop = threading.Event()
+
+    def send() -> None:
+        while not stop.wait(0.002):
+            agent._peer.sendall(protocol.encode(protocol.EVENT, 1, pack({})))
+
+    call = AsyncCall(agent.link.call(protocol.METRICS, {}, "metrics"))
+    await asyncio.to_thread(agent.await_frame, protocol.METRICS, 1)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        with pytest.raises(SandboxTimeout, match="metrics"):
+            await call.result(0.2)
+    finally:
+        stop.set()
+        sender.join()
+
+
+@in_event_loop
+async def test_a_writer_waits_for_a_slow_guest(box: Box, guest: Path) -> None:
+    call = await box.agent.call(
+        protocol.EXEC, {"argv": ["sleep", "60"], "stdin": True, "user": USER}, "exec"
+    )
+    with call, pytest.raises(SandboxTimeout):
+        for _ in range(100):
+            await call.write(bytes(256 << 10), 0.2)
+
+
+@in_event_loop
+async def test_a_flood_for_one_leaves_room_for_others(box: Box) -> None:
+    """A coroutine that always finds something does not keep the event loop for itself."""
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0)
+            ticks += 1
+
+    task = asyncio.create_task(tick())
+    result = await box.commands.run("head -c 30000000 /dev/zero")
+    task.cancel()
+    assert len(result.stdout_bytes) == 30_000_000 and ticks > 50
+
+
+def test_it_may_be_used_by_one_event_loop_after_another(box: Box) -> None:
+    async def ask() -> None:
+        await box.agent.request(protocol.METRICS, {}, "metrics")
+
+    for _ in range(3):
+        asyncio.run(ask())
+    assert len(box.endpoint.connections) == 1

@@ -1,0 +1,411 @@
+"""AsyncSandbox: a virtual machine that runs what one does not trust. Sandbox is the same, blocking.
+
+async with await AsyncSandbox.create() as sandbox:
+    result = await sandbox.commands.run("python3 -c 'print(6 * 7)'")
+    print(result.stdout)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, overload
+
+from voidbox.agent import protocol
+from voidbox.agent.aio import AsyncAgent
+from voidbox.errors import AgentError, ConfigError, SandboxTimeout
+from voidbox.sandbox import draft, parent_pipe
+from voidbox.sandbox.command_handle import AsyncCommandHandle, OnText
+from voidbox.sandbox.command_result import CommandResult
+from voidbox.sandbox.commands import AsyncCommands, Stdin
+from voidbox.sandbox.control import ControlClient
+from voidbox.sandbox.endpoint import StoredEndpoint
+from voidbox.sandbox.files import AsyncFiles
+from voidbox.sandbox.info import SandboxInfo, SandboxMetrics
+from voidbox.sandbox.launching import Launch, wait_gone
+from voidbox.sandbox.log_reader import read_lines
+from voidbox.sandbox.ports import AsyncPorts
+from voidbox.sandbox.pty import AsyncPty
+from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.session import Session, check_seconds
+from voidbox.sandbox.store import Store
+
+STOP_S = 10.0
+_STOP_GRACE_S = 10.0  # for the power button, the kill and the last words
+_KILL_S = 10.0
+
+_logger = logging.getLogger("voidbox")
+
+Self = TypeVar("Self", bound="AsyncSandbox")
+
+
+class AsyncSandbox:
+    """A sandbox: made by create(), found by connect(). As a context manager it ends by kill().
+
+    Three time limits, never to be confused: the sandbox's `timeout`, given to create(); a
+    command's `timeout`, given to commands.run(); and `request_timeout`, how long one request may
+    take. All are in seconds.
+
+    An operation on a sandbox that has ended raises AgentError at once, with how it ended and its
+    console's last lines.
+
+    Attributes:
+        commands: runs commands.
+        files: reads, writes, copies and watches files.
+        pty: runs programs on terminals.
+        ports: publishes the guest's ports on the host.
+    """
+
+    def __init__(self, store: Store, record: SandboxRecord, keep: bool) -> None:
+        """Use create() or connect()."""
+        self._store = store
+        self._id = record.id
+        self._name = record.name
+        self._keeps = keep
+        self._endpoint = StoredEndpoint(store, record)
+        agent = AsyncAgent(self._endpoint, store.secret(record.id), log=self._log)
+        self._session = Session(agent, record.name, record.envs, record.workdir, record.user)
+        self.commands = AsyncCommands(self._session)
+        self.files = AsyncFiles(self._session)
+        self.pty = AsyncPty(self._session)
+        self.ports = AsyncPorts(self._control)
+
+    def _log(self, line: str) -> None:
+        _logger.info("%s: %s", self._name, line)
+
+    @property
+    def sandbox_id(self) -> str:
+        """Its ID, for connect()."""
+        return self._id
+
+    @property
+    def name(self) -> str:
+        """Its name, for connect()."""
+        return self._name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name} {self._id}>"
+
+    # Making and finding.
+
+    @classmethod
+    async def create(
+        cls: type[Self],
+        *,
+        kernel: str | os.PathLike[str] | None = None,
+        image: str | os.PathLike[str] | None = None,
+        memory: int | str | None = None,
+        cpus: int = 1,
+        envs: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+        name: str | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        allow: Sequence[str] | None = None,
+        deny: Sequence[str] | None = None,
+        allow_host_ports: Sequence[int] | None = None,
+        publish: Sequence[str] | None = None,
+        rate_bytes_s: int | None = None,
+        pcap: str | None = None,
+        block_network: bool = False,
+        outbound_domain_allowlist: Sequence[str] | None = None,
+        vsock: Literal["unix", "vhost", "none"] = "unix",
+        team: str | None = None,
+        cmdline: str | None = None,
+        detached: bool = False,
+        keep: bool = False,
+        request_timeout: float | None = None,
+        state_folder: str | None = None,
+    ) -> Self:
+        """Start a sandbox; return once its agent answers.
+
+        Args:
+            kernel, image: files; those that were built last by default.
+            memory: MiB as a number, or text such as "512M".
+            cpus: how many.
+            envs: variables of every command.
+            metadata: text to text, for your own use; see get_info().
+            timeout: the sandbox is ended after so many seconds.
+            name: another than the one it is given.
+            workdir: where commands run and relative paths begin; /workspace by default.
+            user: who commands and files belong to; "sandbox" by default.
+            allow: what the guest may reach: names, *.names, networks, each with :PORT if you
+                want; all but private addresses by default.
+            deny: what it may not.
+            allow_host_ports: ports of this host's loopback that it may reach.
+            publish: its ports that this host offers, as "8080:80".
+            rate_bytes_s: the most that passes its network.
+            pcap: a file for all frames.
+            block_network: no network at all.
+            outbound_domain_allowlist: the same as `allow`; an empty list means nothing.
+            vsock: how this host reaches its agent; "none" for a slow serial line.
+            team: sandboxes of one team can send each other messages.
+            cmdline: the kernel's, in place of the default.
+            detached: it goes on when this process ends.
+            keep: kill() leaves its record and its logs.
+            request_timeout: for its start.
+            state_folder: in place of the user's own.
+        Raises:
+            ConfigError: an argument makes no sense.
+            HostError: this host cannot run it.
+            AgentError: it crashed; the message has its console's last lines.
+            SandboxTimeout: its agent did not answer in time.
+        """
+        limit_s = (
+            None if request_timeout is None else check_seconds("request_timeout", request_timeout)
+        )
+        net = draft.make_net(
+            allow=allow,
+            deny=deny,
+            allow_host_ports=allow_host_ports,
+            publish=publish,
+            rate_bytes_s=rate_bytes_s,
+            pcap=pcap,
+            block_network=block_network,
+            outbound_domain_allowlist=outbound_domain_allowlist,
+        )
+        record = draft.make_record(
+            kernel=kernel,
+            image=image,
+            memory=memory,
+            cpus=cpus,
+            envs=envs,
+            metadata=metadata,
+            timeout=timeout,
+            name=name,
+            workdir=workdir,
+            user=user,
+            net=net,
+            vsock=vsock,
+            team=team,
+            cmdline=cmdline,
+            is_owned=not detached,
+        )
+        store = await asyncio.to_thread(Store, state_folder)
+        parent_fd = None if detached else parent_pipe.reading_end()
+        launch = Launch(store, record, parent_fd)
+        try:
+            async with asyncio.timeout(limit_s):
+                record = await launch.run()
+        except TimeoutError:
+            raise SandboxTimeout(f"the sandbox did not start within {limit_s:g} s") from None
+        return cls(store, record, keep)
+
+    @classmethod
+    async def connect(cls: type[Self], id_or_name: str, *, state_folder: str | None = None) -> Self:
+        """Find a sandbox that runs, by its ID, the beginning of one, or its name.
+
+        It belongs to whoever made it: leave it by close(), not as a context manager.
+
+        Raises:
+            ConfigError: there is none.
+            AgentError: it has ended.
+        """
+        store = await asyncio.to_thread(Store, state_folder)
+        record = await asyncio.to_thread(store.read, id_or_name)
+        sandbox = cls(store, record, keep=True)
+        if record.state.is_final or not await asyncio.to_thread(store.is_alive, record.id):
+            raise AgentError(await asyncio.to_thread(sandbox._endpoint.explain_end))
+        return sandbox
+
+    @staticmethod
+    async def list(*, state_folder: str | None = None) -> list[SandboxInfo]:
+        """List all sandboxes that are not removed, oldest first; also those that have ended."""
+        store = await asyncio.to_thread(Store, state_folder)
+        await asyncio.to_thread(store.clean)
+        return [SandboxInfo.of(record) for record in await asyncio.to_thread(store.list)]
+
+    # Commands.
+
+    @overload
+    async def exec(
+        self,
+        *argv: str,
+        cwd: str | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        envs: Mapping[str, str] | None = None,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        timeout: float | None = None,
+        background: Literal[False] = False,
+        stdin: Stdin = False,
+        check: bool = False,
+        request_timeout: float | None = None,
+    ) -> CommandResult: ...
+
+    @overload
+    async def exec(
+        self,
+        *argv: str,
+        cwd: str | None = None,
+        workdir: str | None = None,
+        user: str | None = None,
+        envs: Mapping[str, str] | None = None,
+        on_stdout: OnText | None = None,
+        on_stderr: OnText | None = None,
+        timeout: float | None = None,
+        background: Literal[True],
+        stdin: Stdin = False,
+        check: bool = False,
+        request_timeout: float | None = None,
+    ) -> AsyncCommandHandle: ...
+
+    async def exec(
+        self, *argv: str, cwd: str | None = None, workdir: str | None = None, **options: Any
+    ) -> CommandResult | AsyncCommandHandle:
+        """Run a program with these arguments, without a shell; see commands.run().
+
+        Args:
+            cwd, workdir: two spellings of the same.
+        """
+        run: Callable[..., Awaitable[CommandResult | AsyncCommandHandle]] = self.commands.run
+        return await run(builtins.list(argv), cwd=cwd or workdir, **options)
+
+    # The machine.
+
+    async def _control(
+        self, op: str, request_timeout: float | None = None, **values: object
+    ) -> dict[str, object]:
+        """Ask the sandbox's process."""
+        limit_s = self._session.limit_s(request_timeout)
+        client = ControlClient(self._store.path(self._id, "control.sock"), limit_s)
+        try:
+            return await asyncio.to_thread(client.request, op, **values)
+        except AgentError as error:
+            story = await asyncio.to_thread(self._endpoint.explain_end)
+            raise AgentError(f"{error}\n{story}" if story else str(error)) from error
+
+    async def get_info(self) -> SandboxInfo:
+        """Return what it is and how it is; also once it has ended."""
+        return SandboxInfo.of(await asyncio.to_thread(self._store.read, self._id))
+
+    async def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return await asyncio.to_thread(self._store.is_alive, self._id)
+
+    async def get_metrics(self, *, request_timeout: float | None = None) -> SandboxMetrics:
+        """Return what it uses."""
+        host = await self._control("metrics", request_timeout)
+        limit_s = self._session.limit_s(request_timeout)
+        guest = await self._session.agent.request(protocol.METRICS, {}, "metrics", limit_s)
+        return SandboxMetrics.of(guest, host)
+
+    async def set_timeout(
+        self, timeout: float | None, *, request_timeout: float | None = None
+    ) -> None:
+        """Have it ended so many seconds from now; None for never."""
+        seconds = None if timeout is None else check_seconds("timeout", timeout)
+        await self._control("set_timeout", request_timeout, timeout=seconds)
+
+    async def pause(self, *, request_timeout: float | None = None) -> None:
+        """Halt it: its CPUs stand still, its memory and connections stay."""
+        await self._control("pause", request_timeout)
+
+    async def resume(self, *, request_timeout: float | None = None) -> None:
+        """Let it go on."""
+        await self._control("resume", request_timeout)
+
+    async def logs(
+        self, *, follow: bool = False, source: Literal["console", "voidbox"] = "console"
+    ) -> AsyncGenerator[str, None]:
+        """Yield the lines of a log: its console's, or what voidbox said of it.
+
+        They are the guest's words: not fit for a terminal unseen.
+
+        Args:
+            follow: wait for more, until it has ended.
+        """
+        names = {"console": "console.log", "voidbox": "owner.log"}
+        if source not in names:
+            raise ConfigError(f'source={source!r}: give "console" or "voidbox"')
+        path = self._store.path(self._id, names[source])
+        async with contextlib.aclosing(read_lines(path, self._is_alive, follow)) as lines:
+            async for line in lines:
+                yield line
+
+    def _is_alive(self) -> bool:
+        return self._store.is_alive(self._id)
+
+    # Its end.
+
+    async def stop(self, timeout: float = STOP_S) -> None:
+        """End it politely, and wait: its agent is asked, then the power button, then it is killed.
+
+        Its record and its logs stay until kill(), or `voidbox rm`.
+
+        Args:
+            timeout: how long its agent has for it.
+        """
+        check_seconds("timeout", timeout)
+        with contextlib.suppress(AgentError):  # it has ended already
+            await self._control("stop", timeout=timeout)
+        await self._wait_ended(timeout + _STOP_GRACE_S)
+
+    async def wait(self, timeout: float | None = None) -> SandboxInfo:
+        """Wait until it has ended; return how.
+
+        Raises:
+            SandboxTimeout: it has not after so many seconds.
+        """
+        limit_s = None if timeout is None else check_seconds("timeout", timeout)
+        if not await wait_gone(self._store, self._id, limit_s):
+            raise SandboxTimeout(f"{self._name} still runs after {timeout:g} s of waiting")
+        return await self.get_info()
+
+    async def kill(self) -> bool:
+        """End it at once, and wait for that; False if it had ended.
+
+        Nothing of it is left, unless create() was told to keep it, or connect() found it.
+        """
+        try:
+            was_alive = await asyncio.to_thread(self._store.is_alive, self._id)
+        except ConfigError:
+            was_alive = False
+        if was_alive:
+            with contextlib.suppress(AgentError, SandboxTimeout):
+                await self._control("kill")
+            await self._wait_ended(_KILL_S)
+        await self._disconnect()  # it may have ended by itself
+        if not self._keeps:
+            with contextlib.suppress(ConfigError):  # somebody else has removed it
+                await asyncio.to_thread(self._store.remove, self._id)
+        return was_alive
+
+    async def terminate(self) -> bool:
+        """Another name of kill()."""
+        return await self.kill()
+
+    async def _wait_ended(self, limit_s: float) -> None:
+        if await wait_gone(self._store, self._id, limit_s):
+            await self._disconnect()
+            return
+        _logger.warning("%s: its process does not end: killing it", self._name)
+        fd = await asyncio.to_thread(self._store.open_owner, self._id)
+        if fd is not None:
+            try:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+            finally:
+                os.close(fd)
+            await wait_gone(self._store, self._id, _KILL_S)
+        await asyncio.to_thread(self._store.clean)
+
+    async def _disconnect(self) -> None:
+        await asyncio.to_thread(self._session.agent.disconnect)
+
+    async def close(self) -> None:
+        """Leave it: only the connection ends, and commands that are not in the background."""
+        await asyncio.to_thread(self._session.agent.close)
+
+    async def __aenter__(self: Self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.kill()

@@ -1,0 +1,133 @@
+"""From create()'s arguments to a sandbox's record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from voidbox import defaults
+from voidbox.errors import ConfigError
+from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.session import check_seconds
+from voidbox.vmm.config import MEMORY_BYTES_DEFAULT, parse_memory
+
+_MEMORY_MIB_MAX = 16 << 20  # a larger number is one of bytes, by mistake
+
+
+def make_record(
+    *,
+    kernel: str | os.PathLike[str] | None,
+    image: str | os.PathLike[str] | None,
+    memory: int | str | None,
+    cpus: int,
+    envs: Mapping[str, str] | None,
+    metadata: Mapping[str, str] | None,
+    timeout: float | None,
+    name: str | None,
+    workdir: str | None,
+    user: str | None,
+    net: dict[str, object] | None,
+    vsock: str,
+    team: str | None,
+    cmdline: str | None,
+    is_owned: bool,
+) -> SandboxRecord:
+    """Return what Store.create() takes.
+
+    Raises:
+        ConfigError: an argument makes no sense, or there is no kernel or image.
+    """
+    kernel_path = os.path.abspath(kernel) if kernel is not None else defaults.find_kernel()
+    image_path = os.path.abspath(image) if image is not None else defaults.find_image(kernel_path)
+    if type(cpus) is not int or cpus < 1:
+        raise ConfigError(f"cpus={cpus!r}: give a whole number, 1 or more")
+    if workdir is not None and not (isinstance(workdir, str) and workdir.startswith("/")):
+        raise ConfigError(f"workdir={workdir!r}: give an absolute path in the guest")
+    return SandboxRecord(
+        name=name or "",
+        kernel=kernel_path,
+        image=image_path,
+        memory_bytes=memory_bytes(memory),
+        cpus=cpus,
+        envs=_texts("envs", envs),
+        metadata=_texts("metadata", metadata),
+        workdir=workdir,
+        user=user,
+        timeout_s=None if timeout is None else check_seconds("timeout", timeout),
+        net=net,
+        vsock=vsock,
+        team=team,
+        is_owned=is_owned,
+        cmdline=cmdline or "",
+    )
+
+
+def memory_bytes(memory: int | str | None) -> int:
+    """Return an amount of memory: MiB as a number, or text such as "512M" or "4G".
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if memory is None:
+        return MEMORY_BYTES_DEFAULT
+    if isinstance(memory, str):
+        return parse_memory(memory)
+    if type(memory) is not int or not 0 < memory <= _MEMORY_MIB_MAX:
+        raise ConfigError(f'memory={memory!r}: give MiB as a number, or text such as "512M"')
+    return memory << 20
+
+
+def make_net(
+    *,
+    allow: Sequence[str] | None,
+    deny: Sequence[str] | None,
+    allow_host_ports: Sequence[int] | None,
+    publish: Sequence[str] | None,
+    rate_bytes_s: int | None,
+    pcap: str | None,
+    block_network: bool,
+    outbound_domain_allowlist: Sequence[str] | None,
+) -> dict[str, object] | None:
+    """Return a record's network; None for no network.
+
+    Raises:
+        ConfigError: the arguments contradict each other, or one is no list.
+    """
+    rules: dict[str, object] = {
+        "allow": [*_words("allow", allow), *_words("", outbound_domain_allowlist)],
+        "deny": list(_words("deny", deny)),
+        "allow_host_ports": _ports(allow_host_ports),
+        "publish": list(_words("publish", publish)),
+    }
+    if block_network:
+        if any(rules.values()) or rate_bytes_s is not None or pcap is not None:
+            raise ConfigError("block_network=True leaves nothing for other rules to do")
+        return None
+    if outbound_domain_allowlist is not None and not rules["allow"]:
+        rules["deny"] = ["*"]  # a list of what may be reached that is empty: nothing
+    if rate_bytes_s is not None:
+        rules["rate_bytes_s"] = rate_bytes_s
+    if pcap is not None:
+        rules["pcap"] = os.path.abspath(pcap)
+    return rules
+
+
+def _words(name: str, values: Sequence[str] | None) -> list[str]:
+    name = name or "outbound_domain_allowlist"
+    if isinstance(values, str) or not all(isinstance(value, str) for value in values or ()):
+        raise ConfigError(f"{name}={values!r}: give a list of strings")
+    return list(values or ())
+
+
+def _ports(values: Sequence[int] | None) -> list[int]:
+    if isinstance(values, str | int) or not all(type(value) is int for value in values or ()):
+        raise ConfigError(f"allow_host_ports={values!r}: give a list of numbers")
+    return list(values or ())
+
+
+def _texts(name: str, values: Mapping[str, str] | None) -> dict[str, str]:
+    found = dict(values or {})
+    for key, value in found.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise ConfigError(f"{name}: {key!r}: {value!r}: give text for text")
+    return found

@@ -1,0 +1,117 @@
+"""What a sandbox tells of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from voidbox.sandbox.records import SandboxRecord
+
+
+class SandboxInfo(NamedTuple):
+    """A sandbox at one moment.
+
+    Attributes:
+        sandbox_id, name: either of them goes to connect().
+        state: "creating", "running", "paused", "stopping", "stopped" or "crashed".
+        created_at, started_at, ended_at: in seconds since 1970; None for what has not happened.
+        end_at: when its time limit ends it; None without one.
+        workdir, user: of commands and files that name none; None for the image's own.
+        network: its rules; None for a sandbox without a network.
+        reason: how it ended, in one line; "" while it lives.
+        crash: the whole story of a crash.
+    """
+
+    sandbox_id: str
+    name: str
+    state: str
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    end_at: float | None
+    memory_bytes: int
+    cpus: int
+    kernel: str
+    image: str
+    envs: Mapping[str, str]
+    metadata: Mapping[str, str]
+    workdir: str | None
+    user: str | None
+    network: Mapping[str, Any] | None
+    reason: str
+    crash: str
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it can be used; a paused one after resume()."""
+        return self.state in ("running", "paused")
+
+    @classmethod
+    def of(cls, record: SandboxRecord) -> SandboxInfo:
+        """Return what users see of a record."""
+        end_at = None
+        if record.timeout_s is not None and record.started_at is not None:
+            end_at = record.started_at + record.timeout_s
+        same = {name: getattr(record, name) for name in cls._fields if hasattr(record, name)}
+        return cls(
+            **same,
+            sandbox_id=record.id,
+            end_at=end_at,
+            network=record.net,
+        )._replace(state=record.state.value)
+
+
+class SandboxMetrics(NamedTuple):
+    """What a sandbox uses.
+
+    Attributes:
+        cpus: of the guest.
+        load: its load averages over 1, 5 and 15 minutes.
+        memory_bytes, memory_used_bytes: of the guest, as it sees it.
+        disk_bytes, disk_used_bytes: of the guest's root file system.
+        processes: in the guest.
+        uptime_s: of the guest.
+        host_memory_bytes: resident memory of the sandbox's process on the host.
+        host_cpu_s: CPU time that it has used.
+        guest, host: all figures, by their own names.
+    """
+
+    cpus: int
+    load: tuple[float, ...]
+    memory_bytes: int
+    memory_used_bytes: int
+    disk_bytes: int
+    disk_used_bytes: int
+    processes: int
+    uptime_s: float
+    host_memory_bytes: int
+    host_cpu_s: float
+    guest: Mapping[str, Any]
+    host: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, guest: Mapping[str, Any], host: Mapping[str, Any]) -> SandboxMetrics:
+        """Return what users see; what is missing, or is no number, counts as 0."""
+        load = guest.get("load")
+        memory_bytes, disk_bytes = _number(guest, "memory_bytes"), _number(guest, "disk_bytes")
+        return cls(
+            cpus=int(_number(guest, "cpus")),
+            load=tuple(float(x) for x in load if isinstance(x, int | float))
+            if isinstance(load, list)
+            else (),
+            memory_bytes=int(memory_bytes),
+            memory_used_bytes=int(memory_bytes - _number(guest, "memory_available_bytes")),
+            disk_bytes=int(disk_bytes),
+            disk_used_bytes=int(disk_bytes - _number(guest, "disk_available_bytes")),
+            processes=int(_number(guest, "processes")),
+            uptime_s=_number(guest, "uptime_s"),
+            host_memory_bytes=int(_number(host, "rss_bytes")),
+            host_cpu_s=_number(host, "cpu_ns") / 1e9,
+            guest=guest,
+            host=host,
+        )
+
+
+def _number(values: Mapping[str, Any], name: str) -> float:
+    value = values.get(name)
+    return value if isinstance(value, int | float) and value == value else 0
