@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import time
 from contextlib import suppress
 
 from voidbox.cli import exit_status
@@ -82,12 +84,16 @@ def _run_attached(
     from voidbox.cli.ending import begin_kill, finish_kill
 
     parent_fd, our_end = os.pipe()
+    started = time.monotonic()
     try:
         _launch(store, record, parent_fd)
         record = store.read(record.id)
         command = Command(argv, {}, None, None, options.tty)
         try:
-            return in_sandbox.attach(store, record, command, options.verbose)
+            status = in_sandbox.attach(store, record, command, options.verbose)
+            is_over = time.monotonic() - started >= (record.timeout_s or math.inf)
+            # It was lost because its time was over, which is another matter.
+            return exit_status.TIMEOUT if status == exit_status.AGENT and is_over else status
         finally:
             begin_kill(store, record)
             finish_kill(store, record)

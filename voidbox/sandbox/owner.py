@@ -174,9 +174,11 @@ class Owner:
     def _ask_agent(self, timeout_s: float) -> bool:
         client = self._client
         try:
-            if client is None or client.is_serial:  # the line is somebody else's by now
-                client = self._connect(timeout_s)
-            client.shut_down(timeout_s=timeout_s)
+            if client is not None and not client.is_serial:
+                client.shut_down(timeout_s=timeout_s)
+            else:  # the line is somebody else's by now
+                with self._connect(timeout_s) as client:
+                    client.shut_down(timeout_s=timeout_s)
         except (AgentError, SandboxTimeout) as error:
             log.info("stop: %s", str(error).partition("\n")[0])
             return False
@@ -256,14 +258,17 @@ class Owner:
         with self._state_lock:
             self.record = self._store.update(record.id, Event.BOOTED)
             self._client = client
+        own(self._hang_up)
         return guest, client
 
     def _connect(self, timeout_s: float) -> AgentClient:
         if self._guest is None:
             raise AgentError("the sandbox has not been made yet")
-        client = self._guest.connect(timeout_s, log.info)
-        self._resources.callback(client.close)
-        return client
+        return self._guest.connect(timeout_s, log.info)
+
+    def _hang_up(self) -> None:
+        if self._client is not None:
+            self._client.close()
 
     def _watch(self, client: AgentClient) -> None:
         if client.is_serial:
@@ -281,6 +286,8 @@ class Owner:
         self._resources.callback(heartbeat.close)
 
     def _reconnect(self) -> AgentClient:
+        if self._client is not None:
+            self._client.close()  # it has a thread, and a guest may break connections for ever
         self._client = client = self._connect(RECONNECT_S)
         return client
 

@@ -114,7 +114,7 @@ class MachineStatistics(NamedTuple):
 
 
 class Machine:
-    """One virtual machine. Thread: its methods are the caller's, from any one thread at a time.
+    """One virtual machine. Thread: the caller's, any one at a time, where nothing else is said.
 
     Attributes:
         network: the network behind the device, or None; on the loop's thread only.
@@ -298,6 +298,7 @@ class Machine:
         """Wait for the machine's end; None if `timeout_s` seconds pass before.
 
         Every vCPU thread has ended when an outcome is returned, and its console tail is complete.
+        Thread: any but the loop, several at once.
         """
         if timeout_s is not None:
             timeout_s = min(timeout_s, threading.TIMEOUT_MAX)

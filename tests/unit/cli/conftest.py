@@ -41,9 +41,9 @@ class Cli:
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            self.command(*arguments), cwd=self.folder, env=self.environment, text=True,
-            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
-               **options},
+            self.command(*arguments), cwd=self.folder, env=self.environment,
+            **{"text": True, "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE,
+               "stderr": subprocess.PIPE, **options},
         )  # fmt: skip
 
     def __call__(

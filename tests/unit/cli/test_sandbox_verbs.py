@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import struct
+import sys
 import termios
 import time
 from collections.abc import Iterator
@@ -98,6 +99,13 @@ def test_run_attached_is_seen_and_ends_with_its_process(cli: Cli) -> None:
     assert cli.json("ps", "-a")[0]["reason"] == "the process that owned it ended"
 
 
+def test_the_time_limit_of_an_attached_sandbox(cli: Cli) -> None:
+    result = cli("run", "--name", "box", "--timeout", "2", *cli.machine(), "--", "sleep", "60")
+    assert result.returncode == exit_status.TIMEOUT
+    assert "its time limit ran out" in result.stderr
+    assert cli.json("inspect", "box")[0]["reason"] == "its time limit ran out"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -186,6 +194,15 @@ def test_exec_of_what_cannot_be_executed(cli: Cli) -> None:
     assert "--env" in cli.refused("exec", "-e", "=x", "box", "true")
     assert cli("exec", "--timeout", "0.3", "box", "sleep", "60").returncode == exit_status.TIMEOUT
     assert cli("exec", "box").stderr.splitlines()[-1].endswith("or voidbox shell box")
+
+
+def test_a_long_line_of_binary_output(cli: Cli) -> None:
+    cli.launch("box")
+    script = "import os; [os.write(1, bytes(range(256)) * 256) for _ in range(640)]"
+    process = cli.start("exec", "box", sys.executable, "-c", script, text=False)
+    output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, b"")
+    assert output == bytes(range(256)) * 256 * 640  # type: ignore[comparison-overlap]
 
 
 def test_a_signal_goes_to_the_command_and_a_second_one_ends_us(cli: Cli) -> None:
