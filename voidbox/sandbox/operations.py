@@ -10,6 +10,7 @@ port_add {publish}           forward, with the host's port that it got
 port_remove {publish}        removed
 port_list {}                 forwards
 connect_serial {}            with a stream to the guest's second serial port
+deliver {from, text}         outcome, of a message for its mailbox
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Sandbox(Protocol):
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     def set_time_limit(self, seconds: float | None) -> None: ...
+    def deliver(self, values: dict[str, object]) -> dict[str, object]: ...
 
 
 class Operations:
@@ -77,6 +79,7 @@ class Operations:
             "port_remove": self._port_remove,
             "port_list": self._port_list,
             "connect_serial": self._connect_serial,
+            "deliver": self._sandbox.deliver,
         }
 
     def _do(self, action: Callable[[], None]) -> dict[str, object]:

@@ -41,6 +41,7 @@ from voidbox.sandbox.operations import Operations
 from voidbox.sandbox.records import SandboxRecord
 from voidbox.sandbox.stopping import AGENT_S, Stopping
 from voidbox.sandbox.store import Store
+from voidbox.sandbox.team import TeamRelay
 from voidbox.signals import SignalThread
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.machine import Machine
@@ -102,6 +103,7 @@ class Owner:
         self._stopping = Stopping(self._ask_agent, self._press_power_button, self.kill, self._ended)
         self._resources = contextlib.ExitStack()  # what ends before the last word is written
         self._control: ControlServer | None = None
+        self._relay = TeamRelay(store, record)
 
     @property
     def machine(self) -> Machine:
@@ -164,6 +166,10 @@ class Owner:
             since_start_s = round(time.monotonic() - self.started_at + seconds, 3)
         self.record = self._store.update(self.record.id, timeout_s=since_start_s)
         self._limits.set_time(seconds)
+
+    def deliver(self, values: dict[str, object]) -> dict[str, object]:
+        """Take a message for the guest's programs."""
+        return self._relay.deliver(values)
 
     def _update(self, event: Event) -> None:
         try:
@@ -245,6 +251,8 @@ class Owner:
         guest = self._make_guest(config, self._store.secret(record.id))
         own(guest.close)
         guest.machine.console.attach(console_log)
+        own(self._relay.close)
+        self._relay.start()
         with self._lock:
             self._guest = guest
             if self._verdict is not None:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.unit.agent.conftest import SECRET, agent_path
+from tests.unit.sandbox.owned import Sandboxes
 from voidbox.agent.aio import AsyncAgent
 from voidbox.sandbox.commands import AsyncCommands
 from voidbox.sandbox.files import AsyncFiles
@@ -115,3 +117,11 @@ def box(agent_path: Path, guest: Path) -> Iterator[Box]:
     box = Box(agent_path, guest)
     yield box
     box.close()
+
+
+@pytest.fixture
+def sandboxes() -> Iterator[Sandboxes]:
+    with tempfile.TemporaryDirectory() as folder:  # pytest's are too long for sockets
+        made = Sandboxes(Path(folder))
+        yield made
+        made.close()

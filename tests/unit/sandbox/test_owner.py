@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,14 +15,6 @@ from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout
 from voidbox.sandbox.endpoint import StoredEndpoint
 from voidbox.sandbox.launch import launch, reap, wait_ended
 from voidbox.sandbox.lifecycle import State
-
-
-@pytest.fixture
-def sandboxes() -> Iterator[Sandboxes]:
-    with tempfile.TemporaryDirectory() as folder:  # pytest's are too long for sockets
-        made = Sandboxes(Path(folder))
-        yield made
-        made.close()
 
 
 def sockets(sandboxes: Sandboxes, id: str) -> list[str]:
