@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from voidbox.cli import exit_status
@@ -11,6 +12,7 @@ from voidbox.cli.verbs import VERBS, nearest, usage
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit status."""
+    _occupy_closed_streams()
     if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # whatever the locale cannot say
     try:
@@ -20,6 +22,18 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         status = _output_failed(error)
     return status or _flush()
+
+
+def _occupy_closed_streams() -> None:
+    """Keep the numbers of closed standard streams from becoming those of sockets and guests.
+
+    They stay useless: standard input can only be written, the others only be read.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:  # the lowest number that is free is this one
+            os.open(os.devnull, os.O_RDONLY if fd else os.O_WRONLY)
 
 
 def _flush() -> int:

@@ -102,6 +102,15 @@ def test_links_out_of_the_folder_are_left_out_and_said(cli: Cli, guest: Path, he
     assert os.listdir(here / "back") == ["fine"]
 
 
+def test_what_is_neither_file_nor_folder_is_not_replaced(cli: Cli, guest: Path, here: Path) -> None:
+    (guest / "fifo").write_text("text")
+    os.mkfifo(here / "fifo")
+    (here / "link").symlink_to("fifo")
+    for target in ("fifo", "link", "."):
+        assert "would be replaced" in cli.refused("cp", "box:fifo", target)
+    assert (here / "fifo").is_fifo() and (here / "link").is_symlink()
+
+
 def test_bad_input_is_one_line(cli: Cli, guest: Path, here: Path) -> None:
     for arguments, message in (
         (["tree/nosuch", "box:"], "cannot read"),

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import struct
+import subprocess
 import sys
 import termios
 import time
@@ -203,6 +204,30 @@ def test_a_long_line_of_binary_output(cli: Cli) -> None:
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, b"")
     assert output == bytes(range(256)) * 256 * 640  # type: ignore[comparison-overlap]
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "message"),
+    [
+        ("<&-", 0, ""),
+        (">&-", 2, "voidbox: cannot write the output: Bad file descriptor\n"),
+        (">/dev/full", 2, "voidbox: cannot write the output: No space left on device\n"),
+        ("2>&-", 0, ""),
+        ("<&- >&- 2>&-", 2, ""),
+    ],
+)
+def test_streams_that_are_closed_or_full(
+    redirection: str, status: int, message: str, cli: Cli
+) -> None:
+    cli.launch("box")
+    line = f'"$@" {redirection}'
+    command = ["sh", "-c", line, "sh", *cli.command("exec", "-i", "box", "--", "sh", "-c")]
+    result = subprocess.run(
+        [*command, "cat; echo hi"], env=cli.environment, capture_output=True, text=True,
+        stdin=subprocess.DEVNULL, timeout=30, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (status, message)
+    assert result.stdout == ("hi\n" if not status else "")
 
 
 def test_a_signal_goes_to_the_command_and_a_second_one_ends_us(cli: Cli) -> None:
