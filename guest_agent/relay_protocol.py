@@ -1,1 +1,1 @@
-../voidbox/sandbox/relay_protocol.py
+../voidbox/sandbox/relay/protocol.py

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from voidbox.sandbox.commands import CommandInfo
     from voidbox.sandbox.files import FileEvent
     from voidbox.sandbox.info import SandboxInfo, SandboxMetrics
-    from voidbox.sandbox.pieces import FileInfo
     from voidbox.sandbox.sync import Sandbox
-    from voidbox.sandbox.transfer import TransferResult
+    from voidbox.sandbox.transfer.pieces import FileInfo
+    from voidbox.sandbox.transfer.transfer import TransferResult
 
 # Name to the module that it is in.
 _MODULES = {
@@ -42,8 +42,8 @@ _MODULES = {
     "CommandResult": "voidbox.sandbox.command_result",
     "Output": "voidbox.sandbox.command_result",
     "FileEvent": "voidbox.sandbox.files",
-    "FileInfo": "voidbox.sandbox.pieces",
-    "TransferResult": "voidbox.sandbox.transfer",
+    "FileInfo": "voidbox.sandbox.transfer.pieces",
+    "TransferResult": "voidbox.sandbox.transfer.transfer",
     "SandboxInfo": "voidbox.sandbox.info",
     "SandboxMetrics": "voidbox.sandbox.info",
     "RequestFailed": "voidbox.agent.call",

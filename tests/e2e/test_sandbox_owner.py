@@ -20,9 +20,9 @@ from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.endpoint import StoredEndpoint
 from voidbox.sandbox.guest import Guest
 from voidbox.sandbox.launch import launch, wait_ended
-from voidbox.sandbox.lifecycle import State
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.lifecycle import State
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 from voidbox.vmm.config import MachineConfig
 
 pytestmark = pytest.mark.boot

@@ -14,9 +14,9 @@ from tests.guest import tiny
 from voidbox.errors import AgentError, VoidboxError
 from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.launch import launch, wait_ended
-from voidbox.sandbox.lifecycle import State
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.lifecycle import State
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 
 pytestmark = pytest.mark.kvm
 

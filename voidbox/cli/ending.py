@@ -9,9 +9,9 @@ from contextlib import suppress
 from voidbox.cli.sandboxes import CONTROL_S, control
 from voidbox.errors import AgentError, HostError, SandboxTimeout
 from voidbox.sandbox.launch import wait_ended
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.stopping import POWER_BUTTON_S
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.process.stopping import POWER_BUTTON_S
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 
 _SLACK_S = 15.0  # beyond what the steps of a stop take, for a busy host
 _KILL_S = 10.0

@@ -13,9 +13,9 @@ from voidbox.cli.complain import complain
 from voidbox.cli.sandboxes import check_alive, check_answers
 from voidbox.errors import AgentError, VoidboxError
 from voidbox.sandbox.endpoint import StoredEndpoint
-from voidbox.sandbox.lifecycle import State
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.lifecycle import State
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 
 _CONNECT_S = 20.0  # to a guest that has booted
 

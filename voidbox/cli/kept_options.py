@@ -12,7 +12,7 @@ from voidbox.cli.parser import parse_environment, parse_number
 from voidbox.errors import ConfigError
 
 if TYPE_CHECKING:  # the usual `voidbox run` needs none
-    from voidbox.sandbox.records import SandboxRecord
+    from voidbox.sandbox.state.records import SandboxRecord
 
 # Options that only make sense where this process is the VM, with what they are unless given.
 _IN_PROCESS = {
@@ -54,7 +54,7 @@ def make_record(options: argparse.Namespace, cmdline: str) -> SandboxRecord:
     Raises:
         ConfigError: they do not fit together, or one cannot be read.
     """
-    from voidbox.sandbox.records import SandboxRecord
+    from voidbox.sandbox.state.records import SandboxRecord
     from voidbox.vmm.config import parse_memory
 
     for option, default in _IN_PROCESS.items():
@@ -97,7 +97,7 @@ def make_record(options: argparse.Namespace, cmdline: str) -> SandboxRecord:
 
 
 def _check_name(name: str) -> None:
-    from voidbox.sandbox.names import check_name
+    from voidbox.sandbox.state.names import check_name
 
     check_name(name)  # an empty one, too: it is none
 

@@ -14,8 +14,8 @@ from voidbox.cli.output import print_json
 from voidbox.cli.sandboxes import describe, open_store
 from voidbox.errors import AgentError, ConfigError
 from voidbox.sandbox.launch import launch
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 
 
 def main(options: argparse.Namespace, command: tuple[str, ...], cmdline: str) -> int:

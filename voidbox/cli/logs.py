@@ -13,7 +13,7 @@ from voidbox.cli import exit_status
 from voidbox.cli.parser import make_parser
 from voidbox.cli.sandboxes import open_store
 from voidbox.errors import ConfigError
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.store import Store
 
 _READ_BYTES = 64 << 10
 _LOOK_S = 0.1  # how often a file is looked at for more, while its sandbox lives

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from voidbox.sandbox.lifecycle import State
+from voidbox.sandbox.state.lifecycle import State
 
 _STYLES = {
     State.CREATING: "33",

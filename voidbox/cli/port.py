@@ -10,8 +10,8 @@ from voidbox.cli.output import print_json, print_table
 from voidbox.cli.parser import make_parser
 from voidbox.cli.sandboxes import CONTROL_S, control, find_running, open_store
 from voidbox.errors import AgentError
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 
 # As the sandbox's process shows one: 127.0.0.1:8080:80/tcp
 _FORWARD = re.compile(r"([0-9.]+):([0-9]{1,5}):([0-9]{1,5})/(tcp|udp)")

@@ -9,7 +9,7 @@ from voidbox.cli import exit_status
 from voidbox.cli.output import print_json, print_table, shown_size, shown_span
 from voidbox.cli.parser import make_parser
 from voidbox.cli.sandboxes import describe, open_store
-from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.state.records import SandboxRecord
 
 _EPILOG = """\
 examples:

@@ -6,8 +6,8 @@ import argparse
 
 from voidbox.cli.parser import make_parser
 from voidbox.cli.sandboxes import add_names, check_alive, control, for_each, open_store
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 
 _EPILOG = """\
 Their clocks are not set: they have stood still meanwhile.

@@ -7,8 +7,8 @@ import os
 
 from voidbox.cli.parser import make_parser
 from voidbox.cli.sandboxes import add_names, for_each, open_store
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 
 _EPILOG = """\
 examples:

@@ -13,9 +13,9 @@ from voidbox.cli import exit_status
 from voidbox.cli.complain import complain
 from voidbox.cli.output import print_json, shown
 from voidbox.errors import ConfigError, VoidboxError
-from voidbox.sandbox.lifecycle import State
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.lifecycle import State
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 
 if TYPE_CHECKING:
     from voidbox.sandbox.control import ControlClient

@@ -11,9 +11,9 @@ from voidbox.cli.output import print_json
 from voidbox.cli.parser import make_parser
 from voidbox.cli.sandboxes import control, find_running, open_store
 from voidbox.errors import ConfigError
-from voidbox.sandbox.relay_protocol import DELIVERED, TEXT_BYTES_MAX
+from voidbox.sandbox.relay.protocol import DELIVERED, TEXT_BYTES_MAX
 
-_HOST = "@host"  # see voidbox.sandbox.relay, which is not imported for one word
+_HOST = "@host"  # see voidbox.sandbox.relay.server, which is not imported for one word
 _EPILOG = """\
 It waits in the sandbox's mailbox until a program there calls `voidbox-relay receive`. The sender is
 called @host. Words are joined by spaces; - alone is standard input. Exit status: 1 if it was not

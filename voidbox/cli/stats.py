@@ -13,8 +13,8 @@ from voidbox.cli.output import print_json, print_table, shown_size, shown_span
 from voidbox.cli.parser import make_parser
 from voidbox.cli.sandboxes import control, find_running, open_store
 from voidbox.errors import AgentError, SandboxTimeout
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 
 _PERIOD_S = 1.0
 _FIRST_S = 0.3  # between the two looks that a share of a CPU takes

@@ -31,9 +31,9 @@ from voidbox.sandbox.launching import Launch, wait_gone
 from voidbox.sandbox.log_reader import read_lines
 from voidbox.sandbox.ports import AsyncPorts
 from voidbox.sandbox.pty import AsyncPty
-from voidbox.sandbox.records import SandboxRecord
 from voidbox.sandbox.session import Session, check_seconds
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 
 STOP_S = 10.0
 _STOP_GRACE_S = 10.0  # for the power button, the kill and the last words

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from voidbox import defaults
 from voidbox.errors import ConfigError
-from voidbox.sandbox.records import SandboxRecord
 from voidbox.sandbox.session import check_seconds
+from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.vmm.config import MEMORY_BYTES_DEFAULT, parse_memory
 
 _MEMORY_MIB_MAX = 16 << 20  # a larger number is one of bytes, by mistake

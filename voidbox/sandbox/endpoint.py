@@ -11,10 +11,10 @@ import time
 from voidbox.agent.endpoint import UnixEndpoint, connect_vhost
 from voidbox.errors import AgentError, ConfigError, SandboxTimeout
 from voidbox.sandbox.control import ControlClient
-from voidbox.sandbox.logs import read_tail
-from voidbox.sandbox.recipe import NO_VSOCK, VHOST
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.process.logs import read_tail
+from voidbox.sandbox.process.recipe import NO_VSOCK, VHOST
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 
 _POST_MORTEM_S = 2.0  # between the loss of a connection and the last word of the sandbox's process
 _POLL_S = 0.01

@@ -16,11 +16,11 @@ from voidbox.agent.aio import AsyncCall
 from voidbox.agent.call import RequestFailed
 from voidbox.agent.core import Data, printable
 from voidbox.errors import AgentError, ConfigError
-from voidbox.sandbox import pieces
-from voidbox.sandbox.pieces import FileInfo
 from voidbox.sandbox.session import Session
-from voidbox.sandbox.transfer import Progress, Transfer, TransferResult
-from voidbox.sandbox.trees import ENTRIES_MAX
+from voidbox.sandbox.transfer import pieces
+from voidbox.sandbox.transfer.pieces import FileInfo
+from voidbox.sandbox.transfer.transfer import Progress, Transfer, TransferResult
+from voidbox.sandbox.transfer.trees import ENTRIES_MAX
 
 READ_BYTES_MAX = 1 << 30  # into memory: a hostile file must not fill it
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.state.records import SandboxRecord
 
 
 class SandboxInfo(NamedTuple):

@@ -15,11 +15,11 @@ from typing import BinaryIO
 import voidbox
 from voidbox.errors import HostError
 from voidbox.sandbox.control import make_error
-from voidbox.sandbox.logs import open_log, read_tail
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.process.logs import open_log, read_tail
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 
-OWNER = "voidbox.sandbox.owner"
+OWNER = "voidbox.sandbox.process.owner"
 _END_S = 10.0  # for a process that failed, or was told to end
 
 _children: set[int] = set()  # of launch(), that nobody has waited for yet

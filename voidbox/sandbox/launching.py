@@ -9,8 +9,8 @@ import signal
 
 from voidbox.errors import VoidboxError
 from voidbox.sandbox.launch import launch, reap
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 
 _KILL_PAUSE_S = 0.02  # until a process that was being started can be found
 

@@ -8,7 +8,7 @@ from typing import Literal, overload
 from voidbox.sandbox.facade import Facade, blocking
 from voidbox.sandbox.files import AsyncFiles, AsyncWatch, FileEvent, Path
 from voidbox.sandbox.loop_thread import run, run_telling
-from voidbox.sandbox.transfer import Progress, TransferResult
+from voidbox.sandbox.transfer.transfer import Progress, TransferResult
 
 
 class Watch(Facade[AsyncWatch]):

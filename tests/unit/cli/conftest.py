@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.unit.sandbox.owned import Sandboxes
-from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.state.records import SandboxRecord
 
 ROOT = Path(__file__).parents[3]
 

@@ -22,8 +22,8 @@ from tests.unit.cli.conftest import Cli
 from tests.unit.sandbox.owned import wait_until
 from voidbox.cli import exit_status
 from voidbox.errors import ConfigError
-from voidbox.sandbox.control_server import ControlServer, Handler
-from voidbox.sandbox.lifecycle import Event
+from voidbox.sandbox.process.control_server import ControlServer, Handler
+from voidbox.sandbox.state.lifecycle import Event
 
 
 def ids(cli: Cli) -> list[str]:

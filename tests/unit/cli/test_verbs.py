@@ -124,7 +124,7 @@ def test_the_usual_run_does_not_load_what_only_kept_sandboxes_need() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert not set(result.stdout.split()) & {
-        "asyncio", "subprocess", "voidbox.sandbox.store", "voidbox.sandbox.launch",
+        "asyncio", "subprocess", "voidbox.sandbox.state.store", "voidbox.sandbox.launch",
     }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 from tests.unit.sandbox.states import check_whole, wanted
 from voidbox.errors import VoidboxError
-from voidbox.sandbox.store import Event, Store
+from voidbox.sandbox.state.store import Event, Store
 
 CALLS = ("open", "mkdir", "rename", "unlink", "rmdir", "fsync", "ftruncate")
 

@@ -23,8 +23,8 @@ from voidbox.agent import connect
 from voidbox.agent.client import AgentClient
 from voidbox.errors import ConfigError
 from voidbox.event_loop import EventLoop
-from voidbox.sandbox import owner
-from voidbox.sandbox.heartbeat import Heartbeat
+from voidbox.sandbox.process import owner
+from voidbox.sandbox.process.heartbeat import Heartbeat
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.machine import MachineStatistics
 from voidbox.vmm.outcome import EndReason, Outcome

@@ -15,8 +15,8 @@ from voidbox.agent.client import AgentClient
 from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.endpoint import StoredEndpoint
 from voidbox.sandbox.launch import launch, wait_ended
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 
 FAKE_OWNER = "tests.unit.sandbox.fake_owner"
 DEADLINE_S = 30.0

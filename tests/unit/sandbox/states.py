@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from voidbox.sandbox.store import SandboxRecord, Store
+from voidbox.sandbox.state.store import SandboxRecord, Store
 
 ROOT = Path(__file__).parents[3]
 FAST_DISK = "/dev/shm" if os.path.isdir("/dev/shm") else None  # for what syncs thousands of times

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from voidbox.agent.packing import pack, unpack
-from voidbox.sandbox import relay_protocol as protocol
-from voidbox.sandbox.courier import Courier, Peer, deliver_within
-from voidbox.sandbox.mailbox import Mailbox
-from voidbox.sandbox.rate import Rate
-from voidbox.sandbox.relay import RelayServer, deliver_op
+from voidbox.sandbox.relay import protocol
+from voidbox.sandbox.relay.courier import Courier, Peer, deliver_within
+from voidbox.sandbox.relay.mailbox import Mailbox
+from voidbox.sandbox.relay.rate import Rate
+from voidbox.sandbox.relay.server import RelayServer, deliver_op
 
 ROOT = Path(__file__).parents[3]
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from voidbox.errors import ConfigError
-from voidbox.sandbox.allocators import Allocations, CidAllocator, PortAllocator
-from voidbox.sandbox.durable import Corrupted
+from voidbox.sandbox.state.allocators import Allocations, CidAllocator, PortAllocator
+from voidbox.sandbox.state.durable import Corrupted
 
 A, B = "a" * 12, "b" * 12
 OWNERS = st.sampled_from([A, B, "c" * 12])

@@ -15,7 +15,7 @@ import pytest
 
 from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout, VoidboxError
 from voidbox.sandbox.control import REQUEST_BYTES_MAX, ControlClient
-from voidbox.sandbox.control_server import CONNECTIONS_MAX, ControlServer, Later, WithSocket
+from voidbox.sandbox.process.control_server import CONNECTIONS_MAX, ControlServer, Later, WithSocket
 
 DEADLINE_S = 20
 

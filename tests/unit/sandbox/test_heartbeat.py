@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from voidbox.errors import AgentError, SandboxTimeout
-from voidbox.sandbox.heartbeat import ATTEMPTS, Heartbeat
+from voidbox.sandbox.process.heartbeat import ATTEMPTS, Heartbeat
 
 DEADLINE_S = 20
 

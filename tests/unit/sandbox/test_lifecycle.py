@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from voidbox.errors import ConfigError
-from voidbox.sandbox.lifecycle import Event, State, step
+from voidbox.sandbox.state.lifecycle import Event, State, step
 
 # A row a state: what each event makes of it, in the order of Event; "" for what cannot happen.
 TABLE = {

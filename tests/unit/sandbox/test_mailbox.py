@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from voidbox.errors import AgentError, ConfigError
-from voidbox.sandbox import relay_protocol as protocol
-from voidbox.sandbox.courier import Courier, CourierError, Peer, deliver_within
-from voidbox.sandbox.mailbox import OVERHEAD_BYTES, Mailbox, Message
-from voidbox.sandbox.rate import Rate
-from voidbox.sandbox.relay import HOST_NAME, deliver_op
-from voidbox.sandbox.relay_protocol import DELIVERED, FULL, NOT_RUNNING
+from voidbox.sandbox.relay import protocol
+from voidbox.sandbox.relay.courier import Courier, CourierError, Peer, deliver_within
+from voidbox.sandbox.relay.mailbox import OVERHEAD_BYTES, Mailbox, Message
+from voidbox.sandbox.relay.protocol import DELIVERED, FULL, NOT_RUNNING
+from voidbox.sandbox.relay.rate import Rate
+from voidbox.sandbox.relay.server import HOST_NAME, deliver_op
 
 MESSAGES_MAX, BYTES_MAX = 6, 1000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from voidbox.errors import ConfigError
-from voidbox.sandbox import names
+from voidbox.sandbox.state import names
 
 
 @pytest.mark.parametrize("name", ["a", "0", "Web-1", "a_b.c-d", "x" * 63, "beef", "abcdef01234"])

@@ -14,7 +14,7 @@ from tests.unit.sandbox.owned import DEADLINE_S, FAKE_OWNER, Sandboxes, wait_unt
 from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout
 from voidbox.sandbox.endpoint import StoredEndpoint
 from voidbox.sandbox.launch import launch, reap, wait_ended
-from voidbox.sandbox.lifecycle import State
+from voidbox.sandbox.state.lifecycle import State
 
 
 def sockets(sandboxes: Sandboxes, id: str) -> list[str]:

@@ -17,9 +17,9 @@ import pytest
 
 from tests.unit.sandbox.team import ROOT, World
 from voidbox.errors import AgentError, ConfigError
-from voidbox.sandbox.courier import Courier
-from voidbox.sandbox.mailbox import Mailbox
-from voidbox.sandbox.relay import RelayServer
+from voidbox.sandbox.relay.courier import Courier
+from voidbox.sandbox.relay.mailbox import Mailbox
+from voidbox.sandbox.relay.server import RelayServer
 
 
 @pytest.fixture

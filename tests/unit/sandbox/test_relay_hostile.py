@@ -15,8 +15,9 @@ import pytest
 
 from tests.unit.sandbox.team import Client, Member, World
 from voidbox.agent.packing import pack
-from voidbox.sandbox import relay, relay_protocol
-from voidbox.sandbox.rate import Rate
+from voidbox.sandbox.relay import protocol as relay_protocol
+from voidbox.sandbox.relay import server as relay
+from voidbox.sandbox.relay.rate import Rate
 
 
 @pytest.fixture

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voidbox.agent.packing import pack, unpack
-from voidbox.sandbox import relay_protocol as protocol
-from voidbox.sandbox import relay_requests as requests
-from voidbox.sandbox.mailbox import Message
-from voidbox.sandbox.relay_protocol import Decoder, ProtocolError
-from voidbox.sandbox.relay_requests import Request, RequestError
+from voidbox.sandbox.relay import protocol, requests
+from voidbox.sandbox.relay.mailbox import Message
+from voidbox.sandbox.relay.protocol import Decoder, ProtocolError
+from voidbox.sandbox.relay.requests import Request, RequestError
 
 LIMIT = 1000
 

@@ -16,8 +16,8 @@ from voidbox.agent import protocol
 from voidbox.agent.call import RequestFailed
 from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout
 from voidbox.sandbox import files as files_module
-from voidbox.sandbox import pieces
 from voidbox.sandbox.files import FileEvent
+from voidbox.sandbox.transfer import pieces
 
 __all__ = ["serial_agent"]
 

@@ -19,8 +19,8 @@ from tests.unit.sandbox.conftest import Box, in_event_loop
 from voidbox.agent import protocol
 from voidbox.agent.packing import pack, unpack
 from voidbox.errors import AgentError, HostError
-from voidbox.sandbox.host_tree import HostFolder, is_safe_link, split_name
-from voidbox.sandbox.pieces import checksum_of
+from voidbox.sandbox.transfer.host_tree import HostFolder, is_safe_link, split_name
+from voidbox.sandbox.transfer.pieces import checksum_of
 
 PONG = {"version": "1", "capabilities": [], "authenticated": True}
 
@@ -305,7 +305,7 @@ async def test_too_many_entries(
     liar: tuple[Liar, Box], target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent, box = liar
-    for name in ("transfer", "files"):
+    for name in ("transfer.transfer", "files"):
         monkeypatch.setattr(f"voidbox.sandbox.{name}.ENTRIES_MAX", 10)
     for number in range(11):
         agent.entry(f"f{number}")

@@ -24,7 +24,7 @@ from voidbox.errors import AgentError, CommandTimeout, ConfigError, HostError, S
 from voidbox.sandbox import draft, launching
 from voidbox.sandbox.aio import AsyncSandbox
 from voidbox.sandbox.launch import launch
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.store import Store
 
 FAKE_OWNER = "tests.unit.sandbox.fake_owner"
 Create = Callable[..., Coroutine[Any, Any, AsyncSandbox]]

@@ -16,7 +16,7 @@ import pytest
 
 from tests.unit.sandbox.states import ROOT, allocations, check_whole, wanted
 from voidbox.errors import ConfigError
-from voidbox.sandbox.store import Event, State, Store
+from voidbox.sandbox.state.store import Event, State, Store
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_a_name_beats_an_id_s_beginning(store: Store) -> None:
 
 def test_a_beginning_of_several(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = iter(["abcd00000000", "abcd11111111"])
-    monkeypatch.setattr("voidbox.sandbox.names.new_id", lambda: next(ids))
+    monkeypatch.setattr("voidbox.sandbox.state.names.new_id", lambda: next(ids))
     store.create(wanted("one"))
     store.create(wanted("two"))
     with pytest.raises(ConfigError, match=r"abcd00000000 \(one\), abcd11111111 \(two\)"):
@@ -236,7 +236,7 @@ def test_the_process_of_a_sandbox(store: Store, folder: str) -> None:
     made = store.create(wanted())
     assert store.open_owner(made.id) is None  # it has none yet
     script = (
-        "import sys; from voidbox.sandbox.store import Store;"
+        "import sys; from voidbox.sandbox.state.store import Store;"
         "Store(sys.argv[1]).adopt(sys.argv[2]); print(flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -270,7 +270,8 @@ def test_the_folder_of_the_environment(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_slow_imports_wait_until_they_are_needed(folder: str) -> None:
     script = (
-        "import sys; from voidbox.sandbox.store import Store; s = Store(); s.clean(); s.list();"
+        "import sys; from voidbox.sandbox.state.store import Store;"
+        " s = Store(); s.clean(); s.list();"
         "print(*({'platformdirs', 'logging', 'shutil', 'asyncio', 'dataclasses', 'subprocess'}"
         " & sys.modules.keys()))"
     )

@@ -15,7 +15,7 @@ import pytest
 
 from tests.unit.sandbox.states import ROOT, allocations, check_whole, wanted
 from voidbox.errors import ConfigError, HostError, VoidboxError
-from voidbox.sandbox.store import Event, Store
+from voidbox.sandbox.state.store import Event, Store
 
 GARBAGE = [
     b"", b"{", b"null", b"[]", b"{}", b"\xff\xfe", b"\0" * 300, b"[" * 100_000, b'{"version": 0}',

@@ -13,8 +13,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from tests.unit.sandbox.states import FAST_DISK, allocations, wanted
 from voidbox.errors import ConfigError
-from voidbox.sandbox.lifecycle import Event, State, step
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.lifecycle import Event, State, step
+from voidbox.sandbox.state.store import Store
 
 NAMES = st.sampled_from(["", "", "a", "b", "c"])
 

@@ -16,7 +16,7 @@ import pytest
 from tests.unit.sandbox import crash_points
 from tests.unit.sandbox.states import FAST_DISK, ROOT, allocations, check_whole, wanted
 from voidbox.errors import VoidboxError
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.store import Store
 
 PROGRAM = [sys.executable, "-m", "tests.unit.sandbox.crash_points"]
 

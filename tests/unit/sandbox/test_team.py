@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from tests.unit.sandbox.owned import Sandboxes
-from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.state.records import SandboxRecord
 
 
 def relay(sandboxes: Sandboxes, record: SandboxRecord, *arguments: str) -> tuple[int, str]:

@@ -20,14 +20,13 @@ from typing import NamedTuple
 
 from voidbox.errors import ConfigError
 from voidbox.event_loop import EventLoop, TimerHandle
-from voidbox.sandbox import relay_protocol as protocol
-from voidbox.sandbox import relay_requests as requests
-from voidbox.sandbox.courier import PEERS_MAX, Courier, CourierError
-from voidbox.sandbox.mailbox import Mailbox, Message
-from voidbox.sandbox.rate import Rate
-from voidbox.sandbox.relay_protocol import ProtocolError
-from voidbox.sandbox.relay_requests import Request, RequestError
-from voidbox.sandbox.workers import Workers
+from voidbox.sandbox.relay import protocol, requests
+from voidbox.sandbox.relay.courier import PEERS_MAX, Courier, CourierError
+from voidbox.sandbox.relay.mailbox import Mailbox, Message
+from voidbox.sandbox.relay.protocol import ProtocolError
+from voidbox.sandbox.relay.rate import Rate
+from voidbox.sandbox.relay.requests import Request, RequestError
+from voidbox.sandbox.relay.workers import Workers
 from voidbox.vsock.unix_listener import UnixListener
 
 HOST_NAME = "@host"  # the sender of what a host program sends: no sandbox can be called so

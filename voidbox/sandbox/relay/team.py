@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 
-from voidbox.sandbox import relay
 from voidbox.sandbox.control import ControlClient
-from voidbox.sandbox.courier import Courier, Peer, deliver_within
-from voidbox.sandbox.lifecycle import State
-from voidbox.sandbox.mailbox import Mailbox
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.relay_protocol import NO_ANSWER, RELAY_PORT
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.relay import server as relay
+from voidbox.sandbox.relay.courier import Courier, Peer, deliver_within
+from voidbox.sandbox.relay.mailbox import Mailbox
+from voidbox.sandbox.relay.protocol import NO_ANSWER, RELAY_PORT
+from voidbox.sandbox.state.lifecycle import State
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 
 log = logging.getLogger(__name__)
 

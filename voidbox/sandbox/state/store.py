@@ -11,12 +11,12 @@ import time
 from contextlib import suppress
 
 from voidbox.errors import ConfigError, HostError, VoidboxError
-from voidbox.sandbox import cleaning, durable, names
-from voidbox.sandbox.durable import Corrupted
-from voidbox.sandbox.lifecycle import Event, State, step
-from voidbox.sandbox.locking import Hold
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.state_folder import ALIVE, SECRET, SOCKETS, VSOCK, StateFolder
+from voidbox.sandbox.state import cleaning, durable, names
+from voidbox.sandbox.state.durable import Corrupted
+from voidbox.sandbox.state.lifecycle import Event, State, step
+from voidbox.sandbox.state.locking import Hold
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.state_folder import ALIVE, SECRET, SOCKETS, VSOCK, StateFolder
 
 __all__ = ["Event", "SandboxRecord", "State", "Store"]
 

@@ -1,6 +1,6 @@
 """The process of one sandbox: runs its machine, serves its control socket, and sees to its end.
 
-    python -m voidbox.sandbox.owner FOLDER [--status-fd N] [--parent-fd N]
+    python -m voidbox.sandbox.process.owner FOLDER [--status-fd N] [--parent-fd N]
 
 main thread ── boots the machine, waits for its end, cleans up
 control     ── one thread a client; see operations
@@ -30,18 +30,18 @@ from voidbox.agent import connect
 from voidbox.agent.client import AgentClient
 from voidbox.errors import AgentError, HostError, SandboxTimeout, VoidboxError
 from voidbox.file_limit import raise_file_limit
-from voidbox.sandbox import logs, recipe
 from voidbox.sandbox.control import describe_error
-from voidbox.sandbox.control_server import ControlServer
 from voidbox.sandbox.guest import Guest
-from voidbox.sandbox.heartbeat import Heartbeat
-from voidbox.sandbox.lifecycle import Event
-from voidbox.sandbox.limits import Limits
-from voidbox.sandbox.operations import Operations
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.stopping import AGENT_S, Stopping
-from voidbox.sandbox.store import Store
-from voidbox.sandbox.team import TeamRelay
+from voidbox.sandbox.process import logs, recipe
+from voidbox.sandbox.process.control_server import ControlServer
+from voidbox.sandbox.process.heartbeat import Heartbeat
+from voidbox.sandbox.process.limits import Limits
+from voidbox.sandbox.process.operations import Operations
+from voidbox.sandbox.process.stopping import AGENT_S, Stopping
+from voidbox.sandbox.relay.team import TeamRelay
+from voidbox.sandbox.state.lifecycle import Event
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 from voidbox.signals import SignalThread
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.machine import Machine
@@ -50,7 +50,7 @@ from voidbox.vmm.outcome import EndReason, Outcome
 RECONNECT_S = 30.0
 _WELL = frozenset({EndReason.POWER_OFF, EndReason.RESET, EndReason.STOPPED})
 
-log = logging.getLogger("voidbox.sandbox.owner")  # as a program its __name__ is another
+log = logging.getLogger("voidbox.sandbox.process.owner")  # as a program its __name__ is another
 
 MakeGuest = Callable[[MachineConfig, bytes], Guest]
 

@@ -7,9 +7,9 @@ import time
 from contextlib import suppress
 
 from voidbox.errors import HostError
-from voidbox.sandbox.lifecycle import Event, step
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.state_folder import CONSOLE, StateFolder, warn
+from voidbox.sandbox.state.lifecycle import Event, step
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.state_folder import CONSOLE, StateFolder, warn
 
 _TAIL_BYTES = 8 << 10
 

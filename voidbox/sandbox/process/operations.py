@@ -24,9 +24,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from voidbox.errors import AgentError, ConfigError
-from voidbox.sandbox.control_server import Answer, Handler, Later, WithSocket
-from voidbox.sandbox.records import SandboxRecord
-from voidbox.sandbox.stopping import AGENT_S
+from voidbox.sandbox.process.control_server import Answer, Handler, Later, WithSocket
+from voidbox.sandbox.process.stopping import AGENT_S
+from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.vmm.machine import Machine
 
 if TYPE_CHECKING:

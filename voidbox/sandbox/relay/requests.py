@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from voidbox.agent.packing import PackingError, pack, unpack
-from voidbox.sandbox import relay_protocol as protocol
-from voidbox.sandbox.mailbox import Message
-from voidbox.sandbox.relay_protocol import ProtocolError
+from voidbox.sandbox.relay import protocol
+from voidbox.sandbox.relay.mailbox import Message
+from voidbox.sandbox.relay.protocol import ProtocolError
 
 OPS = frozenset(("send", "broadcast", "receive", "taken", "peers"))
 

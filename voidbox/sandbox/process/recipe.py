@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, TypeVar
 
 from voidbox.errors import ConfigError
-from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig
 
 if TYPE_CHECKING:  # a sandbox without a network starts sooner

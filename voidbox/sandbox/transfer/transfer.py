@@ -20,11 +20,11 @@ from voidbox.agent.aio import AsyncCall
 from voidbox.agent.call import RequestFailed
 from voidbox.agent.core import Data
 from voidbox.errors import AgentError, HostError
-from voidbox.sandbox import pieces
-from voidbox.sandbox.host_tree import HostFolder
-from voidbox.sandbox.pieces import ConnectionLost, again
 from voidbox.sandbox.session import Session
-from voidbox.sandbox.trees import (
+from voidbox.sandbox.transfer import pieces
+from voidbox.sandbox.transfer.host_tree import HostFolder
+from voidbox.sandbox.transfer.pieces import ConnectionLost, again
+from voidbox.sandbox.transfer.trees import (
     ENTRIES_MAX,
     SMALL_BYTES,
     Entry,

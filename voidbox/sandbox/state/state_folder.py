@@ -20,11 +20,11 @@ import stat
 from contextlib import suppress
 
 from voidbox.errors import ConfigError, HostError
-from voidbox.sandbox import allocators, durable, names, records
-from voidbox.sandbox.allocators import Allocations
-from voidbox.sandbox.durable import Corrupted
-from voidbox.sandbox.locking import FileLock, Hold, is_held
-from voidbox.sandbox.records import SandboxRecord
+from voidbox.sandbox.state import allocators, durable, names, records
+from voidbox.sandbox.state.allocators import Allocations
+from voidbox.sandbox.state.durable import Corrupted
+from voidbox.sandbox.state.locking import FileLock, Hold, is_held
+from voidbox.sandbox.state.records import SandboxRecord
 
 SECRET_BYTES = 32
 STATE, SECRET, ALIVE, CONSOLE = "state.json", "secret", "alive", "console.log"

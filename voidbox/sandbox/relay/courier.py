@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from voidbox.errors import VoidboxError
-from voidbox.sandbox.relay_protocol import (
+from voidbox.sandbox.relay.protocol import (
     NO_ANSWER,
     NOT_RUNNING,
     OTHER_TEAM,

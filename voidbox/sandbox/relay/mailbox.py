@@ -9,7 +9,7 @@ from threading import Lock
 from typing import NamedTuple
 
 from voidbox.errors import ConfigError
-from voidbox.sandbox.relay_protocol import DELIVERED, FULL, NOT_RUNNING, TEXT_BYTES_MAX
+from voidbox.sandbox.relay.protocol import DELIVERED, FULL, NOT_RUNNING, TEXT_BYTES_MAX
 
 MESSAGES_MAX = 256
 BYTES_MAX = 512 << 10

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from voidbox.agent.core import printable
 from voidbox.errors import AgentError, ConfigError
-from voidbox.sandbox.host_tree import HostFolder, is_safe_link, split_name
-from voidbox.sandbox.pieces import checksum_of
+from voidbox.sandbox.transfer.host_tree import HostFolder, is_safe_link, split_name
+from voidbox.sandbox.transfer.pieces import checksum_of
 
 SMALL_BYTES = 64 << 10  # files up to this go in batches
 ENTRIES_MAX = 1_000_000  # in a folder: what a hostile guest lists must not fill our memory
