@@ -29,6 +29,8 @@ _RTENTRY = struct.Struct("@L16s16s16sHhLPhPLLH6x")
 assert _RTENTRY.size == 120
 
 _SYSCTLS = {
+    # A server on port 80 needs no root: the machine is the sandbox's alone.
+    "/proc/sys/net/ipv4/ip_unprivileged_port_start": "0",
     "/proc/sys/net/ipv4/ping_group_range": "0 2147483647",  # everybody, as on other systems
     # Send large segments whatever the round trip takes: Linux makes them small where it thinks that
     # they would queue up in a router, and here each costs the same whatever its size.
