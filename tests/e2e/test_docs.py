@@ -16,7 +16,7 @@ import pytest
 from tests.unit import doc_pages
 from tests.unit.doc_pages import PAGES, ROOT, Block
 from voidbox import defaults
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.sync import Sandbox
 
 pytestmark = pytest.mark.boot

@@ -30,8 +30,8 @@ from voidbox.cli.run import _split
 from voidbox.cli.verbs import VERBS
 from voidbox.sandbox import draft, launching, sync, sync_commands, sync_files
 from voidbox.sandbox.launch import launch
-from voidbox.sandbox.lifecycle import _TRANSITIONS, Event, State
-from voidbox.sandbox.store import Store
+from voidbox.sandbox.state.lifecycle import _TRANSITIONS, Event, State
+from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.sync import Sandbox
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
