@@ -131,7 +131,7 @@ def test_a_shell_on_a_terminal(cli: Cli) -> None:
         session.type("\x03")
         session.type("echo status=$?\n")
         session.expect("status=130")
-        # busybox's shell swallows what is typed before a program reads; a person would wait.
+        # busybox's shell swallows what is typed before a program reads: a person waits.
         session.expect(r"\$ ")
         session.type("cat\n")
         session.expect("cat\r\n")
