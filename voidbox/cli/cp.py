@@ -139,8 +139,6 @@ class _Copier:
             contents_alone = source.path.endswith("/.") or source.path == "."
             if is_folder and not contents_alone:
                 path = f"{path.rstrip('/')}/{_last(source)}"
-            if not is_upload:
-                _check_replaceable(path)
             with ProgressBar(_last(source), self._is_quiet) as bar:
                 do = self._files.upload if is_upload else self._files.download
                 result = await do(source.path.rstrip("/") or "/", path, progress=bar.update)
@@ -157,15 +155,6 @@ class _Copier:
                 return False
             raise
         return info.type == "folder"
-
-
-def _check_replaceable(path: str) -> None:
-    """Refuse a target on the host that is neither file nor folder.
-
-    A file that is copied replaces what has its name: of a device or a FIFO nothing would be left.
-    """
-    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-        raise ConfigError(f"{path} is neither a file nor a folder, and would be replaced: refused")
 
 
 async def _is_host_folder(path: str) -> bool:

@@ -489,3 +489,15 @@ async def test_without_vsock_it_goes_over_the_serial_line(
     assert (tmp_path / "back").read_bytes() == (tmp_path / "f").read_bytes()
     assert caplog.text.count("via serial") == 2
     assert any("going on via serial" in line for line in box.lines)
+
+
+@in_event_loop
+async def test_a_fifo_or_a_device_is_not_replaced(box: Box, guest: Path, tmp_path: Path) -> None:
+    (guest / "d").mkdir()
+    (guest / "d" / "fifo").write_text("text")
+    (tmp_path / "d").mkdir()
+    os.mkfifo(tmp_path / "d" / "fifo")
+    for source, target in (("d/fifo", tmp_path / "d" / "fifo"), ("d", tmp_path / "d")):
+        with pytest.raises(ConfigError, match="would be replaced"):
+            await box.files.download(source, target)
+    assert (tmp_path / "d" / "fifo").is_fifo() and leftovers(tmp_path / "d") == []

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator
 
 from voidbox.agent.core import printable
@@ -62,11 +63,23 @@ class HostFile:
         self._temporary = f".voidbox-{os.urandom(8).hex()}.part"
         self._fd = -1
         try:
+            self._check_replaceable()
             # Set-user-id and the like are not the guest's to give; the umask holds.
             self._fd = os.open(self._temporary, _NEW_FILE_FLAGS, mode & 0o777, dir_fd=folder_fd)
         except BaseException:
             os.close(folder_fd)
             raise
+
+    def _check_replaceable(self) -> None:
+        """Refuse to take the name of a device or a FIFO: nothing would be left of it."""
+        try:
+            mode = os.stat(self._final, dir_fd=self._folder_fd, follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            return
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+            raise ConfigError(
+                f"{self.name} is neither a file nor a folder, and would be replaced: refused"
+            )
 
     def write(self, data: bytes) -> int:
         """Add bytes."""
