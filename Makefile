@@ -11,8 +11,9 @@ demo: setup
 # Everything: what needs no Linux guest here, what boots one here or in the lab.
 test: setup lint test-fast test-lab
 
+# A file's tests stay together: what they share is made once.
 test-fast: setup
-	$(PYTHON) -m pytest tests/unit tests/guest
+	$(PYTHON) -m pytest -n auto --dist loadfile tests/unit tests/guest
 
 # The lab's software CPU now and then stalls or resets a nested guest, about once in a hundred boots:
 # what failed is tried again, alone, in a fresh lab. A real fault fails three times.
