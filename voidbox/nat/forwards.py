@@ -89,7 +89,10 @@ class Forwards:
             HostError: the host's port is taken, or not ours to take.
         """
         kind = socket.SOCK_DGRAM if forward.is_udp else socket.SOCK_STREAM
-        sock = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+        try:
+            sock = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            raise HostError.from_errno(f"publish {forward}", error.errno or 0) from error
         try:
             if not forward.is_udp:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -3,6 +3,7 @@
 owner           its life, from its start by voidbox.sandbox.launch to its last word
 recipe          from a record to a machine
 operations      what can be asked of it, through control_server
+published       its ports that the host offers
 heartbeat       whether the guest's agent lives
 limits          the time limit, and the end of the process that owns it
 stopping        its end, politely first

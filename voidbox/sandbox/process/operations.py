@@ -15,26 +15,22 @@ deliver {from, text}         outcome, of a message for its mailbox
 
 from __future__ import annotations
 
-import concurrent.futures
 import math
 import os
 import resource
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from voidbox.errors import AgentError, ConfigError
 from voidbox.sandbox.process.control_server import Answer, Handler, Later, WithSocket
+from voidbox.sandbox.process.published import PublishedPorts, on_loop
 from voidbox.sandbox.process.stopping import AGENT_S
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.vmm.machine import Machine
 
 if TYPE_CHECKING:
-    from voidbox.nat.backend import NatBackend
     from voidbox.nat.forwards import Forward
-
-_LOOP_S = 10.0
-_Value = TypeVar("_Value")
 
 
 class Sandbox(Protocol):
@@ -47,6 +43,7 @@ class Sandbox(Protocol):
     record: SandboxRecord
     ended_fd: int
     started_at: float
+    ports: PublishedPorts
 
     @property
     def machine(self) -> Machine: ...
@@ -117,7 +114,7 @@ class Operations:
         statistics = machine.statistics()
         network = None
         if machine.network is not None:
-            network = self._on_loop(machine.network.statistics)._asdict()
+            network = on_loop(machine, machine.network.statistics)._asdict()
         return {
             "exits": statistics.exits,
             "boot_ns": statistics.boot_ns,
@@ -131,48 +128,17 @@ class Operations:
             "network": network,
         }
 
-    # Published ports, which are the network's, which is the loop's.
-
     def _port_add(self, values: dict[str, object]) -> Answer:
-        network, wanted = self._network(), _forward(values)
-        return {"forward": _show(self._on_loop(lambda: network.forwards.add(wanted)))}
+        return {"forward": _show(self._sandbox.ports.add(_forward(values)))}
 
     def _port_remove(self, values: dict[str, object]) -> Answer:
-        network, wanted = self._network(), _forward(values)
-        if not self._on_loop(lambda: network.forwards.remove(wanted)):
-            raise ConfigError(f"{_show(wanted)} is not published: voidbox port ls shows what is")
+        forward = _forward(values)
+        if not self._sandbox.ports.remove(forward):
+            raise ConfigError(f"{_show(forward)} is not published: voidbox port ls shows what is")
         return {}
 
     def _port_list(self, values: dict[str, object]) -> Answer:
-        if self._sandbox.machine.network is None:
-            return {"forwards": []}
-        network = self._network()
-        return {"forwards": [_show(one) for one in self._on_loop(network.forwards.list)]}
-
-    def _network(self) -> NatBackend:
-        if self._sandbox.machine.network is None:
-            raise ConfigError("the sandbox has no network, so no ports to publish")
-        return self._sandbox.machine.network
-
-    def _on_loop(self, call: Callable[[], _Value]) -> _Value:
-        """Have the machine's loop call it; raise what it raises.
-
-        Raises:
-            AgentError: the loop has ended with the machine.
-        """
-        future: concurrent.futures.Future[_Value] = concurrent.futures.Future()
-
-        def run() -> None:
-            try:
-                future.set_result(call())
-            except BaseException as error:  # handed to who asked
-                future.set_exception(error)
-
-        self._sandbox.machine.loop.call_soon(run)
-        try:
-            return future.result(_LOOP_S)
-        except TimeoutError:
-            raise AgentError("the sandbox has ended") from None
+        return {"forwards": [_show(forward) for forward in self._sandbox.ports.list()]}
 
 
 def _forward(values: dict[str, object]) -> Forward:

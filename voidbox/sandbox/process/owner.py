@@ -37,6 +37,7 @@ from voidbox.sandbox.process.control_server import ControlServer
 from voidbox.sandbox.process.heartbeat import Heartbeat
 from voidbox.sandbox.process.limits import Limits
 from voidbox.sandbox.process.operations import Operations
+from voidbox.sandbox.process.published import PublishedPorts
 from voidbox.sandbox.process.stopping import AGENT_S, Stopping
 from voidbox.sandbox.relay.team import TeamRelay
 from voidbox.sandbox.state.lifecycle import Event
@@ -104,6 +105,7 @@ class Owner:
         self._resources = contextlib.ExitStack()  # what ends before the last word is written
         self._control: ControlServer | None = None
         self._relay = TeamRelay(store, record)
+        self.ports = PublishedPorts(store, record.id, lambda: self.machine)
 
     @property
     def machine(self) -> Machine:
@@ -259,6 +261,8 @@ class Owner:
                 raise AgentError(self._verdict.reason)
         self._limits.start()
         guest.machine.start()
+        for forward in recipe.ports_to_choose(record):
+            self.ports.add(forward)
         self.started_at, self._has_begun = time.monotonic(), True
         self._limits.set_time(record.timeout_s)
         client = self._connect(connect.BOOT_TIMEOUT_S)

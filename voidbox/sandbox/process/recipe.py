@@ -11,6 +11,7 @@ from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig
 
 if TYPE_CHECKING:  # a sandbox without a network starts sooner
     from voidbox.nat.backend import NatConfig
+    from voidbox.nat.forwards import Forward
 
 UNIX, VHOST, NO_VSOCK = "unix", "vhost", "none"
 _NET_KEYS = frozenset({"allow", "deny", "allow_host_ports", "publish", "rate_bytes_s", "pcap"})
@@ -45,7 +46,6 @@ def _network(net: dict[str, object] | None) -> NatConfig | None:
     if net is None:
         return None
     from voidbox.nat.backend import NatConfig
-    from voidbox.nat.forwards import parse_forward
 
     unknown = net.keys() - _NET_KEYS
     if unknown:
@@ -57,10 +57,22 @@ def _network(net: dict[str, object] | None) -> NatConfig | None:
         allow=_items(net, "allow", str),
         deny=_items(net, "deny", str),
         allow_host_ports=_items(net, "allow_host_ports", int),
-        publish=tuple(map(parse_forward, _items(net, "publish", str))),
+        publish=tuple(forward for forward in _forwards(net) if forward.host_port),
         pcap=os.path.abspath(pcap) if pcap is not None else None,
         rate_bytes_s=rate,
     )
+
+
+def ports_to_choose(record: SandboxRecord) -> list[Forward]:
+    """Return what is to be published on a port that is chosen once the machine runs."""
+    forwards = _forwards(record.net) if record.net is not None else ()
+    return [forward for forward in forwards if not forward.host_port]
+
+
+def _forwards(net: dict[str, object]) -> tuple[Forward, ...]:
+    from voidbox.nat.forwards import parse_forward
+
+    return tuple(map(parse_forward, _items(net, "publish", str)))
 
 
 def _items(net: dict[str, object], key: str, kind: type[_Item]) -> tuple[_Item, ...]:
