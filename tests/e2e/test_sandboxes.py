@@ -25,7 +25,7 @@ pytestmark = pytest.mark.boot
 
 AT_ONCE = 8
 ROUNDS = int(os.environ.get("VOIDBOX_ROUNDS", "3"))
-MEMORY = "128M"
+MEMORY = "192M"
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from voidbox.sandbox.state.store import Store
 # As the sandbox's process shows one: 127.0.0.1:8080:80/tcp
 _FORWARD = re.compile(r"([0-9.]+):([0-9]{1,5}):([0-9]{1,5})/(tcp|udp)")
 _EPILOG = """\
-PORT is [IP:]HOSTPORT:GUESTPORT[/udp]. HOSTPORT 0 takes one of 9000 to 9999 and says which. Without an
-IP only programs of this machine reach it.
+PORT is [IP:]HOSTPORT:GUESTPORT[/udp]. HOSTPORT 0 takes one of 9000 to 9999 and says which. Without
+an IP only programs of this machine reach it.
 
 examples:
   voidbox port add web 8080:80

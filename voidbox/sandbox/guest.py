@@ -11,9 +11,14 @@ from voidbox.agent import connect, protocol
 from voidbox.agent.client import AgentClient
 from voidbox.agent.endpoint import await_ok, connect_vhost
 from voidbox.boot import newc
+from voidbox.errors import ConfigError
 from voidbox.vmm.config import MachineConfig, VsockConfig
 from voidbox.vmm.machine import Machine
 
+_CPIO_MAGIC = b"0707"
+# While Linux unpacks an initramfs, that still takes its place, and what it becomes may take half of
+# the rest; kernel and page tables have some too. Found by trying: 46 MB need 152 to 160 MiB.
+_MEMORY_PER_IMAGE, _MEMORY_SPARE_BYTES = 3.1, 20 << 20
 _POST_MORTEM_S = 2.0  # between the loss of the connection and the machine's outcome
 
 
@@ -39,6 +44,7 @@ class Guest:
     def __init__(
         self, config: MachineConfig, has_vsock: bool = True, secret: bytes | None = None
     ) -> None:
+        check_memory(config)
         self._secret = secret or os.urandom(protocol.SECRET_BYTES)
         config = config._replace(
             vsock=(config.vsock or VsockConfig()) if has_vsock else None,
@@ -64,6 +70,28 @@ class Guest:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def check_memory(config: MachineConfig) -> None:
+    """Refuse a machine in which the image finds no room: its guest would have no agent.
+
+    Of a compressed image nobody knows how large it gets.
+
+    Raises:
+        ConfigError: it has too little memory.
+    """
+    try:
+        with open(config.initramfs or os.devnull, "rb") as file:
+            is_cpio = file.read(len(_CPIO_MAGIC)) == _CPIO_MAGIC
+            size = os.fstat(file.fileno()).st_size if is_cpio else 0
+    except OSError:
+        return  # whoever loads it says what is wrong
+    needed = int(size * _MEMORY_PER_IMAGE) + _MEMORY_SPARE_BYTES
+    if size and config.memory_bytes < needed:
+        raise ConfigError(
+            f"{config.memory_bytes >> 20} MiB of memory: the image, {size >> 20} MiB, has no room "
+            f"to unpack in it; choose at least {-(-needed >> 20)}M"
+        )
 
 
 def secret_files(secret: bytes) -> tuple[newc.Entry, ...]:

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from voidbox.errors import ConfigError
+from voidbox.sandbox.guest import check_memory
+from voidbox.vmm.config import MachineConfig
+
+
+def config(path: Path, start: bytes, image_mib: int, memory_mib: int) -> MachineConfig:
+    with path.open("wb") as file:
+        file.write(start)
+        file.truncate(image_mib << 20)
+    return MachineConfig("kernel", str(path), memory_bytes=memory_mib << 20)
+
+
+def test_an_image_that_finds_no_room_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="128 MiB of memory: the image, 44 MiB.*at least 157M"):
+        check_memory(config(tmp_path / "image", b"070701", 44, 128))
+    check_memory(config(tmp_path / "image", b"070701", 44, 157))
+
+
+def test_what_cannot_be_known_is_not_judged(tmp_path: Path) -> None:
+    check_memory(config(tmp_path / "image", b"\x1f\x8b", 44, 64))  # gzip
+    check_memory(config(tmp_path / "image", b"070701", 44, 512)._replace(initramfs="/nowhere"))
+    check_memory(MachineConfig("kernel", None, memory_bytes=16 << 20))
