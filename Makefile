@@ -19,7 +19,7 @@ test-fast: setup
 # what failed is tried again, alone, in a fresh lab. A real fault fails three times.
 LAB_TESTS = tests/guest tests/e2e tests/unit/vsock/test_vhost.py \
 	tests/unit/net/test_nat.py::test_ping_of_the_world
-LAB_PYTEST = scripts/with-kvm --mem 8192 --timeout 1800 --rw build/lab -- \
+LAB_PYTEST = scripts/with-kvm --mem 8192 --timeout 2700 --rw build/lab -- \
 	$(PYTHON) -m pytest -o cache_dir=build/lab/cache $(LAB_TESTS)
 test-lab: setup kernels
 	$(PYTHON) -m pytest tests/e2e/test_kvm_lab.py
