@@ -72,8 +72,10 @@ class FakeMachine:
         with open(f"{self._folder}/agent.secret", "wb") as file:
             file.write(self._secret)
         arguments = ("--socket", self.agent_path, "--secret-file", file.name)
+        # A machine ends with its process, however that ends.
+        die_with_us = ("setpriv", "--pdeathsig", "KILL")
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "guest_agent", *arguments],
+            [*die_with_us, sys.executable, "-P", "-m", "guest_agent", *arguments],
             process_group=0,
         )
         with open(f"{self._folder}/agent.pid", "w") as file:
