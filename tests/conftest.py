@@ -7,10 +7,16 @@ from contextlib import closing
 from functools import cache
 
 import pytest
+from hypothesis import settings
 
 from voidbox.errors import HostError
 from voidbox.kvm.kvm import Kvm
 from voidbox.vmm import probe
+
+# The same examples each time, so that a change is what makes a test fail. VOIDBOX_RANDOM=1 looks
+# for new ones.
+settings.register_profile("voidbox", derandomize="VOIDBOX_RANDOM" not in os.environ)
+settings.load_profile("voidbox")
 
 
 @cache

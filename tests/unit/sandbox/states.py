@@ -27,8 +27,11 @@ def wanted(name: str = "", **values: Any) -> SandboxRecord:
 
 
 def allocations(folder: str) -> dict[str, Any]:
-    """Return what allocations.json says."""
-    found: dict[str, Any] = json.loads(Path(folder, "allocations.json").read_text())
+    """Return what allocations.json says; without one nothing is taken."""
+    path = Path(folder, "allocations.json")
+    if not path.exists():
+        return {"cids": {}, "ports": {}}
+    found: dict[str, Any] = json.loads(path.read_text())
     return found
 
 
