@@ -7,7 +7,12 @@ from typing import NoReturn
 
 from voidbox.cli.attach import Command
 from voidbox.cli.in_sandbox import run
-from voidbox.cli.parser import make_parser, parse_environment, parse_number
+from voidbox.cli.parser import (
+    add_command_options,
+    make_parser,
+    parse_environment,
+    parse_number,
+)
 from voidbox.cli.sandboxes import open_store
 
 _EPILOG = """\
@@ -41,21 +46,6 @@ def make_options() -> argparse.ArgumentParser:
     parser.add_argument("name", metavar="NAME", help="the sandbox's name or ID")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     return parser
-
-
-def add_command_options(parser: argparse.ArgumentParser) -> None:
-    """Add what any command in a sandbox may be given."""
-    parser.add_argument(
-        "-e",
-        "--env",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a variable; NAME alone takes it from here",
-    )
-    parser.add_argument("-w", "--workdir", metavar="PATH", help="where it runs")
-    parser.add_argument("-u", "--user", metavar="NAME", help="whom it runs as")
-    parser.add_argument("-v", "--verbose", action="store_true", help="say what happens, on stderr")
 
 
 def main(argv: list[str]) -> int:

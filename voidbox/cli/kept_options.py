@@ -6,7 +6,6 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from voidbox import defaults
 from voidbox.cli import network
 from voidbox.cli.parser import parse_environment, parse_number
 from voidbox.errors import ConfigError
@@ -54,8 +53,7 @@ def make_record(options: argparse.Namespace, cmdline: str) -> SandboxRecord:
     Raises:
         ConfigError: they do not fit together, or one cannot be read.
     """
-    from voidbox.sandbox.state.records import SandboxRecord
-    from voidbox.vmm.config import parse_memory
+    from voidbox.sandbox import draft
 
     for option, default in _IN_PROCESS.items():
         if getattr(options, option[2:].replace("-", "_")) != default:
@@ -70,30 +68,28 @@ def make_record(options: argparse.Namespace, cmdline: str) -> SandboxRecord:
     for name in (options.name, options.team):
         if name is not None:
             _check_name(name)
-    kernel = options.kernel or defaults.find_kernel()
-    image = options.initramfs or defaults.find_image(kernel)
-    return SandboxRecord(
-        name=options.name or "",
-        kernel=os.path.abspath(kernel),
-        image=os.path.abspath(image),
-        memory_bytes=parse_memory(options.memory),
+    record = draft.make_record(
+        kernel=options.kernel,
+        image=options.initramfs,
+        memory=options.memory,
         cpus=int(parse_number(options.cpus, "--cpus", int)),
         envs=parse_environment(options.env),
         metadata=_parse_metadata(options.metadata),
-        workdir=options.workdir,
-        user=options.user,
-        timeout_s=(
+        timeout=(
             parse_number(options.timeout, "--timeout", float)
             if options.timeout is not None
             else None
         ),
+        name=options.name,
+        workdir=options.workdir,
+        user=options.user,
         net=_network(options),
         vsock=options.vsock or "unix",
         team=options.team,
-        is_owned=not options.detach,
-        removes_itself=options.rm,
         cmdline=cmdline,
+        is_owned=not options.detach,
     )
+    return record._replace(removes_itself=options.rm)
 
 
 def _check_name(name: str) -> None:

@@ -23,6 +23,21 @@ def make_parser(verb: str, description: str, epilog: str | None = None) -> argpa
     )
 
 
+def add_command_options(parser: argparse.ArgumentParser) -> None:
+    """Add what any command in a guest may be given."""
+    parser.add_argument(
+        "-e",
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a variable for the COMMAND; NAME alone takes it from here",
+    )
+    parser.add_argument("-w", "--workdir", metavar="PATH", help="where it runs, /workspace")
+    parser.add_argument("-u", "--user", metavar="NAME", help="whom it runs as, sandbox")
+    parser.add_argument("-v", "--verbose", action="store_true", help="say what happens, on stderr")
+
+
 def parse_number(text: str, option: str, kind: type[int] | type[float]) -> float:
     """Return an option's number, which is above 0.
 

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 from voidbox import defaults
 from voidbox.cli import kept_options, network
 from voidbox.cli.log import show_log
-from voidbox.cli.parser import make_parser, parse_environment, parse_number
+from voidbox.cli.parser import (
+    add_command_options,
+    make_parser,
+    parse_environment,
+    parse_number,
+)
 from voidbox.errors import ConfigError
 from voidbox.file_limit import raise_file_limit
 from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig, parse_memory
@@ -70,16 +75,7 @@ def make_options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--initramfs", metavar="PATH", help="the guest's image; the last built by default"
     )
-    parser.add_argument(
-        "-e",
-        "--env",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a variable for the COMMAND; NAME alone takes it from here",
-    )
-    parser.add_argument("-w", "--workdir", metavar="PATH", help="where it runs, /workspace")
-    parser.add_argument("-u", "--user", metavar="NAME", help="whom it runs as, sandbox")
+    add_command_options(parser)
     parser.add_argument(
         "-t",
         "--tty",
@@ -88,7 +84,6 @@ def make_options() -> argparse.ArgumentParser:
         help="give it a terminal; done anyway where input and output are one",
     )
     parser.add_argument("-T", "--no-tty", action="store_false", dest="tty", help="never do that")
-    parser.add_argument("-v", "--verbose", action="store_true", help="say what happens, on stderr")
     parser.add_argument("--console-log", metavar="PATH", help="write the guest's console there")
     parser.add_argument(
         "--console",

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 
 from voidbox.cli.attach import Command
-from voidbox.cli.exec import add_command_options
 from voidbox.cli.in_sandbox import run
-from voidbox.cli.parser import make_parser, parse_environment
+from voidbox.cli.parser import add_command_options, make_parser, parse_environment
 from voidbox.cli.sandboxes import open_store
 
 _EPILOG = """\

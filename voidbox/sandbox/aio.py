@@ -136,7 +136,7 @@ class AsyncSandbox:
             workdir: where commands run and relative paths begin; /workspace by default.
             user: who commands and files belong to; "sandbox" by default.
             allow: what the guest may reach: names, *.names, networks, each with :PORT if you
-                want; all but private addresses by default.
+                want. By default all but this host and metadata services: private networks too.
             deny: what it may not.
             allow_host_ports: ports of this host's loopback that it may reach.
             publish: its ports that this host offers, as "8080:80".

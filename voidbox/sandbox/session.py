@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import posixpath
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from voidbox.agent.aio import AsyncAgent
 from voidbox.errors import ConfigError
+
+if TYPE_CHECKING:  # the command line needs no asyncio to make a sandbox
+    from voidbox.agent.aio import AsyncAgent
 
 WORKDIR = "/workspace"
 

@@ -29,11 +29,16 @@ class CourierError(Exception):
 
 
 class Peer(NamedTuple):
-    """What decides whether a sandbox may be written to."""
+    """A sandbox, and what decides whether it may be written to.
+
+    Attributes:
+        id: by which whoever found it finds it again.
+    """
 
     name: str
     team: str | None
     is_running: bool
+    id: str = ""
 
 
 def deliver_within(

@@ -71,10 +71,10 @@ class TeamRelay:
 
     def _peer(self, record: SandboxRecord) -> Peer:
         is_running = record.state is State.RUNNING and self._store.is_alive(record.id)
-        return Peer(record.name, record.team, is_running)
+        return Peer(record.name, record.team, is_running, record.id)
 
     def _hand_over(self, peer: Peer, from_name: str, text: str) -> str:
-        path = self._store.path(self._store.read(peer.name).id, "control.sock")
+        path = self._store.path(peer.id, "control.sock")
         answer = ControlClient(path, _HAND_OVER_S).request(
             "deliver", **{"from": from_name, "text": text}
         )
