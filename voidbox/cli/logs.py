@@ -13,9 +13,9 @@ from voidbox.cli import exit_status
 from voidbox.cli.parser import make_parser
 from voidbox.cli.sandboxes import open_store
 from voidbox.errors import ConfigError
+from voidbox.sandbox.log_file import LogFile
 from voidbox.sandbox.state.store import Store
 
-_READ_BYTES = 64 << 10
 _LOOK_S = 0.1  # how often a file is looked at for more, while its sandbox lives
 _EPILOG = """\
 On a terminal, control characters are left out; in a pipe or a file everything is as it came.
@@ -53,17 +53,18 @@ def main(argv: list[str]) -> int:
     if sys.stdout is None:
         return exit_status.OK
     path = store.path(record.id, "owner.log" if options.voidbox else "console.log")
-    follower = _Follower(path, _terminal_writer() if sys.stdout.isatty() else _write)
+    write = _terminal_writer() if sys.stdout.isatty() else _write
+    log = LogFile(path)
     if options.tail is not None:
-        follower.skip_to_tail(int(options.tail))
-    follower.copy()
+        log.skip_to_tail(int(options.tail))
+    _copy(log, write)
     if options.follow:
-        _follow(store, record.id, follower)
-    follower.close()
+        _follow(store, record.id, lambda: _copy(log, write))
+    log.close()
     return exit_status.OK
 
 
-def _follow(store: Store, id: str, follower: _Follower) -> None:
+def _follow(store: Store, id: str, copy: Callable[[], None]) -> None:
     """Copy what comes until the sandbox has ended."""
     fd = store.open_owner(id)
     poll = select.poll()
@@ -72,7 +73,7 @@ def _follow(store: Store, id: str, follower: _Follower) -> None:
     try:
         while True:
             has_ended = bool(poll.poll(_LOOK_S * 1000)) if fd is not None else True
-            follower.copy()
+            copy()
             if has_ended:
                 return
     finally:
@@ -80,69 +81,10 @@ def _follow(store: Store, id: str, follower: _Follower) -> None:
             os.close(fd)
 
 
-class _Follower:
-    """Reads a log as it grows, also across its being set aside for a new one."""
-
-    def __init__(self, path: str, write: Callable[[bytes], None]) -> None:
-        self._path = path
-        self._write = write
-        self._fd = -1
-        self._open()
-
-    def _open(self) -> None:
-        try:
-            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            pass  # not begun yet; or the sandbox has been removed
-        except OSError as error:
-            raise ConfigError(f"cannot read {self._path}: {error.strerror}") from error
-
-    def skip_to_tail(self, lines: int) -> None:
-        """Go to the beginning of so many last lines."""
-        if self._fd < 0:
-            return
-        at = os.lseek(self._fd, 0, os.SEEK_END)
-        missing = lines + 1  # line ends before the place: the last one ends the last line
-        if at and os.pread(self._fd, 1, at - 1) != b"\n":
-            missing = lines
-        while at > 0 and missing > 0:
-            start = max(0, at - _READ_BYTES)
-            data = os.pread(self._fd, at - start, start)
-            end = len(data)
-            while missing > 0 and (end := data.rfind(b"\n", 0, end)) >= 0:
-                missing -= 1
-                if not missing:
-                    os.lseek(self._fd, start + end + 1, os.SEEK_SET)
-                    return
-            at = start
-        os.lseek(self._fd, 0, os.SEEK_SET)
-
-    def copy(self) -> None:
-        """Write what there is."""
-        if self._fd < 0:
-            self._open()
-        while self._fd >= 0:
-            try:
-                while data := os.read(self._fd, _READ_BYTES):
-                    self._write(data)
-            except OSError as error:
-                raise ConfigError(f"cannot read {self._path}: {error.strerror}") from error
-            if not self._has_been_replaced():
-                return
-            self.close()
-            self._open()
-
-    def _has_been_replaced(self) -> bool:
-        try:
-            return not os.path.samestat(os.stat(self._path), os.fstat(self._fd))
-        except OSError:  # removed: what is open is all there will be
-            return False
-
-    def close(self) -> None:
-        """Close the file. Idempotent."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+def _copy(log: LogFile, write: Callable[[bytes], None]) -> None:
+    """Write what there is."""
+    while data := log.read():
+        write(data)
 
 
 def _write(data: bytes) -> None:

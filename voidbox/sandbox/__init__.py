@@ -6,7 +6,7 @@ aio           AsyncSandbox; sync: Sandbox, the same for programs that block
   ports         what it offers on the host
   session       what these share: the agent, and what the sandbox was told once
   draft         from create()'s arguments to a record; launching: its start, to be waited for
-  info          what it tells of itself; log_reader: its logs
+  info          what it tells of itself; log_reader: its logs, lines of a log_file
 facade        how sync is made of aio; sync_commands and sync_files too, on loop_thread
 launch        starts the process of a sandbox; parent_pipe: how that learns of the end of this one
 control       how other processes ask it; endpoint: how they reach its guest

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Callable
 
-_READ_BYTES = 256 << 10
+from voidbox.sandbox.log_file import LogFile
+
 _LINE_BYTES_MAX = 64 << 10  # a longer line comes in pieces
 _POLL_S = 0.2
 
@@ -19,7 +19,7 @@ async def read_lines(
     Args:
         follow: wait for more, until the sandbox has ended.
     """
-    log = _Log(path)
+    log = _Lines(path)
     try:
         while True:
             goes_on = follow and await asyncio.to_thread(is_alive)
@@ -35,41 +35,23 @@ async def read_lines(
         log.close()
 
 
-class _Log:
-    """A file that grows, and may be set aside for a new one of its name."""
+class _Lines:
+    """A log's lines."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
-        self._fd = -1
+        self._log = LogFile(path)
         self._partial = b""
 
     def read(self) -> list[str]:
         """Return lines that are whole now; none at the end of the file. Thread: one of the pool."""
-        while True:
-            data = os.read(self._fd, _READ_BYTES) if self._fd >= 0 else b""
-            if not data:
-                if not self._reopen():
-                    return []
-                continue
+        while data := self._log.read():
             *lines, self._partial = (self._partial + data).split(b"\n")
             if len(self._partial) > _LINE_BYTES_MAX:
                 lines.append(self._partial)
                 self._partial = b""
             if lines:
                 return [_text(line) for line in lines]
-
-    def _reopen(self) -> bool:
-        """Whether there is another file of this name to read from."""
-        try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        if self._fd >= 0 and os.path.samestat(os.fstat(fd), os.fstat(self._fd)):
-            os.close(fd)
-            return False
-        self.close()
-        self._fd = fd
-        return True
+        return []
 
     def rest(self) -> str:
         """Return what follows the last line's end."""
@@ -77,9 +59,7 @@ class _Log:
 
     def close(self) -> None:
         """Idempotent."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._log.close()
 
 
 def _text(line: bytes) -> str:
