@@ -16,12 +16,12 @@ not know the password.
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import http.client
 import secrets
 import ssl
 import threading
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -110,18 +110,17 @@ class KeyProxy:
                 self.refused += 1
         return why
 
-    def open(self, path: str, body: bytes, headers: dict[str, str]) -> http.client.HTTPResponse:
-        """Send a request to the API; return the answer's head, with its body to be read."""
+    def connect(self) -> http.client.HTTPConnection:
+        """Return a connection to the API, for one request."""
         host, port = self._upstream.hostname, self._upstream.port
         assert host is not None
-        connection = (
-            http.client.HTTPSConnection(host, port, timeout=_API_S, context=self._tls)
-            if self._tls is not None
-            else http.client.HTTPConnection(host, port, timeout=_API_S)
-        )
-        own = {"x-api-key": self._key, "connection": "close"}
-        connection.request("POST", path, body, {**headers, **own})
-        return connection.getresponse()
+        if self._tls is None:
+            return http.client.HTTPConnection(host, port, timeout=_API_S)
+        return http.client.HTTPSConnection(host, port, timeout=_API_S, context=self._tls)
+
+    def own_headers(self) -> dict[str, str]:
+        """Return what is added to a request."""
+        return {"x-api-key": self._key, "connection": "close"}
 
     @property
     def at_once(self) -> threading.BoundedSemaphore:
@@ -131,6 +130,7 @@ class KeyProxy:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True  # one that waits for the API does not keep us
+    request_queue_size = CONNECTIONS_MAX
     proxy: KeyProxy
 
     def __init__(self, *arguments: Any) -> None:
@@ -180,26 +180,34 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self, proxy: KeyProxy, body: bytes) -> None:
         headers = {name: self.headers[name] for name in _TO_API if name in self.headers}
-        try:
-            answer = proxy.open(self.path, body, headers)
-        except ValueError:
-            return self._refuse(400, "a header or the path has characters that it may not")
-        except (OSError, http.client.HTTPException) as error:
-            return self._refuse(502, f"the API cannot be reached: {type(error).__name__}")
-        with answer:
-            self.send_response(answer.status)
-            for name, value in answer.getheaders():
-                if name.lower() in _TO_GUEST or name.lower().startswith(_LIMITS):
-                    self.send_header(name, value)
-            self.send_header("Connection", "close")
-            self.end_headers()
-            self._copy(answer)
+        with contextlib.closing(proxy.connect()) as connection:
+            try:
+                if any("\n" in value or "\r" in value for value in headers.values()):
+                    raise ValueError("a value of several lines")
+                connection.request("POST", self.path, body, {**headers, **proxy.own_headers()})
+                answer = connection.getresponse()
+            except ValueError:
+                return self._refuse(400, "a header or the path has characters that it may not")
+            except (OSError, http.client.HTTPException) as error:
+                return self._refuse(502, f"the API cannot be reached: {type(error).__name__}")
+            with answer:
+                self._answer(answer)
         return None
+
+    def _answer(self, answer: http.client.HTTPResponse) -> None:
+        """Pass an answer on."""
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() in _TO_GUEST or name.lower().startswith(_LIMITS):
+                self.send_header(name, value)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self._copy(answer)
 
     def _copy(self, answer: http.client.HTTPResponse) -> None:
         """Pass the body on as it comes; its end is the connection's."""
         left = ANSWER_BYTES_MAX
-        with suppress(OSError, http.client.HTTPException):
+        with contextlib.suppress(OSError, http.client.HTTPException):
             while left > 0 and (data := answer.read1(min(_PIECE_BYTES, left))):
                 self.wfile.write(data)
                 left -= len(data)
@@ -218,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Connection", "close")
         self.end_headers()
-        with suppress(OSError):
+        with contextlib.suppress(OSError):
             self.wfile.write(body)
             # Closing with input unread would reset the connection before the answer is seen.
             length = self.headers.get("content-length") or ""

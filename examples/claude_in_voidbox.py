@@ -59,7 +59,7 @@ assert total([1, 2, 3]) == 6, f"total([1, 2, 3]) is {total([1, 2, 3])}"
 print("all tests passed")
 """,
 }
-TESTS = ("python3", "test_calc.py")
+TESTS = ("test_calc.py",)
 
 
 class DemoFailed(Exception):
@@ -244,9 +244,9 @@ def turn(
         raise DemoFailed(f"{name}: the agent says that it failed")
 
 
-def run_tests(sandbox: Sandbox | LocalGuest, python: str = TESTS[0]) -> None:
+def run_tests(sandbox: Sandbox | LocalGuest, python: str = "python3") -> None:
     """Run the project's tests, in the sandbox: what an agent wrote is not run on the host."""
-    say(f"tests: {run(sandbox, [python, *TESTS[1:]], {}).strip()}")
+    say(f"tests: {run(sandbox, [python, *TESTS], {}).strip()}")
 
 
 def run(sandbox: Sandbox | LocalGuest, argv: Sequence[str], envs: Mapping[str, str]) -> str:

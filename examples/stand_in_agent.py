@@ -60,8 +60,11 @@ def apply(memory: Path) -> str:
 
 
 def run_tests() -> subprocess.CompletedProcess[bytes]:
-    """Run the tests as an agent's shell tool would."""
-    return subprocess.run([sys.executable, "test_calc.py"], capture_output=True, timeout=60)
+    """Run the tests as an agent's shell tool would.
+
+    Without compiled files: an edit within a second that changes no size would not be noticed.
+    """
+    return subprocess.run([sys.executable, "-B", "test_calc.py"], capture_output=True, timeout=60)
 
 
 def answer(session: str, text: str, is_error: bool = False) -> int:
