@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "file_limit": set(),
     "net": {"errors", "buffers"},
     "vsock": {"errors", "memory", "buffers", "loop_api"},
+    "images": {"errors"},
     "nat": {"errors", "loop_api", "net"},
     "virtio": {"errors", "memory", "buffers", "vsock"},
     "event_loop": {"errors"},
