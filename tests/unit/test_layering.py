@@ -22,7 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "net": {"errors", "buffers"},
     "vsock": {"errors", "memory", "buffers", "loop_api"},
     "nat": {"errors", "loop_api", "net"},
-    "virtio": {"errors", "memory", "buffers", "vsock"},
+    "block": {"errors", "buffers"},
+    "virtio": {"errors", "memory", "buffers", "vsock", "block"},
     "event_loop": {"errors"},
     "agent": {"errors", "event_loop", "loop_api"},
     "vmm": {
@@ -32,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
         "boot",
         "devices",
         "virtio",
+        "block",
         "vsock",
         "nat",
         "event_loop",
