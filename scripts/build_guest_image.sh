@@ -137,7 +137,7 @@ fi
 
 key=$({
     cat "$0" "$here/guest_modules.py" "$here/guest_boot_init.sh" "$resolved"
-    cat "$here/../voidbox/boot/newc.py"
+    cat "$here/../voidbox/boot/newc.py" "$here"/../voidbox/images/*.py
     find -L "$agent" -name '*.py' -printf '%P\n' | sort | while read -r name; do
         echo "$name"
         cat "$agent/$name"
@@ -345,9 +345,13 @@ e2fs=$root/usr/lib/voidbox/e2fs
 mkdir "$e2fs"
 cp "$work/tools/sbin/mke2fs" "$e2fs/"
 for library in libext2fs libe2p libblkid libcom_err; do
-    cp -L "$(ls "$work/tools"/*lib/x86_64-linux-gnu/$library.so.? "$work/tools"/usr/lib/x86_64-linux-gnu/$library.so.? 2>/dev/null | head -1)" "$e2fs/"
+    library=$(find "$work/tools" -name "$library.so.[0-9]")
+    [ -e "$library" ] || fail "the packages of mke2fs are not as expected"
+    cp -L "$library" "$e2fs/"
 done
-why=$(mkfs.erofs -T0 --all-root -U 00000000-0000-0000-0000-000000000000 "$work/image/runtime.erofs" "$root" 2>&1) ||
+why=$(PYTHONPATH=$here/.. "$python" -m voidbox.images.pack "$root" "$work/image/runtime.erofs" \
+    --owner 0:0 --mtime 0 --shared-modes \
+    --mode /root:0700 --mode /tmp:1777 --mode /var/tmp:1777 2>&1) ||
     fail "cannot pack the image: $why"
 publish "$work/image" "$target"
 finish

@@ -11,7 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from voidbox import defaults
-from voidbox.cli import image_options, kept_options, network
+from voidbox.cli import disks, image_options, kept_options, network
 from voidbox.cli.log import show_log
 from voidbox.cli.parser import (
     add_command_options,
@@ -98,6 +98,7 @@ def make_options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--memory", default="512M", metavar="SIZE", help="512M (default), 4G, …")
     parser.add_argument("--cpus", default="1", metavar="N", help="1 (default) to 8")
+    disks.add_option(parser)
     parser.add_argument("--timeout", metavar="SECONDS", help="end the VM after so long")
     parser.add_argument(
         "--self-extract",
@@ -159,6 +160,7 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
         self_extract=options.self_extract,
         vsock=_vsock(options.vsock, options.cid),
         net=network.parse(options, is_console),
+        disks=disks.parse(options),
     )
     root = choice.root if choice is not None else None
     raise_file_limit()
@@ -229,12 +231,14 @@ def _write_statistics(machine: Machine, path: str) -> None:
     import json
 
     statistics = machine.statistics()
-    document = {
+    document: dict[str, object] = {
         "exits": statistics.exits,
         "port_exits": {f"{port:#x}": n for port, n in sorted(statistics.port_exits.items())},
         "boot_ns": statistics.boot_ns,
         "boot_timer_monotonic_ns": statistics.boot_timer_ns,
     }
+    if statistics.disks:
+        document["disks"] = [disk._asdict() for disk in statistics.disks]
     if machine.network is not None:
         document["network"] = machine.network.statistics()._asdict()
     try:
