@@ -21,7 +21,6 @@ ALLOWED: dict[str, set[str]] = {
     "file_limit": set(),
     "net": {"errors", "buffers"},
     "vsock": {"errors", "memory", "buffers", "loop_api"},
-    "images": {"errors"},
     "nat": {"errors", "loop_api", "net"},
     "block": {"errors", "buffers"},
     "virtio": {"errors", "memory", "buffers", "vsock", "block"},

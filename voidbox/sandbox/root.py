@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tempfile
 from typing import Any, NamedTuple
 
 from voidbox.agent import protocol
@@ -158,6 +157,8 @@ class TemporaryUpper:
     """
 
     def __init__(self, size: int) -> None:
+        import tempfile  # what a sandbox's process does without
+
         folder = tempfile.gettempdir()
         try:
             self._fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
