@@ -14,7 +14,8 @@ ALLOWED: dict[str, set[str]] = {
     "memory": {"errors"},
     "buffers": set(),
     "kvm": {"errors"},
-    "boot": {"errors", "memory"},
+    "zstd": set(),
+    "boot": {"errors", "memory", "zstd"},
     "devices": set(),
     "loop_api": set(),
     "signals": set(),
@@ -26,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "virtio": {"errors", "memory", "buffers", "vsock", "block"},
     "event_loop": {"errors"},
     "storage": {"errors"},
-    "images": {"errors", "storage"},
+    "images": {"errors", "storage", "zstd"},
     "agent": {"errors", "event_loop", "loop_api"},
     "vmm": {
         "errors",
