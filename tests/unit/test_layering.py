@@ -14,7 +14,8 @@ ALLOWED: dict[str, set[str]] = {
     "memory": {"errors"},
     "buffers": set(),
     "kvm": {"errors"},
-    "boot": {"errors", "memory"},
+    "zstd": set(),
+    "boot": {"errors", "memory", "zstd"},
     "devices": set(),
     "loop_api": set(),
     "signals": set(),
@@ -22,8 +23,11 @@ ALLOWED: dict[str, set[str]] = {
     "net": {"errors", "buffers"},
     "vsock": {"errors", "memory", "buffers", "loop_api"},
     "nat": {"errors", "loop_api", "net"},
-    "virtio": {"errors", "memory", "buffers", "vsock"},
+    "block": {"errors", "buffers"},
+    "virtio": {"errors", "memory", "buffers", "vsock", "block"},
     "event_loop": {"errors"},
+    "storage": {"errors"},
+    "images": {"errors", "storage", "zstd"},
     "agent": {"errors", "event_loop", "loop_api"},
     "vmm": {
         "errors",
@@ -32,6 +36,7 @@ ALLOWED: dict[str, set[str]] = {
         "boot",
         "devices",
         "virtio",
+        "block",
         "vsock",
         "nat",
         "event_loop",
@@ -50,6 +55,8 @@ ALLOWED: dict[str, set[str]] = {
         "signals",
         "file_limit",
         "defaults",
+        "storage",
+        "images",
     },
     "defaults": {"errors"},
     "cli": {
@@ -64,11 +71,13 @@ ALLOWED: dict[str, set[str]] = {
         "file_limit",
         "defaults",
         "nat",
+        "storage",
+        "images",
         "mcp_server",
     },
     "mcp_server": {"errors", "version", "sandbox", "cli"},  # the last in __main__ alone
     "__main__": {"cli"},
-    "__init__": {"version", "errors", "agent", "sandbox"},  # looked up when they are used
+    "__init__": {"version", "errors", "agent", "sandbox", "images"},  # looked up when they are used
 }
 STANDARD_COMPUTATION = {"boot", "devices", "memory"}
 FORBIDDEN_IN_PURE = {"socket", "threading.Thread", "select", "subprocess", "asyncio"}

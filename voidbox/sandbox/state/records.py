@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from voidbox.errors import ConfigError
-from voidbox.sandbox.state.durable import Corrupted
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.names import is_id, is_name
+from voidbox.storage.durable import Corrupted
 
 VERSION = 1
 
@@ -19,6 +19,7 @@ class SandboxRecord(NamedTuple):
 
     Attributes:
         name: "" in what Store.create is given lets it choose one.
+        image: its name, or the path of its file.
         envs, metadata: text to text.
         id, cid: Store.create gives them.
         state: changes by events alone; see lifecycle.
@@ -30,6 +31,7 @@ class SandboxRecord(NamedTuple):
         net: allow, deny, allow_host_ports, publish, rate_bytes_s, pcap; None: no network. As JSON
             has it: lists, no tuples.
         vsock: "unix", "vhost" or "none".
+        root: where its root is on disks, see voidbox.sandbox.root; None: `image` is an initramfs.
         is_owned: it ends with the process that made it.
         removes_itself: nothing of it is kept once it has ended.
         reason: how it ended, in one line; "" while it lives.
@@ -60,6 +62,7 @@ class SandboxRecord(NamedTuple):
     is_owned: bool = False
     removes_itself: bool = False
     cmdline: str = ""
+    root: dict[str, object] | None = None
     reason: str = ""
     crash: str = ""
 
@@ -166,6 +169,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "is_owned": _is_flag,
     "removes_itself": _is_flag,
     "cmdline": _is_text,
+    "root": _is_options,
     "reason": _is_text,
     "crash": _is_text,
 }
