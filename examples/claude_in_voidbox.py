@@ -180,7 +180,7 @@ def _run_real(stack: contextlib.ExitStack, options: argparse.Namespace, folder: 
     say(f"the key stays here: the guest reaches 127.0.0.1:{proxy.port}, and nothing else")
     # The gateway's port is all that is open: an empty list of names denies the rest.
     network = {"allow_host_ports": [proxy.port], "outbound_domain_allowlist": []}
-    with _sandbox(folder, agent, image=options.image, **network) as sandbox:
+    with _sandbox(folder, agent, image=options.image, user="sandbox", **network) as sandbox:
         version = run(sandbox, [*CLAUDE.command, "--version"], agent.envs)
         say(f"  {printable(version.strip())}, uid {run(sandbox, ['id', '-u'], {}).strip()}")
         two_turns(sandbox, agent, options.task or TASK)
