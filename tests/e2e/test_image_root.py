@@ -85,7 +85,7 @@ def test_a_debian_runs_the_tests_of_a_real_project(place: Place, kernel: str) ->
     with place.create(image, kernel, memory="192M") as sandbox:
         assert out(sandbox, "cat /etc/debian_version").startswith("12.")
         sandbox.files.write("project.tar.gz", project().read_bytes())
-        line = "tar xzf project.tar.gz && cd h11-* && git init -q && git add -A && git status -s"
+        line = "tar xzf project.tar.gz --no-same-owner && cd h11-* && git init -q && git add -A && git status -s"
         assert "A  h11/tests/test_connection.py" in out(sandbox, line)
         line = "cd h11-* && python3 -m pytest -q -p no:cacheprovider h11 2>&1 | tail -1"
         assert " passed" in out(sandbox, line, timeout=300)
@@ -154,20 +154,20 @@ def test_run_follows_entrypoint_and_command(place: Place, small: Tree) -> None:
 def test_one_static_program_is_an_image(place: Place) -> None:
     """Without a shell, without /etc/passwd, without any folder."""
     with Tree(str(place.folder)) as tree:
-        tree.put("/program", tree.add_bytes(Path("/bin/busybox").read_bytes(), mode=0o755))
+        tree.put("/busybox", tree.add_bytes(Path("/bin/busybox").read_bytes(), mode=0o755))
         image = place.pack(tree)
     with place.create(image) as sandbox:
-        assert sandbox.exec("/program", "id", "-u").stdout == "0\n"
-        assert sandbox.exec("/program", "pwd").stdout == "/workspace\n"
-        assert sandbox.exec("/program", "id", "-u", user="1234:99").stdout == "1234\n"
+        assert sandbox.exec("/busybox", "id", "-u").stdout == "0\n"
+        assert sandbox.exec("/busybox", "pwd").stdout == "/workspace\n"
+        assert sandbox.exec("/busybox", "id", "-u", user="1234:99").stdout == "1234\n"
         with pytest.raises(AgentError, match="no user 'nobody'"):
-            sandbox.exec("/program", "true", user="nobody")
+            sandbox.exec("/busybox", "true", user="nobody")
         assert sandbox.commands.run("true", check=False).exit_code == 127
-        found = sandbox.exec("/program", "ls", "-a", "/").stdout.split()
+        found = sandbox.exec("/busybox", "ls", "-a", "/").stdout.split()
         assert {"dev", "etc", "proc", "sys", "tmp", "workspace", ".voidbox"} <= set(found)
         sandbox.files.write("/tmp/f", "x")
-        assert sandbox.exec("/program", "stat", "-c", "%a", "/tmp").stdout == "1777\n"
-        assert sandbox.exec("/program", "mount").stdout.count(" on /proc ") == 1
+        assert sandbox.exec("/busybox", "stat", "-c", "%a", "/tmp").stdout == "1777\n"
+        assert sandbox.exec("/busybox", "mount").stdout.count(" on /proc ") == 1
 
 
 def test_links_lead_nowhere_else(place: Place, small: Tree) -> None:
