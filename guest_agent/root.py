@@ -66,6 +66,7 @@ def set_up_image(image: Image) -> None:
         lambda: _write("/etc/hostname", f"{_HOSTNAME}\n"),
         lambda: _write("/etc/hosts", _HOSTS),
         _make_tmp,
+        lambda: _make_folder("/run"),
         lambda: _make_folder(image.workdir),
         lambda: _make_workspace(image.user),
         _link_relay,
