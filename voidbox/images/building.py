@@ -1,0 +1,3 @@
+"""An image of Debian packages."""
+
+from __future__ import annotations
