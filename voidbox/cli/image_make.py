@@ -55,7 +55,7 @@ def _build(options: argparse.Namespace, report: OnProgress) -> Image:
     from voidbox.images.building import build
 
     return build(
-        options.name, debian=options.debian, packages=options.package, mirror=options.mirror,
+        options.name, options.package, debian=options.debian, mirror=options.mirror,
         progress=report, **_config(options),
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from voidbox.cli.complain import complain
-from voidbox.cli.output import shown_size
+from voidbox.cli.output import shown, shown_size
 from voidbox.cli.progress import ProgressBar
 from voidbox.images import progress
 from voidbox.images.progress import ImageProgress
@@ -37,6 +37,8 @@ class ImageBar:
             return
         if step.stage == progress.WAIT:
             complain("waiting for another voidbox that makes the same image")
+        elif step.stage == progress.INSTALL:
+            complain(shown(step.item))
         elif not self._is_terminal:
             if step.stage in _LINES:
                 size = shown_size(step.total)

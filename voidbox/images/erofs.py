@@ -171,7 +171,10 @@ def _lay_out(inodes: list[_Inode]) -> int:
 
 def _measure(inode: _Inode) -> None:
     node = inode.node
-    inode.xattrs = disk.encode_xattrs((encode(name), node.xattrs[name]) for name in node.xattrs)
+    try:
+        inode.xattrs = disk.encode_xattrs((encode(name), node.xattrs[name]) for name in node.xattrs)
+    except ValueError as error:
+        raise ImageError(f"{inode.path!r}: {error}") from error
     if isinstance(node, Regular):
         inode.size = node.size
     elif isinstance(node, Symlink):

@@ -45,6 +45,9 @@ _XATTR_HEADER_BYTES = 12
 # struct erofs_xattr_entry { __u8 e_name_len, e_name_index; __le16 e_value_size; name, value }
 _XATTR_ENTRY = struct.Struct("<BBH")
 _XATTR_ALIGNMENT = 4
+_XATTR_NAME_MAX = 0xFF
+_XATTR_VALUE_MAX = 0xFFFF
+_XATTRS_MAX = (0xFFFF - 1) * _XATTR_ALIGNMENT  # i_xattr_icount has 16 bits
 _XATTR_INDEXES = (  # EROFS_XATTR_INDEX_*
     (b"user.", 1),
     (b"system.posix_acl_access", 2),
@@ -89,6 +92,9 @@ def encode_xattrs(xattrs: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Return what stands behind an inode for its extended attributes; nothing if it has none.
 
     Those whose names erofs has no place for are left out. Sorted by name.
+
+    Raises:
+        ValueError: they are too large.
     """
     entries = bytearray()
     for name, value in sorted(xattrs):
@@ -96,8 +102,12 @@ def encode_xattrs(xattrs: Iterable[tuple[bytes, bytes]]) -> bytes:
         if place is None:
             continue
         index, rest = place
+        if len(rest) > _XATTR_NAME_MAX or len(value) > _XATTR_VALUE_MAX:
+            raise ValueError("an extended attribute is too large")
         entries += _XATTR_ENTRY.pack(len(rest), index, len(value)) + rest + value
         entries += bytes(-len(entries) % _XATTR_ALIGNMENT)
+    if len(entries) > _XATTRS_MAX:
+        raise ValueError("extended attributes are too large together")
     return bytes(_XATTR_HEADER_BYTES) + bytes(entries) if entries else b""
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from voidbox.images.errors import ImageError
-from voidbox.images.limits import DEFAULT_LIMITS, Limits
+from voidbox.images.limits import DEFAULT_LIMITS, DEPTH_MAX, Limits
 from voidbox.images.tree import (
     Directory,
     Extent,
@@ -124,8 +124,8 @@ class _Reader:
             self._describe(tree.root, path, os.stat(path))
         while pending:
             folder, node, depth = pending.pop()
-            if depth > self._limits.depth:
-                raise ImageError(f"{os.fsdecode(folder)}: folders in folders, too deep")
+            if depth > DEPTH_MAX:
+                raise ImageError(f"{os.fsdecode(folder)}: more than {DEPTH_MAX} folders deep")
             with _said(folder), os.scandir(folder) as entries:
                 found = sorted(entries, key=lambda entry: entry.name)
             for entry in found:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from io import BufferedReader
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from voidbox.errors import ConfigError
 from voidbox.images import progress
@@ -24,7 +24,8 @@ from voidbox.images.archive import (
 )
 from voidbox.images.assemble import LayerSource, add_tree, make_image
 from voidbox.images.boxes import Box, FolderBox, TarBox
-from voidbox.images.config import ImageConfig, is_clean
+from voidbox.images.config import DEFAULT_ENV, ImageConfig
+from voidbox.images.config_change import ConfigChange
 from voidbox.images.errors import ImageError
 from voidbox.images.host_folder import read_folder
 from voidbox.images.limits import DEFAULT_LIMITS
@@ -40,51 +41,6 @@ STDIN = "-"
 _XZ, _BZIP2 = b"\xfd7zXZ", b"BZh"
 _STANDARD_LIBRARYS = (_XZ, _BZIP2)
 _UNPACKS = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd")  # gzip, zstd
-_DEFAULT_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-
-
-class ConfigChange(NamedTuple):
-    """What is to be different from what an image says itself; None leaves it.
-
-    Attributes:
-        env: variables more, or with other values.
-        entrypoint: () for none; takes away `cmd` too, as docker does.
-    """
-
-    env: Mapping[str, str] | None = None
-    workdir: str | None = None
-    user: str | None = None
-    entrypoint: Sequence[str] | None = None
-    cmd: Sequence[str] | None = None
-
-    def apply(self, config: ImageConfig) -> ImageConfig:
-        """Return the configuration with the changes.
-
-        Raises:
-            ConfigError: a value cannot be used.
-        """
-        self._check()
-        if self.env is not None:
-            config = config._replace(env={**config.env, **self.env})
-        if self.workdir is not None:
-            config = config._replace(workdir=self.workdir)
-        if self.user is not None:
-            config = config._replace(user=self.user)
-        if self.entrypoint is not None:
-            config = config._replace(entrypoint=tuple(self.entrypoint), cmd=())
-        if self.cmd is not None:
-            config = config._replace(cmd=tuple(self.cmd))
-        return config
-
-    def _check(self) -> None:
-        for name, value in (self.env or {}).items():
-            if not name or "=" in name or not is_clean(name) or not is_clean(value):
-                raise ConfigError(f"{name!r} is no variable, or its value is none")
-        if self.workdir is not None and not self.workdir.startswith("/"):
-            raise ConfigError(f"the workdir {self.workdir!r} is not absolute")
-        words = [self.workdir or "", self.user or "", *(self.entrypoint or ()), *(self.cmd or ())]
-        if not all(map(is_clean, words)):
-            raise ConfigError("a word of the image's configuration is too long, or has a NUL")
 
 
 def import_(
@@ -210,11 +166,11 @@ class _Import:
     def _from_tar(self, file: BinaryIO) -> Image:
         file.seek(0)
         layer = LayerSource("", "", os.fstat(file.fileno()).st_size, lambda: file)
-        record = self._record(self._change.apply(ImageConfig(env=_DEFAULT_ENV)))
+        record = self._record(self._change.apply(ImageConfig(env=DEFAULT_ENV)))
         return make_image(self._store, self._reference, record, [layer], self._report)
 
     def _from_folder(self) -> Image:
-        record = self._record(self._change.apply(ImageConfig(env=_DEFAULT_ENV)))
+        record = self._record(self._change.apply(ImageConfig(env=DEFAULT_ENV)))
         with self._store.draft() as draft, read_folder(self._source) as tree:
             return add_tree(self._store, draft, self._reference, record, tree, self._report)
 

@@ -16,9 +16,7 @@ class Limits(NamedTuple):
         ratio: unpacked to packed bytes of a layer; above `ratio_from_bytes` only, for a short
             archive may well consist of zeros.
         ratio_from_bytes: see there.
-        depth: of folders in each other.
-        path_bytes: of a whole path.
-        header_bytes: of one extended header (PAX, GNU), which tells long names and xattrs.
+        header_bytes: of one entry's headers (PAX, GNU): long names, xattrs, maps of holes.
         xattr_bytes: of one file's extended attributes together.
     """
 
@@ -26,12 +24,12 @@ class Limits(NamedTuple):
     total_bytes: int = 64 * GIB
     ratio: int = 400
     ratio_from_bytes: int = GIB // 4
-    depth: int = 256
-    path_bytes: int = 4095  # PATH_MAX less its NUL (limits.h)
     header_bytes: int = 1 << 20
     xattr_bytes: int = 128 << 10
 
 
+DEPTH_MAX = 256  # of folders in each other; what walks a tree may count on it
+PATH_BYTES_MAX = 4095  # PATH_MAX less its NUL (limits.h)
 NAME_BYTES_MAX = 255  # NAME_MAX (limits.h), EROFS_NAME_LEN
 LINK_BYTES_MAX = 4095
 ID_MAX = (1 << 32) - 2  # (uid_t)-1 means "leave it" to chown(2)

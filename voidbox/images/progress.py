@@ -6,9 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-CACHED, DOWNLOAD, LAYER, UNPACK, WRITE, WAIT = (
-    "cached", "download", "layer", "unpack", "write", "wait",
-)  # fmt: skip
+CACHED, DOWNLOAD, LAYER, UNPACK = "cached", "download", "layer", "unpack"
+WRITE, WAIT, INSTALL = "write", "wait", "install"
 
 
 class ImageProgress(NamedTuple):
@@ -16,9 +15,9 @@ class ImageProgress(NamedTuple):
 
     Attributes:
         stage: "download" (of all layers together), "layer" (one has arrived), "cached" (one was
-            there), "unpack" (a layer), "write" (the file system), or "wait" (for somebody else
-            who makes the same).
-        item: the digest of a layer; "" where it is about the whole.
+            there), "unpack" (a layer), "install" (what the installation of packages says),
+            "write" (the file system), or "wait" (for somebody else who makes the same).
+        item: the digest of a layer, or what is said; "" where it is about the whole.
         done: bytes so far.
         total: bytes in all.
     """

@@ -138,7 +138,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
         read_folder(str(tmp_path / "file"))
 
 
-@pytest.mark.parametrize("limits", [Limits(entries=3), Limits(total_bytes=1000), Limits(depth=0)])
+@pytest.mark.parametrize("limits", [Limits(entries=3), Limits(total_bytes=1000)])
 def test_limits(folder: Path, limits: Limits) -> None:
     with pytest.raises(ImageError):
         read_folder(str(folder), limits=limits)
