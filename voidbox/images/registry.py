@@ -23,7 +23,8 @@ from voidbox.images.transport import (
 )
 
 ATTEMPTS = 5
-BACKOFF_S, _BACKOFF_S_MAX = 0.5, 30.0
+BACKOFF_S = 1.0  # before a second attempt; twice as long before each further one
+_BACKOFF_MAX = 30.0  # times that, where the registry says how long
 _DOCKER_IO_HOST = "registry-1.docker.io"
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-[0-9]{1,19}/(?:[0-9]{1,19}|\*)")
@@ -45,7 +46,6 @@ class Registry:
         reference: names the registry and the repository.
         is_insecure: http, or certificates that nobody vouches for, will do.
         timeout_s: for any sign of life.
-        backoff_s: before a second attempt; twice as long before each further one.
         stop: once it is set, nothing is tried again.
     """
 
@@ -55,12 +55,10 @@ class Registry:
         *,
         is_insecure: bool = False,
         timeout_s: float = 30.0,
-        backoff_s: float = BACKOFF_S,
         stop: threading.Event | None = None,
     ) -> None:
         self.name = reference.registry
         self._repository = reference.repository
-        self._backoff_s = backoff_s
         self._stop = stop or threading.Event()
         self._transport = Transport(is_insecure=is_insecure, timeout_s=timeout_s)
         host = _DOCKER_IO_HOST if self.name == DEFAULT_REGISTRY else self.name
@@ -160,10 +158,8 @@ class Registry:
         Raises:
             Lost: the error given, if there is to be none.
         """
-        after_s = self._backoff_s * 2 ** (number - 1)
-        if self._backoff_s:
-            after_s = max(after_s, min(error.after_s, _BACKOFF_S_MAX))
-        if self._stop.wait(after_s):
+        after_s = max(2 ** (number - 1), min(error.after_s, _BACKOFF_MAX))
+        if self._stop.wait(after_s * BACKOFF_S):
             raise error
 
     def _manifest(self, which: str, expected: str) -> tuple[str, Manifest | Index]:
