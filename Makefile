@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 export VENV
 
-.PHONY: demo test test-fast test-lab lint bench setup kernels image network-image clean
+.PHONY: demo test test-fast test-lab lint bench setup kernels image network-image claude-image clean
 
 demo: setup
 	scripts/demo.sh
@@ -55,6 +55,10 @@ network-image: setup
 	scripts/build_guest_image.sh --with curl --with netcat-openbsd
 	scripts/build_guest_image.sh --with curl --with netcat-openbsd \
 		--kernel "$$(kernel/fetch_debian.sh cloud)"
+
+# For those tests that need Claude Code, if you accept Anthropic's terms: `make test` does not fetch it.
+claude-image: setup
+	scripts/build_claude_rootfs.sh --version 2.1.112
 
 setup:
 	scripts/setup.sh

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import ROOT
+from voidbox.errors import ConfigError
+from voidbox.images.store import ImageStore
 
 pytestmark = pytest.mark.boot
 EXAMPLES = ROOT / "examples"
@@ -81,3 +83,40 @@ def test_mcp_agent() -> None:
     assert "/workspace/divisors.py  " in out
     assert "sandbox_read_file: error: " in out
     assert re.search(r"sandbox_list: [\w-]+: running, 512 MiB", out)
+
+
+def need_image(name: str, how: str) -> None:
+    """Skip what needs an image that is not there."""
+    try:
+        ImageStore().find(name)
+    except ConfigError:
+        pytest.skip(f"no image {name!r}: {how}")
+
+
+def test_claude_code_against_a_stand_in_for_its_api() -> None:
+    need_image(
+        "claude",
+        "scripts/build_claude_rootfs.sh --version 2.1.112 makes it from npm, under Anthropic's "
+        "terms, which is why make test does not",
+    )
+    in_order(
+        run("claude_in_voidbox.py", "--real", "--mock-api", timeout_s=500),
+        "the key stays here: the guest reaches 127.0.0.1:",
+        "[vsock] attempt 1 connect OK (cid=", "handshake OK (Pong received)",
+        "(Claude Code), uid 1000",
+        "plan: $ claude -p ", "api: Read", "api: PLAN", "ExecResponse received exit_code=0",
+        "apply: $ claude -p ", "api: Edit", "api: Bash", "ExecResponse received exit_code=0",
+        "DONE: total() adds now", "tests: all tests passed", "the proxy forwarded ",
+        "+        result += number", "+all tests passed", "Demo completed",
+    )  # fmt: skip
+
+
+def test_plot_by_matplotlib(tmp_path: Path) -> None:
+    need_image(
+        "plot",
+        "voidbox image build plot --debian bookworm --package python3-matplotlib makes it, of "
+        "1.2 GB of packages",
+    )
+    out = run("plot.py", "--image", "plot", "--output", "plot.png")
+    assert "drawn by matplotlib " in out
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
