@@ -37,7 +37,7 @@ from voidbox import Sandbox, VoidboxError, defaults
 from voidbox.agent.core import printable
 from voidbox.cli import doctor
 
-API = "https://api.anthropic.com"
+API_HOST = "api.anthropic.com"
 IMAGE = "claude"  # scripts/build_claude_rootfs.sh gives it this name
 TURN_S = 900.0
 SANDBOX_S = 3600.0
@@ -121,14 +121,24 @@ def parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--real", action="store_true", help="run the Claude Code CLI")
     parser.add_argument("--mock-api", action="store_true", help="with --real: no key, no network")
+    parser.add_argument(
+        "--key-in-guest",
+        action="store_true",
+        help="with --real: no proxy; the guest has the key, and reaches the API's host alone",
+    )
     parser.add_argument("--image", default=IMAGE, help="with --real: an image with the CLI in it")
     parser.add_argument("--memory", default=CLAUDE.memory, help="with --real: such as 4G")
     parser.add_argument("--model", help="with --real: another than the CLI's own choice")
     parser.add_argument("--task", help="with --real: what to do")
     parser.add_argument("--folder", type=Path, help="with --real: on which files of this host")
     options = parser.parse_args()
-    if not options.real and any((options.mock_api, options.task, options.folder)):
-        parser.error("--mock-api, --task and --folder go with --real")
+    others = (options.mock_api, options.key_in_guest, options.task, options.folder)
+    if not options.real and any(others):
+        parser.error("--mock-api, --key-in-guest, --task and --folder go with --real")
+    if options.mock_api and options.key_in_guest:
+        parser.error(
+            "--mock-api needs no key in the guest: it is this host's proxy that reaches it"
+        )
     if options.mock_api and (options.task or options.folder):
         parser.error("the API's stand-in knows one task alone: leave --task and --folder out")
     if bool(options.task) != bool(options.folder):
@@ -164,29 +174,50 @@ def _run_real(stack: contextlib.ExitStack, options: argparse.Namespace, folder: 
     why = no_vm_reason()
     if why:
         raise DemoFailed(f"--real needs a VM, but {why}; scripts/with-kvm -- COMMAND has one")
-    if options.mock_api:
-        api = stack.enter_context(MockApi(on_request=lambda line: say(f"  api: {line}")))
-        upstream, key = api.url, "the real key"
-    else:
-        upstream, key = API, os.environ.get("ANTHROPIC_API_KEY", "")
-        if not key:
-            raise DemoFailed("set ANTHROPIC_API_KEY, which stays on this host; or try --mock-api")
-    proxy = stack.enter_context(KeyProxy(upstream, key))
+    way = _open_way(stack, options)
     model = ("--model", options.model) if options.model else ()
-    envs = {"ANTHROPIC_BASE_URL": proxy.guest_url, "ANTHROPIC_API_KEY": proxy.password}
     agent = CLAUDE._replace(
-        command=(*CLAUDE.command, *model), envs={**CLAUDE.envs, **envs}, memory=options.memory
+        command=(*CLAUDE.command, *model), envs={**CLAUDE.envs, **way.envs}, memory=options.memory
     )
-    say(f"the key stays here: the guest reaches 127.0.0.1:{proxy.port}, and nothing else")
-    # The gateway's port is all that is open: an empty list of names denies the rest.
-    network = {"allow_host_ports": [proxy.port], "outbound_domain_allowlist": []}
-    with _sandbox(folder, agent, image=options.image, user="sandbox", **network) as sandbox:
+    say(way.told)
+    with _sandbox(folder, agent, image=options.image, user="sandbox", **way.network) as sandbox:
         version = run(sandbox, [*CLAUDE.command, "--version"], agent.envs)
         say(f"  {printable(version.strip())}, uid {run(sandbox, ['id', '-u'], {}).strip()}")
         two_turns(sandbox, agent, options.task or TASK)
         if not options.task:
             run_tests(sandbox)
-    say(f"the proxy forwarded {proxy.forwarded} requests and refused {proxy.refused}")
+    if way.proxy is not None:
+        say(f"the proxy forwarded {way.proxy.forwarded} requests, refused {way.proxy.refused}")
+
+
+class _Way(NamedTuple):
+    """How the guest gets to the API: the network that it has, and the variables that say so."""
+
+    network: Mapping[str, Any]
+    envs: Mapping[str, str]
+    told: str
+    proxy: KeyProxy | None = None
+
+
+def _open_way(stack: contextlib.ExitStack, options: argparse.Namespace) -> _Way:
+    if options.mock_api:
+        api = stack.enter_context(MockApi(on_request=lambda line: say(f"  api: {line}")))
+        upstream, key = api.url, "the real key"
+    else:
+        upstream, key = f"https://{API_HOST}", os.environ.get("ANTHROPIC_API_KEY", "")
+        if not key:
+            raise DemoFailed("set ANTHROPIC_API_KEY, which stays on this host; or try --mock-api")
+    if options.key_in_guest:
+        told = f"the guest has the key, and reaches {API_HOST}, and nothing else"
+        return _Way({"allow": [f"{API_HOST}:443"]}, {"ANTHROPIC_API_KEY": key}, told)
+    proxy = stack.enter_context(KeyProxy(upstream, key))
+    return _Way(
+        # The gateway's port is all that is open: an empty list of names denies the rest.
+        {"allow_host_ports": [proxy.port], "outbound_domain_allowlist": []},
+        {"ANTHROPIC_BASE_URL": proxy.guest_url, "ANTHROPIC_API_KEY": proxy.password},
+        f"the key stays here: the guest reaches 127.0.0.1:{proxy.port}, and nothing else",
+        proxy,
+    )
 
 
 def no_vm_reason() -> str:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,6 +61,7 @@ def test_the_mock_works_without_anything(tmp_path: Path) -> None:
         (["--real"], 1, "Demo failed: --real needs a VM, but "),
         (["--mock-api"], 2, "go with --real"),
         (["--real", "--mock-api", "--task", "x", "--folder", "/"], 2, "one task alone"),
+        (["--real", "--mock-api", "--key-in-guest"], 2, "no key in the guest"),
         (["--real", "--task", "x"], 2, "both, or neither"),
         (["--real", "--task", "x", "--folder", "/nowhere"], 2, "no such folder"),
     ],
@@ -123,7 +125,7 @@ def test_the_real_ones_way_through_proxy_and_mock_api(
         "0.0 (fake), uid ",
         "plan: $ ", "api: Read", "api: PLAN", "  PLAN: in calc.py",
         "apply: $ ", "api: Read", "api: Edit", "api: Bash", "  DONE: ",
-        "tests: all tests passed", "the proxy forwarded 6 requests and refused 0",
+        "tests: all tests passed", "the proxy forwarded 6 requests, refused 0",
         "+        result += number", "+all tests passed", "Demo completed",
     )  # fmt: skip
     (api,) = demo.apis
@@ -139,6 +141,19 @@ def test_a_key_is_needed_for_the_real_api(
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     assert demo.main() == 1
     assert "set ANTHROPIC_API_KEY, which stays on this host" in capsys.readouterr().out
+
+
+def test_a_key_in_the_guest_opens_the_apis_host_alone(
+    demo: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo.apis.append(SimpleNamespace())
+    monkeypatch.setattr(sys, "argv", ["claude_in_voidbox.py", "--real", "--key-in-guest"])
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "mine")
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:1")  # of the fake: nobody listens
+    assert demo.main() == 1
+    assert demo.options["allow"] == ["api.anthropic.com:443"]
+    assert "allow_host_ports" not in demo.options
+    assert "the guest has the key" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
