@@ -24,14 +24,14 @@ SERVER = StdioServerParameters(
 PROGRAM = "print(sum(n for n in range(1, 10) if 9 % n == 0))\n"
 
 
-async def main(server: Any = SERVER, **where: str) -> None:
+async def main(server: Any = SERVER) -> None:
     """Write a program, run it, look at it, and make a mistake."""
     async with Client(server) as client:
         names = [tool.name for tool in (await client.list_tools()).tools]
         print(f"tools: {', '.join(names)}")
         # No sandbox is named: the first call makes one.
         await call(client, "sandbox_write_file", path="divisors.py", content=PROGRAM)
-        await call(client, "sandbox_exec", command="python3 divisors.py", **where)
+        await call(client, "sandbox_exec", command="python3 divisors.py")
         await call(client, "sandbox_list_files")
         await call(client, "sandbox_read_file", path="nothing.txt")
         await call(client, "sandbox_list")

@@ -96,7 +96,7 @@ class _Tools:
         self,
         command: Annotated[str, Field(description="a line for /bin/sh")],
         sandbox: _Name = "",
-        cwd: Annotated[str, Field(description="where it runs")] = "/workspace",
+        cwd: Annotated[str, Field(description="where it runs; /workspace")] = "",
         stdin: Annotated[str, Field(description="what it reads")] = "",
         timeout_seconds: Annotated[
             float, Field(gt=0, le=COMMAND_S_MAX, description="it is ended then")
@@ -106,7 +106,9 @@ class _Tools:
         box = await self._shelf.find(sandbox)
         notes: tuple[str, ...] = ()
         try:
-            result = await box.commands.run(command, cwd=cwd, stdin=stdin, timeout=timeout_seconds)
+            result = await box.commands.run(
+                command, cwd=cwd or None, stdin=stdin, timeout=timeout_seconds
+            )
         except CommandTimeout as error:
             if not isinstance(error.result, CommandResult):
                 raise

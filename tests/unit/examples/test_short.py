@@ -49,7 +49,7 @@ def test_mcp_agent(agent_path: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     import mcp_agent
 
     server = Server(agent_path, tmp_path)
-    asyncio.run(mcp_agent.main(make_server(Shelf(server.make)), cwd=f"{tmp_path}/box-1"))
+    asyncio.run(mcp_agent.main(make_server(Shelf(server.make))))
     out = capsys.readouterr().out
     assert "sandbox_exec: exit code: 0\nstdout:\n13\n" in out
     assert "sandbox_read_file: error: " in out
