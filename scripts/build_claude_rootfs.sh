@@ -44,7 +44,9 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
-command -v mmdebstrap >/dev/null || fail "mmdebstrap is missing: apt-get install mmdebstrap"
+command -v mmdebstrap >/dev/null || fail "mmdebstrap is missing: apt-get install mmdebstrap uidmap"
+[ "$(id -u)" = 0 ] || command -v newuidmap >/dev/null ||
+    fail "mmdebstrap needs newuidmap, unless it is root's: apt-get install uidmap"
 [ -n "$tarball" ] || command -v npm >/dev/null ||
     fail "npm is missing: apt-get install npm, or give --tarball FILE"
 
