@@ -33,6 +33,7 @@ class Guest(NamedTuple):
         modules = self.root / "usr/lib/voidbox/modules"
         if not modules.exists():
             modules.touch()
+        (self.root / "dev/zero").write_bytes(bytes(8192))
         script = SCRIPT.read_text()
         for folder in ("dev", "sys", "proc", "runtime", "image", "upper", "root", "etc"):
             for before in (" ", "=", '"', ">", "<", "\n"):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.images.erofs_reader import Image
 from voidbox.defaults import cache_folder
 
 ROOT = Path(__file__).parents[2]
@@ -60,9 +61,9 @@ class Kernel:
         content = module(*modinfo)
         file.write_bytes(lzma.compress(content) if path.endswith(".xz") else content)
 
-    def install(self, root: Path) -> subprocess.CompletedProcess[str]:
+    def install(self, root: Path, *words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, ROOT / "scripts" / "guest_modules.py"]
-        command += [self.folder / "config", self.modules, root]
+        command += [self.folder / "config", self.modules, root, *words]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -106,6 +107,20 @@ def test_only_what_is_a_module_is_taken_and_what_it_needs_comes_first(
     assert dependencies(tmp_path)["virtio_mmio.ko"] == ["virtio.ko", "virtio_ring.ko"]
     aliases = tmp_path / f"usr/lib/modules/{RELEASE}/modules.alias"
     assert aliases.read_text() == "alias fs-overlay overlay\n"
+
+
+def test_what_mounts_the_root_is_apart_and_all_loaded_at_once(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    kernel.configure(VIRTIO_MMIO="m", VIRTIO_BLK="m", EROFS_FS="m", VIRTIO_NET="m", EXT4_FS="y")
+    kernel.add("drivers/virtio/virtio_mmio.ko", "depends=")
+    kernel.add("drivers/block/virtio_blk.ko", "depends=")
+    kernel.add("fs/erofs.ko", "depends=libcrc32c")
+    kernel.add("lib/libcrc32c.ko", "depends=")
+    kernel.add("drivers/net/virtio_net.ko", "depends=")
+    assert kernel.install(tmp_path, "boot").returncode == 0
+    assert listed(tmp_path) == ["virtio_mmio.ko", "virtio_blk.ko", "libcrc32c.ko", "erofs.ko"]
+    assert packed(tmp_path / "usr") == set(listed(tmp_path))
 
 
 def test_a_kernel_with_everything_built_in_gets_none(kernel: Kernel, tmp_path: Path) -> None:
@@ -246,8 +261,10 @@ def copy_packages(cache: Path) -> Path:
         (cache / "debs" / path.name).symlink_to(path)
     for path in source.glob("resolved-*"):
         names = path.read_text().split()
-        # The list of the base alone: no package beyond it is the shortest.
-        if names and all((source / name).exists() for name in names):
+        # The list of the base alone: no package beyond it is the shortest. An older base had no
+        # tools for disks.
+        is_ours = any(name.startswith("e2fsprogs_") for name in names)
+        if is_ours and all((source / name).exists() for name in names):
             shutil.copyfile(path, cache / "debs" / path.name)
     lists = list((cache / "debs").glob("resolved-*"))
     if not lists:
@@ -313,6 +330,26 @@ def test_the_image_has_what_a_guest_needs(built: Built) -> None:
     assert not [name for name in found if name.startswith(("usr/share/doc", "usr/share/man"))]
 
 
+def test_what_boots_from_disks_stands_beside_it(built: Built) -> None:
+    boot, runtime = built.image.parent / "boot.cpio", built.image.parent / "runtime.erofs"
+    assert boot.stat().st_size < 3_000_000
+    found = contents(boot)
+    init = ROOT / "scripts" / "guest_boot_init.sh"
+    assert found["init"] == (stat.S_IFREG | 0o755, init.read_bytes())
+    assert found["usr/lib/voidbox/modules"][1] == b""
+    assert set(found) > {"bin/sh", "bin/poweroff", "bin/switch_root", "dev/console", "etc/voidbox"}
+    for folder in ("image", "root", "runtime", "upper"):
+        assert stat.S_ISDIR(found[folder][0])
+    assert runtime.stat().st_size < 49_000_000
+    tree = Image(runtime.read_bytes()).files()
+    tools = "usr/lib/voidbox/e2fs"
+    assert {f"{tools}/mke2fs", f"{tools}/libext2fs.so.2", "init", "etc/voidbox"} <= set(tree)
+    assert stat.S_IMODE(tree["tmp"].mode) == 0o1777 and stat.S_IMODE(tree["root"].mode) == 0o700
+    assert {(file.uid, file.gid, file.mtime_ns) for file in tree.values()} == {(0, 0, 0)}
+    # They are the runtime's alone: the initramfs is memory.
+    assert not [name for name in contents(built.image) if "voidbox/e2fs" in name]
+
+
 def test_everything_is_compiled_for_good(built: Built) -> None:
     """PEP 552: flags 1 say that the hash is not checked, so the sources are not even looked at."""
     found = contents(built.image)
@@ -333,7 +370,9 @@ def test_the_bytes_depend_on_the_inputs_alone(built: Built, tmp_path: Path) -> N
     assert (status, errors) == (0, "")
     again = Path(output.strip())
     assert again.parent.name == built.image.parent.name
-    assert again.read_bytes() == built.image.read_bytes()
+    for name in ("initramfs.cpio", "boot.cpio", "runtime.erofs"):
+        first, second = built.image.parent / name, again.parent / name
+        assert first.read_bytes() == second.read_bytes(), name
 
 
 def test_a_built_image_needs_neither_apt_nor_time(built: Built) -> None:
