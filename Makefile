@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 export VENV
 
-.PHONY: demo test test-fast test-lab lint bench setup kernels image network-image clean
+.PHONY: demo test test-fast test-lab lint bench setup kernels image network-image registry clean
 
 demo: setup
 	scripts/demo.sh
@@ -12,7 +12,7 @@ demo: setup
 test: setup lint test-fast test-lab
 
 # A file's tests stay together: what they share is made once.
-test-fast: setup
+test-fast: setup registry
 	$(PYTHON) -m pytest -n auto --dist loadfile tests/unit tests/guest
 
 # The lab's software CPU now and then stalls or resets a nested guest, about once in a hundred boots:
@@ -55,6 +55,10 @@ network-image: setup
 	scripts/build_guest_image.sh --with curl --with netcat-openbsd
 	scripts/build_guest_image.sh --with curl --with netcat-openbsd \
 		--kernel "$$(kernel/fetch_debian.sh cloud)"
+
+# A real registry, for the tests of `voidbox image pull`.
+registry:
+	scripts/fetch_registry.sh
 
 setup:
 	scripts/setup.sh
