@@ -3,7 +3,8 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 export VENV
 
-.PHONY: demo test test-fast test-lab lint bench setup kernels image network-image claude-image clean
+.PHONY: demo test test-fast test-lab lint bench setup kernels image network-image registry \
+	claude-image clean
 
 demo: setup
 	scripts/demo.sh
@@ -12,7 +13,7 @@ demo: setup
 test: setup lint test-fast test-lab
 
 # A file's tests stay together: what they share is made once.
-test-fast: setup
+test-fast: setup registry
 	$(PYTHON) -m pytest -n auto --dist loadfile tests/unit tests/guest
 
 # The lab's software CPU now and then stalls or resets a nested guest, about once in a hundred boots:
@@ -59,6 +60,10 @@ network-image: setup
 # For those tests that need Claude Code, if you accept Anthropic's terms: `make test` does not fetch it.
 claude-image: setup
 	scripts/build_claude_rootfs.sh --version 2.1.112
+
+# A real registry, for the tests of `voidbox image pull`.
+registry:
+	scripts/fetch_registry.sh
 
 setup:
 	scripts/setup.sh

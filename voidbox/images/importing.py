@@ -122,11 +122,13 @@ class _Import:
             except OSError as error:
                 raise durable.failure("unpack into", draft.spool, error) from error
             box = TarBox(file, is_member)
-            if not box.is_other and is_archive(box):
-                return self._from_archive(box, tag, platform)
+            if box.is_other:
+                return self._from_tar(file)
             if box.is_empty:
                 raise ImageError("it is no tar archive, or has nothing in it")
-            return self._from_tar(file)
+            if not is_archive(box):
+                raise ImageError("it is cut short: it has neither manifest.json nor index.json")
+            return self._from_archive(box, tag, platform)
 
     def _open(self) -> BinaryIO:
         try:

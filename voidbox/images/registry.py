@@ -203,23 +203,21 @@ class Registry:
         return self._ask(path, headers, self._authorization)
 
     def _ask(self, path: str, headers: Mapping[str, str], authorization: str) -> Answer:
-        first: RegistryError | None = None
+        failure: RegistryError | None = None
+        refusal: RegistryError | None = None
         for base in self._bases:
             try:
                 answer = self._transport.get(f"{base}/{path}", headers, authorization)
             except (Unreachable, Lost) as error:
-                if len(self._bases) == 1:
-                    raise
-                first = first or error
+                failure = failure or error
                 continue
-            if answer.status == 400 and len(self._bases) > 1 and base is self._bases[0]:
+            if answer.status == 400 and base is not self._bases[-1]:
                 answer.close()  # as servers that want TLS answer what is plain
-                first = RegistryError(f"{self.name} answers with status 400")
+                refusal = RegistryError(f"{answer.host} answers with status 400")
                 continue
             self._bases = [base]
             return answer
-        assert first is not None
-        raise first
+        raise failure or refusal or RegistryError(f"{self.name} cannot be asked")
 
     def _expect(self, answer: Answer, what: str) -> None:
         """Refuse whatever is no success."""
@@ -229,7 +227,7 @@ class Registry:
         if status in _BUSY:
             error = Lost(f"{answer.host} is busy or broken: status {status}")
             after = answer.headers.get("Retry-After", "")
-            error.after_s = float(after) if after.isdecimal() and len(after) < 6 else 0.0
+            error.after_s = float(after) if after.isdecimal() and len(after) < 10 else 0.0
             raise error
         if status == 404:
             raise RegistryError(f"{self.name} has no such {what} of {self._repository}")

@@ -235,12 +235,12 @@ class Transport:
                 preload_content=False, decode_content=False, redirect=False, retries=False,
                 timeout=timeout,
             )  # fmt: skip
-        except ConnectTimeoutError as error:
-            raise Unreachable(f"{url.host} port {url.port} does not answer") from error
         except NameResolutionError as error:
             raise Unreachable(f"there is no host {url.host}, or no network") from error
         except NewConnectionError as error:
             raise Unreachable(f"cannot connect to {url.host} port {url.port}") from error
+        except ConnectTimeoutError as error:
+            raise Unreachable(f"{url.host} port {url.port} does not answer") from error
         except SSLError as error:
             raise Unreachable(
                 f"{url.host} port {url.port} is not trusted, or speaks no TLS ({_why(error)}): "
