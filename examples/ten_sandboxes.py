@@ -11,7 +11,7 @@ import time
 
 from voidbox import AsyncSandbox
 
-LIMIT = 20_000
+LIMIT = 5_000
 COUNT = """\
 import sys
 
