@@ -3,7 +3,8 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 export VENV
 
-.PHONY: demo test test-fast test-lab lint bench setup kernels image network-image disk-images clean
+.PHONY: demo test test-fast test-lab lint bench setup kernels image network-image disk-images registry \
+	clean
 
 demo: setup
 	scripts/demo.sh
@@ -12,7 +13,7 @@ demo: setup
 test: setup lint test-fast test-lab
 
 # A file's tests stay together: what they share is made once.
-test-fast: setup
+test-fast: setup registry
 	$(PYTHON) -m pytest -n auto --dist loadfile tests/unit tests/guest
 
 # The lab's software CPU now and then stalls or resets a nested guest, about once in a hundred boots:
@@ -59,6 +60,10 @@ network-image: setup
 # Roots on disks for the tests, which have no network where they run.
 disk-images: setup
 	$(PYTHON) -m tests.e2e.disk_images
+
+# A real registry, for the tests of `voidbox image pull`.
+registry:
+	scripts/fetch_registry.sh
 
 setup:
 	scripts/setup.sh

@@ -7,10 +7,12 @@ its end. What is in `blobs` is whole.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Protocol
 
 from voidbox.images.flock import OwnedFile
 from voidbox.images.manifest import Descriptor
@@ -55,18 +57,45 @@ class Blobs:
         except FileNotFoundError:
             return False
 
-    def discard(self, digest: str) -> None:
-        """Delete a layer that turned out to be damaged.
+    def open(self, digest: str) -> BinaryIO:
+        """Return a stream of a layer that is there. Raises OSError."""
+        return open(self.file(digest), "rb")
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Return a context in which nobody deletes layers that no image needs; see prune.
 
         Raises:
-            HostError: it cannot be deleted.
+            HostError: the folder cannot be opened.
         """
+        path = f"{self._path}/{BLOBS}"
         try:
-            os.unlink(self.file(digest))
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise durable.failure("lock", path, error) from error
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(fd)
+
+    def discard_damaged(self, digest: str) -> bool:
+        """Delete a layer if it is not what its digest says; returns whether it was.
+
+        Raises:
+            HostError: it cannot be read or deleted.
+        """
+        path = self.file(digest)
+        try:
+            with open(path, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == digest[7:]:
+                    return False
+            os.unlink(path)
         except FileNotFoundError:
             pass
         except OSError as error:
-            raise durable.failure("delete", self.file(digest), error) from error
+            raise durable.failure("delete", path, error) from error
+        return True
 
     def fetch(self, registry: Registry, layer: Descriptor, on_bytes: OnBytes) -> bool:
         """Have a layer be there; returns whether it had to be fetched.

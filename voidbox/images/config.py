@@ -13,6 +13,9 @@ from voidbox.images.errors import ImageError
 
 _WORDS_MAX, _TEXT_BYTES_MAX = 4096, 128 << 10  # the kernel's MAX_ARG_STRLEN
 
+# For what says nothing of its own; docker's.
+DEFAULT_ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+
 
 class ImageConfig(NamedTuple):
     """What an image says about what runs in it.

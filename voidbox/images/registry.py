@@ -23,7 +23,8 @@ from voidbox.images.transport import (
 )
 
 ATTEMPTS = 5
-BACKOFF_S, _BACKOFF_S_MAX = 0.5, 30.0
+BACKOFF_S = 1.0  # before a second attempt; twice as long before each further one
+_BACKOFF_MAX = 30.0  # times that, where the registry says how long
 _DOCKER_IO_HOST = "registry-1.docker.io"
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-[0-9]{1,19}/(?:[0-9]{1,19}|\*)")
@@ -45,7 +46,6 @@ class Registry:
         reference: names the registry and the repository.
         is_insecure: http, or certificates that nobody vouches for, will do.
         timeout_s: for any sign of life.
-        backoff_s: before a second attempt; twice as long before each further one.
         stop: once it is set, nothing is tried again.
     """
 
@@ -55,12 +55,10 @@ class Registry:
         *,
         is_insecure: bool = False,
         timeout_s: float = 30.0,
-        backoff_s: float = BACKOFF_S,
         stop: threading.Event | None = None,
     ) -> None:
         self.name = reference.registry
         self._repository = reference.repository
-        self._backoff_s = backoff_s
         self._stop = stop or threading.Event()
         self._transport = Transport(is_insecure=is_insecure, timeout_s=timeout_s)
         host = _DOCKER_IO_HOST if self.name == DEFAULT_REGISTRY else self.name
@@ -160,10 +158,8 @@ class Registry:
         Raises:
             Lost: the error given, if there is to be none.
         """
-        after_s = self._backoff_s * 2 ** (number - 1)
-        if self._backoff_s:
-            after_s = max(after_s, min(error.after_s, _BACKOFF_S_MAX))
-        if self._stop.wait(after_s):
+        after_s = max(2 ** (number - 1), min(error.after_s, _BACKOFF_MAX))
+        if self._stop.wait(after_s * BACKOFF_S):
             raise error
 
     def _manifest(self, which: str, expected: str) -> tuple[str, Manifest | Index]:
@@ -207,23 +203,21 @@ class Registry:
         return self._ask(path, headers, self._authorization)
 
     def _ask(self, path: str, headers: Mapping[str, str], authorization: str) -> Answer:
-        first: RegistryError | None = None
+        failure: RegistryError | None = None
+        refusal: RegistryError | None = None
         for base in self._bases:
             try:
                 answer = self._transport.get(f"{base}/{path}", headers, authorization)
             except (Unreachable, Lost) as error:
-                if len(self._bases) == 1:
-                    raise
-                first = first or error
+                failure = failure or error
                 continue
-            if answer.status == 400 and len(self._bases) > 1 and base is self._bases[0]:
+            if answer.status == 400 and base is not self._bases[-1]:
                 answer.close()  # as servers that want TLS answer what is plain
-                first = RegistryError(f"{self.name} answers with status 400")
+                refusal = RegistryError(f"{answer.host} answers with status 400")
                 continue
             self._bases = [base]
             return answer
-        assert first is not None
-        raise first
+        raise failure or refusal or RegistryError(f"{self.name} cannot be asked")
 
     def _expect(self, answer: Answer, what: str) -> None:
         """Refuse whatever is no success."""
@@ -233,7 +227,7 @@ class Registry:
         if status in _BUSY:
             error = Lost(f"{answer.host} is busy or broken: status {status}")
             after = answer.headers.get("Retry-After", "")
-            error.after_s = float(after) if after.isdecimal() and len(after) < 6 else 0.0
+            error.after_s = float(after) if after.isdecimal() and len(after) < 10 else 0.0
             raise error
         if status == 404:
             raise RegistryError(f"{self.name} has no such {what} of {self._repository}")

@@ -195,7 +195,7 @@ class ImageStore:
             if not self.has(record.id):
                 draft.publish(self._folder(record.id))
             self._write_ref(reference, record.id)
-        return self._load(record.id, (reference.name,))
+        return self._load(record.id)
 
     def name(self, reference: Reference, id: str) -> bool:
         """Have a name stand for an image; returns whether there is that image.

@@ -153,6 +153,8 @@ class Answer:
     def close(self) -> None:
         """Let go of the connection; it is used again if all of the body was read. Idempotent."""
         if self._response.length_remaining == 0:
+            with contextlib.suppress(HTTPError, OSError):
+                self._response.drain_conn()  # reads nothing, but sees that this is the end
             self._response.release_conn()
         else:
             self._response.close()
@@ -211,6 +213,10 @@ class Transport:
     def close(self) -> None:
         """Close all connections. Idempotent."""
         for manager in self._managers.values():
+            for key in manager.pools.keys():  # noqa: SIM118  # it has no iterator
+                pool = manager.pools.get(key)
+                if pool is not None:
+                    pool.close()  # clear() alone leaves that to the garbage collector
             manager.clear()
 
     def _check(self, url: Url, first: Url) -> None:
@@ -229,12 +235,12 @@ class Transport:
                 preload_content=False, decode_content=False, redirect=False, retries=False,
                 timeout=timeout,
             )  # fmt: skip
-        except ConnectTimeoutError as error:
-            raise Unreachable(f"{url.host} port {url.port} does not answer") from error
         except NameResolutionError as error:
             raise Unreachable(f"there is no host {url.host}, or no network") from error
         except NewConnectionError as error:
             raise Unreachable(f"cannot connect to {url.host} port {url.port}") from error
+        except ConnectTimeoutError as error:
+            raise Unreachable(f"{url.host} port {url.port} does not answer") from error
         except SSLError as error:
             raise Unreachable(
                 f"{url.host} port {url.port} is not trusted, or speaks no TLS ({_why(error)}): "

@@ -11,6 +11,7 @@ Contents stay where they are, on the host's disk, until they are copied once int
 from __future__ import annotations
 
 import contextlib
+import os
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +20,6 @@ from types import TracebackType
 from typing import IO, NamedTuple, Protocol
 
 from voidbox.images.errors import ImageError
-from voidbox.images.limits import DEPTH_MAX
 
 LINKS_FOLLOWED_MAX = 40  # MAXSYMLINKS (namei.h)
 
@@ -142,17 +142,12 @@ class Tree:
     Args:
         folder: where temporary files go; best the disk that the image will be on. The system's
             own folder for them if None.
-
-    Attributes:
-        entry_count: of the archives that went in; `total_bytes` of the files in them, gone ones
-            too, `spooled_bytes` of the archives themselves. These are what limits bound.
     """
 
     def __init__(self, folder: str | None = None) -> None:
         self.root = Directory()
         self.entry_count = 0
         self.total_bytes = 0
-        self.spooled_bytes = 0
         self._folder = folder
         self._added: IO[bytes] | None = None
         self._files = contextlib.ExitStack()
@@ -197,6 +192,24 @@ class Tree:
         return Regular(
             mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns, size=len(data), extents=extents
         )
+
+    def read(self, node: Regular, limit_bytes: int) -> bytes:
+        """Return a file's content.
+
+        Raises:
+            ImageError: it is larger than the limit, or not to be read any more.
+            OSError: reading failed.
+        """
+        if node.size > limit_bytes:
+            raise ImageError(f"a file of {node.size} bytes; {limit_bytes} can be read")
+        data = bytearray(node.size)
+        for extent in node.extents:
+            with extent.source.open() as descriptor:
+                piece = os.pread(descriptor, extent.length, extent.offset)
+            if len(piece) < extent.length:
+                raise ImageError("a file became shorter while it was read")
+            data[extent.position : extent.position + extent.length] = piece
+        return bytes(data)
 
     def find(self, path: str) -> Node | None:
         """Return what a path leads to, its last component's link not followed; None if nothing.
@@ -256,8 +269,6 @@ class Tree:
                 continue
             child = here.children.get(name)
             if child is None and is_made:
-                if len(above) >= DEPTH_MAX:
-                    raise ImageError(f"{'/'.join(parts)!r}: more than {DEPTH_MAX} folders deep")
                 child = here.children[name] = Directory()
             if isinstance(child, Symlink):
                 links += 1
