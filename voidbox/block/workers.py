@@ -12,7 +12,7 @@ WORKERS_MAX = 8
 class Workers:
     """Up to WORKERS_MAX threads, started when there is work that no idle one can take.
 
-    Thread: one caller's; `drain` and `close` are its, too.
+    Thread: one caller's, but for what is said of each job.
     """
 
     def __init__(self, name: str) -> None:
@@ -70,6 +70,12 @@ class Workers:
         with self._lock:
             while self._jobs or self._running:
                 self._is_idle.wait()
+
+    def cancel(self) -> None:
+        """Forget the jobs that no thread has begun, and return when the others are done."""
+        with self._lock:
+            self._jobs.clear()
+        self.drain()
 
     def close(self) -> None:
         """Do what is left, and end the threads. Idempotent."""

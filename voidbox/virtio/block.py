@@ -59,7 +59,8 @@ log = logging.getLogger(__name__)
 
 QUEUE_SIZE = 256
 SEGMENTS_MAX = QUEUE_SIZE - 2  # a chain's, without header and status
-SEGMENT_BYTES_MAX = 4 << 20
+SEGMENT_BYTES_MAX = 128 << 10
+REQUEST_BYTES_MAX = SEGMENTS_MAX * SEGMENT_BYTES_MAX
 # The most that one request may discard, or zero: what has to be written takes a while.
 DISCARD_SECTORS_MAX = (4 << 30) // SECTOR_BYTES
 DISCARD_RANGES_MAX = 32
@@ -70,6 +71,8 @@ PHYSICAL_BLOCK_EXP = 3  # 4 KiB: the host's pages, and the clusters of an overla
 # What one pass on the loop may cost: whichever comes first.
 PASS_REQUESTS = 64
 PASS_BYTES = 4 << 20
+# What is longer goes to a worker at once.
+IN_PLACE_BYTES_MAX = 4 << 20
 # What may block is tried in place. If it took longer than this, and each byte allowed for, the next
 # so many go to workers.
 SLOW_NS, SLOW_NS_PER_BYTE = 2_000_000, 10
@@ -195,8 +198,8 @@ class VirtioBlock:
         self._is_writethrough = not driver_features & VIRTIO_BLK_F_FLUSH
 
     def reset(self) -> None:
-        """Wait for what is being read and written, and forget the queue."""
-        self._workers.drain()
+        """Wait for what is being read and written, and forget the queue and what it had asked."""
+        self._workers.cancel()
         self._forget()
 
     def close(self) -> None:
@@ -254,9 +257,10 @@ class VirtioBlock:
             self._answer(request, refused.args[0], 0)
 
     def _check(self, offset: int, length: int, is_write: bool = False) -> None:
-        """Refuse what lies past the end, is no number of sectors, or is a write that may not be."""
+        """Refuse what lies past the end, has no size of a request, or is a write that may not be."""
         if (
             length % SECTOR_BYTES
+            or length > REQUEST_BYTES_MAX
             or offset + length > self._backend.size_bytes
             or (is_write and self._backend.is_read_only)
         ):
@@ -265,11 +269,11 @@ class VirtioBlock:
     def _begin_read(self, request: Request, offset: int) -> None:
         target, length = request.target, request.target_bytes
         work = partial(self._backend.read, target, offset, length)
-        if not self._has_nowait:
+        if not self._has_nowait or length > IN_PLACE_BYTES_MAX:
             self._try(request, VIRTIO_BLK_T_IN, length, work)
             return
         try:
-            self._backend.read_nowait(target, offset, length)
+            self._backend.read(target, offset, length, nowait=True)
         except BlockingIOError:
             self._submit(request, VIRTIO_BLK_T_IN, length, work)
         except OSError as error:
@@ -325,8 +329,8 @@ class VirtioBlock:
 
     def _try(self, request: Request, kind: int, length: int, work: Callable[[], None]) -> None:
         """Do what may block, in place for as long as it does not."""
-        if self._slow_left:
-            self._slow_left -= 1
+        if self._slow_left or length > IN_PLACE_BYTES_MAX:
+            self._slow_left = max(0, self._slow_left - 1)
             self._submit(request, kind, length, work)
             return
         started_ns = self._now_ns()
