@@ -65,6 +65,12 @@ class Workers:
                     if not self._running and not self._jobs:
                         self._is_idle.notify_all()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job is not done. Thread: any."""
+        with self._lock:
+            return bool(self._jobs or self._running)
+
     def drain(self) -> None:
         """Return when every job is done."""
         with self._lock:

@@ -85,6 +85,13 @@ _FEATURES = (
     | VIRTIO_BLK_F_TOPOLOGY
     | VIRTIO_BLK_F_FLUSH
 )
+_NAMES = {
+    VIRTIO_BLK_T_IN: "read",
+    VIRTIO_BLK_T_OUT: "write",
+    VIRTIO_BLK_T_FLUSH: "flush",
+    VIRTIO_BLK_T_DISCARD: "discard",
+    VIRTIO_BLK_T_WRITE_ZEROES: "write zeroes",
+}
 _WRITABLE_FEATURES = VIRTIO_BLK_F_DISCARD | VIRTIO_BLK_F_WRITE_ZEROES
 
 
@@ -257,7 +264,7 @@ class VirtioBlock:
             self._answer(request, refused.args[0], 0)
 
     def _check(self, offset: int, length: int, is_write: bool = False) -> None:
-        """Refuse what lies past the end, has no size of a request, or is a write that may not be."""
+        """Refuse what lies past the end or has no size of a request, and writes that may not be."""
         if (
             length % SECTOR_BYTES
             or length > REQUEST_BYTES_MAX
@@ -400,13 +407,10 @@ class VirtioBlock:
         sort = (kind, error.errno or 0)
         if sort not in self._said:
             self._said.add(sort)
-            what = {VIRTIO_BLK_T_IN: "read", VIRTIO_BLK_T_OUT: "write"}.get(
-                kind, "flush or discard"
-            )
             log.error(
                 "%s: cannot %s: %s; the guest gets I/O errors, and only the first is said here",
                 self._name,
-                what,
+                _NAMES[kind],
                 error.strerror,
             )
 

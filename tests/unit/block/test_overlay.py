@@ -127,7 +127,7 @@ def test_it_reads_as_it_was_written(ops: list[Op]) -> None:
     model.check_now(read(open_overlay(bytes(file.now))[0]))
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(OPS, st.integers(0, 1 << 20))
 def test_what_was_flushed_survives_a_crash_at_every_point(ops: list[Op], seed: int) -> None:
     """The VMM killed, and the host's power cut, in the middle of every call of every run."""
@@ -152,7 +152,7 @@ def test_what_was_flushed_survives_a_crash_at_every_point(ops: list[Op], seed: i
         stop_at += 1
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(OPS, st.booleans(), st.integers(0, 99)), max_size=4))
 def test_one_life_after_another(lives: list[tuple[list[Op], bool, int]]) -> None:
     """What a crash left behind is not taken for something later."""
