@@ -25,17 +25,21 @@ from typing import NamedTuple
 from voidbox.block.backend import Backend
 from voidbox.block.workers import Workers
 from voidbox.buffers import write_bytes
-from voidbox.errors import ConfigError
+from voidbox.virtio.block_config import (
+    DISCARD_RANGES_MAX,
+    DISCARD_SECTORS_MAX,
+    QUEUE_SIZE,
+    REQUEST_BYTES_MAX,
+    VIRTIO_BLK_F_FLUSH,
+    ZERO_RANGES_MAX,
+    ZERO_SECTORS_MAX,
+    BlockStatistics,
+    config_of,
+    encode_serial,
+    features_of,
+)
 from voidbox.virtio.block_request import (
     SECTOR_BYTES,
-    VIRTIO_BLK_F_BLK_SIZE,
-    VIRTIO_BLK_F_DISCARD,
-    VIRTIO_BLK_F_FLUSH,
-    VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_SIZE_MAX,
-    VIRTIO_BLK_F_TOPOLOGY,
-    VIRTIO_BLK_F_WRITE_ZEROES,
     VIRTIO_BLK_ID_BYTES,
     VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
@@ -48,7 +52,6 @@ from voidbox.virtio.block_request import (
     VIRTIO_BLK_T_WRITE_ZEROES,
     Refused,
     Request,
-    VirtioBlkConfig,
     parse,
     parse_ranges,
 )
@@ -56,17 +59,6 @@ from voidbox.virtio.device import VIRTIO_ID_BLOCK, Transport, config_value
 from voidbox.virtio.queue import Virtqueue
 
 log = logging.getLogger(__name__)
-
-QUEUE_SIZE = 256
-SEGMENTS_MAX = QUEUE_SIZE - 2  # a chain's, without header and status
-SEGMENT_BYTES_MAX = 128 << 10
-REQUEST_BYTES_MAX = SEGMENTS_MAX * SEGMENT_BYTES_MAX
-# The most that one request may discard, or zero: what has to be written takes a while.
-DISCARD_SECTORS_MAX = (4 << 30) // SECTOR_BYTES
-DISCARD_RANGES_MAX = 32
-ZERO_SECTORS_MAX = (16 << 20) // SECTOR_BYTES
-ZERO_RANGES_MAX = 1
-PHYSICAL_BLOCK_EXP = 3  # 4 KiB: the host's pages, and the clusters of an overlay
 
 # What one pass on the loop may cost: whichever comes first.
 PASS_REQUESTS = 64
@@ -78,13 +70,6 @@ IN_PLACE_BYTES_MAX = 4 << 20
 SLOW_NS, SLOW_NS_PER_BYTE = 2_000_000, 10
 SLOW_REQUESTS = 32
 
-_FEATURES = (
-    VIRTIO_BLK_F_SIZE_MAX
-    | VIRTIO_BLK_F_SEG_MAX
-    | VIRTIO_BLK_F_BLK_SIZE
-    | VIRTIO_BLK_F_TOPOLOGY
-    | VIRTIO_BLK_F_FLUSH
-)
 _NAMES = {
     VIRTIO_BLK_T_IN: "read",
     VIRTIO_BLK_T_OUT: "write",
@@ -92,26 +77,6 @@ _NAMES = {
     VIRTIO_BLK_T_DISCARD: "discard",
     VIRTIO_BLK_T_WRITE_ZEROES: "write zeroes",
 }
-_WRITABLE_FEATURES = VIRTIO_BLK_F_DISCARD | VIRTIO_BLK_F_WRITE_ZEROES
-
-
-class BlockStatistics(NamedTuple):
-    """Counters since the start, of what was done.
-
-    Attributes:
-        errors: requests that failed on the host.
-        refused: requests that the guest should not have made: past the end, or unknown.
-    """
-
-    reads: int
-    read_bytes: int
-    writes: int
-    written_bytes: int
-    flushes: int
-    discards: int
-    zeroes: int
-    errors: int
-    refused: int
 
 
 class _Done(NamedTuple):
@@ -149,21 +114,8 @@ class VirtioBlock:
         self._name = name
         self._now_ns = now_ns
         self._workers = Workers(f"voidbox-{name}")
-        self._features = _FEATURES
-        self._features |= VIRTIO_BLK_F_RO if backend.is_read_only else _WRITABLE_FEATURES
-        self._config = VirtioBlkConfig(
-            capacity=backend.size_bytes // SECTOR_BYTES,
-            size_max=SEGMENT_BYTES_MAX,
-            seg_max=SEGMENTS_MAX,
-            physical_block_exp=PHYSICAL_BLOCK_EXP,
-            num_queues=1,
-            max_discard_sectors=DISCARD_SECTORS_MAX,
-            max_discard_seg=DISCARD_RANGES_MAX,
-            discard_sector_alignment=1 << PHYSICAL_BLOCK_EXP,
-            max_write_zeroes_sectors=ZERO_SECTORS_MAX,
-            max_write_zeroes_seg=ZERO_RANGES_MAX,
-            write_zeroes_may_unmap=1,
-        ).pack()
+        self._features = features_of(backend.is_read_only)
+        self._config = config_of(backend.size_bytes)
         self._has_nowait = True
         self._slow_left = 0  # requests for workers, after a slow one
         self._said: set[tuple[int, int]] = set()
@@ -427,19 +379,6 @@ class VirtioBlock:
             errors=self._errors,
             refused=self._refused,
         )
-
-
-def encode_serial(serial: str) -> bytes:
-    """Return a disk's serial as GET_ID gives it.
-
-    Raises:
-        ConfigError: it is not up to 20 printable characters of ASCII.
-    """
-    if len(serial) > VIRTIO_BLK_ID_BYTES or not serial.isascii() or not serial.isprintable():
-        raise ConfigError(
-            f"disk serial {serial!r}: give up to {VIRTIO_BLK_ID_BYTES} characters of ASCII"
-        )
-    return serial.encode().ljust(VIRTIO_BLK_ID_BYTES, b"\0")
 
 
 def _attempt(work: Callable[[], None]) -> OSError | None:

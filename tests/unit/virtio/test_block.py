@@ -18,12 +18,14 @@ from voidbox.errors import ConfigError
 from voidbox.memory import GuestMemory
 from voidbox.virtio import block
 from voidbox.virtio.block import VirtioBlock
-from voidbox.virtio.block_request import (
-    RANGE,
+from voidbox.virtio.block_config import (
     VIRTIO_BLK_F_DISCARD,
     VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_WRITE_ZEROES,
+)
+from voidbox.virtio.block_request import (
+    RANGE,
     VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
     VIRTIO_BLK_S_UNSUPP,
