@@ -37,6 +37,8 @@ bench: setup kernels
 		$(PYTHON) benchmarks/vsock.py --output benchmarks/results/vsock.json
 	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
 		$(PYTHON) benchmarks/net.py --output benchmarks/results/net.json
+	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
+		$(PYTHON) benchmarks/block.py --output benchmarks/results/block.json
 
 kernels: setup image network-image
 	kernel/fetch_debian.sh cloud
