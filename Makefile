@@ -3,8 +3,8 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 export VENV
 
-.PHONY: demo test test-fast test-lab lint bench setup kernels image network-image disk-images registry \
-	clean
+.PHONY: demo test test-fast test-lab lint bench setup kernels image network-image disk-image \
+	root-images registry clean
 
 demo: setup
 	scripts/demo.sh
@@ -38,8 +38,10 @@ bench: setup kernels
 		$(PYTHON) benchmarks/vsock.py --output benchmarks/results/vsock.json
 	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
 		$(PYTHON) benchmarks/net.py --output benchmarks/results/net.json
+	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
+		$(PYTHON) benchmarks/block.py --output benchmarks/results/block.json
 
-kernels: setup image network-image disk-images
+kernels: setup image network-image disk-image root-images
 	kernel/fetch_debian.sh cloud
 	kernel/fetch_debian.sh generic
 	kernel/build_minimal.sh
@@ -58,12 +60,18 @@ network-image: setup
 		--kernel "$$(kernel/fetch_debian.sh cloud)"
 
 # Roots on disks for the tests, which have no network where they run.
-disk-images: setup
+root-images: setup
 	$(PYTHON) -m tests.e2e.disk_images
 
 # A real registry, for the tests of `voidbox image pull`.
 registry:
 	scripts/fetch_registry.sh
+
+# The same with the programs that the disks' tests use, and their benchmark.
+disk-image: setup
+	scripts/build_guest_image.sh --with e2fsprogs
+	scripts/build_guest_image.sh --with e2fsprogs --kernel "$$(kernel/fetch_debian.sh cloud)"
+	scripts/build_guest_image.sh --with fio
 
 setup:
 	scripts/setup.sh
