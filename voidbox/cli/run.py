@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # what a detached sandbox's command does not need
 _EPILOG = f"""\
 With a COMMAND, its input, output and exit status are this one's, and it runs as the user
 "sandbox" in /workspace. Without one you get a shell. On a terminal it gets a terminal.
+With --image it is the image that says who, where, and what is run without a COMMAND.
 
 With --detach the sandbox stays when this command returns: `voidbox exec`, `shell`, `cp`, `logs`,
 `stop` and others work on it by its name, and `voidbox rm` removes it. A COMMAND is then started in
@@ -61,6 +62,7 @@ default kernel command line:
 examples:
   voidbox run -- python3 -c 'print(6 * 7)'
   voidbox run
+  voidbox run --image python:3.12 -- python3 -c 'print(6 * 7)'
   voidbox run --detach --name builder --memory 1G
   voidbox run -d --rm --publish 8080:80 -- python3 -m http.server 80
   tar c project | voidbox run -- sh -c 'tar x && make test'
