@@ -3,8 +3,8 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 export VENV
 
-.PHONY: demo test test-fast test-lab lint bench setup kernels image network-image registry \
-	claude-image clean
+.PHONY: demo test test-fast test-lab lint bench setup kernels image network-image disk-image \
+	root-images registry claude-image clean
 
 demo: setup
 	scripts/demo.sh
@@ -38,8 +38,10 @@ bench: setup kernels
 		$(PYTHON) benchmarks/vsock.py --output benchmarks/results/vsock.json
 	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
 		$(PYTHON) benchmarks/net.py --output benchmarks/results/net.json
+	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
+		$(PYTHON) benchmarks/block.py --output benchmarks/results/block.json
 
-kernels: setup image network-image
+kernels: setup image network-image disk-image root-images
 	kernel/fetch_debian.sh cloud
 	kernel/fetch_debian.sh generic
 	kernel/build_minimal.sh
@@ -57,6 +59,10 @@ network-image: setup
 	scripts/build_guest_image.sh --with curl --with netcat-openbsd \
 		--kernel "$$(kernel/fetch_debian.sh cloud)"
 
+# Roots on disks for the tests, which have no network where they run.
+root-images: setup
+	$(PYTHON) -m tests.e2e.disk_images
+
 # For those tests that need Claude Code, if you accept Anthropic's terms: `make test` does not fetch it.
 claude-image: setup
 	scripts/build_claude_rootfs.sh --version 2.1.112
@@ -64,6 +70,12 @@ claude-image: setup
 # A real registry, for the tests of `voidbox image pull`.
 registry:
 	scripts/fetch_registry.sh
+
+# The same with the programs that the disks' tests use, and their benchmark.
+disk-image: setup
+	scripts/build_guest_image.sh --with e2fsprogs
+	scripts/build_guest_image.sh --with e2fsprogs --kernel "$$(kernel/fetch_debian.sh cloud)"
+	scripts/build_guest_image.sh --with fio
 
 setup:
 	scripts/setup.sh

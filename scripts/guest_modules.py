@@ -28,6 +28,7 @@ AT_ONCE = {
     "VIRTIO_VSOCKETS": "vmw_vsock_virtio_transport",
     "HW_RANDOM_VIRTIO": "virtio_rng",
     "VIRTIO_NET": "virtio_net",
+    "VIRTIO_BLK": "virtio_blk",
 }
 FOR_BOOT = {
     "VIRTIO_MMIO": "virtio_mmio",
@@ -37,7 +38,6 @@ FOR_BOOT = {
     "OVERLAY_FS": "overlay",
 }
 ON_DEMAND = {
-    "VIRTIO_BLK": "virtio_blk",
     "VIRTIO_CONSOLE": "virtio_console",
     "PACKET": "af_packet",
     "EXT4_FS": "ext4",

@@ -140,13 +140,13 @@ def test_run_follows_entrypoint_and_command(place: Place, small: Tree) -> None:
     )
     place.store.add("say", content, config=config)
     run = ["run", "--kernel", place.kernels["minimal"], "--memory", "128M", "--image", "say"]
-    before = sorted(os.listdir(tempfile.gettempdir()))
+    before = sorted(os.listdir("/var/tmp"))
     assert place.cli(*run).stdout == "entry default\n"
     assert place.cli(*run, "--", "more", "words").stdout == "entry more words\n"
     result = place.cli(*run, "--entrypoint", "", "--", "sh", "-c", "id -u; id -g; df /; exit 7")
     assert result.returncode == 7
     assert result.stdout.startswith("100\n50\n") and "overlay" in result.stdout
-    assert sorted(os.listdir(tempfile.gettempdir())) == before
+    assert sorted(os.listdir("/var/tmp")) == before
     assert place.cli(*run, "--initramfs", "x").returncode == 2
     missing = place.cli("run", "--image", "no-such")
     assert missing.returncode == 2 and "no image no-such" in missing.stderr

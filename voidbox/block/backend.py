@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Sequence
 from typing import Protocol
 
-from voidbox.block import host_io
+from voidbox.block.host_file import File
 from voidbox.block.host_io import Buffers
-from voidbox.block.image import Image
 
 
 class Backend(Protocol):
@@ -27,16 +24,16 @@ class Backend(Protocol):
     size_bytes: int
     is_read_only: bool
 
-    def read(self, buffers: Sequence[memoryview], offset: int, length: int) -> None:
-        """Fill the buffers, which have `length` bytes in all."""
-        ...
+    def read(
+        self, buffers: Sequence[memoryview], offset: int, length: int, nowait: bool = False
+    ) -> None:
+        """Fill the buffers, which have `length` bytes in all.
 
-    def read_nowait(self, buffers: Sequence[memoryview], offset: int, length: int) -> None:
-        """As read(), unless the disk would have to be waited for.
-
+        Args:
+            nowait: unless the disk would have to be waited for.
         Raises:
             BlockingIOError: it would; some of the buffers may be filled.
-            OSError: EOPNOTSUPP: nobody can tell. It never will be known.
+            OSError: EOPNOTSUPP: that cannot be told, now or ever.
         """
         ...
 
@@ -64,79 +61,33 @@ class Backend(Protocol):
 class RawBackend:
     """An image file, or a block device, byte for byte. Thread: any."""
 
-    def __init__(self, image: Image, is_read_only: bool) -> None:
-        self.size_bytes = image.size_bytes
+    def __init__(self, file: File, size_bytes: int, is_read_only: bool) -> None:
+        self.size_bytes = size_bytes
         self.is_read_only = is_read_only
-        self._fd = image.fd
-        self._is_device = image.is_device
-        self._can_punch = self._can_zero = True
-        self._flush_error: OSError | None = None
+        self._file = file
 
-    def read(self, buffers: Sequence[memoryview], offset: int, length: int) -> None:
+    def read(
+        self, buffers: Sequence[memoryview], offset: int, length: int, nowait: bool = False
+    ) -> None:
         """See Backend."""
-        host_io.read_all(self._fd, buffers, offset, length)
-
-    def read_nowait(self, buffers: Sequence[memoryview], offset: int, length: int) -> None:
-        """See Backend."""
-        host_io.read_nowait(self._fd, buffers, offset, length)
+        self._file.read(buffers, offset, length, nowait)
 
     def write(self, buffers: Buffers, offset: int, length: int) -> None:
         """See Backend."""
-        host_io.write_all(self._fd, buffers, offset, length)
+        self._file.write(buffers, offset, length)
 
     def discard(self, offset: int, length: int) -> None:
         """See Backend. What cannot be discarded stays: the guest was promised nothing."""
-        if not self._can_punch:
-            return
-        try:
-            if self._is_device:
-                host_io.device_discard(self._fd, offset, length)
-            else:
-                host_io.punch_hole(self._fd, offset, length)
-        except OSError as error:
-            if not host_io.is_unsupported(error):
-                raise
-            self._can_punch = False
+        self._file.discard(offset, length)
 
     def zero(self, offset: int, length: int, may_unmap: bool) -> None:
-        """See Backend. By the fastest way that the file knows."""
-        if self._is_device:
-            host_io.device_zero(self._fd, offset, length)
-            return
-        if may_unmap and self._can_punch:
-            try:
-                host_io.punch_hole(self._fd, offset, length)
-                return
-            except OSError as error:
-                if not host_io.is_unsupported(error):
-                    raise
-                self._can_punch = False
-        if self._can_zero:
-            try:
-                host_io.zero_range(self._fd, offset, length)
-                return
-            except OSError as error:
-                if not host_io.is_unsupported(error):
-                    raise
-                self._can_zero = False
-        host_io.write_zeroes(self._fd, offset, length)
+        """See Backend."""
+        self._file.zero(offset, length, may_unmap)
 
     def flush(self) -> None:
-        """See Backend.
-
-        Linux tells of a page that it could not write once, and forgets the page: a flush after
-        that would succeed over data that is lost. So all flushes fail from then on.
-        """
-        if self._flush_error is not None:
-            raise OSError(self._flush_error.errno or errno.EIO, "an earlier flush failed")
-        try:
-            os.fdatasync(self._fd)
-        except OSError as error:
-            self._flush_error = error
-            raise
+        """See Backend."""
+        self._file.sync()
 
     def close(self) -> None:
         """See Backend."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()

@@ -69,40 +69,42 @@ def open_image(path: str, is_read_only: bool) -> Image:
         raise
 
 
-def open_file(path: str, is_read_only: bool) -> int:
+def open_file(path: str, is_read_only: bool, what: str = "disk") -> int:
     """Open a file or a block device and lock it; returns its descriptor.
 
     Raises:
         ConfigError: as open_image, for all but its size.
     """
+    role, what = what, f"{what} {path if path.isprintable() else repr(path)}"
     try:
         mode = os.stat(path).st_mode
         for is_kind, kind in _KINDS:
             if is_kind(mode):
-                raise ConfigError(f"disk {path}: {kind} is no disk: give an image or block device")
+                raise ConfigError(f"{what}: {kind} is no disk: give an image or block device")
         # NONBLOCK, in case it has become a FIFO. EXCL refuses a block device that is mounted.
         flags = os.O_RDONLY if is_read_only else os.O_RDWR
         if stat.S_ISBLK(mode) and not is_read_only:
             flags |= os.O_EXCL
         fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
-        raise ConfigError(f"disk {path}: {_explain(error, path, is_read_only)}") from error
+        raise ConfigError(f"{what}: {_explain(error, path, is_read_only)}") from error
     except ValueError as error:  # a NUL in it
-        raise ConfigError(f"disk {path!r}: {error}") from error
+        raise ConfigError(f"{what}: {error}") from error
     try:
         if stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFMT(mode):
-            raise ConfigError(f"disk {path}: it was replaced while it was opened: try again")
+            raise ConfigError(f"{what}: it was replaced while it was opened: try again")
         fcntl.flock(fd, (fcntl.LOCK_SH if is_read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        how = "written by" if is_read_only else "in use by"
+        hint = ""
+        if role == "disk":
+            hint = "; machines that only read it (,ro or ,overlay=FILE) can share it"
         raise ConfigError(
-            f"disk {path}: it is {how} another machine: end that first; machines that only read it "
-            "(,ro or ,overlay=FILE) can share it"
+            f"{what}: it is in use by another machine: end that first{hint}"
         ) from None
     except OSError as error:
         os.close(fd)
-        raise ConfigError(f"disk {path}: it cannot be locked: {error.strerror}") from error
+        raise ConfigError(f"{what}: it cannot be locked: {error.strerror}") from error
     except BaseException:
         os.close(fd)
         raise

@@ -12,7 +12,7 @@ WORKERS_MAX = 8
 class Workers:
     """Up to WORKERS_MAX threads, started when there is work that no idle one can take.
 
-    Thread: one caller's; `drain` and `close` are its, too.
+    Thread: one caller's, but for what is said of each job.
     """
 
     def __init__(self, name: str) -> None:
@@ -65,11 +65,23 @@ class Workers:
                     if not self._running and not self._jobs:
                         self._is_idle.notify_all()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job is not done. Thread: any."""
+        with self._lock:
+            return bool(self._jobs or self._running)
+
     def drain(self) -> None:
         """Return when every job is done."""
         with self._lock:
             while self._jobs or self._running:
                 self._is_idle.wait()
+
+    def cancel(self) -> None:
+        """Forget the jobs that no thread has begun, and return when the others are done."""
+        with self._lock:
+            self._jobs.clear()
+        self.drain()
 
     def close(self) -> None:
         """Do what is left, and end the threads. Idempotent."""

@@ -8,7 +8,7 @@ import os
 import time
 from contextlib import suppress
 
-from voidbox.cli import exit_status, image_options
+from voidbox.cli import exit_status, root_options
 from voidbox.cli.kept_options import make_record
 from voidbox.cli.output import print_json
 from voidbox.cli.sandboxes import describe, open_store
@@ -24,7 +24,7 @@ def main(options: argparse.Namespace, command: tuple[str, ...], cmdline: str) ->
     Raises:
         VoidboxError: bad input or an unusable host.
     """
-    choice = image_options.choose(options)
+    choice = root_options.choose(options)
     wanted = make_record(options, cmdline, choice)
     command = choice.command(command, options.entrypoint)
     if options.json and not options.detach:

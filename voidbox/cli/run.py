@@ -11,7 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from voidbox import defaults
-from voidbox.cli import disks, image_options, kept_options, network
+from voidbox.cli import kept_options, network, root_options
 from voidbox.cli.log import show_log
 from voidbox.cli.parser import (
     add_command_options,
@@ -21,7 +21,14 @@ from voidbox.cli.parser import (
 )
 from voidbox.errors import ConfigError
 from voidbox.file_limit import raise_file_limit
-from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig, parse_memory
+from voidbox.vmm.config import (
+    DEFAULT_CMDLINE,
+    DISK_FORM,
+    MachineConfig,
+    VsockConfig,
+    parse_disk,
+    parse_memory,
+)
 
 if TYPE_CHECKING:  # what a detached sandbox's command does not need
     from voidbox.vmm.machine import Machine
@@ -29,6 +36,7 @@ if TYPE_CHECKING:  # what a detached sandbox's command does not need
 _EPILOG = f"""\
 With a COMMAND, its input, output and exit status are this one's, and it runs as the user
 "sandbox" in /workspace. Without one you get a shell. On a terminal it gets a terminal.
+With --image it is the image that says who, where, and what is run without a COMMAND.
 
 With --detach the sandbox stays when this command returns: `voidbox exec`, `shell`, `cp`, `logs`,
 `stop` and others work on it by its name, and `voidbox rm` removes it. A COMMAND is then started in
@@ -54,11 +62,13 @@ default kernel command line:
 examples:
   voidbox run -- python3 -c 'print(6 * 7)'
   voidbox run
+  voidbox run --image python:3.12 -- python3 -c 'print(6 * 7)'
   voidbox run --detach --name builder --memory 1G
   voidbox run -d --rm --publish 8080:80 -- python3 -m http.server 80
   tar c project | voidbox run -- sh -c 'tar x && make test'
   voidbox run --allow '*.pypi.org:443' --allow pypi.org:443 -- sh build.sh
   voidbox run --publish 8080:80 -- python3 -m http.server 80
+  voidbox run --disk base.img,overlay=mine.img --user root -- mount /dev/vda /mnt
   voidbox run --kernel vmlinuz --initramfs guest.cpio
   voidbox run --kernel vmlinuz --initramfs guest.cpio --memory 4G --cpus 2
   voidbox run --kernel vmlinux --initramfs guest.cpio --cmdline 'loglevel=7'
@@ -72,7 +82,7 @@ def make_options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--kernel", metavar="PATH", help="bzImage or ELF vmlinux; the last built by default"
     )
-    image_options.add_options(parser)
+    root_options.add_options(parser)
     add_command_options(parser)
     parser.add_argument(
         "-t",
@@ -98,7 +108,15 @@ def make_options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--memory", default="512M", metavar="SIZE", help="512M (default), 4G, …")
     parser.add_argument("--cpus", default="1", metavar="N", help="1 (default) to 8")
-    disks.add_option(parser)
+    parser.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        metavar=DISK_FORM,
+        help="a raw image or a block device for the guest, as /dev/vda and on. ro: only read; "
+        "overlay: what is written goes to FILE, so that VMs share PATH; serial: its name in the "
+        "guest. A comma in a path is written twice. Repeatable",
+    )
     parser.add_argument("--timeout", metavar="SECONDS", help="end the VM after so long")
     parser.add_argument(
         "--self-extract",
@@ -150,7 +168,7 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
     choice = None
     # A kernel of one's own on the console is given no image unasked.
     if not options.console or options.kernel is None or options.initramfs or options.image:
-        choice = image_options.choose(options)
+        choice = root_options.choose(options)
     config = MachineConfig(
         kernel=kernel,
         initramfs=choice.image if choice is not None else None,
@@ -160,7 +178,7 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
         self_extract=options.self_extract,
         vsock=_vsock(options.vsock, options.cid),
         net=network.parse(options, is_console),
-        disks=disks.parse(options),
+        disks=tuple(map(parse_disk, options.disk)),
     )
     root = choice.root if choice is not None else None
     raise_file_limit()

@@ -11,6 +11,7 @@ Contents stay where they are, on the host's disk, until they are copied once int
 from __future__ import annotations
 
 import contextlib
+import os
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -197,6 +198,24 @@ class Tree:
         return Regular(
             mode=mode, uid=uid, gid=gid, mtime_ns=mtime_ns, size=len(data), extents=extents
         )
+
+    def read(self, node: Regular, limit_bytes: int) -> bytes:
+        """Return a file's content.
+
+        Raises:
+            ImageError: it is larger than the limit, or not to be read any more.
+            OSError: reading failed.
+        """
+        if node.size > limit_bytes:
+            raise ImageError(f"a file of {node.size} bytes; {limit_bytes} can be read")
+        data = bytearray(node.size)
+        for extent in node.extents:
+            with extent.source.open() as descriptor:
+                piece = os.pread(descriptor, extent.length, extent.offset)
+            if len(piece) < extent.length:
+                raise ImageError("a file became shorter while it was read")
+            data[extent.position : extent.position + extent.length] = piece
+        return bytes(data)
 
     def find(self, path: str) -> Node | None:
         """Return what a path leads to, its last component's link not followed; None if nothing.

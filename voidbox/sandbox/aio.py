@@ -108,6 +108,7 @@ class AsyncSandbox:
         name: str | None = None,
         workdir: str | None = None,
         user: str | None = None,
+        disks: Sequence[str] | None = None,
         allow: Sequence[str] | None = None,
         deny: Sequence[str] | None = None,
         allow_host_ports: Sequence[int] | None = None,
@@ -140,6 +141,8 @@ class AsyncSandbox:
             name: another than the one it is given.
             workdir: where commands run and relative paths begin; the image's, or /workspace.
             user: who commands and files belong to; the image's, or "sandbox" in voidbox's own.
+            disks: raw images or block devices, as /dev/vda and on, each written as
+                PATH[,ro][,overlay=FILE][,serial=TEXT]; see `voidbox run --help`.
             allow: what the guest may reach: names, *.names, networks, each with :PORT if you
                 want. By default all but this host and metadata services: private networks too.
             deny: what it may not.
@@ -191,6 +194,7 @@ class AsyncSandbox:
             vsock=vsock,
             team=team,
             cmdline=cmdline,
+            disks=disks,
             is_owned=not detached,
             state_folder=state_folder,
         )

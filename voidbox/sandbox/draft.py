@@ -10,7 +10,7 @@ from voidbox.errors import ConfigError
 from voidbox.sandbox.image_choice import Choice, choose
 from voidbox.sandbox.session import check_seconds
 from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.vmm.config import MEMORY_BYTES_DEFAULT, parse_memory
+from voidbox.vmm.config import MEMORY_BYTES_DEFAULT, parse_disk, parse_memory
 
 _MEMORY_MIB_MAX = 16 << 20  # a larger number is one of bytes, by mistake
 
@@ -32,6 +32,7 @@ def make_record(
     team: str | None,
     cmdline: str | None,
     is_owned: bool,
+    disks: Sequence[str] | None = None,
     disk_size: int | str | None = None,
     state_folder: str | None = None,
 ) -> SandboxRecord:
@@ -69,6 +70,7 @@ def make_record(
         team=team,
         is_owned=is_owned,
         cmdline=cmdline or "",
+        disks=tuple(str(parse_disk(text).at(os.getcwd())) for text in _words("disks", disks)),
         root=image.root._asdict() if image.root is not None else None,
     )
 

@@ -157,13 +157,13 @@ class TemporaryUpper:
     """
 
     def __init__(self, size: int) -> None:
-        import tempfile  # what a sandbox's process does without
-
-        folder = tempfile.gettempdir()
+        folder = _temporary_folder()
         try:
             self._fd = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError:  # not every file system has files without a name
-            self._fd, name = tempfile.mkstemp(prefix="voidbox-disk-")
+            import tempfile  # what a sandbox's process does without
+
+            self._fd, name = tempfile.mkstemp(prefix="voidbox-disk-", dir=folder)
             os.unlink(name)
         self.path = f"/proc/self/fd/{self._fd}"
         try:
@@ -183,6 +183,14 @@ class TemporaryUpper:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _temporary_folder() -> str:
+    """Return where much may be written: /tmp is memory on many hosts."""
+    for folder in (os.environ.get("TMPDIR"), "/var/tmp", "/tmp"):
+        if folder and os.path.isdir(folder) and os.access(folder, os.W_OK):
+            return folder
+    return os.getcwd()
 
 
 def _failure(path: str, size: int, error: OSError) -> HostError:

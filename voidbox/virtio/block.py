@@ -25,17 +25,21 @@ from typing import NamedTuple
 from voidbox.block.backend import Backend
 from voidbox.block.workers import Workers
 from voidbox.buffers import write_bytes
-from voidbox.errors import ConfigError
+from voidbox.virtio.block_config import (
+    DISCARD_RANGES_MAX,
+    DISCARD_SECTORS_MAX,
+    QUEUE_SIZE,
+    REQUEST_BYTES_MAX,
+    VIRTIO_BLK_F_FLUSH,
+    ZERO_RANGES_MAX,
+    ZERO_SECTORS_MAX,
+    BlockStatistics,
+    config_of,
+    encode_serial,
+    features_of,
+)
 from voidbox.virtio.block_request import (
     SECTOR_BYTES,
-    VIRTIO_BLK_F_BLK_SIZE,
-    VIRTIO_BLK_F_DISCARD,
-    VIRTIO_BLK_F_FLUSH,
-    VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX,
-    VIRTIO_BLK_F_SIZE_MAX,
-    VIRTIO_BLK_F_TOPOLOGY,
-    VIRTIO_BLK_F_WRITE_ZEROES,
     VIRTIO_BLK_ID_BYTES,
     VIRTIO_BLK_S_IOERR,
     VIRTIO_BLK_S_OK,
@@ -48,7 +52,6 @@ from voidbox.virtio.block_request import (
     VIRTIO_BLK_T_WRITE_ZEROES,
     Refused,
     Request,
-    VirtioBlkConfig,
     parse,
     parse_ranges,
 )
@@ -57,51 +60,23 @@ from voidbox.virtio.queue import Virtqueue
 
 log = logging.getLogger(__name__)
 
-QUEUE_SIZE = 256
-SEGMENTS_MAX = QUEUE_SIZE - 2  # a chain's, without header and status
-SEGMENT_BYTES_MAX = 4 << 20
-# The most that one request may discard, or zero: what has to be written takes a while.
-DISCARD_SECTORS_MAX = (4 << 30) // SECTOR_BYTES
-DISCARD_RANGES_MAX = 32
-ZERO_SECTORS_MAX = (16 << 20) // SECTOR_BYTES
-ZERO_RANGES_MAX = 1
-PHYSICAL_BLOCK_EXP = 3  # 4 KiB: the host's pages, and the clusters of an overlay
-
 # What one pass on the loop may cost: whichever comes first.
 PASS_REQUESTS = 64
 PASS_BYTES = 4 << 20
+# What is longer goes to a worker at once.
+IN_PLACE_BYTES_MAX = 4 << 20
 # What may block is tried in place. If it took longer than this, and each byte allowed for, the next
 # so many go to workers.
 SLOW_NS, SLOW_NS_PER_BYTE = 2_000_000, 10
 SLOW_REQUESTS = 32
 
-_FEATURES = (
-    VIRTIO_BLK_F_SIZE_MAX
-    | VIRTIO_BLK_F_SEG_MAX
-    | VIRTIO_BLK_F_BLK_SIZE
-    | VIRTIO_BLK_F_TOPOLOGY
-    | VIRTIO_BLK_F_FLUSH
-)
-_WRITABLE_FEATURES = VIRTIO_BLK_F_DISCARD | VIRTIO_BLK_F_WRITE_ZEROES
-
-
-class BlockStatistics(NamedTuple):
-    """Counters since the start, of what was done.
-
-    Attributes:
-        errors: requests that failed on the host.
-        refused: requests that the guest should not have made: past the end, or unknown.
-    """
-
-    reads: int
-    read_bytes: int
-    writes: int
-    written_bytes: int
-    flushes: int
-    discards: int
-    zeroes: int
-    errors: int
-    refused: int
+_NAMES = {
+    VIRTIO_BLK_T_IN: "read",
+    VIRTIO_BLK_T_OUT: "write",
+    VIRTIO_BLK_T_FLUSH: "flush",
+    VIRTIO_BLK_T_DISCARD: "discard",
+    VIRTIO_BLK_T_WRITE_ZEROES: "write zeroes",
+}
 
 
 class _Done(NamedTuple):
@@ -139,21 +114,8 @@ class VirtioBlock:
         self._name = name
         self._now_ns = now_ns
         self._workers = Workers(f"voidbox-{name}")
-        self._features = _FEATURES
-        self._features |= VIRTIO_BLK_F_RO if backend.is_read_only else _WRITABLE_FEATURES
-        self._config = VirtioBlkConfig(
-            capacity=backend.size_bytes // SECTOR_BYTES,
-            size_max=SEGMENT_BYTES_MAX,
-            seg_max=SEGMENTS_MAX,
-            physical_block_exp=PHYSICAL_BLOCK_EXP,
-            num_queues=1,
-            max_discard_sectors=DISCARD_SECTORS_MAX,
-            max_discard_seg=DISCARD_RANGES_MAX,
-            discard_sector_alignment=1 << PHYSICAL_BLOCK_EXP,
-            max_write_zeroes_sectors=ZERO_SECTORS_MAX,
-            max_write_zeroes_seg=ZERO_RANGES_MAX,
-            write_zeroes_may_unmap=1,
-        ).pack()
+        self._features = features_of(backend.is_read_only)
+        self._config = config_of(backend.size_bytes)
         self._has_nowait = True
         self._slow_left = 0  # requests for workers, after a slow one
         self._said: set[tuple[int, int]] = set()
@@ -195,8 +157,8 @@ class VirtioBlock:
         self._is_writethrough = not driver_features & VIRTIO_BLK_F_FLUSH
 
     def reset(self) -> None:
-        """Wait for what is being read and written, and forget the queue."""
-        self._workers.drain()
+        """Wait for what is being read and written, and forget the queue and what it had asked."""
+        self._workers.cancel()
         self._forget()
 
     def close(self) -> None:
@@ -254,9 +216,10 @@ class VirtioBlock:
             self._answer(request, refused.args[0], 0)
 
     def _check(self, offset: int, length: int, is_write: bool = False) -> None:
-        """Refuse what lies past the end, is no number of sectors, or is a write that may not be."""
+        """Refuse what lies past the end or has no size of a request, and writes that may not be."""
         if (
             length % SECTOR_BYTES
+            or length > REQUEST_BYTES_MAX
             or offset + length > self._backend.size_bytes
             or (is_write and self._backend.is_read_only)
         ):
@@ -265,11 +228,11 @@ class VirtioBlock:
     def _begin_read(self, request: Request, offset: int) -> None:
         target, length = request.target, request.target_bytes
         work = partial(self._backend.read, target, offset, length)
-        if not self._has_nowait:
+        if not self._has_nowait or length > IN_PLACE_BYTES_MAX:
             self._try(request, VIRTIO_BLK_T_IN, length, work)
             return
         try:
-            self._backend.read_nowait(target, offset, length)
+            self._backend.read(target, offset, length, nowait=True)
         except BlockingIOError:
             self._submit(request, VIRTIO_BLK_T_IN, length, work)
         except OSError as error:
@@ -325,8 +288,8 @@ class VirtioBlock:
 
     def _try(self, request: Request, kind: int, length: int, work: Callable[[], None]) -> None:
         """Do what may block, in place for as long as it does not."""
-        if self._slow_left:
-            self._slow_left -= 1
+        if self._slow_left or length > IN_PLACE_BYTES_MAX:
+            self._slow_left = max(0, self._slow_left - 1)
             self._submit(request, kind, length, work)
             return
         started_ns = self._now_ns()
@@ -396,13 +359,10 @@ class VirtioBlock:
         sort = (kind, error.errno or 0)
         if sort not in self._said:
             self._said.add(sort)
-            what = {VIRTIO_BLK_T_IN: "read", VIRTIO_BLK_T_OUT: "write"}.get(
-                kind, "flush or discard"
-            )
             log.error(
                 "%s: cannot %s: %s; the guest gets I/O errors, and only the first is said here",
                 self._name,
-                what,
+                _NAMES[kind],
                 error.strerror,
             )
 
@@ -419,19 +379,6 @@ class VirtioBlock:
             errors=self._errors,
             refused=self._refused,
         )
-
-
-def encode_serial(serial: str) -> bytes:
-    """Return a disk's serial as GET_ID gives it.
-
-    Raises:
-        ConfigError: it is not up to 20 printable characters of ASCII.
-    """
-    if len(serial) > VIRTIO_BLK_ID_BYTES or not serial.isascii() or not serial.isprintable():
-        raise ConfigError(
-            f"disk serial {serial!r}: give up to {VIRTIO_BLK_ID_BYTES} characters of ASCII"
-        )
-    return serial.encode().ljust(VIRTIO_BLK_ID_BYTES, b"\0")
 
 
 def _attempt(work: Callable[[], None]) -> OSError | None:

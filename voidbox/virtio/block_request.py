@@ -13,16 +13,7 @@ from voidbox.buffers import clip, first_bytes, skip
 from voidbox.errors import GuestError
 from voidbox.virtio.queue import Chain
 
-# linux/virtio_blk.h. Features, as masks:
-VIRTIO_BLK_F_SIZE_MAX = 1 << 1
-VIRTIO_BLK_F_SEG_MAX = 1 << 2
-VIRTIO_BLK_F_RO = 1 << 5
-VIRTIO_BLK_F_BLK_SIZE = 1 << 6
-VIRTIO_BLK_F_FLUSH = 1 << 9
-VIRTIO_BLK_F_TOPOLOGY = 1 << 10
-VIRTIO_BLK_F_DISCARD = 1 << 13
-VIRTIO_BLK_F_WRITE_ZEROES = 1 << 14
-
+# linux/virtio_blk.h
 VIRTIO_BLK_T_IN = 0
 VIRTIO_BLK_T_OUT = 1
 VIRTIO_BLK_T_FLUSH = 4
@@ -46,47 +37,6 @@ assert OUTHDR.size == OUTHDR_BYTES
 # struct virtio_blk_discard_write_zeroes { __le64 sector; __le32 num_sectors; __le32 flags; };
 RANGE = struct.Struct("<QII")
 assert RANGE.size == 16
-# struct virtio_blk_config, packed, up to unused1:
-CONFIG = struct.Struct("<QII HBB IBBHI BBH III IIB3x")
-assert CONFIG.size == 60
-
-
-class VirtioBlkConfig(NamedTuple):
-    """struct virtio_blk_config. Sizes are in sectors of 512 bytes, where nothing else is said.
-
-    Attributes:
-        size_max: bytes of one segment.
-        seg_max: segments of one request.
-        blk_size: bytes.
-        physical_block_exp: blocks in a physical block, as a power of two.
-        min_io_size, opt_io_size: blocks.
-        wce: a write-back cache, if its feature is offered.
-    """
-
-    capacity: int
-    size_max: int = 0
-    seg_max: int = 0
-    cylinders: int = 0
-    heads: int = 0
-    sectors: int = 0
-    blk_size: int = SECTOR_BYTES
-    physical_block_exp: int = 0
-    alignment_offset: int = 0
-    min_io_size: int = 0
-    opt_io_size: int = 0
-    wce: int = 0
-    unused: int = 0
-    num_queues: int = 0
-    max_discard_sectors: int = 0
-    max_discard_seg: int = 0
-    discard_sector_alignment: int = 0
-    max_write_zeroes_sectors: int = 0
-    max_write_zeroes_seg: int = 0
-    write_zeroes_may_unmap: int = 0
-
-    def pack(self) -> bytes:
-        """Return it as the driver reads it."""
-        return CONFIG.pack(*self)
 
 
 class Request(NamedTuple):

@@ -66,7 +66,7 @@ if TYPE_CHECKING:  # imported where they are used: a machine without them starts
     import socket
 
     from voidbox.nat.backend import NatBackend, NatConfig
-    from voidbox.virtio.block import BlockStatistics
+    from voidbox.virtio.block_config import BlockStatistics
     from voidbox.vmm.disk import Disk
     from voidbox.vmm.serial_port import SerialPort
     from voidbox.vsock.unix import UnixBackend

@@ -231,7 +231,7 @@ def test_a_disk_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 
 def test_a_temporary_disk_has_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     for is_possible in (True, False):
         if not is_possible:
             monkeypatch.setattr(os, "O_TMPFILE", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from voidbox.errors import ConfigError
 from voidbox.sandbox.root import Root
 from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig
+from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig, parse_disk
 
 if TYPE_CHECKING:  # a sandbox without a network starts sooner
     from voidbox.nat.backend import NatConfig
@@ -43,6 +43,7 @@ def machine_config(record: SandboxRecord, vsock_path: str, upper_path: str) -> M
         cpus=record.cpus,
         vsock=vsock,
         net=_network(record.net),
+        disks=tuple(parse_disk(text).at(os.getcwd()) for text in record.disks),
     )
     root = root_of(record)
     if root is None:

@@ -30,6 +30,7 @@ class SandboxRecord(NamedTuple):
         timeout_s: its time limit, from its start.
         net: allow, deny, allow_host_ports, publish, rate_bytes_s, pcap; None: no network. As JSON
             has it: lists, no tuples.
+        disks: what vmm.config.parse_disk reads, with absolute paths.
         vsock: "unix", "vhost" or "none".
         root: where its root is on disks, see voidbox.sandbox.root; None: `image` is an initramfs.
         is_owned: it ends with the process that made it.
@@ -63,6 +64,7 @@ class SandboxRecord(NamedTuple):
     removes_itself: bool = False
     cmdline: str = ""
     root: dict[str, object] | None = None
+    disks: tuple[str, ...] = ()
     reason: str = ""
     crash: str = ""
 
@@ -80,6 +82,7 @@ class SandboxRecord(NamedTuple):
             **self._asdict(),
             "state": self.state.value,
             "ports": list(self.ports),
+            "disks": list(self.disks),
         }
 
     @staticmethod
@@ -93,6 +96,7 @@ class SandboxRecord(NamedTuple):
         try:
             found["state"] = State(found["state"])
             found["ports"] = tuple(found.get("ports", ()))
+            found["disks"] = tuple(found.get("disks", ()))
             record = SandboxRecord(**found)
         except (KeyError, TypeError, ValueError) as error:
             raise Corrupted(f"it is no sandbox's state ({error})") from error
@@ -136,6 +140,10 @@ def _is_counts(value: object) -> bool:
     return isinstance(value, tuple) and all(map(_is_count, value))
 
 
+def _is_words(value: object) -> bool:
+    return isinstance(value, tuple) and all(map(_is_text, value))
+
+
 def _is_texts(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_text, [*value, *value.values()]))
 
@@ -170,6 +178,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "removes_itself": _is_flag,
     "cmdline": _is_text,
     "root": _is_options,
+    "disks": _is_words,
     "reason": _is_text,
     "crash": _is_text,
 }
