@@ -17,6 +17,7 @@ import pytest
 
 from tests.guest import tiny
 from tests.unit.boot import images
+from voidbox import cli
 from voidbox.cli import doctor, exit_status
 from voidbox.cli.terminal import EscapeFilter, open_unblocking
 
@@ -120,6 +121,20 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.kvm
+def test_a_bug_is_one_line_and_status_125(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("voidbox.cli.ps.main", lambda arguments: {}["x"])
+    monkeypatch.delenv("VOIDBOX_DEBUG", raising=False)
+    assert cli.main(["ps"]) == exit_status.INTERNAL
+    assert capsys.readouterr().err == (
+        "voidbox failed: KeyError('x'): this is a bug; VOIDBOX_DEBUG=1 shows where\n"
+    )
+    monkeypatch.setenv("VOIDBOX_DEBUG", "1")
+    with pytest.raises(KeyError):
+        cli.main(["ps"])
+
+
 def test_a_closed_standard_output_is_one_line(tmp_path: Path) -> None:
     kernel = tiny.write_elf(tmp_path / "elf", tiny.power_off())
     command = [

@@ -107,6 +107,14 @@ def test_the_time_limit_of_an_attached_sandbox(cli: Cli) -> None:
     assert cli.json("inspect", "box")[0]["reason"] == "its time limit ran out"
 
 
+def test_an_attached_sandbox_ends_with_its_guests_status(cli: Cli) -> None:
+    machine = cli.machine()
+    result = cli("run", "--name", "box", *machine, "--", "sh", "-c", "kill -9 $PPID")
+    assert result.returncode == exit_status.PANIC
+    assert "Attempted to kill init" in result.stderr
+    assert cli.json("inspect", "box")[0]["end"] == "PANIC"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
