@@ -309,7 +309,8 @@ def test_a_terminal(cli: Cli) -> None:
             session.process.send_signal(signal.SIGWINCH)
             session.type("sleep 0.3; stty size\n")
             session.expect("33 101")
-            session.type("cat\n")
+            session.type("echo rea''dy; cat\n")
+            session.expect("ready")  # the prompt is on the screen, too
             session.type("words\n")
             session.expect("words\r\nwords")
             session.type("\x04")  # cat ends

@@ -363,12 +363,12 @@ def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
     try:
         store = Store(os.path.dirname(os.path.dirname(folder)))
         record = store.adopt(id)
-        logs.redirect_stdio(store.path(id, "owner.log"))
+        handler = logs.OwnerLog(store.path(id, "owner.log"))
     except VoidboxError as error:
         report({**describe_error(error), "has_begun": False})
         return 1
     logger = logging.getLogger("voidbox")
-    logger.addHandler(logs.LogHandler())
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     report({"adopted": True})
     raise_file_limit()
