@@ -347,6 +347,7 @@ def test_what_a_halting_guest_said_last_is_shown(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout) == (exit_status.TIMEOUT, "last words\n")
 
 
+@pytest.mark.slow
 @pytest.mark.kvm
 def test_nohup_keeps_its_meaning(tmp_path: Path) -> None:
     kernel = tiny.write_elf(tmp_path / "elf", tiny.SPIN)
@@ -355,6 +356,7 @@ def test_nohup_keeps_its_meaning(tmp_path: Path) -> None:
     assert result.returncode == exit_status.TIMEOUT
 
 
+@pytest.mark.slow
 @pytest.mark.kvm
 def test_a_signal_in_every_moment_of_a_start_ends_it(tmp_path: Path) -> None:
     kernel = tiny.write_elf(tmp_path / "elf", tiny.SPIN)

@@ -339,6 +339,7 @@ def test_several_at_once_are_stopped_and_killed(cli: Cli) -> None:
     assert cli.ok("rm", "a1", "b2", "c3").split() == ["a1", "b2", "c3"]
 
 
+@pytest.mark.slow
 def test_kill_ends_a_sandbox_whose_process_hangs(cli: Cli) -> None:
     record = cli.launch("box")
     os.kill(record.pid, signal.SIGSTOP)
@@ -376,6 +377,7 @@ def test_logs_are_followed_to_the_end(cli: Cli) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_stats(cli: Cli) -> None:
     cli.launch("box")
     (figures,) = cli.json("stats", "--no-stream")
