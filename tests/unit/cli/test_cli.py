@@ -135,6 +135,13 @@ def test_a_bug_is_one_line_and_status_125(
         cli.main(["ps"])
 
 
+def test_what_a_message_quotes_does_nothing_to_the_terminal() -> None:
+    result = voidbox("run", "--kernel", "/no/\x1b[31mwhere\x07\udcff")
+    assert result.returncode == exit_status.USAGE
+    assert "/no/\\x1b[31mwhere\\x07\\udcff" in result.stderr
+    assert "\x1b" not in result.stderr
+
+
 def test_a_closed_standard_output_is_one_line(tmp_path: Path) -> None:
     kernel = tiny.write_elf(tmp_path / "elf", tiny.power_off())
     command = [
