@@ -176,7 +176,7 @@ def small_disk() -> Iterator[Path]:
     if os.geteuid() != 0:
         pytest.skip("needs root for a small file system and the clock: run it in the lab")
     folder = Path(tempfile.mkdtemp(prefix="vb-", dir="/tmp"))
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={STATE_BYTES}", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={STATE_BYTES},mode=0700", "tmpfs", str(folder)]
     subprocess.run(mount, check=True)
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
