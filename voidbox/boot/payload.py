@@ -13,6 +13,8 @@ import ctypes
 import struct
 from collections.abc import Callable, Iterator
 
+from voidbox import zstd
+
 _GZIP_MAGIC = b"\x1f\x8b"
 _XZ_MAGIC = b"\xfd7zXZ\x00"
 _LZMA_MAGIC = b"\x5d\x00\x00"
@@ -122,34 +124,14 @@ def _lz4(payload: bytes) -> Iterator[memoryview]:
         offset += length
 
 
-class _ZstdBuffer(ctypes.Structure):
-    """ZSTD_inBuffer and ZSTD_outBuffer, which have the same layout (zstd.h)."""
-
-    _fields_ = [("data", ctypes.c_void_p), ("size", ctypes.c_size_t), ("pos", ctypes.c_size_t)]
-
-
 def _zstd(payload: bytes) -> Iterator[memoryview]:
-    library = _load_library("libzstd.so.1")
-    library.ZSTD_createDStream.restype = ctypes.c_void_p
-    library.ZSTD_freeDStream.argtypes = [ctypes.c_void_p]
-    step = library.ZSTD_decompressStream
-    step.argtypes = [ctypes.c_void_p, ctypes.POINTER(_ZstdBuffer), ctypes.POINTER(_ZstdBuffer)]
-    step.restype = ctypes.c_size_t
-    library.ZSTD_isError.argtypes = [ctypes.c_size_t]
-
-    with contextlib.ExitStack() as stack:
-        stream = library.ZSTD_createDStream()
-        stack.callback(library.ZSTD_freeDStream, stream)
-        target = ctypes.create_string_buffer(_CHUNK_BYTES)
-        source = ctypes.cast(ctypes.c_char_p(payload), ctypes.c_void_p)
-        packed = _ZstdBuffer(source, len(payload) - _SIZE_BYTES, 0)
-        hint = 1
-        while hint:
-            piece = _ZstdBuffer(ctypes.addressof(target), _CHUNK_BYTES, 0)
-            hint = step(stream, ctypes.byref(piece), ctypes.byref(packed))
-            if library.ZSTD_isError(hint) or (not piece.pos and packed.pos == packed.size and hint):
-                raise Undecodable("the Zstandard stream is damaged")
-            yield memoryview(target).cast("B")[: piece.pos]
+    try:
+        with contextlib.closing(zstd.Decoder(_CHUNK_BYTES)) as decoder:
+            yield from decoder.decode(payload, len(payload) - _SIZE_BYTES, is_one_frame=True)
+            if not decoder.is_between_frames:
+                raise Undecodable("the Zstandard stream ends too early")
+    except zstd.ZstdError as error:
+        raise Undecodable(str(error)) from error
 
 
 _Decoder = Callable[[bytes], Iterator[bytes | memoryview]]

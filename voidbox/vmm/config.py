@@ -79,6 +79,37 @@ class VsockConfig(NamedTuple):
             raise ConfigError(f"CID {self.cid}: choose {VSOCK_CID_MIN} to {VSOCK_CID_MAX}")
 
 
+class DiskConfig(NamedTuple):
+    """A virtio-blk disk.
+
+    Attributes:
+        path: a raw image or a block device.
+        is_read_only: the guest cannot write.
+        overlay: a file of this machine's own that gets what the guest writes, made if it is not
+            there; `path` is then only read, and any number of machines may share it.
+        serial: how the guest tells its disks apart, up to 20 characters of ASCII.
+    """
+
+    path: str
+    is_read_only: bool = False
+    overlay: str | None = None
+    serial: str = ""
+
+
+class ShareConfig(NamedTuple):
+    """A folder of the host that the guest can mount, by 9P.
+
+    Attributes:
+        path: the folder.
+        tag: what the guest calls it.
+        is_read_only: the guest cannot write.
+    """
+
+    path: str
+    tag: str
+    is_read_only: bool = False
+
+
 class MachineConfig(NamedTuple):
     """A machine to build.
 
@@ -93,6 +124,8 @@ class MachineConfig(NamedTuple):
         serial_line: a second serial port, for programs; see Machine.connect_serial.
         net: the network device and what it leads to, or None.
         extra_files: added to the initramfs, which must be there: only the guest gets to see them.
+        disks: virtio-blk disks, in the guest's order: vda, vdb …
+        shares: folders of the host.
     """
 
     kernel: str
@@ -105,6 +138,8 @@ class MachineConfig(NamedTuple):
     serial_line: bool = False
     extra_files: tuple[newc.Entry, ...] = ()
     net: NatConfig | None = None
+    disks: tuple[DiskConfig, ...] = ()
+    shares: tuple[ShareConfig, ...] = ()
 
     @property
     def kernel_cmdline(self) -> str:
