@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 export VENV
 
-.PHONY: demo test test-fast test-slow test-lab lint bench setup kernels image network-image clean
+.PHONY: demo test test-fast test-slow test-lab lint bench setup kernels image network-image disk-image clean
 
 demo: setup
 	scripts/demo.sh
@@ -41,8 +41,10 @@ bench: setup kernels
 		$(PYTHON) benchmarks/vsock.py --output benchmarks/results/vsock.json
 	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
 		$(PYTHON) benchmarks/net.py --output benchmarks/results/net.json
+	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
+		$(PYTHON) benchmarks/block.py --output benchmarks/results/block.json
 
-kernels: setup image network-image
+kernels: setup image network-image disk-image
 	kernel/fetch_debian.sh cloud
 	kernel/fetch_debian.sh generic
 	kernel/build_minimal.sh
@@ -59,6 +61,12 @@ network-image: setup
 	scripts/build_guest_image.sh --with curl --with netcat-openbsd
 	scripts/build_guest_image.sh --with curl --with netcat-openbsd \
 		--kernel "$$(kernel/fetch_debian.sh cloud)"
+
+# The same with the programs that the disks' tests use, and their benchmark.
+disk-image: setup
+	scripts/build_guest_image.sh --with e2fsprogs
+	scripts/build_guest_image.sh --with e2fsprogs --kernel "$$(kernel/fetch_debian.sh cloud)"
+	scripts/build_guest_image.sh --with fio
 
 setup:
 	scripts/setup.sh

@@ -79,7 +79,14 @@ def run_qemu(
     tail = newc.archive((*sandbox_guest.secret_files(secret), *files))
     initramfs.write_bytes(image + bytes(-len(image) % 4) + tail)
     command = ["qemu-system-x86_64", "-M", "microvm", "-accel", "kvm", "-cpu", "host"]
-    command += ["-m", str(MEMORY_MIB), "-kernel", config.kernel, "-initrd", str(initramfs)]
+    command += [
+        "-m",
+        str(config.memory_bytes >> 20),
+        "-kernel",
+        config.kernel,
+        "-initrd",
+        str(initramfs),
+    ]
     command += ["-append", config.kernel_cmdline, "-nodefaults", "-no-user-config"]
     command += ["-display", "none", "-no-reboot", "-serial", f"file:{folder}/console"]
     command += ["-device", "virtio-rng-device"]
@@ -123,8 +130,8 @@ def run_voidbox(config: MachineConfig, work: Callable[[AgentClient], Any]) -> An
         os.waitpid(child, 0)
 
 
-def find_config() -> MachineConfig:
-    """The default kernel and image."""
+def find_config(*packages: str, memory_mib: int = MEMORY_MIB) -> MachineConfig:
+    """The default kernel and image; or one with Debian packages more."""
 
     def script(*command: str) -> str:
         return subprocess.run(
@@ -132,5 +139,6 @@ def find_config() -> MachineConfig:
         ).stdout.strip()
 
     kernel = f"{script('kernel/build_minimal.sh')}/bzImage"
-    image = script("scripts/build_guest_image.sh")
-    return MachineConfig(kernel, image, DEFAULT_CMDLINE, MEMORY_MIB << 20)
+    more = [word for package in packages for word in ("--with", package)]
+    image = script("scripts/build_guest_image.sh", *more)
+    return MachineConfig(kernel, image, DEFAULT_CMDLINE, memory_mib << 20)

@@ -26,9 +26,9 @@ AT_ONCE = {
     "VIRTIO_VSOCKETS": "vmw_vsock_virtio_transport",
     "HW_RANDOM_VIRTIO": "virtio_rng",
     "VIRTIO_NET": "virtio_net",
+    "VIRTIO_BLK": "virtio_blk",
 }
 ON_DEMAND = {
-    "VIRTIO_BLK": "virtio_blk",
     "VIRTIO_CONSOLE": "virtio_console",
     "PACKET": "af_packet",
     "EXT4_FS": "ext4",

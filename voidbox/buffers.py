@@ -47,3 +47,26 @@ def write_bytes(buffers: Sequence[memoryview], data: bytes) -> None:
         done += len(piece)
         if done == len(data):
             return
+
+
+class Cursor:
+    """Takes a list of buffers apart, from its start on."""
+
+    def __init__(self, buffers: Sequence[memoryview]) -> None:
+        self._buffers = buffers
+        self._idx = 0
+        self._used = 0  # bytes of the buffer at _idx
+
+    def take(self, count: int) -> list[memoryview]:
+        """Return the next `count` bytes, or all that are left."""
+        result = []
+        while count > 0 and self._idx < len(self._buffers):
+            piece = self._buffers[self._idx][self._used : self._used + count]
+            self._used += len(piece)
+            count -= len(piece)
+            if piece:
+                result.append(piece)
+            if self._used == len(self._buffers[self._idx]):
+                self._idx += 1
+                self._used = 0
+        return result

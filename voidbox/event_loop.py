@@ -46,9 +46,15 @@ class EventLoop:
         on_error: takes whatever a callback raised; the loop goes on.
         is_daemon: the thread does not keep the process from its end; whoever asks for this closes
             the loop then.
+        name: the thread's.
     """
 
-    def __init__(self, on_error: Callable[[BaseException], None], is_daemon: bool = False) -> None:
+    def __init__(
+        self,
+        on_error: Callable[[BaseException], None],
+        is_daemon: bool = False,
+        name: str = "voidbox-loop",
+    ) -> None:
         self._on_error = on_error
         try:
             self._epoll = select.epoll()
@@ -62,7 +68,7 @@ class EventLoop:
         self._awake = False
         self._stopping = False
         self._closed = False
-        self._thread = Thread(target=self._run, name="voidbox-loop", daemon=is_daemon)
+        self._thread = Thread(target=self._run, name=name, daemon=is_daemon)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
 
     def start(self) -> None:

@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "vsock": {"errors", "memory", "buffers", "loop_api"},
     "images": {"errors", "zstd"},
     "nat": {"errors", "loop_api", "net"},
-    "virtio": {"errors", "memory", "buffers", "vsock"},
+    "block": {"errors", "buffers"},
+    "virtio": {"errors", "memory", "buffers", "vsock", "block"},
     "event_loop": {"errors"},
     "agent": {"errors", "event_loop", "loop_api"},
     "vmm": {
@@ -34,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
         "boot",
         "devices",
         "virtio",
+        "block",
         "vsock",
         "nat",
         "event_loop",

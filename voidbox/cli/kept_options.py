@@ -88,6 +88,7 @@ def make_record(options: argparse.Namespace, cmdline: str) -> SandboxRecord:
         team=options.team,
         cmdline=cmdline,
         is_owned=not options.detach,
+        disks=options.disk,
     )
     return record._replace(removes_itself=options.rm)
 

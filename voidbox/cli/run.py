@@ -21,7 +21,14 @@ from voidbox.cli.parser import (
 )
 from voidbox.errors import ConfigError
 from voidbox.file_limit import raise_file_limit
-from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig, parse_memory
+from voidbox.vmm.config import (
+    DEFAULT_CMDLINE,
+    DISK_FORM,
+    MachineConfig,
+    VsockConfig,
+    parse_disk,
+    parse_memory,
+)
 
 if TYPE_CHECKING:  # what a detached sandbox's command does not need
     from voidbox.vmm.machine import Machine
@@ -59,6 +66,7 @@ examples:
   tar c project | voidbox run -- sh -c 'tar x && make test'
   voidbox run --allow '*.pypi.org:443' --allow pypi.org:443 -- sh build.sh
   voidbox run --publish 8080:80 -- python3 -m http.server 80
+  voidbox run --disk base.img,overlay=mine.img --user root -- mount /dev/vda /mnt
   voidbox run --kernel vmlinuz --initramfs guest.cpio
   voidbox run --kernel vmlinuz --initramfs guest.cpio --memory 4G --cpus 2
   voidbox run --kernel vmlinux --initramfs guest.cpio --cmdline 'loglevel=7'
@@ -100,6 +108,15 @@ def make_options() -> argparse.ArgumentParser:
     )
     parser.add_argument("--memory", default="512M", metavar="SIZE", help="512M (default), 4G, …")
     parser.add_argument("--cpus", default="1", metavar="N", help="1 (default) to 8")
+    parser.add_argument(
+        "--disk",
+        action="append",
+        default=[],
+        metavar=DISK_FORM,
+        help="a raw image or a block device for the guest, as /dev/vda and on. ro: only read; "
+        "overlay: what is written goes to FILE, so that VMs share PATH; serial: its name in the "
+        "guest. A comma in a path is written twice. Repeatable",
+    )
     parser.add_argument("--timeout", metavar="SECONDS", help="end the VM after so long")
     parser.add_argument(
         "--self-extract",
@@ -157,6 +174,7 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
         self_extract=options.self_extract,
         vsock=_vsock(options.vsock, options.cid),
         net=network.parse(options, is_console),
+        disks=tuple(map(parse_disk, options.disk)),
     )
     raise_file_limit()
 
@@ -227,12 +245,14 @@ def _write_statistics(machine: Machine, path: str) -> None:
     import json
 
     statistics = machine.statistics()
-    document = {
+    document: dict[str, object] = {
         "exits": statistics.exits,
         "port_exits": {f"{port:#x}": n for port, n in sorted(statistics.port_exits.items())},
         "boot_ns": statistics.boot_ns,
         "boot_timer_monotonic_ns": statistics.boot_timer_ns,
     }
+    if statistics.disks:
+        document["disks"] = [disk._asdict() for disk in statistics.disks]
     if machine.network is not None:
         document["network"] = machine.network.statistics()._asdict()
     try:

@@ -107,6 +107,7 @@ class AsyncSandbox:
         name: str | None = None,
         workdir: str | None = None,
         user: str | None = None,
+        disks: Sequence[str] | None = None,
         allow: Sequence[str] | None = None,
         deny: Sequence[str] | None = None,
         allow_host_ports: Sequence[int] | None = None,
@@ -135,6 +136,8 @@ class AsyncSandbox:
             name: another than the one it is given.
             workdir: where commands run and relative paths begin; /workspace by default.
             user: who commands and files belong to; "sandbox" by default.
+            disks: raw images or block devices, as /dev/vda and on, each written as
+                PATH[,ro][,overlay=FILE][,serial=TEXT]; see `voidbox run --help`.
             allow: what the guest may reach: names, *.names, networks, each with :PORT if you
                 want. By default all but this host and metadata services: private networks too.
             deny: what it may not.
@@ -185,6 +188,7 @@ class AsyncSandbox:
             vsock=vsock,
             team=team,
             cmdline=cmdline,
+            disks=disks,
             is_owned=not detached,
         )
         store = await asyncio.to_thread(Store, state_folder)

@@ -9,7 +9,7 @@ from voidbox import defaults
 from voidbox.errors import ConfigError
 from voidbox.sandbox.session import check_seconds
 from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.vmm.config import MEMORY_BYTES_DEFAULT, parse_memory
+from voidbox.vmm.config import MEMORY_BYTES_DEFAULT, parse_disk, parse_memory
 
 _MEMORY_MIB_MAX = 16 << 20  # a larger number is one of bytes, by mistake
 
@@ -31,6 +31,7 @@ def make_record(
     team: str | None,
     cmdline: str | None,
     is_owned: bool,
+    disks: Sequence[str] | None = None,
 ) -> SandboxRecord:
     """Return what Store.create() takes.
 
@@ -59,6 +60,7 @@ def make_record(
         team=team,
         is_owned=is_owned,
         cmdline=cmdline or "",
+        disks=tuple(str(parse_disk(text).at(os.getcwd())) for text in _words("disks", disks)),
     )
 
 

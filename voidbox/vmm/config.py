@@ -34,6 +34,8 @@ DEFAULT_CMDLINE = " ".join(_DEFAULT_CMDLINE)
 # With a network, which has no IPv6: else programs try it first and wait.
 _NETWORK_CMDLINE = "ipv6.disable=1"
 
+DISK_FORM = "PATH[,ro][,overlay=FILE][,serial=TEXT]"
+
 _MEMORY = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([KMGT]?)I?B?")
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -48,6 +50,30 @@ def parse_memory(text: str) -> int:
     if match is None:
         raise ConfigError(f"no amount of memory: {text!r}; write it as 512M or 4G")
     return int(float(match[1]) * _SUFFIXES[match[2]]) // PAGE_BYTES * PAGE_BYTES
+
+
+def parse_disk(text: str) -> DiskConfig:
+    """Parse PATH[,ro][,overlay=FILE][,serial=TEXT]; a comma in a path is written twice.
+
+    Raises:
+        ConfigError: it is not of this form.
+    """
+    # A NUL, which no path has, keeps the place of a comma.
+    path, *words = (word.replace("\0", ",") for word in text.replace(",,", "\0").split(","))
+    if not path:
+        raise ConfigError(f"disk {text!r}: give {DISK_FORM}")
+    disk = DiskConfig(path)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if word == "ro":
+            disk = disk._replace(is_read_only=True)
+        elif key == "overlay" and value:
+            disk = disk._replace(overlay=value)
+        elif key == "serial" and equals:
+            disk = disk._replace(serial=value)
+        else:
+            raise ConfigError(f"disk {text!r}: {word!r} is not known: give {DISK_FORM}")
+    return disk
 
 
 def host_memory_bytes() -> int:
@@ -94,6 +120,22 @@ class DiskConfig(NamedTuple):
     is_read_only: bool = False
     overlay: str | None = None
     serial: str = ""
+
+    def at(self, folder: str) -> DiskConfig:
+        """Return the same disk with absolute paths, those that were not taken from `folder`."""
+        overlay = os.path.join(folder, self.overlay) if self.overlay is not None else None
+        return self._replace(path=os.path.join(folder, self.path), overlay=overlay)
+
+    def __str__(self) -> str:
+        """What parse_disk() reads."""
+        words = [self.path]
+        if self.is_read_only:
+            words.append("ro")
+        if self.overlay is not None:
+            words.append(f"overlay={self.overlay}")
+        if self.serial:
+            words.append(f"serial={self.serial}")
+        return ",".join(word.replace(",", ",,") for word in words)
 
 
 class ShareConfig(NamedTuple):

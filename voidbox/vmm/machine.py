@@ -66,6 +66,8 @@ if TYPE_CHECKING:  # imported where they are used: a machine without them starts
     import socket
 
     from voidbox.nat.backend import NatBackend, NatConfig
+    from voidbox.virtio.block_config import BlockStatistics
+    from voidbox.vmm.disk import Disk
     from voidbox.vmm.serial_port import SerialPort
     from voidbox.vsock.unix import UnixBackend
 
@@ -104,6 +106,7 @@ class MachineStatistics(NamedTuple):
         boot_ns: from the first KVM_RUN to the guest's boot-timer write, or None.
         boot_timer_ns: time.monotonic_ns() of that write, or None.
         vcpu_ns: the host's CPU time of all vCPUs, which it counts in hundredths of a second.
+        disks: what each disk did, in the guest's order.
     """
 
     exits: dict[str, int]
@@ -111,6 +114,7 @@ class MachineStatistics(NamedTuple):
     boot_ns: int | None
     boot_timer_ns: int | None
     vcpu_ns: int
+    disks: tuple[BlockStatistics, ...] = ()
 
 
 class Machine:
@@ -141,6 +145,7 @@ class Machine:
         self._unix_backend: UnixBackend | None = None
         self._serial_port: SerialPort | None = None
         self.network: NatBackend | None = None
+        self._disks: list[Disk] = []
         self._resources = contextlib.ExitStack()
         try:
             self._build(kvm_path)
@@ -151,6 +156,7 @@ class Machine:
     def _build(self, kvm_path: str) -> None:
         """Make everything, in the order that KVM wants; ExitStack releases it in reverse."""
         own = self._resources.enter_context
+        self._open_disks()
         kvm = own(contextlib.closing(Kvm(kvm_path)))
         requirements.check(kvm, self.config.cpus)
         self.memory = own(GuestMemory(self.config.memory_bytes))
@@ -169,6 +175,8 @@ class Machine:
         self._resources.callback(self.loop.close)
         self._coalesced = self._coalesce(kvm, self._vm, handles[0])
         has_readonly_memory = bool(kvm.check_extension(api.KVM_CAP_READONLY_MEM))
+        for disk in self._disks:
+            disk.make_loop(self._on_loop_error)
         slots = VirtioSlots(
             self._vm, self.memory, self._mmio, self.loop, self._coalesced, has_readonly_memory
         )
@@ -198,8 +206,21 @@ class Machine:
         cpu.write_tables(self.memory, entry)
         vcpus.set_up(kvm, handles, entry)
 
+    def _open_disks(self) -> None:
+        """Open what the disks are kept in. They are closed when nothing uses them any more."""
+        if self.config.disks:
+            from voidbox.vmm.disk import Disk
+
+            for index, config in enumerate(self.config.disks):
+                disk = Disk(config, f"disk{index}")
+                self._resources.callback(disk.close)
+                self._disks.append(disk)
+
     def _attach_virtio(self) -> None:
         self._slots.add(VirtioRng())
+        for disk in self._disks:
+            self._slots.add(disk.device, loop=disk.loop)
+            self._resources.callback(disk.loop.stop)
         if self.config.vsock is not None:
             self._attach_vsock(*self.config.vsock)
         if self.config.net is not None:
@@ -281,6 +302,8 @@ class Machine:
         """Start the event loop and the vCPUs. Once."""
         try:
             self.loop.start()
+            for disk in self._disks:
+                disk.loop.start()
             self._started_ns = time.monotonic_ns()
             self._vcpus.start()
         except RuntimeError as error:
@@ -369,7 +392,12 @@ class Machine:
         has_booted = reached_ns is not None and self._started_ns is not None
         boot_ns = reached_ns - self._started_ns if has_booted else None  # type: ignore[operator]
         return MachineStatistics(
-            self._vcpus.exits(), self._vcpus.port_exits(), boot_ns, reached_ns, self._vcpus.cpu_ns()
+            self._vcpus.exits(),
+            self._vcpus.port_exits(),
+            boot_ns,
+            reached_ns,
+            self._vcpus.cpu_ns(),
+            tuple(disk.device.statistics() for disk in self._disks),
         )
 
     def _end(self, outcome: Outcome) -> None:

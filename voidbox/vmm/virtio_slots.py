@@ -57,13 +57,19 @@ class VirtioSlots:
         self._has_readonly_memory = has_readonly_memory
         self._pages: list[mmap.mmap] = []
         self._transports: list[MmioTransport] = []
-        self._eventfds: list[int] = []
+        self._eventfds: list[tuple[EventLoop, int]] = []
         self.acpi_devices: list[acpi.MmioDevice] = []
 
-    def add(self, device: VirtioDevice, kick_fds: Mapping[int, int] | None = None) -> MmioTransport:
+    def add(
+        self,
+        device: VirtioDevice,
+        kick_fds: Mapping[int, int] | None = None,
+        loop: EventLoop | None = None,
+    ) -> MmioTransport:
         """Put `device` into the next slot.
 
         Args:
+            loop: the device's own, to which all said of the machine's applies.
             kick_fds: eventfds, by queue, of someone else who serves that queue: the host's kernel.
         Raises:
             ConfigError: all slots are taken.
@@ -74,6 +80,7 @@ class VirtioSlots:
             most = layout.MMIO_LAST_GSI - layout.MMIO_FIRST_GSI + 1
             raise ConfigError(f"a machine has room for {most} virtio devices: ask for fewer")
         gpa = layout.MMIO_DEVICES_GPA + index * layout.MMIO_DEVICE_BYTES
+        loop = loop or self._loop
 
         def pulse_irq() -> None:
             self._vm.irq_line(gsi, True)
@@ -83,7 +90,7 @@ class VirtioSlots:
             device,
             self._memory,
             pulse_irq,
-            self._loop.call_soon,
+            loop.call_soon,
             self._page(gpa) if self._has_readonly_memory else None,
             self._perform_writes,
         )
@@ -95,7 +102,7 @@ class VirtioSlots:
         for queue_idx in range(len(device.queue_max_sizes)):
             fd = (kick_fds or {}).get(queue_idx, -1)
             if fd < 0:
-                fd = self._watched_eventfd(transport, queue_idx)
+                fd = self._watched_eventfd(loop, transport, queue_idx)
             self._vm.ioeventfd(fd, gpa + VIRTIO_MMIO_QUEUE_NOTIFY, _REGISTER_BYTES, queue_idx)
         return transport
 
@@ -111,13 +118,13 @@ class VirtioSlots:
         if self._coalesced is not None and self._coalesced.has_entries():
             self._coalesced.drain()
 
-    def _watched_eventfd(self, transport: MmioTransport, queue_idx: int) -> int:
+    def _watched_eventfd(self, loop: EventLoop, transport: MmioTransport, queue_idx: int) -> int:
         try:
             fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as error:
             raise HostError.from_errno("eventfd", error.errno or 0) from error
-        self._eventfds.append(fd)
-        self._loop.watch(fd, select.EPOLLIN, _notifier(fd, transport, queue_idx))
+        self._eventfds.append((loop, fd))
+        loop.watch(fd, select.EPOLLIN, _notifier(fd, transport, queue_idx))
         return fd
 
     def close(self) -> None:
@@ -125,8 +132,8 @@ class VirtioSlots:
         while self._transports:
             self._transports.pop().close()
         while self._eventfds:
-            fd = self._eventfds.pop()
-            self._loop.unwatch(fd)
+            loop, fd = self._eventfds.pop()
+            loop.unwatch(fd)
             os.close(fd)
 
 

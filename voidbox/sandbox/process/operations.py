@@ -126,6 +126,7 @@ class Operations:
             "cpus": machine.config.cpus,
             "uptime_s": time.monotonic() - self._sandbox.started_at,
             "network": network,
+            "disks": [disk._asdict() for disk in statistics.disks],
         }
 
     def _port_add(self, values: dict[str, object]) -> Answer:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from voidbox.errors import ConfigError
 from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig
+from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig, parse_disk
 
 if TYPE_CHECKING:  # a sandbox without a network starts sooner
     from voidbox.nat.backend import NatConfig
@@ -39,6 +39,7 @@ def machine_config(record: SandboxRecord, vsock_path: str) -> MachineConfig:
         cpus=record.cpus,
         vsock=vsock,
         net=_network(record.net),
+        disks=tuple(parse_disk(text).at(os.getcwd()) for text in record.disks),
     )
 
 

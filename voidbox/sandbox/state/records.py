@@ -29,6 +29,7 @@ class SandboxRecord(NamedTuple):
         timeout_s: its time limit, from its start.
         net: allow, deny, allow_host_ports, publish, rate_bytes_s, pcap; None: no network. As JSON
             has it: lists, no tuples.
+        disks: what vmm.config.parse_disk reads, with absolute paths.
         vsock: "unix", "vhost" or "none".
         is_owned: it ends with the process that made it.
         removes_itself: nothing of it is kept once it has ended.
@@ -61,6 +62,7 @@ class SandboxRecord(NamedTuple):
     is_owned: bool = False
     removes_itself: bool = False
     cmdline: str = ""
+    disks: tuple[str, ...] = ()
     end: str = ""
     reason: str = ""
     crash: str = ""
@@ -79,6 +81,7 @@ class SandboxRecord(NamedTuple):
             **self._asdict(),
             "state": self.state.value,
             "ports": list(self.ports),
+            "disks": list(self.disks),
         }
 
     @staticmethod
@@ -92,6 +95,7 @@ class SandboxRecord(NamedTuple):
         try:
             found["state"] = State(found["state"])
             found["ports"] = tuple(found.get("ports", ()))
+            found["disks"] = tuple(found.get("disks", ()))
             record = SandboxRecord(**found)
         except (KeyError, TypeError, ValueError) as error:
             raise Corrupted(f"it is no sandbox's state ({error})") from error
@@ -135,6 +139,10 @@ def _is_counts(value: object) -> bool:
     return isinstance(value, tuple) and all(map(_is_count, value))
 
 
+def _is_words(value: object) -> bool:
+    return isinstance(value, tuple) and all(map(_is_text, value))
+
+
 def _is_texts(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_text, [*value, *value.values()]))
 
@@ -168,6 +176,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "is_owned": _is_flag,
     "removes_itself": _is_flag,
     "cmdline": _is_text,
+    "disks": _is_words,
     "end": _is_text,
     "reason": _is_text,
     "crash": _is_text,

@@ -1,0 +1,390 @@
+"""virtio-blk, the block device (VirtIO 1.2 §5.2): one queue of requests, and a backend behind it.
+
+guest ─► requestq ─► parsed, checked ─┬► done at once, in the pass ────────► used, one interrupt
+                                      └► a worker thread, if it may block ─► completions ─┘
+
+A disk has an event loop of its own, so that a pass may read and write in place: guest memory and
+the page cache exchange data with no thread in between, which is what a thread would cost most of
+the time. What has to wait for the disk goes to workers, and the pass goes on: a read that is not in
+the page cache, where the file system can tell; all that followed something slow, where it cannot;
+flushes, discards and zeroes always.
+
+A reset waits for what workers are at: the driver may use the memory for something else afterwards.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from voidbox.block.backend import Backend
+from voidbox.block.workers import Workers
+from voidbox.buffers import write_bytes
+from voidbox.virtio.block_config import (
+    DISCARD_RANGES_MAX,
+    DISCARD_SECTORS_MAX,
+    QUEUE_SIZE,
+    REQUEST_BYTES_MAX,
+    VIRTIO_BLK_F_FLUSH,
+    ZERO_RANGES_MAX,
+    ZERO_SECTORS_MAX,
+    BlockStatistics,
+    config_of,
+    encode_serial,
+    features_of,
+)
+from voidbox.virtio.block_request import (
+    SECTOR_BYTES,
+    VIRTIO_BLK_ID_BYTES,
+    VIRTIO_BLK_S_IOERR,
+    VIRTIO_BLK_S_OK,
+    VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_T_DISCARD,
+    VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID,
+    VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_WRITE_ZEROES,
+    Refused,
+    Request,
+    parse,
+    parse_ranges,
+)
+from voidbox.virtio.device import VIRTIO_ID_BLOCK, Transport, config_value
+from voidbox.virtio.queue import Virtqueue
+
+log = logging.getLogger(__name__)
+
+# What one pass on the loop may cost: whichever comes first.
+PASS_REQUESTS = 64
+PASS_BYTES = 4 << 20
+# What is longer goes to a worker at once.
+IN_PLACE_BYTES_MAX = 4 << 20
+# What may block is tried in place. If it took longer than this, and each byte allowed for, the next
+# so many go to workers.
+SLOW_NS, SLOW_NS_PER_BYTE = 2_000_000, 10
+SLOW_REQUESTS = 32
+
+_NAMES = {
+    VIRTIO_BLK_T_IN: "read",
+    VIRTIO_BLK_T_OUT: "write",
+    VIRTIO_BLK_T_FLUSH: "flush",
+    VIRTIO_BLK_T_DISCARD: "discard",
+    VIRTIO_BLK_T_WRITE_ZEROES: "write zeroes",
+}
+
+
+class _Done(NamedTuple):
+    """A request that a worker has done: what `_finish` takes."""
+
+    request: Request
+    kind: int
+    length: int
+    error: OSError | None
+
+
+class VirtioBlock:
+    """The block device. Thread: loop.
+
+    Args:
+        backend: the disk. It stays the caller's, who closes it after the device's close().
+        serial: up to 20 characters of ASCII.
+        name: for threads and the log.
+    Raises:
+        ConfigError: the serial is none.
+    """
+
+    device_id = VIRTIO_ID_BLOCK
+    queue_max_sizes = (QUEUE_SIZE,)
+
+    def __init__(
+        self,
+        backend: Backend,
+        serial: str = "",
+        name: str = "disk",
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._serial = encode_serial(serial)
+        self._backend = backend
+        self._name = name
+        self._now_ns = now_ns
+        self._workers = Workers(f"voidbox-{name}")
+        self._features = features_of(backend.is_read_only)
+        self._config = config_of(backend.size_bytes)
+        self._has_nowait = True
+        self._slow_left = 0  # requests for workers, after a slow one
+        self._said: set[tuple[int, int]] = set()
+        self._reads = self._read_bytes = self._writes = self._written_bytes = 0
+        self._flushes = self._discards = self._zeroes = self._errors = self._refused = 0
+        self._lock = threading.Lock()  # covers the next two; nothing is called with it held
+        self._completions: list[_Done] = []
+        self._is_completing = False  # _complete() is on its way to the loop
+        self._forget()
+
+    def _forget(self) -> None:
+        self._transport: Transport | None = None
+        self._queue: Virtqueue | None = None
+        self._is_writethrough = False
+        self._deferred = False  # a pass is to come, and will see what is new
+        with self._lock:
+            self._completions.clear()
+            self._is_completing = False
+
+    @property
+    def device_features(self) -> int:
+        """VIRTIO_BLK_F_* that are offered."""
+        return self._features
+
+    def read_config(self, offset: int, width: int) -> int:
+        """Read struct virtio_blk_config."""
+        return config_value(self._config, offset, width)
+
+    def write_config(self, offset: int, width: int, value: int) -> None:
+        """Nothing in it may be written."""
+
+    def activate(
+        self, transport: Transport, driver_features: int, queues: Sequence[Virtqueue]
+    ) -> None:
+        """Start to serve requestq."""
+        self._transport = transport
+        (self._queue,) = queues
+        # §5.2.6.2: a driver that cannot flush is told that a write is done when it is on the disk.
+        self._is_writethrough = not driver_features & VIRTIO_BLK_F_FLUSH
+
+    def reset(self) -> None:
+        """Wait for what is being read and written, and forget the queue and what it had asked."""
+        self._workers.cancel()
+        self._forget()
+
+    def close(self) -> None:
+        """End the threads. Idempotent. After the transport's close(). Thread: any."""
+        self._workers.close()
+
+    def queue_notify(self, queue_idx: int) -> None:
+        """Serve what is there, unless a pass that will do so is under way."""
+        if not self._deferred:
+            self._pass()
+
+    def _pass(self) -> None:
+        """Begin some requests; leave the rest to the next turn of the loop."""
+        queue, transport = self._queue, self._transport
+        if queue is None or transport is None:
+            return
+        queue.disable_notification()
+        more = True
+        budget = PASS_BYTES
+        for _ in range(PASS_REQUESTS):
+            chain = queue.next_chain()
+            if chain is None:
+                more = False
+                break
+            budget -= chain.readable_bytes + chain.writable_bytes
+            self._begin(*parse(chain))
+            if budget <= 0:
+                break
+        if queue.publish():
+            transport.interrupt_queues()
+        self._deferred = more or queue.enable_notification()
+        if self._deferred:
+            transport.defer(self._pass)
+
+    def _begin(self, kind: int, sector: int, request: Request) -> None:
+        """Do a request, hand it to a worker, or refuse it."""
+        offset = sector * SECTOR_BYTES
+        try:
+            if kind == VIRTIO_BLK_T_IN:
+                self._check(offset, request.target_bytes)
+                self._begin_read(request, offset)
+            elif kind == VIRTIO_BLK_T_OUT:
+                self._check(offset, request.source_bytes, is_write=True)
+                self._begin_write(request, offset)
+            elif kind == VIRTIO_BLK_T_FLUSH:
+                self._submit(request, kind, 0, self._backend.flush)
+            elif kind == VIRTIO_BLK_T_GET_ID:
+                self._give_id(request)
+            elif kind in (VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES):
+                self._begin_ranges(request, kind)
+            else:
+                raise Refused(VIRTIO_BLK_S_IOERR if kind < 0 else VIRTIO_BLK_S_UNSUPP)
+        except Refused as refused:
+            self._refused += 1
+            self._answer(request, refused.args[0], 0)
+
+    def _check(self, offset: int, length: int, is_write: bool = False) -> None:
+        """Refuse what lies past the end or has no size of a request, and writes that may not be."""
+        if (
+            length % SECTOR_BYTES
+            or length > REQUEST_BYTES_MAX
+            or offset + length > self._backend.size_bytes
+            or (is_write and self._backend.is_read_only)
+        ):
+            raise Refused(VIRTIO_BLK_S_IOERR)
+
+    def _begin_read(self, request: Request, offset: int) -> None:
+        target, length = request.target, request.target_bytes
+        work = partial(self._backend.read, target, offset, length)
+        if not self._has_nowait or length > IN_PLACE_BYTES_MAX:
+            self._try(request, VIRTIO_BLK_T_IN, length, work)
+            return
+        try:
+            self._backend.read(target, offset, length, nowait=True)
+        except BlockingIOError:
+            self._submit(request, VIRTIO_BLK_T_IN, length, work)
+        except OSError as error:
+            self._has_nowait = error.errno != errno.EOPNOTSUPP
+            self._submit(request, VIRTIO_BLK_T_IN, length, work)
+        else:
+            self._finish(request, VIRTIO_BLK_T_IN, length, None)
+
+    def _begin_write(self, request: Request, offset: int) -> None:
+        length = request.source_bytes
+        work = partial(self._backend.write, request.source, offset, length)
+        if self._is_writethrough:
+            self._submit(request, VIRTIO_BLK_T_OUT, length, partial(self._write_through, work))
+        else:
+            self._try(request, VIRTIO_BLK_T_OUT, length, work)
+
+    def _write_through(self, work: Callable[[], None]) -> None:
+        work()
+        self._backend.flush()
+
+    def _give_id(self, request: Request) -> None:
+        if not request.target:
+            raise Refused(VIRTIO_BLK_S_IOERR)
+        length = min(request.target_bytes, VIRTIO_BLK_ID_BYTES)
+        write_bytes(request.target, self._serial[:length])
+        self._answer(request, VIRTIO_BLK_S_OK, length)
+
+    def _begin_ranges(self, request: Request, kind: int) -> None:
+        backend = self._backend
+        if backend.is_read_only:
+            raise Refused(VIRTIO_BLK_S_IOERR)
+        is_discard = kind == VIRTIO_BLK_T_DISCARD
+        ranges = parse_ranges(
+            request,
+            DISCARD_RANGES_MAX if is_discard else ZERO_RANGES_MAX,
+            DISCARD_SECTORS_MAX if is_discard else ZERO_SECTORS_MAX,
+            backend.size_bytes,
+            is_discard,
+        )
+
+        def work() -> None:
+            for offset, length, may_unmap in ranges:
+                if is_discard:
+                    backend.discard(offset, length)
+                else:
+                    backend.zero(offset, length, may_unmap)
+            if self._is_writethrough:
+                backend.flush()
+
+        self._submit(request, kind, 0, work)
+
+    # Where the work is done.
+
+    def _try(self, request: Request, kind: int, length: int, work: Callable[[], None]) -> None:
+        """Do what may block, in place for as long as it does not."""
+        if self._slow_left or length > IN_PLACE_BYTES_MAX:
+            self._slow_left = max(0, self._slow_left - 1)
+            self._submit(request, kind, length, work)
+            return
+        started_ns = self._now_ns()
+        error = _attempt(work)
+        if self._now_ns() - started_ns > SLOW_NS + length * SLOW_NS_PER_BYTE:
+            self._slow_left = SLOW_REQUESTS
+        self._finish(request, kind, length, error)
+
+    def _submit(self, request: Request, kind: int, length: int, work: Callable[[], None]) -> None:
+        """Have a worker do it. No more can be under way than there are chains."""
+        transport = self._transport
+        assert transport is not None
+
+        def job() -> None:
+            done = _Done(request, kind, length, _attempt(work))
+            with self._lock:
+                self._completions.append(done)
+                is_first, self._is_completing = not self._is_completing, True
+            if is_first:
+                transport.defer(self._complete)
+
+        self._workers.submit(job)
+
+    def _complete(self) -> None:
+        """Answer what workers have done, all in one."""
+        queue, transport = self._queue, self._transport
+        if queue is None or transport is None:
+            return
+        with self._lock:
+            completions, self._completions = self._completions, []
+            self._is_completing = False
+        for done in completions:
+            self._finish(*done)
+        if queue.publish():
+            transport.interrupt_queues()
+
+    def _finish(self, request: Request, kind: int, length: int, error: OSError | None) -> None:
+        """Answer a request that was done, or that the host failed at."""
+        if error is not None:
+            self._errors += 1
+            self._say(kind, error)
+            self._answer(request, VIRTIO_BLK_S_IOERR, 0)
+            return
+        written_bytes = 0
+        if kind == VIRTIO_BLK_T_IN:
+            self._reads += 1
+            self._read_bytes += length
+            written_bytes = length
+        elif kind == VIRTIO_BLK_T_OUT:
+            self._writes += 1
+            self._written_bytes += length
+        elif kind == VIRTIO_BLK_T_FLUSH:
+            self._flushes += 1
+        elif kind == VIRTIO_BLK_T_DISCARD:
+            self._discards += 1
+        else:
+            self._zeroes += 1
+        self._answer(request, VIRTIO_BLK_S_OK, written_bytes)
+
+    def _answer(self, request: Request, status: int, written_bytes: int) -> None:
+        request.status[0] = status
+        assert self._queue is not None
+        self._queue.add_used(request.head_idx, written_bytes + 1)
+
+    def _say(self, kind: int, error: OSError) -> None:
+        """Log an error of the host's, the first of each sort."""
+        sort = (kind, error.errno or 0)
+        if sort not in self._said:
+            self._said.add(sort)
+            log.error(
+                "%s: cannot %s: %s; the guest gets I/O errors, and only the first is said here",
+                self._name,
+                _NAMES[kind],
+                error.strerror,
+            )
+
+    def statistics(self) -> BlockStatistics:
+        """Return the counters. Thread: any."""
+        return BlockStatistics(
+            reads=self._reads,
+            read_bytes=self._read_bytes,
+            writes=self._writes,
+            written_bytes=self._written_bytes,
+            flushes=self._flushes,
+            discards=self._discards,
+            zeroes=self._zeroes,
+            errors=self._errors,
+            refused=self._refused,
+        )
+
+
+def _attempt(work: Callable[[], None]) -> OSError | None:
+    try:
+        work()
+    except OSError as error:
+        # Its traceback would hold the slices of guest memory that were being read or written.
+        return error.with_traceback(None)
+    return None
