@@ -22,11 +22,12 @@ ALLOWED: dict[str, set[str]] = {
     "file_limit": set(),
     "net": {"errors", "buffers"},
     "vsock": {"errors", "memory", "buffers", "loop_api"},
-    "images": {"errors", "zstd"},
     "nat": {"errors", "loop_api", "net"},
     "block": {"errors", "buffers"},
     "virtio": {"errors", "memory", "buffers", "vsock", "block"},
     "event_loop": {"errors"},
+    "storage": {"errors"},
+    "images": {"errors", "storage", "zstd", "version"},
     "agent": {"errors", "event_loop", "loop_api"},
     "vmm": {
         "errors",
@@ -54,6 +55,8 @@ ALLOWED: dict[str, set[str]] = {
         "signals",
         "file_limit",
         "defaults",
+        "storage",
+        "images",
     },
     "defaults": {"errors"},
     "cli": {
@@ -68,9 +71,11 @@ ALLOWED: dict[str, set[str]] = {
         "file_limit",
         "defaults",
         "nat",
+        "storage",
+        "images",
     },
     "__main__": {"cli"},
-    "__init__": {"version", "errors", "agent", "sandbox"},  # looked up when they are used
+    "__init__": {"version", "errors", "agent", "sandbox", "images"},  # looked up when they are used
 }
 STANDARD_COMPUTATION = {"boot", "devices", "memory"}
 FORBIDDEN_IN_PURE = {"socket", "threading.Thread", "select", "subprocess", "asyncio"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from voidbox.cli import exit_status
+from voidbox.cli.image import ACTIONS
 from voidbox.cli.parser import make_parser
 from voidbox.cli.verbs import VERBS
 
@@ -37,6 +38,11 @@ _voidbox() {
         esac
         case $verb in cp|run) compopt -o default ;; esac
         [ "$verb" = port ] && [ "$COMP_CWORD" -eq 2 ] && words="add rm ls"
+        case $verb:$COMP_CWORD:${COMP_WORDS[2]} in
+            image:2:*) words="@IMAGE@" ;;
+            image:*:import) compopt -o default ;;
+            image:*:*) words=$(voidbox image ls --quiet 2>/dev/null) ;;
+        esac
     fi
     COMPREPLY=($(compgen -W "$words" -- "$current"))
 }
@@ -60,6 +66,15 @@ _voidbox() {
     else
         case $verb in
             port) (( CURRENT == 3 )) && { compadd add rm ls; return } ;;
+            image)
+                if (( CURRENT == 3 )); then
+                    compadd @IMAGE@
+                elif [[ $words[3] == import ]]; then
+                    _files
+                else
+                    compadd -- ${(f)"$(voidbox image ls --quiet 2>/dev/null)"}
+                fi
+                return ;;
             completion) compadd bash zsh fish; return ;;
         esac
         case $verb in
@@ -131,7 +146,11 @@ def _fish() -> str:
             lines.append(f"complete -c voidbox {condition} -a '(voidbox {which} 2>/dev/null)'")
         if verb in ("cp", "run"):
             lines.append(f"complete -c voidbox {condition} -F")
-    for verb, words in (("port", "add rm ls"), ("completion", "bash zsh fish")):
+    for verb, words in (
+        ("port", "add rm ls"),
+        ("image", " ".join(ACTIONS)),
+        ("completion", "bash zsh fish"),
+    ):
         lines.append(
             f"complete -c voidbox -n '__fish_seen_subcommand_from {verb}' -a {_quote(words)}"
         )
@@ -144,6 +163,7 @@ def _fill(template: str, verbs: str, options: list[str]) -> str:
         .replace("@OPTIONS@", "\n".join(options))
         .replace("@RUNNING@", "|".join(_RUNNING))
         .replace("@ANY@", "|".join(_ANY))
+        .replace("@IMAGE@", " ".join(ACTIONS))
     )
 
 

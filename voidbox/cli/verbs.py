@@ -26,6 +26,9 @@ GROUPS = {
         "rm": "remove those that have ended",
         "prune": "remove all that have ended",
     },
+    "images": {
+        "image": "pull, import, build, ls, inspect, rm, prune",
+    },
     "host": {
         "doctor": "check that this host can run VMs, and say what to do if not",
         "completion": "print what makes a shell complete voidbox's words",
@@ -35,6 +38,7 @@ TITLES = {
     "run": "sandboxes and what runs in them",
     "look": "what there is",
     "end": "their life",
+    "images": "what they are made from",
     "host": "this host",
 }
 # What other programs call them.
@@ -50,6 +54,8 @@ _ELSEWHERE = {
     "attach": "shell",
     "top": "stats",
     "unpause": "resume",
+    "images": "image",
+    "pull": "image",
 }
 VERBS = {verb: text for group in GROUPS.values() for verb, text in group.items()}
 

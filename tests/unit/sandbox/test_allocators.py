@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from voidbox.errors import ConfigError
 from voidbox.sandbox.state.allocators import Allocations, CidAllocator, PortAllocator
-from voidbox.sandbox.state.durable import Corrupted
+from voidbox.storage.durable import Corrupted
 
 A, B = "a" * 12, "b" * 12
 OWNERS = st.sampled_from([A, B, "c" * 12])

@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.sandbox.states import ROOT
 from voidbox.errors import HostError
-from voidbox.sandbox.state.locking import FileLock, Hold, is_held
+from voidbox.storage.locking import FileLock, Hold, is_held
 
 
 def test_a_lock_excludes_other_threads(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_several_hold_and_asking_disturbs_nobody(tmp_path: Path) -> None:
 def test_a_hold_ends_with_its_process(tmp_path: Path) -> None:
     path = str(tmp_path / "alive")
     script = (
-        "import sys; from voidbox.sandbox.state.locking import Hold;"
+        "import sys; from voidbox.storage.locking import Hold;"
         "Hold(sys.argv[1]); print(flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

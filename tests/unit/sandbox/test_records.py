@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from tests.unit.sandbox.states import wanted
 from voidbox.errors import ConfigError
-from voidbox.sandbox.state.durable import Corrupted
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.storage.durable import Corrupted
 
 ID = "0123456789ab"
 TEXTS = st.dictionaries(st.text(), st.text(), max_size=3)

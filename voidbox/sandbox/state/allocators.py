@@ -9,8 +9,8 @@ import re
 from typing import Any
 
 from voidbox.errors import ConfigError
-from voidbox.sandbox.state.durable import Corrupted
 from voidbox.sandbox.state.names import is_id
+from voidbox.storage.durable import Corrupted
 
 VERSION = 1
 CID_MIN = 3  # 0 is the hypervisor's, 1 local, 2 the host's: <linux/vm_sockets.h>

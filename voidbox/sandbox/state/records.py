@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from voidbox.errors import ConfigError
-from voidbox.sandbox.state.durable import Corrupted
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.names import is_id, is_name
+from voidbox.storage.durable import Corrupted
 
 VERSION = 1
 

@@ -16,15 +16,16 @@ The records decide: what allocations.json says and no record does is free.
 from __future__ import annotations
 
 import os
-import stat
 from contextlib import suppress
 
-from voidbox.errors import ConfigError, HostError
-from voidbox.sandbox.state import allocators, durable, names, records
+from voidbox.errors import HostError
+from voidbox.sandbox.state import allocators, names, records
 from voidbox.sandbox.state.allocators import Allocations
-from voidbox.sandbox.state.durable import Corrupted
-from voidbox.sandbox.state.locking import FileLock, Hold, is_held
 from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.storage import durable
+from voidbox.storage.durable import Corrupted
+from voidbox.storage.locking import FileLock, Hold, is_held
+from voidbox.storage.place import make_state_folder
 
 SECRET_BYTES = 32
 STATE, SECRET, ALIVE, CONSOLE = "state.json", "secret", "alive", "console.log"
@@ -48,7 +49,7 @@ class StateFolder:
     """
 
     def __init__(self, folder: str | None) -> None:
-        self.path = _make(os.path.abspath(folder or _default()))
+        self.path = make_state_folder(folder, "sandboxes")
         self.sandboxes = f"{self.path}/sandboxes"
         self._allocations = f"{self.path}/allocations.json"
         with suppress(FileNotFoundError, Corrupted):  # whoever needs it sets it aside
@@ -299,41 +300,3 @@ def warn(message: str) -> None:
     import logging  # its import costs more than most commands do
 
     logging.getLogger(__name__).warning("%s", message)
-
-
-def _default() -> str:
-    own = os.environ.get("VOIDBOX_STATE")
-    if own:
-        return own
-    from platformdirs import user_state_path  # a slow import, for nothing if we are told
-
-    return str(user_state_path("voidbox"))
-
-
-def _make(path: str) -> str:
-    """Make a state folder, if it is not there; return its path."""
-    try:
-        if not os.path.isdir(path):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with suppress(FileExistsError):  # somebody else was faster
-                os.mkdir(path, 0o700)
-        found = os.stat(path)
-        if found.st_uid != os.geteuid():
-            raise ConfigError(
-                f"{path} belongs to another user (uid {found.st_uid}): name a folder of your own "
-                "with VOIDBOX_STATE"
-            )
-        if stat.S_IMODE(found.st_mode) & 0o022:
-            raise ConfigError(
-                f"others may write to {path}: chmod 700 it, or name another folder with "
-                "VOIDBOX_STATE"
-            )
-        with suppress(FileExistsError):
-            os.mkdir(f"{path}/sandboxes", 0o700)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        why = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"cannot use {path!r} for the state of sandboxes: {why}; name another folder with "
-            "VOIDBOX_STATE"
-        ) from error
-    return path

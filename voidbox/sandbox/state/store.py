@@ -11,12 +11,13 @@ import time
 from contextlib import suppress
 
 from voidbox.errors import ConfigError, HostError, VoidboxError
-from voidbox.sandbox.state import cleaning, durable, names
-from voidbox.sandbox.state.durable import Corrupted
+from voidbox.sandbox.state import cleaning, names
 from voidbox.sandbox.state.lifecycle import Event, State, step
-from voidbox.sandbox.state.locking import Hold
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.state_folder import ALIVE, SECRET, SOCKETS, VSOCK, StateFolder
+from voidbox.storage import durable
+from voidbox.storage.durable import Corrupted
+from voidbox.storage.locking import Hold
 
 __all__ = ["Event", "SandboxRecord", "State", "Store"]
 

@@ -1,0 +1,180 @@
+"""Images in archives: what `docker save` writes, and OCI layouts; as a tar archive or a folder.
+
+docker: manifest.json names each image's configuration and its layers, which are uncompressed. OCI
+image specification, image-layout.md: index.json, and blobs by their digests. Newer dockers write
+both at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from voidbox.errors import ConfigError
+from voidbox.images import manifest
+from voidbox.images.assemble import LayerSource
+from voidbox.images.boxes import Box, read_small
+from voidbox.images.errors import ImageError
+from voidbox.images.manifest import DOCUMENT_BYTES_MAX, Descriptor, Index, OciConfig, Platform
+from voidbox.images.reference import Reference, parse_reference
+
+_DOCKER, _OCI = "manifest.json", "index.json"
+_IMAGES_MAX, _NESTED_MAX = 1024, 4
+_MEMBER = re.compile(
+    r"\.|blobs(/.*)?|[0-9a-f]{64}(/(VERSION|json|layer\.tar)?)?|[0-9a-f]{64}(\.json|\.tar(\.gz)?)"
+    r"|manifest\.json|index\.json|oci-layout|repositories"
+)
+
+
+class ArchivedImage(NamedTuple):
+    """An image in an archive.
+
+    Attributes:
+        id: "sha256:…", of its configuration.
+        names: that the archive has for it.
+        digest: of its manifest; "" where docker wrote none.
+    """
+
+    id: str
+    names: tuple[str, ...]
+    digest: str
+    config: OciConfig
+    layers: tuple[LayerSource, ...]
+
+
+def is_member(name: str) -> bool:
+    """Whether a file of this name belongs to an archive of images, and not to a root folder."""
+    return _MEMBER.fullmatch(name) is not None
+
+
+def is_archive(box: Box) -> bool:
+    """Whether there are images in it."""
+    return box.has(_DOCKER) or box.has(_OCI)
+
+
+def read_archive(box: Box, platform: Platform) -> list[ArchivedImage]:
+    """Return the images in it: each for the platform.
+
+    Raises:
+        ImageError: something is missing or wrong.
+    """
+    found = _read_docker(box) if box.has(_DOCKER) else _read_oci(box, platform)
+    if not found:
+        raise ImageError("there is no image in it")
+    for image in found:
+        if len(image.config.diff_ids) != len(image.layers):
+            raise ImageError(
+                f"its configuration tells of {len(image.config.diff_ids)} layers, its manifest of "
+                f"{len(image.layers)}"
+            )
+    return found
+
+
+def choose_image(images: Sequence[ArchivedImage], wanted: str, name: Reference) -> ArchivedImage:
+    """Return the image that is meant.
+
+    Args:
+        wanted: its name in the archive; "" for the only one, or the one called `name`.
+
+    Raises:
+        ConfigError: there is none, or several; the message says which there are.
+    """
+    if not wanted and len(images) == 1:
+        return images[0]
+    keys = {_key(wanted), wanted} if wanted else {name.name}
+    found = [image for image in images if keys & {*image.names, *map(_key, image.names)}]
+    if len({image.id for image in found}) == 1:
+        return found[0]
+    there = ", ".join(name for image in images for name in image.names or (image.id[7:19],))
+    there = there if len(there) < 500 else f"{there[:500]}…"
+    if wanted:
+        raise ConfigError(f"there is no {wanted} in it, but: {there}")
+    raise ConfigError(f"there are {len(images)} images in it: choose one with --tag: {there}")
+
+
+def _key(name: str) -> str:
+    try:
+        return parse_reference(name).name
+    except ConfigError:  # an OCI layout may call it anything
+        return name
+
+
+def _read_docker(box: Box) -> list[ArchivedImage]:
+    try:
+        entries = json.loads(read_small(box, _DOCKER, DOCUMENT_BYTES_MAX))
+    except (ValueError, RecursionError) as error:
+        raise ImageError(f"its {_DOCKER} is no JSON ({error})") from error
+    if not isinstance(entries, list) or len(entries) > _IMAGES_MAX:
+        raise ImageError(f"its {_DOCKER} is no list of images")
+    return [_read_docker_image(box, entry) for entry in entries]
+
+
+def _read_docker_image(box: Box, entry: Any) -> ArchivedImage:
+    if not isinstance(entry, dict) or not isinstance(entry.get("Config"), str):
+        raise ImageError(f"its {_DOCKER} names no configuration")
+    names, tags = _strings(entry, "Layers"), _strings(entry, "RepoTags")
+    content = read_small(box, entry["Config"], DOCUMENT_BYTES_MAX)
+    config = manifest.parse_config(content)
+    diff_ids = config.diff_ids + ("",) * (len(names) - len(config.diff_ids))
+    layers = tuple(
+        LayerSource(diff_id, diff_id, box.size(name), partial(box.open, name))
+        for name, diff_id in zip(names, diff_ids, strict=False)
+    )
+    return ArchivedImage(_digest(content), tags, "", config, layers)
+
+
+def _read_oci(box: Box, platform: Platform) -> list[ArchivedImage]:
+    index = manifest.parse_manifest(read_small(box, _OCI, DOCUMENT_BYTES_MAX), manifest.OCI_INDEX)
+    if not isinstance(index, Index):
+        raise ImageError(f"its {_OCI} is no index")
+    named = [descriptor for descriptor in index.manifests if descriptor.name]
+    if not named and any(descriptor.platform for descriptor in index.manifests):
+        named = [manifest.choose(index, platform)]  # one image, for several platforms
+    return [_read_oci_image(box, descriptor, platform) for descriptor in named or index.manifests]
+
+
+def _read_oci_image(box: Box, descriptor: Descriptor, platform: Platform) -> ArchivedImage:
+    names = (descriptor.name,) if descriptor.name else ()
+    for _ in range(_NESTED_MAX):
+        found = manifest.parse_manifest(_read_blob(box, descriptor), descriptor.media_type)
+        if not isinstance(found, Index):
+            break
+        descriptor = manifest.choose(found, platform)
+    else:
+        raise ImageError("there are indexes in indexes without end")
+    config = manifest.parse_config(_read_blob(box, found.config))
+    layers = tuple(
+        LayerSource(layer.digest, diff_id, box.size(_blob(layer)), partial(box.open, _blob(layer)))
+        for layer, diff_id in zip(found.layers, config.diff_ids, strict=False)
+    )
+    if len(found.layers) != len(config.diff_ids):
+        layers = ()
+    return ArchivedImage(found.config.digest, names, descriptor.digest, config, layers)
+
+
+def _read_blob(box: Box, descriptor: Descriptor) -> bytes:
+    content = read_small(box, _blob(descriptor), DOCUMENT_BYTES_MAX)
+    if _digest(content) != descriptor.digest:
+        raise ImageError(f"its {descriptor.digest} is {_digest(content)}: it is damaged")
+    return content
+
+
+def _blob(descriptor: Descriptor) -> str:
+    return f"blobs/sha256/{descriptor.digest.removeprefix('sha256:')}"
+
+
+def _strings(entry: dict[str, Any], key: str) -> tuple[str, ...]:
+    value = entry.get(key)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ImageError(f"its {_DOCKER} is wrong: {key}")
+    return tuple(value)
+
+
+def _digest(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"

@@ -1,0 +1,295 @@
+"""HTTP as registries need it: bounded, timed, and careful with whom it tells what.
+
+- Plain http only to this machine, or with `is_insecure`.
+- A redirect to another host drops the authorization. One from elsewhere to this machine is
+  refused: nobody's registry makes us talk to services that listen here.
+- A server that says nothing for `timeout_s`, or next to nothing, is given up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+from urllib.parse import urljoin, urlsplit
+
+import urllib3
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+    SSLError,
+)
+
+from voidbox.images.errors import ImageError
+from voidbox.version import __version__
+
+CHUNK_BYTES = 256 << 10
+CONNECT_S = 15.0
+_REDIRECTS_MAX = 5
+_REDIRECTS = (301, 302, 303, 307, 308)
+_PACE_BYTES_MIN = 1024  # in the time in which something has to come
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class RegistryError(ImageError):
+    """A registry refused, cannot be reached, or does not tell the truth."""
+
+
+class Lost(RegistryError):
+    """A connection failed, or a server is busy: another attempt may go better.
+
+    Attributes:
+        after_s: when, if the server says so.
+    """
+
+    after_s: float = 0.0
+
+
+class Unreachable(RegistryError):
+    """Nobody answers there, or not in this protocol."""
+
+
+class Url(NamedTuple):
+    """An address, taken apart and checked."""
+
+    scheme: str
+    host: str
+    port: int
+    text: str
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is this machine's loopback."""
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is that of this machine's loopback."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    return False
+
+
+def parse_url(text: str) -> Url:
+    """Return an address that can be asked.
+
+    Raises:
+        RegistryError: it cannot.
+    """
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port or _DEFAULT_PORTS[parts.scheme]
+    except (ValueError, KeyError):
+        host, port = None, 0
+    if not host or parts.username is not None or not text.isascii() or not text.isprintable():
+        raise RegistryError(f"it names an address that cannot be used: {_shown(text)}")
+    return Url(parts.scheme, host, port, text)
+
+
+class Answer:
+    """What a server answered. Use as a context manager. Thread: one.
+
+    Attributes:
+        status: such as 200.
+        headers: by name, in any case.
+        host: who answered, after redirects.
+    """
+
+    def __init__(self, response: urllib3.BaseHTTPResponse, host: str, timeout_s: float) -> None:
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+        self.host = host
+        self._response = response
+        self._timeout_s = timeout_s
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the body as it comes, as it was sent: no encoding is undone.
+
+        Raises:
+            Lost: it ends too early, or there is too little for too long.
+        """
+        began, count = time.monotonic(), 0
+        while True:
+            try:
+                data = self._response.read1(CHUNK_BYTES, decode_content=False)
+            except ReadTimeoutError as error:
+                raise Lost(f"{self.host} sent nothing for {self._timeout_s:g} s") from error
+            except (HTTPError, OSError) as error:
+                raise Lost(f"the connection to {self.host} was lost ({_why(error)})") from error
+            if not data:
+                return
+            yield data
+            count += len(data)
+            now = time.monotonic()
+            if now - began >= self._timeout_s:
+                if count < _PACE_BYTES_MIN:
+                    raise Lost(f"{self.host} sent {count} bytes in {now - began:.0f} s")
+                began, count = now, 0
+
+    def read(self, limit_bytes: int, what: str) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            RegistryError: it is longer than that; see chunks() too.
+        """
+        found = bytearray()
+        for data in self.chunks():
+            found += data
+            if len(found) > limit_bytes:
+                raise RegistryError(
+                    f"{self.host} sends a {what} of more than {limit_bytes:,} bytes"
+                )
+        return bytes(found)
+
+    def close(self) -> None:
+        """Let go of the connection; it is used again if all of the body was read. Idempotent."""
+        if self._response.length_remaining == 0:
+            with contextlib.suppress(HTTPError, OSError):
+                self._response.drain_conn()  # reads nothing, but sees that this is the end
+            self._response.release_conn()
+        else:
+            self._response.close()
+
+    def __enter__(self) -> Answer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Transport:
+    """Asks servers, and follows their redirects. Thread: any.
+
+    Args:
+        is_insecure: http to anybody, and certificates that nobody vouches for.
+        timeout_s: for any sign of life.
+    """
+
+    def __init__(self, *, is_insecure: bool = False, timeout_s: float = 30.0) -> None:
+        self.is_insecure = is_insecure
+        self.timeout_s = timeout_s
+        self._managers: dict[str, urllib3.PoolManager] = {}
+
+    def get(
+        self, text: str, headers: Mapping[str, str] | None = None, authorization: str = ""
+    ) -> Answer:
+        """Ask for a document.
+
+        Args:
+            authorization: the header's value; told to that host alone.
+
+        Raises:
+            Unreachable: nobody answers there.
+            Lost: the connection broke.
+            RegistryError: the address, or one it redirects to, is not for us to ask.
+        """
+        url = first = parse_url(text)
+        for _ in range(_REDIRECTS_MAX + 1):
+            self._check(url, first)
+            sent = dict(headers or {})
+            if authorization and url[:3] == first[:3]:
+                sent["Authorization"] = authorization
+            answer = self._request(url, sent)
+            target = answer.headers.get("Location")
+            if answer.status not in _REDIRECTS or target is None:
+                return answer
+            answer.close()
+            if len(target) > 16384:
+                raise RegistryError(f"{url.host} redirects to an endless address")
+            url = parse_url(urljoin(url.text, target))
+            if url[:3] != first[:3]:
+                authorization = ""  # nor on the way back
+        raise RegistryError(f"{first.host} redirects again and again")
+
+    def close(self) -> None:
+        """Close all connections. Idempotent."""
+        for manager in self._managers.values():
+            for key in manager.pools.keys():  # noqa: SIM118  # it has no iterator
+                pool = manager.pools.get(key)
+                if pool is not None:
+                    pool.close()  # clear() alone leaves that to the garbage collector
+            manager.clear()
+
+    def _check(self, url: Url, first: Url) -> None:
+        if url.is_local and not first.is_local:
+            raise RegistryError(f"{first.host} redirects to this machine ({url.host}): refused")
+        if url.scheme == "http" and not (self.is_insecure or url.is_local):
+            raise RegistryError(
+                f"{url.host} would be asked without encryption: refused without --insecure"
+            )
+
+    def _request(self, url: Url, headers: Mapping[str, str]) -> Answer:
+        timeout = urllib3.Timeout(connect=min(CONNECT_S, self.timeout_s), read=self.timeout_s)
+        try:
+            response = self._manager(url).request(
+                "GET", url.text, headers={"User-Agent": f"voidbox/{__version__}", **headers},
+                preload_content=False, decode_content=False, redirect=False, retries=False,
+                timeout=timeout,
+            )  # fmt: skip
+        except NameResolutionError as error:
+            raise Unreachable(f"there is no host {url.host}, or no network") from error
+        except NewConnectionError as error:
+            raise Unreachable(f"cannot connect to {url.host} port {url.port}") from error
+        except ConnectTimeoutError as error:
+            raise Unreachable(f"{url.host} port {url.port} does not answer") from error
+        except SSLError as error:
+            raise Unreachable(
+                f"{url.host} port {url.port} is not trusted, or speaks no TLS ({_why(error)}): "
+                "SSL_CERT_FILE may name the certificates to trust"
+            ) from error
+        except ReadTimeoutError as error:
+            raise Lost(f"{url.host} did not answer for {self.timeout_s:g} s") from error
+        except (ProtocolError, OSError) as error:
+            raise Lost(f"the connection to {url.host} was lost ({_why(error)})") from error
+        except HTTPError as error:
+            raise RegistryError(f"cannot ask {url.host}: {_why(error)}") from error
+        return Answer(response, url.host, self.timeout_s)
+
+    def _manager(self, url: Url) -> urllib3.PoolManager:
+        proxy = "" if url.is_local else _proxy(url)
+        manager = self._managers.get(proxy)
+        if manager is None:
+            options = {"maxsize": 8, "cert_reqs": "CERT_NONE" if self.is_insecure else None}
+            if self.is_insecure:
+                urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+            made = (
+                urllib3.ProxyManager(proxy, **options)  # type: ignore[arg-type]
+                if proxy
+                else urllib3.PoolManager(**options)  # type: ignore[arg-type]
+            )
+            manager = self._managers.setdefault(proxy, made)
+        return manager
+
+
+def _proxy(url: Url) -> str:
+    """Return the proxy that the environment names for an address; "" for none."""
+    proxies = urllib.request.getproxies()
+    if urllib.request.proxy_bypass(url.host):
+        return ""
+    proxy = proxies.get(url.scheme) or proxies.get("all") or ""
+    return proxy if not proxy or "://" in proxy else f"http://{proxy}"
+
+
+def _why(error: Exception) -> str:
+    """Return the innermost reason, in one line."""
+    inner: BaseException = error
+    while isinstance(inner, HTTPError) and inner.args:
+        cause = next((arg for arg in inner.args[::-1] if isinstance(arg, BaseException)), None)
+        if cause is None:
+            break
+        inner = cause
+    return _shown(str(inner) or type(inner).__name__)
+
+
+def _shown(text: str) -> str:
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return clean if len(clean) <= 200 else f"{clean[:200]}…"
