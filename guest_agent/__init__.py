@@ -1,6 +1,7 @@
 """PID 1 and agent of a voidbox guest, in one process and one thread.
 
 boot         what PID 1 does first: mounts, modules, network, secret
+root         the root that commands see, where it is an image's
 loop         epoll, timers, children
 server       listens on vsock and on the second serial port
   connection   one client: frames in, requests started, frames out

@@ -9,7 +9,7 @@ import signal
 import termios
 import time
 
-from guest_agent import network, protocol, syscalls
+from guest_agent import network, protocol, root, syscalls
 from guest_agent.loop import log
 from guest_agent.spawn import OPEN_FILES, PATH
 from guest_agent.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID
@@ -45,16 +45,23 @@ def prepare() -> bytes:
     os.umask(0o022)
     os.environ.clear()
     os.environ["PATH"] = PATH
+    image = root.read_image()
     for source, target, kind, flags, data, is_optional in _MOUNTS:
+        if target == "/run" and image is not None:
+            continue  # an image may have prepared its own
         _mount(source, target, kind, flags, data, is_optional)
     with contextlib.suppress(FileExistsError):
         os.symlink("/proc/self/fd", "/dev/fd")
     secret = _take_secret()
-    load_modules(_lines(MODULES_LIST))
+    load_modules(root.PREFIX + path for path in _lines(root.PREFIX + MODULES_LIST))
+    if image is not None:
+        root.set_up_image(image)
+    else:
+        _attempt("the folders", _own_folders)
     _attempt("the network", network.set_up)
     _attempt("the host's name", _set_hostname)
-    _attempt("the folders", _own_folders)
     _attempt("the limits", _set_limits)
+    _attempt("the host's files", root.forget_files)
     return secret
 
 
@@ -66,25 +73,28 @@ def _attempt(what: str, call: object) -> None:
 
 
 def _mount(source: str, target: str, kind: str, flags: int, data: str, is_optional: bool) -> None:
+    if os.path.ismount(target):  # who mounted the root needed it already
+        return
     try:
         os.makedirs(target, exist_ok=True)
         syscalls.mount(source, target, kind, flags, data)
     except OSError as error:
-        if error.errno != 16 and not is_optional:  # EBUSY: the kernel has mounted it
+        if not is_optional:
             log(f"cannot mount {target}: {error.strerror}")
 
 
 def _take_secret() -> bytes:
     """Read the secret and remove it: from now on only this process has it."""
+    path = root.PREFIX + protocol.SECRET_PATH
     try:
-        with open(protocol.SECRET_PATH, "rb") as file:
+        with open(path, "rb") as file:
             secret = file.read()
-        os.unlink(protocol.SECRET_PATH)
+        os.unlink(path)
     except FileNotFoundError:
         secret = b""
     if len(secret) != protocol.SECRET_BYTES:
         # Nobody can know this one: the guest runs, its agent serves nobody.
-        log(f"no secret of {protocol.SECRET_BYTES} bytes in {protocol.SECRET_PATH}")
+        log(f"no secret of {protocol.SECRET_BYTES} bytes in {path}")
         return os.urandom(protocol.SECRET_BYTES)
     return secret
 

@@ -276,7 +276,7 @@ def _window_size(values: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def _program(values: dict[str, Any]) -> spawn.Program:
-    user = users.find(arguments.text(values, "user", users.DEFAULT_USER))
+    user = users.find(arguments.text(values, "user", users.default()))
     if values.get("shell") is not None:
         argv = ["/bin/sh", "-c", arguments.text(values, "shell")]
     else:

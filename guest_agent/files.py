@@ -47,7 +47,7 @@ def temporary_name(folder: str) -> str:
 
 def user_of(values: dict[str, Any]) -> users.User:
     """Return whom the request acts as."""
-    return users.find(arguments.text(values, "user", users.DEFAULT_USER))
+    return users.find(arguments.text(values, "user", users.default()))
 
 
 def describe(path: str, name: str, follow: bool = False) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 
-from guest_agent import protocol
+from guest_agent import protocol, root
 from guest_agent.loop import log
 
 # linux/sockios.h, linux/if.h, linux/route.h
@@ -65,7 +65,7 @@ def set_up() -> None:
 
 def _read_settings() -> dict[str, str]:
     try:
-        with open(protocol.NETWORK_PATH, encoding="ascii") as file:
+        with open(root.PREFIX + protocol.NETWORK_PATH, encoding="ascii") as file:
             return dict(line.split() for line in file)
     except FileNotFoundError:
         return {}
@@ -100,6 +100,7 @@ def _add_default_route(sock: socket.socket, gateway: bytes) -> None:
 
 def _write_resolv_conf(server: str) -> None:
     # A new file: the image may have a link there that leads nowhere.
+    os.makedirs(os.path.dirname(RESOLV_CONF), exist_ok=True)
     temporary = f"{RESOLV_CONF}.new"
     with open(temporary, "w", encoding="ascii") as file:
         file.write(f"nameserver {server}\n")

@@ -26,6 +26,11 @@ def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> No
     _check(_libc.mount(*arguments, ctypes.c_ulong(flags), data.encode()), target)
 
 
+def umount(target: str) -> None:
+    """umount(2)."""
+    _check(_libc.umount(os.fsencode(target)), target)
+
+
 def finit_module(fd: int, parameters: str = "") -> None:
     """finit_module(2): load the kernel module that `fd` is open on."""
     _check(_libc.syscall(SYS_FINIT_MODULE, fd, parameters.encode(), 0))

@@ -1,10 +1,13 @@
-"""Whom commands run as and files belong to."""
+"""Whom commands run as and files belong to.
+
+/etc/passwd and /etc/group are read here, not by the C library: its own lookups may load whatever
+modules the root's /etc/nsswitch.conf names, and the root may be an image made for another library.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 from typing import NamedTuple
 
 from guest_agent.connection import RequestError
@@ -14,7 +17,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DEFAULT_USER = "sandbox"
+PASSWD, GROUP = "/etc/passwd", "/etc/group"
+_FILE_BYTES_MAX = 4 << 20
+
+_default = ["sandbox"]  # who commands run as that name nobody
 
 
 class User(NamedTuple):
@@ -28,33 +34,88 @@ class User(NamedTuple):
     shell: str
 
 
+def default() -> str:
+    """Return the user of requests that name none."""
+    return _default[0]
+
+
+def set_default(spec: str) -> None:
+    """Have requests that name no user mean this one; see find()."""
+    _default[0] = spec
+
+
 def find(spec: str) -> User:
-    """Return the user called `spec`: a name, a uid, or uid:gid.
+    """Return the user called `spec`: NAME or UID, and :NAME or :GID if it is not its own group.
+
+    A number needs no entry; nor does "root", since an image may have no /etc/passwd at all.
 
     Raises:
-        RequestError: there is no such user.
+        RequestError: there is no such user, or no such group.
     """
-    uid, colon, gid = spec.partition(":")
-    if (colon and not _is_id(gid)) or (uid.isdecimal() and not _is_id(uid)):
+    name, colon, group = spec.partition(":")
+    if not name or (colon and not group):
         raise RequestError(BAD_REQUEST, f"no user {spec[:80]!r}: give a name, a uid, or uid:gid")
-    try:
-        entry = pwd.getpwuid(int(uid)) if uid.isdecimal() else pwd.getpwnam(uid)
-    except KeyError:
-        entry = None
-    if entry is not None:
-        group = int(gid) if colon else entry.pw_gid
-        groups = (group,) if colon else tuple(os.getgrouplist(entry.pw_name, group))
-        name, home, shell = entry.pw_name, entry.pw_dir, entry.pw_shell
-        return User(name, entry.pw_uid, group, groups, home or "/", shell or "/bin/sh")
-    if not uid.isdecimal():
+    user = _find_user(name, spec)
+    if not colon:
+        return user
+    gid = _find_group(group, spec)
+    return user._replace(gid=gid, groups=(gid,))
+
+
+def _find_user(word: str, spec: str) -> User:
+    for name, _, uid, gid, _, home, shell in _entries(PASSWD, 7):
+        if word in (name, uid) and _is_id(uid) and _is_id(gid):
+            groups = dict.fromkeys((int(gid), *_groups_of(name)))
+            shown = name.encode("utf-8", "replace").decode()
+            return User(shown, int(uid), int(gid), tuple(groups), home or "/", shell or "/bin/sh")
+    if word in ("root", "0"):
+        home = "/root" if os.path.isdir("/root") else "/"
+        return User("root", 0, 0, (0,), home, "/bin/sh")
+    if not word.isdecimal():
         raise RequestError(BAD_REQUEST, f"no user {spec[:80]!r} in the guest")
-    group = int(gid) if colon else int(uid)
-    return User(uid, int(uid), group, (group,), "/", "/bin/sh")
+    uid = _id(word, spec)
+    return User(word, uid, uid, (uid,), "/", "/bin/sh")
+
+
+def _find_group(word: str, spec: str) -> int:
+    if word.isdecimal():
+        return _id(word, spec)
+    for name, _, gid, _ in _entries(GROUP, 4):
+        if word == name and _is_id(gid):
+            return int(gid)
+    raise RequestError(BAD_REQUEST, f"no user {spec[:80]!r} in the guest: it has no such group")
+
+
+def _groups_of(name: str) -> list[int]:
+    return [
+        int(gid)
+        for _, _, gid, members in _entries(GROUP, 4)
+        if name in members.split(",") and _is_id(gid)
+    ]
+
+
+def _entries(path: str, fields: int) -> Iterator[list[str]]:
+    """Yield the lines of a table; passwd(5), group(5). A root without one has no entries."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.read(_FILE_BYTES_MAX).splitlines()
+    except OSError:
+        return
+    for line in lines:
+        words = line.split(":")
+        if len(words) == fields:
+            yield words
+
+
+def _id(text: str, spec: str) -> int:
+    if not _is_id(text):
+        raise RequestError(BAD_REQUEST, f"no user {spec[:80]!r}: give a name, a uid, or uid:gid")
+    return int(text)
 
 
 def _is_id(text: str) -> bool:
     # The last 32-bit number is -1, which means "leave it" to the system calls.
-    return text.isdecimal() and len(text) <= 10 and int(text) < 0xFFFFFFFF
+    return text.isascii() and text.isdecimal() and len(text) <= 10 and int(text) < 0xFFFFFFFF
 
 
 @contextlib.contextmanager

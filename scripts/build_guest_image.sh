@@ -1,7 +1,11 @@
 #!/bin/sh
-# Build the guest image, an initramfs with busybox, Python, the agent and the kernel's modules,
-# without root; print its path. Reproducible byte for byte, and cached: `voidbox run` boots the one
-# that was built last for its kernel.
+# Build the guest image, with busybox, Python, the agent and the kernel's modules, without root; print
+# its path. Reproducible byte for byte, and cached: `voidbox run` boots the one that was built last
+# for its kernel. Side by side there are
+#
+#   runtime.erofs   the image, as a disk; also what brings the agent to other images
+#   boot.cpio       the initramfs that mounts it, see guest_boot_init.sh
+#   initramfs.cpio  the image once more, as an initramfs: all of it is the guest's memory
 #
 #   scripts/build_guest_image.sh [--kernel FILE] [--with PACKAGE]… [--add HOSTPATH:GUESTPATH]…
 #                                [--output FILE]
@@ -22,6 +26,8 @@ agent=$here/../guest_agent
 base="busybox-static python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libc6 libexpat1
   zlib1g libffi8 libbz2-1.0 liblzma5 libsqlite3-0 libssl3 libuuid1 libreadline8 libtinfo6
   libncursesw6 ncurses-base ca-certificates"
+# Only their mke2fs, for the guest's disk, and none of it in the initramfs.
+disk_tools="e2fsprogs libext2fs2 libblkid1 libcom-err2"
 
 usage="usage: build_guest_image.sh [--kernel FILE] [--with PACKAGE]… [--add HOSTPATH:GUESTPATH]… [--output FILE]"
 newline='
@@ -100,12 +106,12 @@ hash_added() {
 
 # Which version of which package. Asking apt takes a second: not again while its lists are unchanged.
 mkdir -p "$cache/debs" "$cache/images"
-words=$(printf '%s\n' $base -- $extra | sha256sum | cut -c1-12)
+words=$(printf '%s\n' $base $disk_tools -- $extra | sha256sum | cut -c1-12)
 resolved=$cache/debs/resolved-$words
 
 # resolve: write the names of the packages' files to $resolved; if apt cannot, say why in $work/why.
 resolve() {
-    packages=$base
+    packages="$base $disk_tools"
     if [ -n "$extra" ]; then
         : >"$work/status" # as on an empty system, so that nothing counts as installed
         # shellcheck disable=SC2086  # a list of words
@@ -130,7 +136,8 @@ if [ ! -s "$resolved" ] || [ /var/lib/apt/lists -nt "$resolved" ]; then
 fi
 
 key=$({
-    cat "$0" "$here/guest_modules.py" "$here/../voidbox/boot/newc.py" "$resolved"
+    cat "$0" "$here/guest_modules.py" "$here/guest_boot_init.sh" "$resolved"
+    cat "$here/../voidbox/boot/newc.py" "$here"/../voidbox/images/*.py
     find -L "$agent" -name '*.py' -printf '%P\n' | sort | while read -r name; do
         echo "$name"
         cat "$agent/$name"
@@ -180,12 +187,22 @@ for folder in usr/bin usr/lib usr/lib64 usr/sbin dev proc sys run root home/sand
     mkdir -p "$root/$folder"
 done
 for folder in bin lib lib64 sbin; do ln -s usr/$folder "$root/$folder"; done
-while read -r deb; do
+unpack() { # unpack DEB FOLDER
     # -p: an ordinary user's tar would drop the set-user-ID bits, which root's keeps.
     # Errors into a variable: a file would have no room where the disk is full.
-    why=$({ dpkg-deb --fsys-tarfile "$cache/debs/$deb" |
-        tar -xp -C "$root" --no-same-owner --keep-directory-symlink; } 2>&1) ||
-        fail "cannot unpack $deb ($(echo "$why" | grep -m 1 ^tar:)): is the disk full? if not, remove $cache/debs/$deb"
+    why=$({ dpkg-deb --fsys-tarfile "$cache/debs/$1" |
+        tar -xp -C "$2" --no-same-owner --keep-directory-symlink; } 2>&1) ||
+        fail "cannot unpack $1 ($(echo "$why" | grep -m 1 ^tar:)): is the disk full? if not, remove $cache/debs/$1"
+}
+mkdir "$work/tools"
+while read -r deb; do
+    case " $disk_tools " in
+    *" ${deb%%_*} "*)
+        unpack "$deb" "$work/tools"
+        [ -n "$extra" ] || continue # it may be what --with asks for, or what that depends on
+        ;;
+    esac
+    unpack "$deb" "$root"
 done <"$resolved"
 cat "$root"/usr/share/ca-certificates/mozilla/*.crt >"$work/certificates"
 (
@@ -239,7 +256,7 @@ cat >"$root/init" <<'X'
 #!/usr/bin/python3.11 -ISB
 import sys
 
-sys.path.insert(0, "/usr/lib/voidbox")
+sys.path.insert(0, __file__.removesuffix("init") + "usr/lib/voidbox")
 from guest_agent.__main__ import main
 
 main(sys.argv[1:])
@@ -248,12 +265,24 @@ cat >"$root/usr/bin/voidbox-relay" <<'X'
 #!/usr/bin/python3.11 -ISB
 import sys
 
-sys.path.insert(0, "/usr/lib/voidbox")
+sys.path.insert(0, __file__.removesuffix("bin/voidbox-relay") + "lib/voidbox")
 from guest_agent.relay import main
 
 sys.exit(main(sys.argv[1:]))
 X
-chmod 755 "$root/init" "$root/usr/bin/voidbox-relay"
+# For other images, in which this one is /.voidbox: nothing of theirs is used.
+mkdir "$root/usr/lib/voidbox/bin"
+cat >"$root/usr/lib/voidbox/bin/voidbox-relay" <<'X'
+#!/.voidbox/usr/bin/busybox sh
+lib=/.voidbox/usr/lib/x86_64-linux-gnu
+exec $lib/ld-linux-x86-64.so.2 --inhibit-cache --library-path $lib \
+    /.voidbox/usr/bin/python3.11 -ISB /.voidbox/usr/bin/voidbox-relay "$@"
+X
+cat >"$root/usr/lib/voidbox/bin/modprobe" <<'X'
+#!/.voidbox/usr/bin/busybox sh
+exec /.voidbox/usr/bin/busybox chroot /.voidbox /usr/sbin/modprobe "$@"
+X
+chmod 755 "$root/init" "$root/usr/bin/voidbox-relay" "$root"/usr/lib/voidbox/bin/*
 if [ -n "$kernel" ]; then
     "$python" "$here/guest_modules.py" "$beside/config" "$beside/lib/modules/$release" "$root" || exit 1
 else
@@ -288,11 +317,41 @@ import guest_agent.server, guest_agent.boot, guest_agent.relay, hashlib
 import bz2, ctypes, curses, lzma, readline, sqlite3, ssl, uuid, zlib" 2>&1) ||
     fail "the image is not whole: $(echo "$why" | tail -1)"
 
+# The initramfs that mounts the image.
+boot=$work/boot
+for folder in bin dev etc/voidbox image proc root runtime sys upper usr/lib/voidbox; do
+    mkdir -p "$boot/$folder"
+done
+cp "$root/usr/bin/busybox" "$boot/bin/"
+for applet in sh poweroff switch_root; do ln -s busybox "$boot/bin/$applet"; done
+cp "$here/guest_boot_init.sh" "$boot/init"
+chmod 755 "$boot/init"
+if [ -n "$kernel" ]; then
+    "$python" "$here/guest_modules.py" "$beside/config" "$beside/lib/modules/$release" "$boot" boot || exit 1
+else
+    : >"$boot/usr/lib/voidbox/modules"
+fi
+
 mkdir "$work/image"
+why=$(PYTHONPATH=$here/.. "$python" -m voidbox.boot.newc "$boot" "$work/image/boot.cpio" \
+    --node /dev/console:5:1 --node /dev/null:1:3 2>&1) ||
+    fail "cannot pack the image: $why"
 # urandom: Python reads it at its start where the kernel has no entropy yet, before /dev is mounted.
 why=$(PYTHONPATH=$here/.. "$python" -m voidbox.boot.newc "$root" "$work/image/initramfs.cpio" \
     --mode /root:0700 --mode /tmp:1777 --mode /var/tmp:1777 \
     --node /dev/console:5:1 --node /dev/null:1:3 --node /dev/urandom:1:9 2>&1) ||
+    fail "cannot pack the image: $why"
+e2fs=$root/usr/lib/voidbox/e2fs
+mkdir "$e2fs"
+cp "$work/tools/sbin/mke2fs" "$e2fs/"
+for library in libext2fs libe2p libblkid libcom_err; do
+    library=$(find "$work/tools" -name "$library.so.[0-9]")
+    [ -e "$library" ] || fail "the packages of mke2fs are not as expected"
+    cp -L "$library" "$e2fs/"
+done
+why=$(PYTHONPATH=$here/.. "$python" -m voidbox.images.pack "$root" "$work/image/runtime.erofs" \
+    --owner 0:0 --mtime 0 --shared-modes \
+    --mode /root:0700 --mode /tmp:1777 --mode /var/tmp:1777 2>&1) ||
     fail "cannot pack the image: $why"
 publish "$work/image" "$target"
 finish

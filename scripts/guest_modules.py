@@ -2,7 +2,7 @@
 configuration makes modules, with all that they depend on. Nothing for a kernel that has them
 built in.
 
-    python scripts/guest_modules.py CONFIG MODULES ROOT
+    python scripts/guest_modules.py CONFIG MODULES ROOT [boot]
 
 CONFIG is the kernel's .config, MODULES its lib/modules/RELEASE. ROOT gets
 
@@ -10,6 +10,8 @@ CONFIG is the kernel's .config, MODULES its lib/modules/RELEASE. ROOT gets
                                finds what a user names, or the kernel asks for at a mount
     usr/lib/voidbox/modules    what the agent loads at once: one path a line, each after those that
                                it needs
+
+With "boot", ROOT is the initramfs that mounts the root: it gets what that takes, all of it at once.
 """
 
 from __future__ import annotations
@@ -27,6 +29,13 @@ AT_ONCE = {
     "HW_RANDOM_VIRTIO": "virtio_rng",
     "VIRTIO_NET": "virtio_net",
     "VIRTIO_BLK": "virtio_blk",
+}
+FOR_BOOT = {
+    "VIRTIO_MMIO": "virtio_mmio",
+    "VIRTIO_BLK": "virtio_blk",
+    "EROFS_FS": "erofs",
+    "EXT4_FS": "ext4",
+    "OVERLAY_FS": "overlay",
 }
 ON_DEMAND = {
     "VIRTIO_CONSOLE": "virtio_console",
@@ -180,7 +189,7 @@ def _lines(path: Path, separator: str) -> list[str]:
     return [line for line in path.read_text().split(separator) if line] if path.exists() else []
 
 
-def install(config: Path, folder: Path, root: Path) -> None:
+def install(config: Path, folder: Path, root: Path, is_boot: bool) -> None:
     """Copy the modules, and write the lists.
 
     Raises:
@@ -191,8 +200,9 @@ def install(config: Path, folder: Path, root: Path) -> None:
         for line in config.read_text().splitlines()
         if line.endswith("=m")
     }
-    at_once = [name for symbol, name in AT_ONCE.items() if symbol in as_modules]
-    on_demand = [name for symbol, name in ON_DEMAND.items() if symbol in as_modules]
+    wanted, others = (FOR_BOOT, {}) if is_boot else (AT_ONCE, ON_DEMAND)
+    at_once = [name for symbol, name in wanted.items() if symbol in as_modules]
+    on_demand = [name for symbol, name in others.items() if symbol in as_modules]
     modules = Modules(folder)
     target = Path("/usr/lib/modules", modules.release)
     copies = root / target.relative_to("/")
@@ -218,9 +228,9 @@ def install(config: Path, folder: Path, root: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """Install; returns the exit status."""
-    config, folder, root = map(Path, arguments)
+    config, folder, root = map(Path, arguments[:3])
     try:
-        install(config, folder, root)
+        install(config, folder, root, is_boot=arguments[3:] == ["boot"])
     except (Missing, OSError) as error:
         print(f"guest_modules.py: {error}", file=sys.stderr)
         return 1

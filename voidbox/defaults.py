@@ -4,14 +4,17 @@ The cache is a folder: $VOIDBOX_CACHE, or voidbox in $XDG_CACHE_HOME or ~/.cache
 
     kernels/current-minimal/bzImage     by kernel/build_minimal.sh
     kernels/current-cloud/vmlinuz       by kernel/fetch_debian.sh cloud
-    images/current-RELEASE/initramfs.cpio     by scripts/build_guest_image.sh; RELEASE is "builtin"
-                                              for kernels that need no modules
+    images/current-RELEASE/     by scripts/build_guest_image.sh; RELEASE is "builtin" for kernels
+                                that need no modules
+        boot.cpio, runtime.erofs     the image as a disk, and the initramfs that mounts it
+        initramfs.cpio               the image as an initramfs
 """
 
 from __future__ import annotations
 
 import os
 import re
+from typing import NamedTuple
 
 from voidbox.errors import ConfigError
 
@@ -54,10 +57,39 @@ def find_image(kernel: str) -> str:
     Raises:
         ConfigError: none has been built.
     """
+    return f"{_find_images(kernel)}/initramfs.cpio"
+
+
+class RootFiles(NamedTuple):
+    """What a root on disks begins with.
+
+    Attributes:
+        boot: the initramfs that mounts it.
+        runtime: the disk with the agent.
+    """
+
+    boot: str
+    runtime: str
+
+
+def find_root(kernel: str) -> RootFiles | None:
+    """Return what mounts a root on disks with `kernel`; None if that was not built yet.
+
+    The paths are those of this very build: a later one changes nothing for who has them.
+
+    Raises:
+        ConfigError: nothing has been built.
+    """
+    folder = os.path.realpath(_find_images(kernel))
+    files = RootFiles(f"{folder}/boot.cpio", f"{folder}/runtime.erofs")
+    return files if all(map(os.path.exists, files)) else None
+
+
+def _find_images(kernel: str) -> str:
     folder = f"{cache_folder()}/images"
     for name in (kernel_release(kernel), "builtin"):
-        path = f"{folder}/current-{name}/initramfs.cpio"
-        if name and os.path.exists(path):
+        path = f"{folder}/current-{name}"
+        if name and os.path.exists(f"{path}/initramfs.cpio"):
             return path
     raise ConfigError(
         f"no guest image for {kernel} in {folder}: run scripts/build_guest_image.sh "

@@ -29,6 +29,7 @@ from voidbox.cli import kept_options, network
 from voidbox.cli.run import _split
 from voidbox.cli.verbs import VERBS
 from voidbox.sandbox import draft, launching, sync, sync_commands, sync_files
+from voidbox.sandbox.image_choice import Choice
 from voidbox.sandbox.launch import launch
 from voidbox.sandbox.state.lifecycle import _TRANSITIONS, Event, State
 from voidbox.sandbox.state.store import Store
@@ -97,8 +98,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     network.parse(options, is_console=False)
     if kept_options.is_wanted(options):
         monkeypatch.setattr(defaults, "find_kernel", lambda: "kernel")
-        monkeypatch.setattr(defaults, "find_image", lambda kernel: "image")
-        kept_options.make_record(options, "")
+        kept_options.make_record(options, "", Choice("image"))
 
 
 @every_page
@@ -273,6 +273,7 @@ def fake_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     monkeypatch.setattr(draft, "make_record", make)
     monkeypatch.setattr(defaults, "find_kernel", lambda: str(kernel))
     monkeypatch.setattr(defaults, "find_image", lambda kernel: str(image))
+    monkeypatch.setattr(defaults, "find_root", lambda kernel: None)
     monkeypatch.setattr(launching, "launch", functools.partial(launch, owner=FAKE_OWNER))
     with tempfile.TemporaryDirectory(prefix="vbx") as folder:
         monkeypatch.setenv("VOIDBOX_STATE", folder)

@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "virtio": {"errors", "memory", "buffers", "vsock", "block"},
     "event_loop": {"errors"},
     "storage": {"errors"},
-    "images": {"errors", "storage", "zstd", "version"},
+    "images": {"errors", "storage", "version", "zstd"},
     "agent": {"errors", "event_loop", "loop_api"},
     "vmm": {
         "errors",

@@ -32,6 +32,8 @@ SECRET_BYTES = 32
 SECRET_PATH = "/etc/voidbox/secret"
 # Lines "name value": address (with its prefix), gateway, dns, mtu. Without the file no network.
 NETWORK_PATH = "/etc/voidbox/network"
+# Lines "name value": user, workdir, of an image that is the root. Without the file it is our own.
+IMAGE_PATH = "/etc/voidbox/image"
 HANDSHAKE_S = 10  # a client that has not shown the secret by then is sent away
 
 HEADER = struct.Struct("<4sBBHII")

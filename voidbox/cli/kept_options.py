@@ -11,6 +11,7 @@ from voidbox.cli.parser import parse_environment, parse_number
 from voidbox.errors import ConfigError
 
 if TYPE_CHECKING:  # the usual `voidbox run` needs none
+    from voidbox.sandbox.image_choice import Choice
     from voidbox.sandbox.state.records import SandboxRecord
 
 # Options that only make sense where this process is the VM, with what they are unless given.
@@ -47,8 +48,8 @@ def is_wanted(options: argparse.Namespace) -> bool:
     )
 
 
-def make_record(options: argparse.Namespace, cmdline: str) -> SandboxRecord:
-    """Return the record of the sandbox that the options ask for.
+def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> SandboxRecord:
+    """Return the record of the sandbox that the options ask for, with what it boots.
 
     Raises:
         ConfigError: they do not fit together, or one cannot be read.
@@ -70,7 +71,7 @@ def make_record(options: argparse.Namespace, cmdline: str) -> SandboxRecord:
             _check_name(name)
     record = draft.make_record(
         kernel=options.kernel,
-        image=options.initramfs,
+        image=choice,
         memory=options.memory,
         cpus=int(parse_number(options.cpus, "--cpus", int)),
         envs=parse_environment(options.env),

@@ -8,7 +8,7 @@ import os
 import time
 from contextlib import suppress
 
-from voidbox.cli import exit_status
+from voidbox.cli import exit_status, image_options
 from voidbox.cli.complain import complain
 from voidbox.cli.kept_options import make_record
 from voidbox.cli.output import print_json
@@ -25,7 +25,9 @@ def main(options: argparse.Namespace, command: tuple[str, ...], cmdline: str) ->
     Raises:
         VoidboxError: bad input or an unusable host.
     """
-    wanted = make_record(options, cmdline)
+    choice = image_options.choose(options)
+    wanted = make_record(options, cmdline, choice)
+    command = choice.command(command, options.entrypoint)
     if options.json and not options.detach:
         raise ConfigError("--json shows a sandbox that stays: it goes with --detach")
     with open_store() as store:

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
             print(record.name)
     else:
         print_table(
-            ("NAME", "ID", "STATE", "FOR", "CPUS", "MEMORY", "TEAM", "PORTS", "REASON"),
+            ("NAME", "ID", "STATE", "FOR", "CPUS", "MEMORY", "IMAGE", "TEAM", "PORTS", "REASON"),
             [_row(record, time.time()) for record in records],
         )
     return exit_status.OK
@@ -57,7 +57,16 @@ def _row(record: SandboxRecord, now: float) -> list[str]:
         shown_span(now - since),
         str(record.cpus),
         shown_size(record.memory_bytes),
+        _image(record),
         record.team or "-",
         ports or "-",
         record.reason,
     ]
+
+
+def _image(record: SandboxRecord) -> str:
+    """What the image is called; "-" for voidbox's own."""
+    root = record.root
+    if root is not None and not root.get("image"):
+        return "-"
+    return record.image.rpartition("/")[2] if record.image.startswith("/") else record.image

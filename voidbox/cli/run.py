@@ -11,7 +11,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from voidbox import defaults
-from voidbox.cli import kept_options, network
+from voidbox.cli import image_options, kept_options, network
 from voidbox.cli.log import show_log
 from voidbox.cli.parser import (
     add_command_options,
@@ -80,9 +80,7 @@ def make_options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--kernel", metavar="PATH", help="bzImage or ELF vmlinux; the last built by default"
     )
-    parser.add_argument(
-        "--initramfs", metavar="PATH", help="the guest's image; the last built by default"
-    )
+    image_options.add_options(parser)
     add_command_options(parser)
     parser.add_argument(
         "-t",
@@ -165,9 +163,13 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
     if options.timeout is not None:
         timeout_s = parse_number(options.timeout, "--timeout", float)
     kernel = options.kernel or defaults.find_kernel()
+    choice = None
+    # A kernel of one's own on the console is given no image unasked.
+    if not options.console or options.kernel is None or options.initramfs or options.image:
+        choice = image_options.choose(options)
     config = MachineConfig(
         kernel=kernel,
-        initramfs=_initramfs(options, kernel),
+        initramfs=choice.image if choice is not None else None,
         cmdline=_cmdline(options),
         memory_bytes=parse_memory(options.memory),
         cpus=int(parse_number(options.cpus, "--cpus", int)),
@@ -176,14 +178,24 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
         net=network.parse(options, is_console),
         disks=tuple(map(parse_disk, options.disk)),
     )
+    root = choice.root if choice is not None else None
     raise_file_limit()
 
     def on_end(machine: Machine) -> None:
         if options.stats is not None:
             _write_statistics(machine, options.stats)
 
-    with show_log() if options.verbose else contextlib.nullcontext():
-        if is_console:
+    with contextlib.ExitStack() as stack:
+        if options.verbose:
+            stack.enter_context(show_log())
+        if root is not None:
+            upper = None
+            if root.disk_bytes:
+                from voidbox.sandbox.root import TemporaryUpper
+
+                upper = stack.enter_context(TemporaryUpper(root.disk_bytes)).path
+            config = root.applied_to(config, upper)
+        if is_console or choice is None:
             from voidbox.cli import console_run
 
             return console_run.run(config, timeout_s, on_end)
@@ -193,10 +205,10 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
         return guest_run.run(
             config,
             Command(
-                command,
-                parse_environment(options.env),
-                options.workdir,
-                options.user,
+                choice.command(command, options.entrypoint),
+                choice.envs(parse_environment(options.env)),
+                choice.workdir(options.workdir),
+                choice.user(options.user),
                 options.tty,
             ),
             timeout_s=timeout_s,
@@ -215,16 +227,6 @@ def _split(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:
     if at == len(argv) - 1:
         raise ConfigError("-- is followed by no COMMAND")
     return argv[:at], tuple(argv[at + 1 :])
-
-
-def _initramfs(options: argparse.Namespace, kernel: str) -> str | None:
-    """Return the image to boot. A kernel of one's own on the console is given none unasked."""
-    if options.initramfs is not None:
-        path: str = options.initramfs
-        return path
-    if options.console and options.kernel is not None:
-        return None
-    return defaults.find_image(kernel)
 
 
 def _vsock(where: str | None, cid: str) -> VsockConfig | None:

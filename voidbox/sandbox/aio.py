@@ -99,6 +99,7 @@ class AsyncSandbox:
         *,
         kernel: str | os.PathLike[str] | None = None,
         image: str | os.PathLike[str] | None = None,
+        disk_size: int | str | None = None,
         memory: int | str | None = None,
         cpus: int = 1,
         envs: Mapping[str, str] | None = None,
@@ -127,15 +128,19 @@ class AsyncSandbox:
         """Start a sandbox; return once its agent answers.
 
         Args:
-            kernel, image: files; those that were built last by default.
+            kernel: a file; the one that was built last by default.
+            image: the name of an image, see `voidbox image`; or a file, if it is a Path, or begins
+                with /, ./, ../ or ~, or ends in .cpio. voidbox's own by default.
+            disk_size: of the disk that takes what is written in the sandbox: MiB as a number, or
+                text; 0: its memory does. 8 GiB for images, memory for voidbox's own.
             memory: MiB as a number, or text such as "512M".
             cpus: how many.
             envs: variables of every command.
             metadata: text to text, for your own use; see get_info().
             timeout: the sandbox is ended after so many seconds.
             name: another than the one it is given.
-            workdir: where commands run and relative paths begin; /workspace by default.
-            user: who commands and files belong to; "sandbox" by default.
+            workdir: where commands run and relative paths begin; the image's, or /workspace.
+            user: who commands and files belong to; the image's, or "sandbox" in voidbox's own.
             disks: raw images or block devices, as /dev/vda and on, each written as
                 PATH[,ro][,overlay=FILE][,serial=TEXT]; see `voidbox run --help`.
             allow: what the guest may reach: names, *.names, networks, each with :PORT if you
@@ -176,6 +181,7 @@ class AsyncSandbox:
         record = draft.make_record(
             kernel=kernel,
             image=image,
+            disk_size=disk_size,
             memory=memory,
             cpus=cpus,
             envs=envs,
@@ -190,6 +196,7 @@ class AsyncSandbox:
             cmdline=cmdline,
             disks=disks,
             is_owned=not detached,
+            state_folder=state_folder,
         )
         store = await asyncio.to_thread(Store, state_folder)
         parent_fd = None if detached else parent_pipe.reading_end()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from voidbox import defaults
 from voidbox.errors import ConfigError
+from voidbox.sandbox.image_choice import Choice, choose
 from voidbox.sandbox.session import check_seconds
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.vmm.config import MEMORY_BYTES_DEFAULT, parse_disk, parse_memory
@@ -17,7 +18,7 @@ _MEMORY_MIB_MAX = 16 << 20  # a larger number is one of bytes, by mistake
 def make_record(
     *,
     kernel: str | os.PathLike[str] | None,
-    image: str | os.PathLike[str] | None,
+    image: str | os.PathLike[str] | Choice | None,
     memory: int | str | None,
     cpus: int,
     envs: Mapping[str, str] | None,
@@ -32,14 +33,23 @@ def make_record(
     cmdline: str | None,
     is_owned: bool,
     disks: Sequence[str] | None = None,
+    disk_size: int | str | None = None,
+    state_folder: str | None = None,
 ) -> SandboxRecord:
     """Return what Store.create() takes.
+
+    Args:
+        image: see choose(); or what that returned.
+        state_folder: where the images are; None for the user's own.
 
     Raises:
         ConfigError: an argument makes no sense, or there is no kernel or image.
     """
     kernel_path = os.path.abspath(kernel) if kernel is not None else defaults.find_kernel()
-    image_path = os.path.abspath(image) if image is not None else defaults.find_image(kernel_path)
+    if not isinstance(image, Choice):
+        image = choose(
+            image, kernel_path, disk_bytes=disk_bytes(disk_size), state_folder=state_folder
+        )
     if type(cpus) is not int or cpus < 1:
         raise ConfigError(f"cpus={cpus!r}: give a whole number, 1 or more")
     if workdir is not None and not (isinstance(workdir, str) and workdir.startswith("/")):
@@ -47,13 +57,13 @@ def make_record(
     return SandboxRecord(
         name=name or "",
         kernel=kernel_path,
-        image=image_path,
+        image=image.image,
         memory_bytes=memory_bytes(memory),
         cpus=cpus,
-        envs=_texts("envs", envs),
+        envs=image.envs(_texts("envs", envs)),
         metadata=_texts("metadata", metadata),
-        workdir=workdir,
-        user=user,
+        workdir=image.workdir(workdir),
+        user=image.user(user),
         timeout_s=None if timeout is None else check_seconds("timeout", timeout),
         net=net,
         vsock=vsock,
@@ -61,6 +71,7 @@ def make_record(
         is_owned=is_owned,
         cmdline=cmdline or "",
         disks=tuple(str(parse_disk(text).at(os.getcwd())) for text in _words("disks", disks)),
+        root=image.root._asdict() if image.root is not None else None,
     )
 
 
@@ -77,6 +88,21 @@ def memory_bytes(memory: int | str | None) -> int:
     if type(memory) is not int or not 0 < memory <= _MEMORY_MIB_MAX:
         raise ConfigError(f'memory={memory!r}: give MiB as a number, or text such as "512M"')
     return memory << 20
+
+
+def disk_bytes(size: int | str | None) -> int | None:
+    """Return the size of a disk: MiB as a number, or text such as "512M" or "4G"; None stays.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if size is None:
+        return None
+    if isinstance(size, str):
+        return parse_memory(size)
+    if type(size) is not int or not 0 <= size <= _MEMORY_MIB_MAX:
+        raise ConfigError(f'disk_size={size!r}: give MiB as a number, or text such as "8G"')
+    return size << 20
 
 
 def make_net(

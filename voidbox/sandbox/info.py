@@ -16,7 +16,10 @@ class SandboxInfo(NamedTuple):
         state: "creating", "running", "paused", "stopping", "stopped" or "crashed".
         created_at, started_at, ended_at: in seconds since 1970; None for what has not happened.
         end_at: when its time limit ends it; None without one.
-        workdir, user: of commands and files that name none; None for the image's own.
+        image: its name, or the path of its file.
+        image_digest: "sha256:…" of an image that has a name; else "".
+        envs: with those of the image.
+        workdir, user: of commands and files that name none; None for what voidbox's own image has.
         network: its rules; None for a sandbox without a network.
         reason: how it ended, in one line; "" while it lives.
         crash: the whole story of a crash.
@@ -33,6 +36,7 @@ class SandboxInfo(NamedTuple):
     cpus: int
     kernel: str
     image: str
+    image_digest: str
     envs: Mapping[str, str]
     metadata: Mapping[str, str]
     workdir: str | None
@@ -58,6 +62,7 @@ class SandboxInfo(NamedTuple):
             sandbox_id=record.id,
             end_at=end_at,
             network=record.net,
+            image_digest=str((record.root or {}).get("digest", "")),
         )._replace(state=record.state.value)
 
 

@@ -72,6 +72,7 @@ class Sandbox(Facade[AsyncSandbox]):
         *,
         kernel: str | os.PathLike[str] | None = None,
         image: str | os.PathLike[str] | None = None,
+        disk_size: int | str | None = None,
         memory: int | str | None = None,
         cpus: int = 1,
         envs: Mapping[str, str] | None = None,
@@ -101,6 +102,7 @@ class Sandbox(Facade[AsyncSandbox]):
         core = AsyncSandbox.create(
             kernel=kernel,
             image=image,
+            disk_size=disk_size,
             memory=memory,
             cpus=cpus,
             envs=envs,

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.cli.conftest import ROOT, Cli
-from voidbox.cli import completion, kept_options, run
+from voidbox.cli import completion, image_options, kept_options, run
 from voidbox.cli.verbs import VERBS, nearest, usage
 
 
@@ -174,7 +174,7 @@ def test_options_of_a_kept_sandbox_make_a_record() -> None:
          "2", "-e", "A=1", "-w", "/srv", "-u", "root", "--metadata", "for=test=1", "--team", "red",
          "--rm", "--timeout", "60", "-p", "8080:80", "--allow", "example.com"]
     )  # fmt: skip
-    record = kept_options.make_record(options, "quiet")
+    record = kept_options.make_record(options, "quiet", image_options.choose(options))
     assert record.name == "web" and record.team == "red"
     assert (record.kernel, record.image, record.cmdline) == ("/k", "/i", "quiet")
     assert (record.memory_bytes, record.cpus, record.timeout_s) == (1 << 30, 2, 60)

@@ -40,6 +40,7 @@ from voidbox.sandbox.process.operations import Operations
 from voidbox.sandbox.process.published import PublishedPorts
 from voidbox.sandbox.process.stopping import AGENT_S, Stopping
 from voidbox.sandbox.relay.team import TeamRelay
+from voidbox.sandbox.root import UPPER_FILE, make_upper
 from voidbox.sandbox.state.lifecycle import Event
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
@@ -245,7 +246,13 @@ class Owner:
 
     def _boot(self) -> tuple[Guest, AgentClient]:
         record, own = self.record, self._resources.callback
-        config = recipe.machine_config(record, self._store.path(record.id, "vsock.sock"))
+        upper_path = self._store.path(record.id, UPPER_FILE)
+        config = recipe.machine_config(
+            record, self._store.path(record.id, "vsock.sock"), upper_path
+        )
+        root = recipe.root_of(record)
+        if root is not None and root.disk_bytes:
+            make_upper(upper_path, root.disk_bytes)
         self._control = ControlServer(
             self._store.path(record.id, "control.sock"), Operations(self).handlers()
         )

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, TypeVar
 
 from voidbox.errors import ConfigError
+from voidbox.sandbox.root import Root
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig, parse_disk
 
@@ -19,8 +20,11 @@ _NET_KEYS = frozenset({"allow", "deny", "allow_host_ports", "publish", "rate_byt
 _Item = TypeVar("_Item", str, int)
 
 
-def machine_config(record: SandboxRecord, vsock_path: str) -> MachineConfig:
+def machine_config(record: SandboxRecord, vsock_path: str, upper_path: str) -> MachineConfig:
     """Return what to build. Relative paths are taken from the current folder.
+
+    Args:
+        upper_path: the file behind the disk that the guest writes, if it has one; see root_of.
 
     Raises:
         ConfigError: the record asks for what there is not.
@@ -31,7 +35,7 @@ def machine_config(record: SandboxRecord, vsock_path: str) -> MachineConfig:
     if record.vsock != NO_VSOCK:
         is_vhost = record.vsock == VHOST
         vsock = VsockConfig(record.cid, None if is_vhost else vsock_path, is_vhost)
-    return MachineConfig(
+    config = MachineConfig(
         kernel=os.path.abspath(record.kernel),
         initramfs=os.path.abspath(record.image),
         cmdline=record.cmdline or DEFAULT_CMDLINE,
@@ -41,6 +45,19 @@ def machine_config(record: SandboxRecord, vsock_path: str) -> MachineConfig:
         net=_network(record.net),
         disks=tuple(parse_disk(text).at(os.getcwd()) for text in record.disks),
     )
+    root = root_of(record)
+    if root is None:
+        return config
+    return root.applied_to(config, upper_path if root.disk_bytes else None)
+
+
+def root_of(record: SandboxRecord) -> Root | None:
+    """Return where a sandbox's root is on disks; None if it is an initramfs.
+
+    Raises:
+        ConfigError: the record says nothing of sense about it.
+    """
+    return Root.from_json(record.root) if record.root is not None else None
 
 
 def _network(net: dict[str, object] | None) -> NatConfig | None:

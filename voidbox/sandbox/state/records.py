@@ -19,6 +19,7 @@ class SandboxRecord(NamedTuple):
 
     Attributes:
         name: "" in what Store.create is given lets it choose one.
+        image: its name, or the path of its file.
         envs, metadata: text to text.
         id, cid: Store.create gives them.
         state: changes by events alone; see lifecycle.
@@ -31,6 +32,7 @@ class SandboxRecord(NamedTuple):
             has it: lists, no tuples.
         disks: what vmm.config.parse_disk reads, with absolute paths.
         vsock: "unix", "vhost" or "none".
+        root: where its root is on disks, see voidbox.sandbox.root; None: `image` is an initramfs.
         is_owned: it ends with the process that made it.
         removes_itself: nothing of it is kept once it has ended.
         end: the machine's EndReason by name, such as "PANIC"; "" if it did not end by itself.
@@ -63,6 +65,7 @@ class SandboxRecord(NamedTuple):
     removes_itself: bool = False
     cmdline: str = ""
     disks: tuple[str, ...] = ()
+    root: dict[str, object] | None = None
     end: str = ""
     reason: str = ""
     crash: str = ""
@@ -177,6 +180,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "removes_itself": _is_flag,
     "cmdline": _is_text,
     "disks": _is_words,
+    "root": _is_options,
     "end": _is_text,
     "reason": _is_text,
     "crash": _is_text,

@@ -1,0 +1,91 @@
+"""Images for the tests of roots on disks, made once and kept in the cache.
+
+    python -m tests.e2e.disk_images
+
+prepares what the tests cannot get where there is no network: a Debian with Python and git, and the
+source of a real project.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from voidbox.defaults import cache_folder
+from voidbox.images.limits import DEFAULT_LIMITS
+from voidbox.images.pack import write_tree
+from voidbox.images.tar_layers import apply_layer
+from voidbox.images.tree import Symlink, Tree
+
+PACKAGES = ("python3", "python3-pytest", "git", "ca-certificates")
+PROJECT = "h11==0.14.0"
+APPLETS = "sh cat id pwd ls echo env hostname stat mount df dd rm mkdir sleep touch wc"
+_MIB = 1 << 20
+# What nobody looks at in a test; the image is 200 MB without it.
+_LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
+_BALLAST_MIB = 320  # to have an image that no memory of the tests' holds
+
+
+def debian_image() -> Path:
+    """Return a Debian 12 with Python, pytest and git, of more than 500 MB."""
+    key = hashlib.sha256(repr((PACKAGES, _LEFT_OUT, _BALLAST_MIB)).encode()).hexdigest()[:12]
+    path = Path(cache_folder(), "images", f"test-debian-{key}.erofs")
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        archive = Path(folder, "root.tar")
+        mode = "root" if os.getuid() == 0 else "unshare"
+        command = ["mmdebstrap", f"--mode={mode}", "--variant=minbase", "--quiet"]
+        command += [f"--include={','.join(PACKAGES)}"]
+        command += [f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT]
+        subprocess.run([*command, "bookworm", str(archive)], check=True, stdin=subprocess.DEVNULL)
+        with Tree(folder) as tree, archive.open("rb") as stream:
+            apply_layer(tree, stream, DEFAULT_LIMITS)
+            ballast = tree.add_bytes(os.urandom(_MIB) * _BALLAST_MIB)
+            tree.put("/srv/ballast", ballast)
+            write_tree(tree, str(path))
+    return path
+
+
+def project() -> Path:
+    """Return the source distribution of a real project with its tests."""
+    name, _, version = PROJECT.partition("==")
+    path = Path(cache_folder(), "sources", f"{name}-{version}.tar.gz")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command += ["--no-binary", ":all:", "--dest", str(path.parent), PROJECT]
+        subprocess.run(command, check=True)
+    return path
+
+
+def busybox_tree(folder: str) -> Tree:
+    """Return a root as small distributions have it: busybox, links to it, a few tables."""
+    tree = Tree(folder)
+    busybox = Path("/bin/busybox").read_bytes()
+    tree.put("/bin/busybox", tree.add_bytes(busybox, mode=0o755))
+    for applet in APPLETS.split():
+        tree.put(f"/bin/{applet}", Symlink(target="busybox"))
+    passwd = "root:x:0:0:root:/root:/bin/sh\napp:x:100:101:an app:/home/app:/bin/sh\n"
+    tree.put("/etc/passwd", tree.add_bytes(passwd.encode()))
+    group = "root:x:0:\napp:x:101:\nstaff:x:50:app\n"
+    tree.put("/etc/group", tree.add_bytes(group.encode()))
+    for name in ("root", "tmp", "home/app"):
+        tree.make_folder(name.split("/"))
+    return tree
+
+
+def main() -> int:
+    """Prepare all; returns the exit status."""
+    for path in (debian_image(), project()):
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

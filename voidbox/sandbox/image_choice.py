@@ -1,0 +1,127 @@
+"""What a sandbox boots from: an image of the store, a file, or what was built last."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from voidbox import defaults
+from voidbox.errors import ConfigError
+from voidbox.sandbox.root import DISK_BYTES_DEFAULT, Root, check_disk_bytes, is_file_system
+from voidbox.sandbox.session import WORKDIR
+
+if TYPE_CHECKING:  # most sandboxes do without the store
+    from voidbox.images.config import ImageConfig
+
+_PATH = re.compile(r"(?:[/~]|\.{1,2}/).*|.*\.cpio(?:\.[a-z0-9]+)?", re.DOTALL)
+
+
+class Choice(NamedTuple):
+    """What to boot.
+
+    Attributes:
+        image: what users know it by: its name, or the path of its file.
+        root: on disks, or None for an initramfs, which `image` is the path of then.
+        config: how an image of the store wants its commands to be run; None for other images.
+    """
+
+    image: str
+    root: Root | None = None
+    config: ImageConfig | None = None
+
+    def envs(self, own: dict[str, str]) -> dict[str, str]:
+        """Return the variables of every command, of which the user's own count more."""
+        return {**(self.config.env if self.config is not None else {}), **own}
+
+    def workdir(self, own: str | None) -> str | None:
+        """Return where commands run; None for what the agent does by itself."""
+        if own is not None or self.root is None or not self.root.image:
+            return own
+        return self.root.workdir or WORKDIR
+
+    def user(self, own: str | None) -> str | None:
+        """Return who commands run as; None for what the agent does by itself."""
+        if own is not None or self.root is None or not self.root.image:
+            return own
+        return self.root.user or "root"
+
+    def command(self, words: Sequence[str], entrypoint: str | None = None) -> tuple[str, ...]:
+        """Return what `run` executes, by docker's rules; nothing: a shell.
+
+        Args:
+            entrypoint: in place of the image's, and of its command; "" for none.
+        """
+        if entrypoint is not None:
+            return (*filter(None, (entrypoint,)), *words)
+        return self.config.command(words) if self.config is not None else tuple(words)
+
+
+def choose(
+    image: str | os.PathLike[str] | None,
+    kernel: str,
+    *,
+    disk_bytes: int | None = None,
+    state_folder: str | None = None,
+) -> Choice:
+    """Return what to boot `kernel` with.
+
+    Args:
+        image: the name of an image in the store; or a file, if it is no str, begins with /, ./, ../
+            or ~, or ends in .cpio: an image's file system, or an initramfs. None: our own image.
+        disk_bytes: of the disk that takes what the guest writes; 0: its memory does.
+        state_folder: of the store; None for the user's own.
+
+    Raises:
+        ConfigError: there is no such image, or no runtime for the kernel.
+        HostError: the store cannot be read.
+    """
+    if disk_bytes is not None:
+        disk_bytes = check_disk_bytes(disk_bytes)
+    if image is None:
+        return _choose_own(kernel, disk_bytes)
+    if not isinstance(image, str) or _PATH.fullmatch(image):
+        path = os.path.abspath(os.path.expanduser(image))
+        if not is_file_system(path):
+            return choose_initramfs(path, disk_bytes)
+        return Choice(path, _on_disks(kernel, disk_bytes, path))
+    from voidbox.images.store import ImageStore
+
+    found = ImageStore(state_folder).find(image)
+    config = found.config
+    root = _on_disks(kernel, disk_bytes, found.path)._replace(
+        digest=found.id,
+        user=config.user,
+        workdir=config.workdir if config.workdir != "/" else "",
+    )
+    return Choice(image, root, config)
+
+
+def choose_initramfs(path: str, disk_bytes: int | None = None) -> Choice:
+    """Return the choice of an initramfs.
+
+    Raises:
+        ConfigError: it was to have a disk.
+    """
+    if disk_bytes:
+        raise ConfigError(f"{path} is an initramfs: it is all memory, and gets no disk")
+    return Choice(os.path.abspath(path))
+
+
+def _choose_own(kernel: str, disk_bytes: int | None) -> Choice:
+    files = defaults.find_root(kernel)
+    if files is None:  # built by an older voidbox
+        return choose_initramfs(defaults.find_image(kernel), disk_bytes)
+    return Choice(files.runtime, Root(files.boot, files.runtime, disk_bytes=disk_bytes or 0))
+
+
+def _on_disks(kernel: str, disk_bytes: int | None, image: str) -> Root:
+    files = defaults.find_root(kernel)
+    if files is None:
+        raise ConfigError(
+            f"the guest image for {kernel} is older than images on disks: run "
+            "scripts/build_guest_image.sh again"
+        )
+    size = DISK_BYTES_DEFAULT if disk_bytes is None else disk_bytes
+    return Root(files.boot, files.runtime, image, size)
