@@ -3,7 +3,8 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 export VENV
 
-.PHONY: demo test test-fast test-slow test-lab lint bench setup kernels image network-image disk-image clean
+.PHONY: demo test test-fast test-slow test-lab lint bench setup kernels image network-image \
+	disk-image claude-image clean
 
 demo: setup
 	scripts/demo.sh
@@ -67,6 +68,10 @@ disk-image: setup
 	scripts/build_guest_image.sh --with e2fsprogs
 	scripts/build_guest_image.sh --with e2fsprogs --kernel "$$(kernel/fetch_debian.sh cloud)"
 	scripts/build_guest_image.sh --with fio
+
+# For those tests that need Claude Code, if you accept Anthropic's terms: `make test` does not fetch it.
+claude-image: setup
+	scripts/build_claude_rootfs.sh --version 2.1.112
 
 setup:
 	scripts/setup.sh

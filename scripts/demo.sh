@@ -11,3 +11,5 @@ scripts/with-kvm -- "${VENV:-.venv}/bin/python" -m voidbox run --verbose --timeo
     python3 -c 'import os; print(f"Hello from Linux {os.uname().release}, as user {os.getuid()}.")'
 echo "Demo completed. For a shell of your own:"
 echo "  scripts/with-kvm -- .venv/bin/python -m voidbox run"
+echo "For a coding agent in a sandbox:"
+echo "  scripts/with-kvm -- .venv/bin/python examples/claude_in_voidbox.py"

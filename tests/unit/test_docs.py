@@ -66,7 +66,7 @@ def test_every_page_can_be_found() -> None:
 
 # Paths from the root of the repository; and short ones of modules, as in `boot/layout.py`.
 PATH = re.compile(
-    r"(?<![\w./~-])((?:scripts|kernel|voidbox|guest_agent|tests|docs|benchmarks)/[\w./-]*\w"
+    r"(?<![\w./~-])((?:scripts|kernel|examples|voidbox|guest_agent|tests|docs|benchmarks)/[\w./-]*\w"
     r"|\w+(?:/\w+)*/\w+\.(?:py|sh))"
 )
 
@@ -134,6 +134,9 @@ def test_the_parsing_finds_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
             parse(words, monkeypatch)
 
 
+FOLDERS = ("scripts", "kernel", "examples")  # programs with options of their own
+
+
 def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
     for action in parser._actions:
         yield from action.option_strings
@@ -147,7 +150,7 @@ def test_options_exist(page: Path) -> None:
     known = {"--version", "--help", "--device"}  # the last is of Docker and Podman
     for verb in VERBS:
         known |= {*options_of(importlib.import_module(f"voidbox.cli.{verb}").make_options())}
-    scripts = [path for name in ("scripts", "kernel") for path in (ROOT / name).iterdir()]
+    scripts = [path for name in FOLDERS for path in (ROOT / name).iterdir()]
     scripts.append(ROOT / "guest_agent/relay.py")
     texts = "".join(path.read_text() for path in scripts if path.is_file())
     for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", doc_pages.prose(page)):

@@ -10,6 +10,7 @@ GROUPS = {
         "cp": "copy files and folders into or out of it",
         "send": "send a message to it",
         "port": "offer its ports on the host: add, rm, ls",
+        "mcp": "give a coding agent sandboxes, by the Model Context Protocol",
     },
     "look": {
         "ps": "list sandboxes",
