@@ -32,6 +32,8 @@ SECRET_BYTES = 32
 SECRET_PATH = "/etc/voidbox/secret"
 # Lines "name value": address (with its prefix), gateway, dns, mtu. Without the file no network.
 NETWORK_PATH = "/etc/voidbox/network"
+# Lines "name value": tag, path, access (ro, rw), msize, of a folder that the host shares by 9P.
+WORKSPACE_PATH = "/etc/voidbox/workspace"
 HANDSHAKE_S = 10  # a client that has not shown the secret by then is sent away
 
 HEADER = struct.Struct("<4sBBHII")
@@ -74,6 +76,8 @@ GONE = "gone"  # the beginning of a file, to which more was to come
 
 # What an agent that can do it lists in its PONG.
 CAN_RESUME, CAN_LINK = "resume", "links"
+# That it has mounted the folder that the host shares; or with an errno's name, why it has not.
+CAN_SHARE, CANNOT_SHARE = "workspace", "workspace:"
 
 _CREDIT = struct.Struct("<I")
 
