@@ -9,7 +9,7 @@ import signal
 import termios
 import time
 
-from guest_agent import network, protocol, root, syscalls
+from guest_agent import network, protocol, root, syscalls, workspace
 from guest_agent.loop import log
 from guest_agent.spawn import OPEN_FILES, PATH
 from guest_agent.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID
@@ -60,6 +60,7 @@ def prepare() -> bytes:
         _attempt("the folders", _own_folders)
     _attempt("the network", network.set_up)
     _attempt("the host's name", _set_hostname)
+    _attempt("the workspace", workspace.set_up)
     _attempt("the limits", _set_limits)
     _attempt("the host's files", root.forget_files)
     return secret

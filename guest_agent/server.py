@@ -8,7 +8,7 @@ import socket
 import time
 from functools import partial
 
-from guest_agent import protocol
+from guest_agent import protocol, workspace
 from guest_agent.commands import Attach, Exec, Kill, Processes, ProcessTable, Resize
 from guest_agent.connection import Connection, Request
 from guest_agent.file_write import FileWrite, Parts
@@ -77,7 +77,10 @@ class Agent:
 
     def connection(self, is_serial: bool = False) -> Connection:
         """Return a new client's connection."""
-        hello = {"version": AGENT_VERSION, "capabilities": list(CAPABILITIES)}
+        hello = {
+            "version": AGENT_VERSION,
+            "capabilities": [*CAPABILITIES, *workspace.capabilities()],
+        }
         return Connection(self._loop, self._handlers, self._secret, hello, is_serial)
 
     def serve_socket(self, listener: socket.socket) -> None:

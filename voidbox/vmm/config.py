@@ -34,6 +34,7 @@ DEFAULT_CMDLINE = " ".join(_DEFAULT_CMDLINE)
 # With a network, which has no IPv6: else programs try it first and wait.
 _NETWORK_CMDLINE = "ipv6.disable=1"
 
+_TAG = re.compile("[A-Za-z0-9_-]{1,31}")
 DISK_FORM = "PATH[,ro][,overlay=FILE][,serial=TEXT]"
 
 _MEMORY = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([KMGT]?)I?B?")
@@ -151,6 +152,19 @@ class ShareConfig(NamedTuple):
     tag: str
     is_read_only: bool = False
 
+    def validate(self) -> None:
+        """Check the tag and the folder; it is opened when the machine is made.
+
+        Raises:
+            ConfigError: no tag, no folder, or all of the host.
+        """
+        if not _TAG.fullmatch(self.tag):
+            raise ConfigError(f"share {self.tag!r}: give 1 to 31 letters, digits, _ or -")
+        if not os.path.isdir(self.path):
+            raise ConfigError(f"cannot share {self.path}: it is no folder")
+        if os.path.samefile(self.path, "/"):
+            raise ConfigError("cannot share /: that is all of this host; name a folder of its own")
+
 
 class MachineConfig(NamedTuple):
     """A machine to build.
@@ -209,3 +223,5 @@ class MachineConfig(NamedTuple):
             )
         if self.vsock is not None:
             self.vsock.validate()
+        for share in self.shares:
+            share.validate()

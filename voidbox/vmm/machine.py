@@ -55,7 +55,7 @@ from voidbox.memory import GuestMemory
 from voidbox.virtio.rng import VirtioRng
 from voidbox.vmm import requirements, vcpus
 from voidbox.vmm.coalesced import CoalescedRing
-from voidbox.vmm.config import MachineConfig
+from voidbox.vmm.config import MachineConfig, ShareConfig
 from voidbox.vmm.console import Console, wait_flushed
 from voidbox.vmm.outcome import EndReason, Outcome
 from voidbox.vmm.vcpu_thread import VcpuThread
@@ -225,6 +225,8 @@ class Machine:
             self._attach_vsock(*self.config.vsock)
         if self.config.net is not None:
             self._attach_network(self.config.net)
+        for share in self.config.shares:
+            self._attach_share(share)
 
     def _attach_network(self, config: NatConfig) -> None:
         from voidbox.nat.backend import NatBackend
@@ -239,6 +241,14 @@ class Machine:
 
     def _on_network_log(self, line: str) -> None:
         log.info("%s", line)
+
+    def _attach_share(self, share: ShareConfig) -> None:
+        from voidbox.ninep.server import Server
+        from voidbox.virtio.ninep import VirtioNinep
+
+        device = VirtioNinep(Server(share.path, share.is_read_only), share.tag)
+        self._resources.callback(device.close)
+        self._slots.add(device)
 
     def _attach_vsock(self, cid: int, path: str | None, is_vhost: bool) -> None:
         from voidbox.virtio.vsock import PacketQueues, VirtioVsock

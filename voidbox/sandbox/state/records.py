@@ -35,6 +35,7 @@ class SandboxRecord(NamedTuple):
         root: where its root is on disks, see voidbox.sandbox.root; None: `image` is an initramfs.
         is_owned: it ends with the process that made it.
         removes_itself: nothing of it is kept once it has ended.
+        end: the machine's EndReason by name, such as "PANIC"; "" if it did not end by itself.
         reason: how it ended, in one line; "" while it lives.
         crash: the whole story, with registers and the console's tail; "" if there is none.
     """
@@ -63,8 +64,9 @@ class SandboxRecord(NamedTuple):
     is_owned: bool = False
     removes_itself: bool = False
     cmdline: str = ""
-    root: dict[str, object] | None = None
     disks: tuple[str, ...] = ()
+    root: dict[str, object] | None = None
+    end: str = ""
     reason: str = ""
     crash: str = ""
 
@@ -177,8 +179,9 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "is_owned": _is_flag,
     "removes_itself": _is_flag,
     "cmdline": _is_text,
-    "root": _is_options,
     "disks": _is_words,
+    "root": _is_options,
+    "end": _is_text,
     "reason": _is_text,
     "crash": _is_text,
 }
