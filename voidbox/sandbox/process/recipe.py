@@ -6,8 +6,9 @@ import os
 from typing import TYPE_CHECKING, TypeVar
 
 from voidbox.errors import ConfigError
+from voidbox.sandbox.guest import WORKSPACE_TAG
 from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig
+from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, ShareConfig, VsockConfig
 
 if TYPE_CHECKING:  # a sandbox without a network starts sooner
     from voidbox.nat.backend import NatConfig
@@ -39,7 +40,18 @@ def machine_config(record: SandboxRecord, vsock_path: str) -> MachineConfig:
         cpus=record.cpus,
         vsock=vsock,
         net=_network(record.net),
+        shares=_shares(record),
     )
+
+
+def _shares(record: SandboxRecord) -> tuple[ShareConfig, ...]:
+    """Return the workspace, if it is shared and not copied."""
+    mode = record.workspace_mode
+    if mode not in ("copy", "ro", "rw"):
+        raise ConfigError(f"workspace mode {mode!r}: choose copy, ro or rw")
+    if record.workspace is None or mode == "copy":
+        return ()
+    return (ShareConfig(record.workspace, WORKSPACE_TAG, mode == "ro"),)
 
 
 def _network(net: dict[str, object] | None) -> NatConfig | None:

@@ -32,6 +32,8 @@ class SandboxRecord(NamedTuple):
         vsock: "unix", "vhost" or "none".
         is_owned: it ends with the process that made it.
         removes_itself: nothing of it is kept once it has ended.
+        workspace: the host's folder that its guest has at /workspace; None for none of the host's.
+        workspace_mode: "copy", "ro" or "rw".
         reason: how it ended, in one line; "" while it lives.
         crash: the whole story, with registers and the console's tail; "" if there is none.
     """
@@ -60,6 +62,8 @@ class SandboxRecord(NamedTuple):
     is_owned: bool = False
     removes_itself: bool = False
     cmdline: str = ""
+    workspace: str | None = None
+    workspace_mode: str = "copy"
     reason: str = ""
     crash: str = ""
 
@@ -166,6 +170,8 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "is_owned": _is_flag,
     "removes_itself": _is_flag,
     "cmdline": _is_text,
+    "workspace": _is_text_or_none,
+    "workspace_mode": _is_text,
     "reason": _is_text,
     "crash": _is_text,
 }
