@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 export VENV
 
-.PHONY: demo test test-fast test-lab lint bench setup kernels image network-image clean
+.PHONY: demo test test-fast test-lab lint bench setup kernels image network-image git-image clean
 
 demo: setup
 	scripts/demo.sh
@@ -38,7 +38,7 @@ bench: setup kernels
 	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
 		$(PYTHON) benchmarks/net.py --output benchmarks/results/net.json
 
-kernels: setup image network-image
+kernels: setup image network-image git-image
 	kernel/fetch_debian.sh cloud
 	kernel/fetch_debian.sh generic
 	kernel/build_minimal.sh
@@ -55,6 +55,10 @@ network-image: setup
 	scripts/build_guest_image.sh --with curl --with netcat-openbsd
 	scripts/build_guest_image.sh --with curl --with netcat-openbsd \
 		--kernel "$$(kernel/fetch_debian.sh cloud)"
+
+# The same with git, for the workspace's tests.
+git-image: setup
+	scripts/build_guest_image.sh --with git
 
 setup:
 	scripts/setup.sh

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar, overload
 
 from voidbox.agent import protocol
 from voidbox.agent.aio import AsyncAgent
-from voidbox.errors import AgentError, ConfigError, SandboxTimeout, VoidboxError
+from voidbox.errors import AgentError, ConfigError, SandboxTimeout
 from voidbox.sandbox import draft, parent_pipe
 from voidbox.sandbox.command_handle import AsyncCommandHandle, OnText
 from voidbox.sandbox.command_result import CommandResult
@@ -77,7 +77,6 @@ class AsyncSandbox:
         self.pty = AsyncPty(self._session)
         self.ports = AsyncPorts(self._control)
         self._workspace = StoredWorkspace(store, record, self._session)
-        self._is_owed = self._workspace.is_copied  # changes that nobody has asked for
 
     def _log(self, line: str) -> None:
         _logger.info("%s: %s", self._name, line)
@@ -368,23 +367,6 @@ class AsyncSandbox:
         limit_s = self._session.limit_s(request_timeout)
         return await self._workspace.copy_back(limit_s, limit_bytes)
 
-    async def _settle(self, is_failing: bool) -> None:
-        """Copy the workspace back before the end, unless somebody has ended the sandbox here."""
-        if not self._is_owed:
-            return
-        try:
-            result = await self.sync_back()
-        except VoidboxError as error:
-            story = f"{self._name}: nothing was copied back of the workspace: {error}"
-            _logger.warning("%s", story)
-            if not is_failing:
-                raise AgentError(story) from error
-        else:
-            self._is_owed = False
-            _logger.info("%s: workspace: %s", self._name, result)
-            for line in (*result.conflicts, *result.skipped):
-                _logger.warning("%s: workspace: %s", self._name, line)
-
     # Its end.
 
     async def stop(self, timeout: float = STOP_S) -> None:
@@ -398,8 +380,8 @@ class AsyncSandbox:
             timeout: how long its agent has for it.
         """
         check_seconds("timeout", timeout)
-        if self._is_owed and await self.is_running():
-            await self._settle(is_failing=False)
+        if await self.is_running():
+            await self._workspace.settle(self._session.limit_s(None), is_failing=False)
         with contextlib.suppress(AgentError):  # it has ended already
             await self._control("stop", timeout=timeout)
         await self._wait_ended(timeout + _STOP_GRACE_S)
@@ -421,7 +403,7 @@ class AsyncSandbox:
         Nothing of it is left, unless create() was told to keep it, or connect() found it. Its
         workspace is not copied back.
         """
-        self._is_owed = False
+        self._workspace.is_owed = False
         try:
             was_alive = await asyncio.to_thread(self._store.is_alive, self._id)
         except ConfigError:
@@ -467,6 +449,6 @@ class AsyncSandbox:
 
     async def __aexit__(self, type: object, *_: object) -> None:
         try:
-            await self._settle(is_failing=type is not None)
+            await self._workspace.settle(self._session.limit_s(None), type is not None)
         finally:
             await self.kill()

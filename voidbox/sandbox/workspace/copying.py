@@ -30,6 +30,7 @@ from voidbox.sandbox.workspace.merge import Merge, Outcome
 GUEST_FOLDER = WORKDIR
 LIMIT_BYTES = 8 << 30  # of what a guest may bring back at a time
 _DEPTH = 100_000
+_NAMES_BYTES_MAX = 256 << 20  # of all names in a listing: what a hostile guest says fills memory
 _ROOT = "root"  # who sees all that is in the guest's folder
 
 
@@ -127,6 +128,7 @@ async def copy_back(
 async def _list(session: Session, limit_s: float) -> dict[Parts, GuestItem]:
     """Return what is in the guest's folder."""
     found: dict[Parts, GuestItem] = {}
+    names_bytes = 0
     values = session.values(_ROOT, path=GUEST_FOLDER, depth=_DEPTH)
     what = f"list {GUEST_FOLDER}"
     with await session.agent.call(protocol.FILE_LIST, values, what, limit_s) as call:
@@ -135,9 +137,11 @@ async def _list(session: Session, limit_s: float) -> dict[Parts, GuestItem]:
                 entries = None if isinstance(event, Data) else event.values.get("entries")
                 if not isinstance(entries, list):
                     raise AgentError("the guest's agent gave no list of entries")
-                found.update(map(parse_listed, entries))
-                if len(found) > ENTRIES_MAX:
-                    raise AgentError(f"{GUEST_FOLDER}: more than {ENTRIES_MAX} files")
+                for parts, item in map(parse_listed, entries):
+                    names_bytes += sum(map(len, parts)) + len(item.target)
+                    found[parts] = item
+                if len(found) > ENTRIES_MAX or names_bytes > _NAMES_BYTES_MAX:
+                    raise AgentError(f"{GUEST_FOLDER}: more files than anybody could want")
     return found
 
 

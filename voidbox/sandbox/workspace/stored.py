@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 
-from voidbox.errors import ConfigError
+from voidbox.errors import AgentError, ConfigError, VoidboxError
 from voidbox.sandbox.session import Session
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
@@ -17,12 +18,17 @@ from voidbox.sandbox.workspace.manifest import Manifest
 
 _MANIFEST, _LOCK = "workspace.json", "workspace.lock"
 
+_logger = logging.getLogger("voidbox")
+
 
 class StoredWorkspace:
     """Copies one sandbox's workspace. Thread: any.
 
     Args:
         session: of its agent.
+
+    Attributes:
+        is_owed: nobody has asked for the guest's last changes, or done without them.
     """
 
     def __init__(self, store: Store, record: SandboxRecord, session: Session) -> None:
@@ -30,11 +36,7 @@ class StoredWorkspace:
         self._lock_path = store.path(record.id, _LOCK)
         self._path = record.workspace if record.workspace_mode == "copy" else None
         self._session = session
-
-    @property
-    def is_copied(self) -> bool:
-        """Whether there is one that is copied."""
-        return self._path is not None
+        self.is_owed = self._path is not None
 
     async def copy_in(self, limit_s: float) -> None:
         """Copy the folder into the guest, if it is to be copied; see copying."""
@@ -58,6 +60,30 @@ class StoredWorkspace:
             )
             await asyncio.to_thread(manifest.save, self._manifest_path)
         return result
+
+    async def settle(self, limit_s: float, is_failing: bool) -> None:
+        """Copy back before the sandbox's end what is still owed.
+
+        Args:
+            is_failing: an error is on its way already: no other may hide it.
+        Raises:
+            AgentError: nothing was copied back.
+        """
+        if not self.is_owed:
+            return
+        name = self._session.name
+        try:
+            result = await self.copy_back(limit_s)
+        except VoidboxError as error:
+            story = f"{name}: nothing was copied back, and {self._path} is untouched: {error}"
+            _logger.warning("%s", story)
+            if not is_failing:
+                raise AgentError(story) from error
+            return
+        self.is_owed = False
+        _logger.info("%s: workspace: %s", name, result)
+        for line in (*result.conflicts, *result.skipped):
+            _logger.warning("%s: workspace: %s", name, line)
 
     def close(self) -> None:
         """End the connection. Idempotent."""
