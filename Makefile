@@ -4,7 +4,7 @@ PYTHON = $(VENV)/bin/python
 export VENV
 
 .PHONY: demo test test-fast test-slow test-lab lint bench setup kernels image network-image \
-	disk-image root-images registry claude-image clean
+	disk-image git-image root-images registry claude-image clean
 
 demo: setup
 	scripts/demo.sh
@@ -45,7 +45,7 @@ bench: setup kernels
 	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
 		$(PYTHON) benchmarks/block.py --output benchmarks/results/block.json
 
-kernels: setup image network-image disk-image root-images
+kernels: setup image network-image disk-image git-image root-images
 	kernel/fetch_debian.sh cloud
 	kernel/fetch_debian.sh generic
 	kernel/build_minimal.sh
@@ -80,6 +80,10 @@ disk-image: setup
 	scripts/build_guest_image.sh --with e2fsprogs
 	scripts/build_guest_image.sh --with e2fsprogs --kernel "$$(kernel/fetch_debian.sh cloud)"
 	scripts/build_guest_image.sh --with fio
+
+# The same with git, for the workspace's tests.
+git-image: setup
+	scripts/build_guest_image.sh --with git
 
 setup:
 	scripts/setup.sh

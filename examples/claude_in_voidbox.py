@@ -235,12 +235,16 @@ def no_vm_reason() -> str:
 
 @contextlib.contextmanager
 def _sandbox(folder: Path, agent: Agent, **options: Any) -> Iterator[Sandbox]:
-    """Yield a sandbox with the folder's files in its /workspace; bring changes back at the end."""
-    with Sandbox.create(memory=agent.memory, timeout=SANDBOX_S, **options) as sandbox:
+    """Yield a sandbox with a copy of the folder in its /workspace, whose changes come back."""
+    with Sandbox.create(
+        memory=agent.memory, timeout=SANDBOX_S, workspace=folder, **options
+    ) as sandbox:
         say(f"sandbox {sandbox.name}: a VM with {sandbox.get_info().memory_bytes >> 20} MiB")
-        sandbox.files.upload(folder, ".")
         yield sandbox
-        sandbox.files.download(".", folder)
+        copied = sandbox.sync_back()
+        say(f"copied back: {copied}")
+        for text in (*copied.conflicts, *copied.skipped):
+            say(f"  {text}")
 
 
 # --- the demo ---------------------------------------------------------------------------------

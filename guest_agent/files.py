@@ -61,6 +61,8 @@ def describe(path: str, name: str, follow: bool = False) -> dict[str, Any]:
         "uid": status.st_uid,
         "gid": status.st_gid,
         "mtime_ns": status.st_mtime_ns,
+        "ctime_ns": status.st_ctime_ns,
+        "file": status.st_ino,
     }
     if stat.S_ISLNK(status.st_mode):
         entry["target"] = os.readlink(path)

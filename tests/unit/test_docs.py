@@ -34,6 +34,7 @@ from voidbox.sandbox.launch import launch
 from voidbox.sandbox.state.lifecycle import _TRANSITIONS, Event, State
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.sync import Sandbox
+from voidbox.sandbox.workspace import copying
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 FAKE_OWNER = "tests.unit.sandbox.fake_owner"
@@ -98,6 +99,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     network.parse(options, is_console=False)
     if kept_options.is_wanted(options):
         monkeypatch.setattr(defaults, "find_kernel", lambda: "kernel")
+        monkeypatch.setattr(draft, "check_workspace", str)
         kept_options.make_record(options, "", Choice("image"))
 
 
@@ -278,6 +280,7 @@ def fake_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     monkeypatch.setattr(defaults, "find_image", lambda kernel: str(image))
     monkeypatch.setattr(defaults, "find_root", lambda kernel: None)
     monkeypatch.setattr(launching, "launch", functools.partial(launch, owner=FAKE_OWNER))
+    monkeypatch.setattr(copying, "GUEST_FOLDER", str(work))
     with tempfile.TemporaryDirectory(prefix="vbx") as folder:
         monkeypatch.setenv("VOIDBOX_STATE", folder)
         yield

@@ -11,6 +11,7 @@ from voidbox.agent.client import AgentClient
 from voidbox.cli import exit_status
 from voidbox.cli.attach import Attachment, Command, status_of
 from voidbox.cli.complain import complain
+from voidbox.cli.workspace_back import RunWorkspace
 from voidbox.errors import ConfigError, VoidboxError
 from voidbox.event_loop import EventLoop
 from voidbox.sandbox.guest import Guest
@@ -29,11 +30,13 @@ def run(
     console_log: str | None,
     has_vsock: bool,
     on_end: Callable[[Machine], None],
+    workspace: str | None = None,
 ) -> int:
     """Run a command in a fresh VM; returns its exit status, or one of ours.
 
     Args:
         on_end: called with the machine when it has ended.
+        workspace: a folder that is copied in, and back when the command has ended.
     Raises:
         VoidboxError: bad input or an unusable host.
     """
@@ -47,17 +50,25 @@ def run(
             loop: EventLoop = guest.machine.loop
             guest.machine.console.attach(FdOutput(loop, log_fd, on_broken=lambda error: None))
         attachment = Attachment(guest.machine.stop, timeout_s, is_verbose)
+        copier = RunWorkspace(guest, workspace, is_verbose) if workspace is not None else None
 
         def connect(stack: ExitStack) -> AgentClient:
             guest.machine.start()
             stack.callback(guest.close)
-            return stack.enter_context(guest.connect(log=attachment.log))
+            client = stack.enter_context(guest.connect(log=attachment.log))
+            if copier is not None:
+                if client.is_serial:
+                    raise ConfigError("a workspace is copied over vsock, and there is none")
+                copier.copy_in()
+                stack.callback(lambda: copier.copy_back(attachment.interruption is not None))
+            return client
 
         status = attachment.run(command, connect, lambda error: explain(guest, error))
         if attachment.interruption == exit_status.TIMEOUT == status:
             complain(f"voidbox: the VM ran for {timeout_s:g} s and was ended")
         on_end(guest.machine)
-        return status
+        is_lost = copier is not None and copier.has_failed
+        return exit_status.AGENT if is_lost and status == exit_status.OK else status
 
 
 def explain(guest: Guest, error: VoidboxError) -> int:

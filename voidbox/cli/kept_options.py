@@ -69,6 +69,7 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
     for name in (options.name, options.team):
         if name is not None:
             _check_name(name)
+    workspace, workspace_mode = parse_workspace(options.workspace)
     record = draft.make_record(
         kernel=options.kernel,
         image=choice,
@@ -90,8 +91,26 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
         cmdline=cmdline,
         is_owned=not options.detach,
         disks=options.disk,
+        workspace=workspace,
+        workspace_mode=workspace_mode,
     )
     return record._replace(removes_itself=options.rm)
+
+
+def parse_workspace(text: str | None) -> tuple[str | None, str]:
+    """Return the folder of DIR[:copy|ro|rw] and the mode; None for no folder.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if text is None:
+        return None, "copy"
+    from voidbox.sandbox import draft
+
+    path, colon, mode = text.rpartition(":")
+    if not colon or mode not in draft.WORKSPACE_MODES:
+        path, mode = text, "copy"
+    return draft.check_workspace(path), mode
 
 
 def _check_name(name: str) -> None:

@@ -35,6 +35,7 @@ def main(options: argparse.Namespace, command: tuple[str, ...], cmdline: str) ->
         if not options.detach:
             return _run_attached(store, record, options, command)
         _launch(store, record)
+        _copy_in(store, record)
         if command:
             _start(store, record, options, command)
         record = store.read(record.id)
@@ -52,6 +53,35 @@ def _launch(store: Store, record: SandboxRecord, parent_fd: int | None = None) -
     except KeyboardInterrupt:
         _discard(store, record)
         raise
+
+
+def _copy_in(store: Store, record: SandboxRecord) -> None:
+    """Copy the workspace in; a sandbox without it is of no use."""
+    if record.workspace is None:
+        return
+    from voidbox.cli.workspace_back import copy_in
+
+    try:
+        copy_in(store, store.read(record.id))
+    except BaseException:
+        _discard(store, record)
+        raise
+
+
+def _copy_back(store: Store, record: SandboxRecord, is_verbose: bool, status: int) -> int:
+    """Copy the workspace back, or say why not; returns the exit status."""
+    if record.workspace is None:
+        return status
+    from voidbox.cli.workspace_back import complain_untouched, copy_back, is_copied
+
+    if not is_copied(record):
+        return status
+    try:
+        copy_back(store, record, is_verbose)
+    except VoidboxError as error:
+        complain_untouched(record.workspace, str(error))
+        return exit_status.AGENT if status == exit_status.OK else status
+    return status
 
 
 def _discard(store: Store, record: SandboxRecord) -> None:
@@ -101,9 +131,14 @@ def _run_attached(
     try:
         _launch(store, record, parent_fd)
         record = store.read(record.id)
+        _copy_in(store, record)
         command = Command(argv, {}, None, None, options.tty)
         try:
-            return in_sandbox.attach(store, record, command, options.verbose, explain)
+            status = in_sandbox.attach(store, record, command, options.verbose, explain)
+            status = _copy_back(store, record, options.verbose, status)
+            is_over = time.monotonic() - started >= (record.timeout_s or math.inf)
+            # It was lost because its time was over, which is another matter.
+            return exit_status.TIMEOUT if status == exit_status.AGENT and is_over else status
         finally:
             begin_kill(store, record)
             finish_kill(store, record)

@@ -25,6 +25,7 @@ from voidbox.vmm.config import (
     DEFAULT_CMDLINE,
     DISK_FORM,
     MachineConfig,
+    ShareConfig,
     VsockConfig,
     parse_disk,
     parse_memory,
@@ -69,6 +70,8 @@ examples:
   voidbox run --allow '*.pypi.org:443' --allow pypi.org:443 -- sh build.sh
   voidbox run --publish 8080:80 -- python3 -m http.server 80
   voidbox run --disk base.img,overlay=mine.img --user root -- mount /dev/vda /mnt
+  voidbox run --workspace . -- make test
+  voidbox run --workspace project:rw
   voidbox run --kernel vmlinuz --initramfs guest.cpio
   voidbox run --kernel vmlinuz --initramfs guest.cpio --memory 4G --cpus 2
   voidbox run --kernel vmlinux --initramfs guest.cpio --cmdline 'loglevel=7'
@@ -131,6 +134,12 @@ def make_options() -> argparse.ArgumentParser:
         "none: a COMMAND then goes over a slow serial line",
     )
     parser.add_argument("--cid", default="3", metavar="N", help="the guest's vsock address, 3")
+    parser.add_argument(
+        "--workspace",
+        metavar="DIR[:copy|ro|rw]",
+        help="a folder of this host at /workspace: copied in, and its changes back at the end "
+        "(copy, the default), or shared live, read-only or not",
+    )
     kept_options.add_options(parser)
     network.add_options(parser)
     parser.add_argument(
@@ -164,6 +173,9 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
     timeout_s = None
     if options.timeout is not None:
         timeout_s = parse_number(options.timeout, "--timeout", float)
+    workspace, workspace_mode = kept_options.parse_workspace(options.workspace)
+    if workspace is not None and is_console:
+        raise ConfigError("--workspace needs the agent: give a COMMAND, and no --console")
     kernel = options.kernel or defaults.find_kernel()
     choice = None
     # A kernel of one's own on the console is given no image unasked.
@@ -179,6 +191,7 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
         vsock=_vsock(options.vsock, options.cid),
         net=network.parse(options, is_console),
         disks=tuple(map(parse_disk, options.disk)),
+        shares=_shares(workspace, workspace_mode),
     )
     root = choice.root if choice is not None else None
     raise_file_limit()
@@ -218,7 +231,16 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
             console_log=options.console_log,
             has_vsock=options.vsock != "none",
             on_end=on_end,
+            workspace=workspace if workspace_mode == "copy" else None,
         )
+
+
+def _shares(path: str | None, mode: str) -> tuple[ShareConfig, ...]:
+    if path is None or mode == "copy":
+        return ()
+    from voidbox.sandbox.guest import WORKSPACE_TAG
+
+    return (ShareConfig(path, WORKSPACE_TAG, mode == "ro"),)
 
 
 def _split(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:

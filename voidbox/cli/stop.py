@@ -7,10 +7,13 @@ import argparse
 from voidbox.cli.ending import begin_stop, finish_stop
 from voidbox.cli.parser import make_parser, parse_number
 from voidbox.cli.sandboxes import add_names, for_each, open_store
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 
 _EPILOG = """\
-The guest's agent is asked to shut down. If the guest still runs after --timeout, its power button
-is pressed, and at last it is killed. What has ended already is no error.
+A workspace that was copied in is copied back first; if that fails, the sandbox goes on, and kill
+ends it without. Then the guest's agent is asked to shut down. If the guest still runs after
+--timeout, its power button is pressed, and at last it is killed. What has ended is no error.
 
 examples:
   voidbox stop builder
@@ -37,6 +40,15 @@ def main(argv: list[str]) -> int:
         open_store(),
         options.names,
         options.json,
-        lambda store, record: begin_stop(store, record, timeout_s),
+        lambda store, record: _begin(store, record, timeout_s),
         lambda store, record: finish_stop(store, record, timeout_s),
     )
+
+
+def _begin(store: Store, record: SandboxRecord, timeout_s: float) -> None:
+    if record.workspace is not None and not record.state.is_final and store.is_alive(record.id):
+        from voidbox.cli.workspace_back import copy_back, is_copied
+
+        if is_copied(record):
+            copy_back(store, record, is_verbose=False)
+    begin_stop(store, record, timeout_s)

@@ -8,6 +8,7 @@ GROUPS = {
         "exec": "run a command in a sandbox that runs",
         "shell": "open a shell in it",
         "cp": "copy files and folders into or out of it",
+        "workspace": "copy its workspace's changes back: pull",
         "send": "send a message to it",
         "port": "offer its ports on the host: add, rm, ls",
         "mcp": "give a coding agent sandboxes, by the Model Context Protocol",

@@ -34,6 +34,8 @@ from voidbox.sandbox.pty import AsyncPty
 from voidbox.sandbox.session import Session, check_seconds
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
+from voidbox.sandbox.workspace.copying import LIMIT_BYTES, WorkspaceResult
+from voidbox.sandbox.workspace.stored import StoredWorkspace
 
 STOP_S = 10.0
 _STOP_GRACE_S = 10.0  # for the power button, the kill and the last words
@@ -74,6 +76,7 @@ class AsyncSandbox:
         self.files = AsyncFiles(self._session)
         self.pty = AsyncPty(self._session)
         self.ports = AsyncPorts(self._control)
+        self._workspace = StoredWorkspace(store, record, self._session)
 
     def _log(self, line: str) -> None:
         _logger.info("%s: %s", self._name, line)
@@ -120,6 +123,8 @@ class AsyncSandbox:
         vsock: Literal["unix", "vhost", "none"] = "unix",
         team: str | None = None,
         cmdline: str | None = None,
+        workspace: str | os.PathLike[str] | None = None,
+        workspace_mode: Literal["copy", "ro", "rw"] = "copy",
         detached: bool = False,
         keep: bool = False,
         request_timeout: float | None = None,
@@ -155,6 +160,9 @@ class AsyncSandbox:
             vsock: how this host reaches its agent; "none" for a slow serial line.
             team: sandboxes of one team can send each other messages.
             cmdline: the kernel's, in place of the default.
+            workspace: a folder of this host, which the guest has at /workspace.
+            workspace_mode: "copy": it is copied in, and sync_back(), stop() and the end of the
+                context bring back what has changed; "ro", "rw": it is shared as it is, live.
             detached: it goes on when this process ends.
             keep: kill() leaves its record and its logs.
             request_timeout: for its start.
@@ -195,6 +203,8 @@ class AsyncSandbox:
             team=team,
             cmdline=cmdline,
             disks=disks,
+            workspace=workspace,
+            workspace_mode=workspace_mode,
             is_owned=not detached,
             state_folder=state_folder,
         )
@@ -206,7 +216,13 @@ class AsyncSandbox:
                 record = await launch.run()
         except TimeoutError:
             raise SandboxTimeout(f"the sandbox did not start within {limit_s:g} s") from None
-        return cls(store, record, keep)
+        sandbox = cls(store, record, keep)
+        try:
+            await sandbox._workspace.copy_in(sandbox._session.limit_s(None))
+        except BaseException:
+            await sandbox.kill()
+            raise
+        return sandbox
 
     @classmethod
     async def connect(cls: type[Self], id_or_name: str, *, state_folder: str | None = None) -> Self:
@@ -344,10 +360,30 @@ class AsyncSandbox:
     def _is_alive(self) -> bool:
         return self._store.is_alive(self._id)
 
+    # The workspace.
+
+    async def sync_back(
+        self, *, limit_bytes: int = LIMIT_BYTES, request_timeout: float | None = None
+    ) -> WorkspaceResult:
+        """Copy what has changed in the workspace back to the host; see WorkspaceResult.
+
+        What the host has changed meanwhile stays as it is. Again, it copies what has changed since.
+
+        Args:
+            limit_bytes: copy nothing if it is more.
+        Raises:
+            ConfigError: the sandbox has no workspace that was copied in.
+            AgentError: it has ended: the host's folder is untouched.
+        """
+        limit_s = self._session.limit_s(request_timeout)
+        return await self._workspace.copy_back(limit_s, limit_bytes)
+
     # Its end.
 
     async def stop(self, timeout: float = STOP_S) -> None:
         """End it politely, and wait: its agent is asked, then the power button, then it is killed.
+
+        Before that a workspace is copied back; if that fails, it goes on.
 
         Its record and its logs stay until kill(), or `voidbox rm`.
 
@@ -355,6 +391,8 @@ class AsyncSandbox:
             timeout: how long its agent has for it.
         """
         check_seconds("timeout", timeout)
+        if await self.is_running():
+            await self._workspace.settle(self._session.limit_s(None), is_failing=False)
         with contextlib.suppress(AgentError):  # it has ended already
             await self._control("stop", timeout=timeout)
         await self._wait_ended(timeout + _STOP_GRACE_S)
@@ -373,8 +411,10 @@ class AsyncSandbox:
     async def kill(self) -> bool:
         """End it at once, and wait for that; False if it had ended.
 
-        Nothing of it is left, unless create() was told to keep it, or connect() found it.
+        Nothing of it is left, unless create() was told to keep it, or connect() found it. Its
+        workspace is not copied back.
         """
+        self._workspace.is_owed = False
         try:
             was_alive = await asyncio.to_thread(self._store.is_alive, self._id)
         except ConfigError:
@@ -418,5 +458,8 @@ class AsyncSandbox:
     async def __aenter__(self: Self) -> Self:
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.kill()
+    async def __aexit__(self, type: object, *_: object) -> None:
+        try:
+            await self._workspace.settle(self._session.limit_s(None), type is not None)
+        finally:
+            await self.kill()

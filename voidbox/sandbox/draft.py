@@ -12,6 +12,7 @@ from voidbox.sandbox.session import check_seconds
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.vmm.config import MEMORY_BYTES_DEFAULT, parse_disk, parse_memory
 
+WORKSPACE_MODES = ("copy", "ro", "rw")
 _MEMORY_MIB_MAX = 16 << 20  # a larger number is one of bytes, by mistake
 
 
@@ -35,6 +36,8 @@ def make_record(
     disks: Sequence[str] | None = None,
     disk_size: int | str | None = None,
     state_folder: str | None = None,
+    workspace: str | os.PathLike[str] | None = None,
+    workspace_mode: str = "copy",
 ) -> SandboxRecord:
     """Return what Store.create() takes.
 
@@ -54,6 +57,8 @@ def make_record(
         raise ConfigError(f"cpus={cpus!r}: give a whole number, 1 or more")
     if workdir is not None and not (isinstance(workdir, str) and workdir.startswith("/")):
         raise ConfigError(f"workdir={workdir!r}: give an absolute path in the guest")
+    if workspace_mode not in WORKSPACE_MODES:
+        raise ConfigError(f"workspace_mode={workspace_mode!r}: choose copy, ro or rw")
     return SandboxRecord(
         name=name or "",
         kernel=kernel_path,
@@ -72,7 +77,23 @@ def make_record(
         cmdline=cmdline or "",
         disks=tuple(str(parse_disk(text).at(os.getcwd())) for text in _words("disks", disks)),
         root=image.root._asdict() if image.root is not None else None,
+        workspace=None if workspace is None else check_workspace(workspace),
+        workspace_mode=workspace_mode,
     )
+
+
+def check_workspace(path: str | os.PathLike[str]) -> str:
+    """Return the absolute path of a folder that can be a workspace.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    found = os.path.abspath(os.fspath(path))
+    if not os.path.isdir(found):
+        raise ConfigError(f"the workspace {found} is no folder")
+    if os.path.samefile(found, "/"):
+        raise ConfigError("the workspace / is all of this host: name a folder of its own")
+    return found
 
 
 def memory_bytes(memory: int | str | None) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING
 
 from voidbox.agent import connect, protocol
 from voidbox.agent.client import AgentClient
@@ -15,6 +17,9 @@ from voidbox.boot import newc
 from voidbox.errors import ConfigError
 from voidbox.vmm.config import MachineConfig, ShareConfig, VsockConfig
 from voidbox.vmm.machine import Machine
+
+if TYPE_CHECKING:  # most need none
+    from voidbox.sandbox.session import Session
 
 _CPIO_MAGIC = b"0707"
 # While Linux unpacks an initramfs, that still takes its place, and what it becomes may take half of
@@ -77,6 +82,18 @@ class Guest:
             client.close()
             raise
         return client
+
+    @contextlib.contextmanager
+    def session(self) -> Iterator[Session]:
+        """What coroutines reach the agent by, over a connection of their own."""
+        from voidbox.agent.aio import AsyncAgent
+        from voidbox.sandbox.session import Session
+
+        agent = AsyncAgent(MachineEndpoint(self.machine), self._secret)
+        try:
+            yield Session(agent, "the VM")
+        finally:
+            agent.close()
 
     def close(self) -> None:
         """End the machine at once. Idempotent."""

@@ -23,6 +23,8 @@ class SandboxInfo(NamedTuple):
         network: its rules; None for a sandbox without a network.
         reason: how it ended, in one line; "" while it lives.
         crash: the whole story of a crash.
+        workspace: the host's folder at /workspace; None for none.
+        workspace_mode: "copy", "ro" or "rw".
     """
 
     sandbox_id: str
@@ -44,6 +46,8 @@ class SandboxInfo(NamedTuple):
     network: Mapping[str, Any] | None
     reason: str
     crash: str
+    workspace: str | None
+    workspace_mode: str
 
     @property
     def is_running(self) -> bool:

@@ -93,6 +93,8 @@ class Sandbox(Facade[AsyncSandbox]):
         vsock: Literal["unix", "vhost", "none"] = "unix",
         team: str | None = None,
         cmdline: str | None = None,
+        workspace: str | os.PathLike[str] | None = None,
+        workspace_mode: Literal["copy", "ro", "rw"] = "copy",
         detached: bool = False,
         keep: bool = False,
         request_timeout: float | None = None,
@@ -123,6 +125,8 @@ class Sandbox(Facade[AsyncSandbox]):
             team=team,
             cmdline=cmdline,
             disks=disks,
+            workspace=workspace,
+            workspace_mode=workspace_mode,
             detached=detached,
             keep=keep,
             request_timeout=request_timeout,
@@ -200,6 +204,7 @@ class Sandbox(Facade[AsyncSandbox]):
     set_timeout = blocking(AsyncSandbox.set_timeout)
     pause = blocking(AsyncSandbox.pause)
     resume = blocking(AsyncSandbox.resume)
+    sync_back = blocking(AsyncSandbox.sync_back)
     stop = blocking(AsyncSandbox.stop)
     wait = blocking(AsyncSandbox.wait)
     kill = blocking(AsyncSandbox.kill)
@@ -209,8 +214,8 @@ class Sandbox(Facade[AsyncSandbox]):
     def __enter__(self: Self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.kill()
+    def __exit__(self, *details: object) -> None:
+        run(self._core.__aexit__(*details))
 
 
 async def _next(lines: Any) -> str | None:

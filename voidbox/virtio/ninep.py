@@ -1,11 +1,11 @@
 """virtio-9p: a folder of the host, by messages of 9P2000.L (linux/virtio_9p.h).
 
-    guest ─► requestq ─► loop: copies the message ─► worker thread: Server
-    guest memory ◄─────────── the files' data ──────────► preadv, pwritev
-    guest ◄─ used ring ◄─ loop ◄──────────────────── worker
+    guest ─► requestq, its ioeventfd ─► worker thread: Server ─► openat, preadv, pwritev
+    guest ◄─ used ring, interrupt ◄──────────┘   the files' data goes straight to guest memory
 
-A file system may be slow, or hang for as long as a server of its own is away: nothing here waits
-for it on the loop, but for a reset, which waits until no data is under way to or from guest memory.
+A file system may be slow, or hang for as long as a server of its own is away, so requests never
+come to the loop: the queue is the worker's. The loop gives it and takes it away, behind a gate that
+the worker holds while it touches the queue or guest memory, and at no other time.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import struct
 import threading
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 from voidbox.buffers import clip, first_bytes, skip, write_bytes
 from voidbox.errors import GuestError
@@ -44,11 +41,11 @@ class _Stale(Exception):
 
 
 class _Gate:
-    """Lets the worker touch guest memory for requests that no reset has overtaken. Thread: any."""
+    """Lets the worker touch guest memory for requests that no reset has overtaken."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # held while guest memory is read or written
-        self.epoch = 0
+        self.lock = threading.Lock()  # held while the queue or guest memory is touched
+        self.epoch = 0  # one more with each reset
 
     @contextlib.contextmanager
     def open_for(self, epoch: int) -> Iterator[None]:
@@ -57,19 +54,14 @@ class _Gate:
         Raises:
             _Stale: it may not any more.
         """
-        with self._lock:
+        with self.lock:
             if epoch != self.epoch:
                 raise _Stale
             yield
 
-    def shut(self) -> None:
-        """Let nobody in who is not yet; returns when those who are have left."""
-        with self._lock:
-            self.epoch += 1
-
 
 class _Request:
-    """A request and its buffers: an Exchange. Thread: the worker's, once it is made."""
+    """A request and its buffers: an Exchange. Thread: the worker's."""
 
     def __init__(self, chain: Chain, gate: _Gate) -> None:
         self.head_idx = chain.head_idx
@@ -114,21 +106,15 @@ class _Request:
         with self._gate.open_for(self.epoch):
             return b"".join(clip(self._payload, count))
 
-    def answer(self, message: bytes) -> bool:
-        """Write an answer; whether it had room."""
+    def write_answer(self, message: bytes) -> None:
+        """Write an answer. The gate is open.
+
+        Raises:
+            GuestError: it has no room.
+        """
         if len(message) > self._writable_bytes:
-            return False
-        with self._gate.open_for(self.epoch):
-            write_bytes(self._writable, message)
-        return True
-
-
-class _Done(NamedTuple):
-    """A request that was answered; or, of fewer than no bytes, that had no room for that."""
-
-    head_idx: int
-    epoch: int
-    written_bytes: int
+            raise GuestError("a 9P answer is longer than its buffer")
+        write_bytes(self._writable, message)
 
 
 class VirtioNinep:
@@ -137,6 +123,9 @@ class VirtioNinep:
     Args:
         server: of the folder; owned by this.
         tag: what the guest mounts it by.
+
+    Attributes:
+        kick_fd: an eventfd for the queue's kicks, which the worker waits for.
     """
 
     device_id = VIRTIO_ID_9P
@@ -144,18 +133,18 @@ class VirtioNinep:
     queue_max_sizes = (QUEUE_SIZE,)
 
     def __init__(self, server: Server, tag: str) -> None:
-        self._server = server
         name = tag.encode()
         if not 0 < len(name) <= TAG_BYTES_MAX:
             raise ValueError(f"a mount tag of {len(name)} bytes")
         self._config = _TAG_LEN.pack(len(name)) + name
-        self._transport: Transport | None = None
-        self._queue: Virtqueue | None = None
+        self._server = server
         self._gate = _Gate()
-        self._waiting: queue.SimpleQueue[_Request | Callable[[], bool]] = queue.SimpleQueue()
-        self._done: deque[_Done] = deque()
-        self._is_told = False  # the loop will look at _done
+        self._transport: Transport | None = None
+        self._queue: Virtqueue | None = None  # behind the gate
+        self._session_epoch = 0  # the worker's: which the server's session is of
+        self._is_closing = False
         self._thread: threading.Thread | None = None
+        self.kick_fd = os.eventfd(0, os.EFD_CLOEXEC)
 
     def read_config(self, offset: int, width: int) -> int:
         """Read the mount tag."""
@@ -167,115 +156,107 @@ class VirtioNinep:
     def activate(
         self, transport: Transport, driver_features: int, queues: Sequence[Virtqueue]
     ) -> None:
-        """Start to serve requestq."""
-        self._transport = transport
-        (self._queue,) = queues
-        self._is_told = False  # what the worker told before was told to nobody
+        """Give requestq to the worker."""
+        with self._gate.lock:
+            self._transport = transport
+            (self._queue,) = queues
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="voidbox-9p")
             self._thread.start()
 
-    def reset(self) -> None:
-        """Forget the queue and all requests; the session ends once the worker gets there."""
-        self._transport = self._queue = None
-        self._gate.shut()
-        self._drain()
-        self._waiting.put(self._end_session)
+    def queue_notify(self, queue_idx: int) -> None:
+        """Pass a kick on that came another way."""
+        os.eventfd_write(self.kick_fd, 1)
 
-    def _drain(self) -> None:
-        """Drop the requests that wait, and the buffers that they hold."""
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._waiting.get_nowait()
+    def reset(self) -> None:
+        """Take the queue away; the session ends once the worker gets there."""
+        self._take_away()
+        if self._thread is not None:
+            os.eventfd_write(self.kick_fd, 1)
+
+    def _take_away(self) -> None:
+        """Returns when no data is under way to or from guest memory, and none will be."""
+        with self._gate.lock:
+            self._gate.epoch += 1
+            self._transport = self._queue = None
 
     def close(self) -> None:
         """End the worker, once it has done what it does, and close the folder. Idempotent.
 
         Thread: loop, or any once the loop is stopped.
         """
-        self._gate.shut()
-        self._drain()
+        self._take_away()
+        self._is_closing = True
         if self._thread is not None:
-            self._waiting.put(lambda: False)
+            os.eventfd_write(self.kick_fd, 1)
             self._thread.join()
             self._thread = None
+        if self.kick_fd >= 0:
+            os.close(self.kick_fd)
+            self.kick_fd = -1
         self._server.close()
-
-    def queue_notify(self, queue_idx: int) -> None:
-        """Hand what is there to the worker.
-
-        One pass is bounded: no more chains can be out than the queue is long.
-        """
-        requests = self._queue
-        if requests is None or self._transport is None:
-            return
-        requests.disable_notification()
-        for _ in range(QUEUE_SIZE):
-            chain = requests.next_chain()
-            if chain is None:
-                break
-            if chain.readable_bytes < HEADER.size or chain.writable_bytes < LERROR.size:
-                raise GuestError("a 9P request without a header, or without room for an answer")
-            self._waiting.put(_Request(chain, self._gate))
-        if requests.enable_notification():
-            self._transport.defer(lambda: self.queue_notify(0))
-
-    def _finish(self) -> None:
-        """Return to the driver what the worker has answered."""
-        self._is_told = False
-        requests, transport = self._queue, self._transport
-        if requests is None or transport is None:
-            return
-        while self._done:
-            head_idx, epoch, written_bytes = self._done.popleft()
-            if epoch != self._gate.epoch:
-                continue
-            if written_bytes < 0:
-                raise GuestError("a 9P answer is longer than its buffer")
-            requests.add_used(head_idx, written_bytes)
-        if requests.publish():
-            transport.interrupt_queues()
 
     # The worker. Thread: its own.
 
     def _work(self) -> None:
-        while True:
-            item = self._waiting.get()
-            if isinstance(item, _Request):
-                self._serve(item)
-            elif not item():
-                return
-            del item  # it holds guest memory
+        while not self._is_closing:
+            os.eventfd_read(self.kick_fd)
+            try:
+                self._serve_all()
+            except Exception as error:  # a bug: handed to the loop, which ends the machine with it
+                # Only told, for its traceback would hold guest memory.
+                log.error("the 9P server failed: %s", traceback.format_exc())
+                self._tell(f"the 9P server failed: {error!r}")
 
-    def _end_session(self) -> bool:
-        self._server.reset()
-        return True
+    def _serve_all(self) -> None:
+        try:
+            while (request := self._next()) is not None:
+                with contextlib.suppress(_Stale):
+                    self._serve(request)
+                del request  # it holds guest memory
+        except GuestError as error:
+            with self._gate.lock:
+                transport, self._queue = self._transport, None
+            if transport is not None:
+                transport.needs_reset(str(error))
+
+    def _next(self) -> _Request | None:
+        """Take a request; None if there is none, and a kick will tell of the next."""
+        if self._session_epoch != self._gate.epoch:
+            self._session_epoch = self._gate.epoch
+            self._server.reset()
+        with self._gate.lock:
+            requests = self._queue
+            if requests is None or self._session_epoch != self._gate.epoch:
+                return None
+            requests.disable_notification()
+            chain = requests.next_chain()
+            if chain is None:
+                if not requests.enable_notification():
+                    return None
+                chain = requests.next_chain()  # it came just before
+                if chain is None:
+                    return None
+            if chain.readable_bytes < HEADER.size or chain.writable_bytes < LERROR.size:
+                raise GuestError("a 9P request without a header, or without room for an answer")
+            return _Request(chain, self._gate)
 
     def _serve(self, request: _Request) -> None:
-        try:
-            answer = self._server.handle(request.message, request)
-            has_room = request.answer(answer.message)
-        except _Stale:
-            return
-        except Exception as error:  # a bug: handed to the loop, which ends the machine with it
-            # Only told, for its traceback would hold guest memory.
-            log.error("the 9P server failed: %s", traceback.format_exc())
-            self._tell(_raiser(f"the 9P server failed: {error!r}"))
-            return
-        written_bytes = len(answer.message) + answer.data_bytes if has_room else -1
-        self._done.append(_Done(request.head_idx, request.epoch, written_bytes))
-        if not self._is_told:
-            self._is_told = True
-            self._tell(self._finish)
+        message, data_bytes = self._server.handle(request.message, request)
+        with self._gate.open_for(request.epoch):
+            requests, transport = self._queue, self._transport
+            if requests is None or transport is None:
+                return
+            request.write_answer(message)
+            requests.add_used(request.head_idx, len(message) + data_bytes)
+            is_wanted = requests.publish()
+        if is_wanted:
+            transport.interrupt_queues()
 
-    def _tell(self, work: Callable[[], None]) -> None:
+    def _tell(self, reason: str) -> None:
+        def fail() -> None:
+            raise RuntimeError(reason)
+
         transport = self._transport
         if transport is not None:  # else a reset came: nobody waits for it
-            transport.defer(work)
-
-
-def _raiser(reason: str) -> Callable[[], None]:
-    def work() -> None:
-        raise RuntimeError(reason)
-
-    return work
+            transport.defer(fail)

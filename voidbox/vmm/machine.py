@@ -248,7 +248,7 @@ class Machine:
 
         device = VirtioNinep(Server(share.path, share.is_read_only), share.tag)
         self._resources.callback(device.close)
-        self._slots.add(device)
+        self._slots.add(device, {0: device.kick_fd})
 
     def _attach_vsock(self, cid: int, path: str | None, is_vhost: bool) -> None:
         from voidbox.virtio.vsock import PacketQueues, VirtioVsock

@@ -20,6 +20,7 @@ KEYS = {
     "id", "name", "state", "created_at", "started_at", "ended_at", "pid", "cid", "ports", "kernel",
     "image", "memory_bytes", "cpus", "envs", "metadata", "workdir", "user", "timeout_s", "net",
     "vsock", "team", "is_owned", "removes_itself", "cmdline", "disks", "root", "end",
+    "workspace", "workspace_mode",
     "reason", "crash", "folder",
 }  # fmt: skip
 

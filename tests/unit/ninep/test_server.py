@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import struct
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -431,11 +433,31 @@ def test_read_only(folder: Path) -> None:
         )  # fmt: skip
 
 
-def test_what_the_user_may_not_read(folder: Path) -> None:
-    if os.getuid() == 0:
-        pytest.skip("root may read everything: run as another user")
-    (folder / "f").write_text("")
-    os.chmod(folder / "f", 0)
-    client = Client(Server(str(folder)))
-    fails(errno.EACCES, client.open, client.path("f"))
-    client.server.close()
+def test_what_the_user_may_not_read() -> None:
+    with tempfile.TemporaryDirectory(prefix="vb9p-") as path:  # pytest's are for one user alone
+        os.chmod(path, 0o777)
+        Path(path, "theirs").write_text("")
+        os.chmod(f"{path}/theirs", 0o600 if os.getuid() == 0 else 0)
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            with contextlib.suppress(BaseException):
+                if os.getuid() == 0:
+                    os.setgroups([])
+                    os.setresgid(4321, 4321, 4321)
+                    os.setresuid(4321, 4321, 4321)
+                _refused(path)
+                status = 0
+            os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _refused(path: str) -> None:
+    client = Client(Server(path))
+    fails(errno.EACCES, client.open, client.path("theirs"))
+    fails(errno.EACCES, client.open, client.path("theirs"), os.O_RDWR)
+    fid = client.create(ROOT, b"mine", 0o400)
+    assert client.write(fid, b"text") == 4  # open is open
+    assert client.getattr(fid).uid == GUEST_UID
+    fails(errno.EACCES, client.open, client.path("mine"), os.O_WRONLY)
+    client.link(ROOT, client.path("mine"), b"hard")

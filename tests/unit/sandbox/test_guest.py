@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from voidbox.errors import ConfigError
-from voidbox.sandbox.guest import check_memory
-from voidbox.vmm.config import MachineConfig
+from voidbox.sandbox.guest import check_memory, check_shared, workspace_files
+from voidbox.vmm.config import MachineConfig, ShareConfig
 
 
 def config(path: Path, start: bytes, image_mib: int, memory_mib: int) -> MachineConfig:
@@ -26,3 +26,27 @@ def test_what_cannot_be_known_is_not_judged(tmp_path: Path) -> None:
     check_memory(config(tmp_path / "image", b"\x1f\x8b", 44, 64))  # gzip
     check_memory(config(tmp_path / "image", b"070701", 44, 512)._replace(initramfs="/nowhere"))
     check_memory(MachineConfig("kernel", None, memory_bytes=16 << 20))
+
+
+def test_a_shared_folder(tmp_path: Path) -> None:
+    plain = MachineConfig("kernel")
+    assert workspace_files(plain) == ()
+    check_shared(plain, ())
+    sharing = plain._replace(shares=(ShareConfig(str(tmp_path), "workspace", True),))
+    (entry,) = workspace_files(sharing)
+    lines = [b"tag workspace", b"path /workspace", b"access ro", b"msize 512000", b""]
+    assert entry.data.split(b"\n") == lines
+    check_shared(sharing, ("exec", "workspace"))
+    for said, wanted in (
+        (("workspace:ENODEV",), "no 9P file system: use the minimal kernel.*mode copy"),
+        (("workspace:EIO\x1b",), "EIO"),
+        (("exec",), "build the image again"),
+    ):
+        with pytest.raises(ConfigError, match=wanted):
+            check_shared(sharing, said)
+
+
+def test_what_cannot_be_shared(tmp_path: Path) -> None:
+    for path, tag in ((str(tmp_path), ""), (str(tmp_path), "a b"), ("/", "t"), ("/none", "t")):
+        with pytest.raises(ConfigError, match="share"):
+            ShareConfig(path, tag).validate()

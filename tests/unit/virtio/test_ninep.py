@@ -70,6 +70,13 @@ class Guest:
     def broken(self) -> bool:
         return bool(self.driver.status & VIRTIO_CONFIG_S_NEEDS_RESET)
 
+    def until_broken(self) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not self.broken:
+            self.loop.run()
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
+
     def add(self, *readable: bytes, room: tuple[int, ...] = (4096,), indirect: bool = False) -> int:
         head_idx = self.queue.add(readable, room, indirect=indirect)
         self.driver.kick(0)
@@ -144,7 +151,7 @@ def test_many_at_once(guest: Guest) -> None:
     guest.server.go_on.set()
     answers = guest.answers(40)
     assert [answer[11] for answer in answers] == list(range(40))
-    assert guest.line.pulses < 45
+    assert guest.line.pulses <= 44
 
 
 @pytest.mark.parametrize(
@@ -163,8 +170,7 @@ def test_what_breaks_the_device(
     guest: Guest, readable: tuple[bytes, ...], room: tuple[int, ...]
 ) -> None:
     guest.add(*readable, room=room)
-    guest.loop.run()
-    assert guest.broken
+    guest.until_broken()
     guest.boot()
     assert guest.ask(VERSION)[4] == numbers.P9_TVERSION + 1
 
@@ -173,10 +179,7 @@ def test_an_answer_without_room_breaks_the_device(guest: Guest) -> None:
     guest.ask(VERSION)
     guest.ask(ATTACH)
     guest.add(message(numbers.P9_TGETATTR, struct.pack("<IQ", 0, 1)), room=(20,))
-    deadline = time.monotonic() + DEADLINE_S
-    while not guest.broken:
-        guest.loop.run()
-        assert time.monotonic() < deadline
+    guest.until_broken()
     guest.boot()
     assert guest.ask(VERSION)[4] == numbers.P9_TVERSION + 1
 

@@ -6,9 +6,10 @@ import os
 from typing import TYPE_CHECKING, TypeVar
 
 from voidbox.errors import ConfigError
+from voidbox.sandbox.guest import WORKSPACE_TAG
 from voidbox.sandbox.root import Root
 from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, VsockConfig, parse_disk
+from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, ShareConfig, VsockConfig, parse_disk
 
 if TYPE_CHECKING:  # a sandbox without a network starts sooner
     from voidbox.nat.backend import NatConfig
@@ -44,6 +45,7 @@ def machine_config(record: SandboxRecord, vsock_path: str, upper_path: str) -> M
         vsock=vsock,
         net=_network(record.net),
         disks=tuple(parse_disk(text).at(os.getcwd()) for text in record.disks),
+        shares=_shares(record),
     )
     root = root_of(record)
     if root is None:
@@ -58,6 +60,16 @@ def root_of(record: SandboxRecord) -> Root | None:
         ConfigError: the record says nothing of sense about it.
     """
     return Root.from_json(record.root) if record.root is not None else None
+
+
+def _shares(record: SandboxRecord) -> tuple[ShareConfig, ...]:
+    """Return the workspace, if it is shared and not copied."""
+    mode = record.workspace_mode
+    if mode not in ("copy", "ro", "rw"):
+        raise ConfigError(f"workspace mode {mode!r}: choose copy, ro or rw")
+    if record.workspace is None or mode == "copy":
+        return ()
+    return (ShareConfig(record.workspace, WORKSPACE_TAG, mode == "ro"),)
 
 
 def _network(net: dict[str, object] | None) -> NatConfig | None:

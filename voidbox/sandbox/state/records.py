@@ -36,6 +36,8 @@ class SandboxRecord(NamedTuple):
         is_owned: it ends with the process that made it.
         removes_itself: nothing of it is kept once it has ended.
         end: the machine's EndReason by name, such as "PANIC"; "" if it did not end by itself.
+        workspace: the host's folder that its guest has at /workspace; None for none of the host's.
+        workspace_mode: "copy", "ro" or "rw".
         reason: how it ended, in one line; "" while it lives.
         crash: the whole story, with registers and the console's tail; "" if there is none.
     """
@@ -67,6 +69,8 @@ class SandboxRecord(NamedTuple):
     disks: tuple[str, ...] = ()
     root: dict[str, object] | None = None
     end: str = ""
+    workspace: str | None = None
+    workspace_mode: str = "copy"
     reason: str = ""
     crash: str = ""
 
@@ -182,6 +186,8 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "disks": _is_words,
     "root": _is_options,
     "end": _is_text,
+    "workspace": _is_text_or_none,
+    "workspace_mode": _is_text,
     "reason": _is_text,
     "crash": _is_text,
 }

@@ -270,6 +270,18 @@ class Transfer:
                 host.link(parts, link_target)
         return self._end()
 
+    async def download_some(
+        self, path: str, host: HostFolder, files: Sequence[Entry]
+    ) -> TransferResult:
+        """Copy some files of a folder of the guest, by their names in it."""
+        self._begin(sum(entry.size for entry in files))
+
+        async def one(entry: Entry) -> None:
+            await self._download_one(_join(path, entry.parts), host, entry)
+
+        await self._share(files, partial(self._download_batch, path, host), one)
+        return self._end()
+
     async def _list(self, path: str) -> Tree:
         tree = Tree([], [], [], [])
         count = 0

@@ -1,0 +1,226 @@
+"""The workspace with real guests: shared live and copied, with git, a swap of links, and a kernel
+without 9P."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import ROOT, script
+from voidbox import CommandResult, ConfigError, Sandbox
+
+pytestmark = pytest.mark.boot
+
+MIB = 1 << 20
+FIGURES = ROOT / "build/lab/workspace.json"  # kept where the lab lets us write
+
+
+@pytest.fixture(scope="module")
+def git_image() -> str:
+    return script("scripts/build_guest_image.sh", "--with", "git")
+
+
+@pytest.fixture
+def machine(kernels: dict[str, str], git_image: str) -> Iterator[dict[str, str]]:
+    with tempfile.TemporaryDirectory(prefix="vb-") as folder:  # pytest's are too long for sockets
+        os.environ["VOIDBOX_STATE"] = folder
+        yield {"kernel": kernels["minimal"], "image": git_image, "memory": "640M"}
+        del os.environ["VOIDBOX_STATE"]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    folder = tmp_path / "work"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "hello").write_text("from the host\n")
+    (folder / "sub/old").write_text("old\n")
+    return folder
+
+
+def create(machine: dict[str, str], host: Path, mode: str) -> Sandbox:
+    return Sandbox.create(
+        **machine,  # type: ignore[arg-type]
+        workspace=host,
+        workspace_mode=mode,  # type: ignore[arg-type]
+        block_network=True,
+        timeout=600,
+        request_timeout=120,
+    )
+
+
+def sh(sandbox: Sandbox, text: str) -> str:
+    result: CommandResult = sandbox.commands.run(text, check=True, timeout=240)
+    return result.stdout
+
+
+def test_live(machine: dict[str, str], host: Path) -> None:
+    with create(machine, host, "rw") as sandbox:
+        assert "workspace /workspace 9p rw," in sh(sandbox, "cat /proc/mounts")
+        assert sh(sandbox, "cat hello; stat -c '%u %g' hello") == "from the host\n1000 1000\n"
+        # Changes of the host are seen, also in a file that is open.
+        reader = sandbox.commands.run(
+            "exec 3<hello; cat <&3; while [ ! -e go ]; do sleep 0.1; done; cat <&3; cat sub/new",
+            background=True,
+        )
+        time.sleep(0.5)
+        with open(host / "hello", "a") as file:
+            file.write("and more\n")
+        (host / "sub/new").write_text("new\n")
+        (host / "go").write_text("")
+        assert reader.wait().stdout == "from the host\nand more\nnew\n"
+        # git works, and what it writes is the host's.
+        sh(sandbox, "git init -q r && cd r && git config user.email a@b && git config user.name n")
+        sh(sandbox, "cd r && for i in 1 2 3 4 5; do echo $i >f$i; done && git add . && "
+                    "git commit -qm one && git mv f1 g1 && git commit -qam two")  # fmt: skip
+        assert sh(sandbox, "cd r && git status --short && git log --oneline | wc -l") == "2\n"
+        assert (host / "r/g1").read_text() == "1\n"
+        assert (host / "r/g1").stat().st_uid == os.getuid()
+        assert sh(sandbox, "cd r && git fsck 2>&1 && echo sound").endswith("sound\n")
+        # What editors and databases do.
+        sh(sandbox, "python3 -c 'import sqlite3\nc = sqlite3.connect(\"db\")\n"
+                    "c.execute(\"pragma journal_mode=wal\")\nc.execute(\"create table t(a)\")\n"
+                    "c.execute(\"insert into t values(1)\")\nc.commit()\n"
+                    "assert c.execute(\"select a from t\").fetchall() == [(1,)]'")  # fmt: skip
+        sh(
+            sandbox,
+            "set -C; true >lock; ! true >lock; ln hello hard; mv hard soft; chmod 640 soft; sync",
+        )
+        assert (host / "soft").stat().st_mode & 0o777 == 0o640
+        sh(sandbox, "chmod 4755 soft; mkfifo fifo; ! mknod dev b 8 0")
+        assert (host / "soft").stat().st_mode & 0o7777 == 0o755
+        with pytest.raises(ConfigError, match="no workspace"):
+            sandbox.sync_back()
+
+
+def test_live_and_read_only(machine: dict[str, str], host: Path) -> None:
+    with create(machine, host, "ro") as sandbox:
+        assert sh(sandbox, "cat hello sub/old") == "from the host\nold\n"
+        for text in ("echo x >hello", "echo x >new", "rm hello", "mkdir d", "chmod 600 hello",
+                     "touch hello", "mv hello h2", "ln -s a b"):  # fmt: skip
+            result = sandbox.commands.run(text)
+            assert result.exit_code != 0, text
+            assert "Read-only file system" in result.stderr, result.stderr
+        # Root of the guest mounts it anew, writable: the host refuses, whatever the guest says.
+        result = sandbox.commands.run(
+            "mount -o remount,rw /workspace && echo x >/workspace/hello", user="root"
+        )
+        assert result.exit_code != 0
+        assert "Read-only file system" in result.stderr
+        (host / "hello").write_text("changed on the host\n")
+        assert sh(sandbox, "cat hello") == "changed on the host\n"
+    assert sorted(os.listdir(host)) == ["hello", "sub"]
+
+
+def test_links_that_are_swapped(machine: dict[str, str], host: Path, tmp_path: Path) -> None:
+    """The host swaps folders and links as fast as it can: the guest never sees what is outside."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "f").write_text("SECRET\n")
+    (host / "d").mkdir()
+    (host / "d/f").write_text("mine\n")
+    (host / "l").symlink_to(outside)
+    ended = threading.Event()
+
+    def swap() -> None:
+        while not ended.is_set():
+            for old, new in (("d", "kept"), ("l", "d"), ("d", "l"), ("kept", "d")):
+                os.rename(host / old, host / new)
+
+    with create(machine, host, "rw") as sandbox:
+        thread = threading.Thread(target=swap)
+        thread.start()
+        try:
+            found = sh(
+                sandbox,
+                "for i in $(seq 150); do cat d/f 2>/dev/null; echo evil >d/new 2>/dev/null; "
+                "done | sort | uniq -c",
+            )
+        finally:
+            ended.set()
+            thread.join()
+    assert "SECRET" not in found
+    assert "mine" in found
+    assert os.listdir(outside) == ["f"]
+
+
+def test_copied_with_changes_and_a_conflict(machine: dict[str, str], host: Path) -> None:
+    subprocess.run(["sh", "-c", f"cd {host} && seq 100 >numbers && chmod 755 numbers"], check=True)
+    with create(machine, host, "copy") as sandbox:
+        assert sh(sandbox, "cat hello sub/old; stat -c '%U %a' numbers") == (
+            "from the host\nold\nsandbox 755\n"
+        )
+        sh(sandbox, "git init -q && git config user.email a@b && git config user.name n && "
+                    "git add . && git commit -qm one && rm sub/old && echo guest >>hello && "
+                    "echo new >new && ln -s new link && ln -s /etc/passwd out")  # fmt: skip
+        (host / "hello").write_text("changed meanwhile\n")
+        result = sandbox.sync_back()
+        assert result.deleted == ("sub/old",)
+        assert {"new", "link", ".git"} <= set(result.added)
+        assert len(result.conflicts) == 1
+        assert result.skipped == ("out: a link to '/etc/passwd', outside the folder",)
+        assert (host / "hello").read_text() == "changed meanwhile\n"
+        assert (host / "hello.voidbox-conflict").read_text() == "from the host\nguest\n"
+        assert not (host / "sub/old").exists()
+        assert os.readlink(host / "link") == "new"
+        sh(sandbox, "echo late >late")
+    assert (host / "late").read_text() == "late\n"
+    assert (host / ".git/HEAD").exists()
+
+
+def test_the_command_line(machine: dict[str, str], host: Path) -> None:
+    def run(mode: str, text: str, *options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "voidbox", "run", "--kernel", machine["kernel"],
+             "--initramfs", machine["image"], "--memory", "640M", "--net", "off", "-v", *options,
+             "--workspace", f"{host}{mode}", "--", "sh", "-c", text],
+            cwd=ROOT, capture_output=True, text=True, timeout=200,
+        )  # fmt: skip
+
+    copied = run("", "cat hello; echo x >>hello; rm -r sub; exit 3")
+    assert (copied.returncode, copied.stdout) == (3, "from the host\n"), copied.stderr
+    assert "workspace: * hello" in copied.stderr
+    assert "workspace: - sub/old" in copied.stderr
+    assert (host / "hello").read_text() == "from the host\nx\n"
+    shared = run(":rw", "cat hello; echo y >>hello")
+    assert (shared.returncode, shared.stdout) == (0, "from the host\nx\n"), shared.stderr
+    assert (host / "hello").read_text() == "from the host\nx\ny\n"
+    cut = run("", "echo lost >>hello; poweroff -f; sleep 60", "--user", "root")
+    assert cut.returncode == 122, cut.stderr
+    assert f"nothing was copied back, and {host} is untouched" in cut.stderr
+    assert (host / "hello").read_text() == "from the host\nx\ny\n"
+
+
+def test_a_kernel_without_9p(kernels: dict[str, str], guest_images: dict[str, str], host: Path,
+                             machine: dict[str, str]) -> None:  # fmt: skip
+    machine = {"kernel": kernels["cloud"], "image": guest_images["cloud"], "memory": "512M"}
+    with pytest.raises(ConfigError, match="no 9P file system.*mode copy"):
+        create(machine, host, "rw")
+
+
+def test_figures(machine: dict[str, str], host: Path) -> None:
+    """No limits here: what it is like in this machine, for who wants to know."""
+    figures: dict[str, float] = {}
+    with create(machine, host, "rw") as sandbox:
+        for name, text, amount in (
+            ("write_mib_s", "dd if=/dev/zero of=big bs=1M count=64 conv=fsync", 64.0),
+            ("read_mib_s", "dd if=big of=/dev/null bs=1M", 64.0),
+            ("git_add_60_s", "git init -q r; cd r; for i in $(seq 60); do echo $i >f$i; done; "
+                              "git add .", 0.0),
+            ("git_status_60_s", "cd r; git status", 0.0),
+        ):  # fmt: skip
+            started = time.monotonic()
+            sh(sandbox, text)
+            seconds = time.monotonic() - started
+            figures[name] = round(amount / seconds if amount else seconds, 2)
+    print(json.dumps(figures))
+    if FIGURES.parent.is_dir():
+        FIGURES.write_text(json.dumps(figures))

@@ -1,0 +1,105 @@
+"""`voidbox run --workspace` and `voidbox workspace`, with fake machines."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.conftest import Cli
+from voidbox.cli.kept_options import parse_workspace
+from voidbox.errors import ConfigError
+
+
+@pytest.fixture
+def guest(cli: Cli) -> Path:
+    """What stands for /workspace, and the current folder of commands."""
+    folder = cli.folder / "guest"
+    folder.mkdir()
+    cli.environment["FAKE_WORKSPACE"] = str(folder)
+    return folder
+
+
+@pytest.fixture
+def work(cli: Cli) -> Path:
+    folder = cli.folder / "work"
+    folder.mkdir()
+    (folder / "a").write_text("a\n")
+    (folder / "b").write_text("b\n")
+    return folder
+
+
+def run(cli: Cli, *arguments: str) -> tuple[str, ...]:
+    return ("run", *cli.machine(), "--net", "off", *arguments)
+
+
+def test_the_option(tmp_path: Path) -> None:
+    path = str(tmp_path)
+    assert parse_workspace(None) == (None, "copy")
+    assert parse_workspace(path) == (path, "copy")
+    for mode in ("copy", "ro", "rw"):
+        assert parse_workspace(f"{path}:{mode}") == (path, mode)
+    (tmp_path / "a:b").mkdir()
+    assert parse_workspace(f"{path}/a:b") == (f"{path}/a:b", "copy")
+    for wrong in ("", "/", f"{path}/none", f"{path}:rx", "/dev/null"):
+        with pytest.raises(ConfigError, match="workspace"):
+            parse_workspace(wrong if wrong else "/nowhere")
+
+
+def test_a_command_and_its_changes(cli: Cli, guest: Path, work: Path) -> None:
+    script = f"cd {guest} && echo more >> a && rm b && echo new > c; exit 7"
+    result = cli(*run(cli, "--name", "box", "--workspace", "work", "-v", "--", "sh", "-c", script))
+    assert result.returncode == 7
+    lines = [line for line in result.stderr.splitlines() if line.startswith("workspace:")]
+    assert lines[:-1] == ["workspace: + c", "workspace: * a", "workspace: - b"]
+    assert lines[-1].endswith("work: 1 added, 1 changed, 1 deleted")
+    assert sorted(os.listdir(work)) == ["a", "c"]
+    assert (work / "a").read_text() == "a\nmore\n"
+
+
+def test_a_conflict_is_told(cli: Cli, guest: Path, work: Path) -> None:
+    script = f"echo g > {guest}/a; echo h > {work}/a"
+    result = cli(*run(cli, "--name", "box", "--workspace", "work", "--", "sh", "-c", script))
+    assert result.returncode == 0
+    assert "conflict: a: changed on both sides: the sandbox's is a.voidbox-conflict" in (
+        result.stderr
+    )
+    assert (work / "a").read_text() == "h\n"
+    assert (work / "a.voidbox-conflict").read_text() == "g\n"
+
+
+def test_a_sandbox_that_dies_before(cli: Cli, guest: Path, work: Path) -> None:
+    script = f"echo g > {guest}/a; kill -9 $PPID; sleep 20"
+    result = cli(*run(cli, "--name", "box", "--workspace", "work", "--", "sh", "-c", script))
+    assert result.returncode not in (0, 125)
+    assert f"nothing was copied back, and {work} is untouched" in result.stderr
+    assert (work / "a").read_text() == "a\n"
+
+
+def test_pull_and_stop(cli: Cli, guest: Path, work: Path) -> None:
+    cli.ok(*run(cli, "--detach", "--name", "box", "--workspace", "work"))
+    shown = cli.json("inspect", "box")[0]
+    assert (shown["workspace"], shown["workspace_mode"]) == (str(work), "copy")
+    assert cli.ok("workspace", "pull", "box") == "0 added, 0 changed, 0 deleted\n"
+    (guest / "c").write_text("c")
+    assert cli.json("workspace", "pull", "box")["added"] == ["c"]
+    (guest / "d").write_text("d" * 100_000)
+    assert "nothing was" in cli.refused("workspace", "pull", "--limit", "4K", "box")
+    cli.ok("stop", "box")
+    assert sorted(os.listdir(work)) == ["a", "b", "c", "d"]
+    cli.refused("workspace", "pull", "box")
+
+
+def test_kill_copies_nothing(cli: Cli, guest: Path, work: Path) -> None:
+    cli.ok(*run(cli, "--detach", "--name", "box", "--workspace", "work"))
+    (guest / "c").write_text("c")
+    cli.ok("kill", "box")
+    assert sorted(os.listdir(work)) == ["a", "b"]
+
+
+def test_what_does_not_fit(cli: Cli, work: Path) -> None:
+    assert "no folder" in cli.refused(*run(cli, "-d", "--workspace", "none"))
+    assert "--console" in cli.refused("run", "--console", "--workspace", "work")
+    cli.launch("plain")
+    assert "no workspace" in cli.refused("workspace", "pull", "plain")

@@ -1,0 +1,128 @@
+"""Sandbox.create(workspace=…) with fake machines; see fake_owner."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.sandbox.conftest import in_event_loop
+from tests.unit.sandbox.test_sdk_sandbox import options, state_folder
+from voidbox.errors import AgentError, ConfigError
+from voidbox.sandbox.aio import AsyncSandbox
+from voidbox.sandbox.process import recipe
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.sync import Sandbox
+from voidbox.sandbox.workspace import copying
+from voidbox.vmm.config import ShareConfig
+
+__all__ = ["options", "state_folder"]
+
+
+@pytest.fixture
+def guest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "guest"
+    folder.mkdir()
+    monkeypatch.setattr(copying, "GUEST_FOLDER", str(folder))
+    return folder
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    folder = tmp_path / "host"
+    folder.mkdir()
+    (folder / "a").write_text("a")
+    return folder
+
+
+def test_the_end_of_the_context_copies_back(
+    options: dict[str, Any], host: Path, guest: Path
+) -> None:
+    with Sandbox.create(**options, workspace=host) as sandbox:
+        assert os.listdir(guest) == ["a"]
+        (guest / "b").write_text("b")
+        assert sandbox.sync_back().added == ("b",)
+        (guest / "c").write_text("c")
+        info = sandbox.get_info()
+        assert (info.workspace, info.workspace_mode) == (str(host), "copy")
+    assert sorted(os.listdir(host)) == ["a", "b", "c"]
+
+
+@in_event_loop
+async def test_an_error_in_the_context_copies_back_too(
+    options: dict[str, Any], host: Path, guest: Path
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with await AsyncSandbox.create(**options, workspace=host):
+            (guest / "b").write_text("b")
+            raise ZeroDivisionError
+    assert sorted(os.listdir(host)) == ["a", "b"]
+
+
+@in_event_loop
+async def test_stop_copies_back_and_kill_does_not(
+    options: dict[str, Any], host: Path, guest: Path
+) -> None:
+    sandbox = await AsyncSandbox.create(**options, workspace=str(host))
+    (guest / "b").write_text("b")
+    await sandbox.stop()
+    assert sorted(os.listdir(host)) == ["a", "b"]
+    await sandbox.kill()
+    async with await AsyncSandbox.create(**options, workspace=str(host)) as sandbox:
+        (guest / "c").write_text("c")
+        await sandbox.kill()
+    assert sorted(os.listdir(host)) == ["a", "b"]
+
+
+@in_event_loop
+async def test_another_process_may_copy_back(
+    options: dict[str, Any], host: Path, guest: Path
+) -> None:
+    async with await AsyncSandbox.create(**options, workspace=host) as sandbox:
+        (guest / "b").write_text("b")
+        found = await AsyncSandbox.connect(sandbox.name)
+        assert (await found.sync_back()).added == ("b",)
+        await found.close()
+        assert (await sandbox.sync_back()).added == ()
+
+
+@in_event_loop
+async def test_a_sandbox_that_died_says_that_nothing_came(
+    options: dict[str, Any], host: Path, guest: Path
+) -> None:
+    with pytest.raises(AgentError, match="nothing was copied back"):
+        async with await AsyncSandbox.create(**options, workspace=host) as sandbox:
+            (guest / "b").write_text("b")
+            await sandbox._control("kill")
+            await sandbox.wait(20)
+    assert os.listdir(host) == ["a"]
+
+
+@in_event_loop
+async def test_what_makes_no_sense(options: dict[str, Any], host: Path) -> None:
+    for values in (
+        {"workspace": host / "none"},
+        {"workspace": "/"},
+        {"workspace": host, "workspace_mode": "live"},
+    ):
+        with pytest.raises(ConfigError):
+            await AsyncSandbox.create(**options, **values)
+    async with await AsyncSandbox.create(**options) as sandbox:
+        with pytest.raises(ConfigError, match="no workspace"):
+            await sandbox.sync_back()
+
+
+def test_the_recipe(tmp_path: Path) -> None:
+    record = SandboxRecord("n", "k", "i", 1 << 28, 1, {}, {}, cid=3)
+
+    def shares(mode: str) -> tuple[ShareConfig, ...]:
+        found = record._replace(workspace=str(tmp_path), workspace_mode=mode)
+        return recipe.machine_config(found, "s", "u").shares
+
+    assert recipe.machine_config(record, "s", "u").shares == shares("copy") == ()
+    assert shares("ro") == (ShareConfig(str(tmp_path), "workspace", True),)
+    assert shares("rw") == (ShareConfig(str(tmp_path), "workspace", False),)
+    with pytest.raises(ConfigError, match="workspace mode"):
+        shares("both")

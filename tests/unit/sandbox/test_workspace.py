@@ -1,0 +1,390 @@
+"""A workspace that is copied in and back, over the real agent; and what may happen on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.sandbox.conftest import Box, in_event_loop
+from voidbox.errors import AgentError, ConfigError, HostError
+from voidbox.sandbox.workspace import copying
+from voidbox.sandbox.workspace.changes import compare, parse_listed
+from voidbox.sandbox.workspace.copying import WorkspaceResult
+from voidbox.sandbox.workspace.manifest import GuestItem, Manifest, kind_of, scan_host
+from voidbox.sandbox.workspace.merge import CONFLICT_SUFFIX, Merge
+
+
+def contents(folder: Path) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            found[name] = ("link", os.readlink(path))
+        elif path.is_file():
+            found[name] = (path.read_bytes(), path.stat().st_mode & 0o777)
+        elif path.is_dir():
+            found[name] = "folder"
+        else:
+            found[name] = "special"
+    return found
+
+
+class Work:
+    """A host's folder and the guest's, and the way between them."""
+
+    def __init__(self, box: Box, host: Path, guest: Path) -> None:
+        self.box, self.host, self.guest = box, host, guest
+        self.base = Manifest({}, {})
+
+    async def copy_in(self) -> None:
+        self.base = await copying.copy_in(self.box.session, str(self.host), 20)
+
+    async def back(self, **values: int) -> WorkspaceResult:
+        result, self.base = await copying.copy_back(
+            self.box.session, str(self.host), self.base, 20, **values
+        )
+        assert not [name for name in os.listdir(self.host) if name.startswith(".voidbox-sync")]
+        return result
+
+
+@pytest.fixture
+def work(box: Box, tmp_path: Path, guest: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
+    monkeypatch.setattr(copying, "GUEST_FOLDER", str(guest))
+    host = tmp_path / "host"
+    (host / "src/deep").mkdir(parents=True)
+    (host / "empty").mkdir()
+    (host / "a.txt").write_text("a\n")
+    (host / "b.txt").write_text("b\n")
+    (host / "run.sh").write_text("#!/bin/sh\n")
+    (host / "run.sh").chmod(0o755)
+    (host / "src/deep/big").write_bytes(os.urandom(300_000))
+    (host / "src/deep/f").write_text("f")
+    (host / "link").symlink_to("src/deep/f")
+    (tmp_path / "outside").mkdir()
+    return Work(box, host, guest)
+
+
+@in_event_loop
+async def test_there_and_back(work: Work) -> None:
+    await work.copy_in()
+    assert contents(work.guest) == contents(work.host)
+    result = await work.back()
+    assert result[:5] == ((), (), (), (), ())
+    g = work.guest
+    (g / "a.txt").write_text("changed\n")
+    (g / "new/er").mkdir(parents=True)
+    (g / "new/er/file").write_bytes(bytes(200_000))
+    (g / "b.txt").unlink()
+    shutil.rmtree(g / "src/deep")
+    (g / "run.sh").chmod(0o700)
+    (g / "link").unlink()
+    (g / "link").symlink_to("a.txt")
+    (g / "new/up").symlink_to("../a.txt")
+    result = await work.back()
+    assert contents(work.host) == contents(g)
+    assert set(result.added) == {"new", "new/er", "new/er/file", "new/up"}
+    assert set(result.changed) == {"a.txt", "run.sh", "link"}
+    assert set(result.deleted) == {"b.txt", "src/deep", "src/deep/big", "src/deep/f"}
+    assert (result.conflicts, result.skipped) == ((), ())
+    assert str(result) == "4 added, 3 changed, 4 deleted"
+    assert (work.host / "a.txt").stat().st_mtime_ns == (g / "a.txt").stat().st_mtime_ns
+    (g / "a.txt").write_text("once more\n")
+    assert (await work.back()).changed == ("a.txt",)
+    assert contents(work.host) == contents(g)
+
+
+@in_event_loop
+async def test_the_same_size_and_time_hide_nothing(work: Work) -> None:
+    await work.copy_in()
+    file = work.guest / "a.txt"
+    before = file.stat()
+    file.write_text("z\n")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (await work.back()).changed == ("a.txt",)
+
+
+@in_event_loop
+async def test_a_touch_is_no_change(work: Work) -> None:
+    await work.copy_in()
+    os.utime(work.guest / "a.txt", (5, 5))
+    before = (work.host / "a.txt").stat()
+    (work.host / "b.txt").write_text("the host's\n")
+    os.utime(work.guest / "b.txt", (5, 5))
+    result = await work.back()
+    assert result[:5] == ((), (), (), (), ())
+    assert (work.host / "a.txt").stat() == before or result.bytes
+    assert (work.host / "b.txt").read_text() == "the host's\n"
+
+
+@in_event_loop
+async def test_conflicts_lose_nothing(work: Work) -> None:
+    await work.copy_in()
+    h, g = work.host, work.guest
+    (h / "a.txt").write_text("the host's\n")
+    (g / "a.txt").write_text("the guest's\n")
+    (h / "b.txt").unlink()
+    (g / "b.txt").write_text("the guest's b\n")
+    (h / "run.sh").write_text("#!/bin/true\n")
+    (g / "run.sh").unlink()
+    (h / "both").write_text("h")
+    (g / "both").write_text("g")
+    (h / "same").write_text("same")
+    (g / "same").write_text("same")
+    (h / "src/deep/f").write_text("alike")
+    (g / "src/deep/f").write_text("alike")
+    (h / "host-only").write_text("h")
+    (h / "x").write_text("a file")
+    (g / "x").mkdir()
+    (g / "x/inner").write_text("in a folder")
+    (h / ("a.txt" + CONFLICT_SUFFIX)).write_text("there already")
+    result = await work.back()
+    assert {line.partition(":")[0] for line in result.conflicts} == {
+        "a.txt", "b.txt", "run.sh", "both", "x",
+    }  # fmt: skip
+    assert (h / "a.txt").read_text() == "the host's\n"
+    assert (h / f"a.txt{CONFLICT_SUFFIX}").read_text() == "there already"
+    assert (h / f"a.txt{CONFLICT_SUFFIX}-2").read_text() == "the guest's\n"
+    assert not (h / "b.txt").exists()
+    assert (h / f"b.txt{CONFLICT_SUFFIX}").read_text() == "the guest's b\n"
+    assert (h / "run.sh").read_text() == "#!/bin/true\n"
+    assert ((h / "both").read_text(), (h / f"both{CONFLICT_SUFFIX}").read_text()) == ("h", "g")
+    assert (h / "x").read_text() == "a file"
+    assert (h / f"x{CONFLICT_SUFFIX}/inner").read_text() == "in a folder"
+    assert (h / "host-only").exists()
+    assert not (await work.back()).conflicts  # told once
+
+
+@in_event_loop
+async def test_files_and_folders_change_places(work: Work) -> None:
+    await work.copy_in()
+    g = work.guest
+    (g / "a.txt").unlink()
+    (g / "a.txt").mkdir()
+    (g / "a.txt/inner").write_text("inner")
+    shutil.rmtree(g / "src")
+    (g / "src").write_text("a file now")
+    (g / "link").unlink()
+    (g / "link").write_text("no link")
+    (g / "b.txt").unlink()
+    (g / "b.txt").symlink_to("link")
+    result = await work.back()
+    assert contents(work.host) == contents(g)
+    assert not result.conflicts
+
+
+@in_event_loop
+async def test_what_a_hostile_guest_leaves(work: Work, tmp_path: Path) -> None:
+    await work.copy_in()
+    g, h = work.guest, work.host
+    (g / "out").symlink_to(tmp_path / "outside")
+    (g / "up").symlink_to("../../etc")
+    os.mkfifo(g / "fifo")
+    (g / "suid").write_text("")
+    (g / "suid").chmod(0o6755)
+    (g / "b.txt").unlink()
+    os.mkfifo(g / "b.txt")
+    (g / ".voidbox-sync-000000000000").write_text("mine")
+    result = await work.back()
+    assert {line.partition(":")[0] for line in result.skipped} == {
+        "out", "up", "fifo", "b.txt", ".voidbox-sync-000000000000",
+    }  # fmt: skip
+    assert result.added == ("suid",)
+    assert (h / "suid").stat().st_mode & 0o7777 == 0o755
+    assert (h / "b.txt").read_text() == "b\n"
+    assert not os.path.lexists(h / "out")
+    # The host has put a link where a folder was.
+    shutil.rmtree(h / "src")
+    (h / "src").symlink_to(tmp_path / "outside")
+    (g / "src/deep/f").write_text("written through a link?")
+    (g / "src/new").write_text("and this?")
+    (g / "src/deep/big").unlink()
+    result = await work.back()
+    assert os.listdir(tmp_path / "outside") == []
+    assert len(result.skipped) >= 2
+
+
+@in_event_loop
+async def test_too_much(work: Work) -> None:
+    await work.copy_in()
+    before = contents(work.host)
+    os.truncate(work.guest / "a.txt", 1 << 30)
+    (work.guest / "b.txt").unlink()
+    with pytest.raises(HostError, match="nothing was"):
+        await work.back(limit_bytes=1 << 20)
+    assert contents(work.host) == before
+
+
+@in_event_loop
+async def test_a_guest_that_dies(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    await work.copy_in()
+    before = contents(work.host)
+    (work.guest / "a.txt").write_text("changed")
+    (work.guest / "b.txt").unlink()
+    fetch = copying._fetch
+
+    async def dying(*arguments: object) -> object:
+        work.box.endpoint.cut("it died")
+        return await fetch(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(copying, "_fetch", dying)
+    with pytest.raises(AgentError):
+        await work.back()
+    assert contents(work.host) == before
+
+
+@in_event_loop
+async def test_a_host_folder_that_cannot_be_read(work: Work) -> None:
+    work.host = work.host / "missing"
+    with pytest.raises(ConfigError, match="cannot read"):
+        await work.copy_in()
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        None, {}, {"name": "../x", "type": "file"}, {"name": "a", "type": 5},
+        {"name": "a", "type": "file", "size": "1"}, {"name": "a", "type": "file", "size": 1 << 70},
+        {"name": "a", "type": "link", "target": 5}, {"name": "/a", "type": "file"},
+        {"name": "a", "type": "file", "mode": True},
+    ],
+)  # fmt: skip
+def test_listings_without_sense(item: object) -> None:
+    with pytest.raises(AgentError):
+        parse_listed(item)
+
+
+def test_a_manifest_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "f"
+    (folder / "d").mkdir(parents=True)
+    (folder / os.fsdecode(b"odd\xff\nname")).write_text("x")
+    (folder / "d/link").symlink_to("zwölf")
+    guest = {("a", "b"): GuestItem("file", 0o644, 1, 2, 3, 4)}
+    manifest = Manifest(scan_host(str(folder)), guest)
+    path = str(tmp_path / "workspace.json")
+    manifest.save(path)
+    assert Manifest.load(path) == manifest
+    for text in ("", "{", "[]", '{"version": 9}', '{"version": 1, "host": [[]], "guest": []}'):
+        Path(path).write_text(text)
+        with pytest.raises(ConfigError, match="cannot tell"):
+            Manifest.load(path)
+
+
+# Both sides change at random: what either side changed is there afterwards, somewhere.
+
+NAMES = st.sampled_from(["a", "b", "c"])
+PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
+TREES = st.dictionaries(PATHS, st.sampled_from(["1", "2", "3", None]), max_size=6)
+STEPS = st.lists(st.tuples(PATHS, st.sampled_from(["x", "y", "dir", "gone"])), max_size=6)
+
+
+def build(folder: Path, tree: dict[str, str | None]) -> None:
+    folder.mkdir()
+    for path, content in sorted(tree.items()):
+        change(folder, path, content or "dir")
+
+
+def change(folder: Path, path: str, what: str) -> None:
+    at = folder / path
+    for above in list(at.relative_to(folder).parents)[-2::-1]:
+        if (folder / above).is_file():
+            return
+    if what == "gone":
+        if at.is_dir():
+            shutil.rmtree(at)
+        elif at.exists():
+            at.unlink()
+    elif what == "dir":
+        if not at.exists():
+            at.mkdir(parents=True)
+    elif not at.is_dir():
+        at.parent.mkdir(parents=True, exist_ok=True)
+        at.write_text(what)
+
+
+def guest_items(folder: Path) -> dict[tuple[str, ...], GuestItem]:
+    found = {}
+    for path in folder.rglob("*"):
+        status = path.lstat()
+        found[path.relative_to(folder).parts] = GuestItem(
+            kind_of(status.st_mode), status.st_mode & 0o777, status.st_size,
+            status.st_mtime_ns, status.st_ctime_ns, status.st_ino,
+        )  # fmt: skip
+    return found
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@settings(max_examples=150, deadline=None)
+@given(TREES, STEPS, STEPS)
+def test_nothing_is_lost(
+    tree: dict[str, str | None],
+    guest_steps: list[tuple[str, str]],
+    host_steps: list[tuple[str, str]],
+) -> None:
+    base_folder = Path(tempfile.mkdtemp(prefix="vbw-"))
+    host, guest = base_folder / "host", base_folder / "guest"
+    try:
+        build(host, tree)
+        build(guest, tree)
+        original = files(host)
+        base = Manifest(scan_host(str(host)), guest_items(guest))
+        for path, what in guest_steps:
+            change(guest, path, what)
+        for path, what in host_steps:
+            change(host, path, what)
+        hosts, guests, now = files(host), files(guest), guest_items(guest)
+        changes = compare(base, now)
+        staging = host / ".voidbox-sync-1"
+        for parts in [(), *changes.files]:
+            if parts:
+                (staging.joinpath(*parts)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(guest.joinpath(*parts), staging.joinpath(*parts))
+            else:
+                staging.mkdir()
+        merge = Merge(str(host), staging.name, base, now)
+        merge.apply(changes)
+        merge.close()
+        shutil.rmtree(staging)
+        merged = files(host)
+        if not host_steps:
+            assert merged == guests
+            assert contents(host).keys() == contents(guest).keys()
+        if not guest_steps:
+            assert merged == hosts
+        for name, text in hosts.items():
+            if original.get(name) != text and guests.get(name) != text:
+                assert merged.get(name) == text, "the host's change is gone"
+        for name, text in guests.items():
+            if original.get(name) != text:
+                assert text in merged.values(), "the guest's change is gone"
+        failed = merge.outcome.failed
+        assert not failed, failed
+    finally:
+        shutil.rmtree(base_folder)
+
+
+def test_a_task_that_is_cancelled_leaves_nothing(work: Work) -> None:
+    async def main() -> None:
+        await work.copy_in()
+        (work.guest / "a.txt").write_text("x")
+        task = asyncio.create_task(work.back())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert (work.host / "a.txt").read_text() == "a\n"

@@ -1,0 +1,189 @@
+"""The whole way: a folder of the host into a sandbox, and the changes back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from voidbox.agent import protocol
+from voidbox.agent.core import Data
+from voidbox.errors import AgentError, HostError
+from voidbox.sandbox.session import WORKDIR, Session
+from voidbox.sandbox.transfer.host_tree import HostFolder
+from voidbox.sandbox.transfer.transfer import Transfer
+from voidbox.sandbox.transfer.trees import ENTRIES_MAX, Entry
+from voidbox.sandbox.workspace.changes import Changes, compare, parse_listed
+from voidbox.sandbox.workspace.manifest import (
+    STAGING_PREFIX,
+    GuestItem,
+    Manifest,
+    Parts,
+    scan_host,
+)
+from voidbox.sandbox.workspace.merge import Merge, Outcome
+
+GUEST_FOLDER = WORKDIR
+LIMIT_BYTES = 8 << 30  # of what a guest may bring back at a time
+_DEPTH = 100_000
+_NAMES_BYTES_MAX = 256 << 20  # of all names in a listing: what a hostile guest says fills memory
+_ROOT = "root"  # who sees all that is in the guest's folder
+
+
+class WorkspaceResult(NamedTuple):
+    """What was copied back. Paths are relative to the folder, and fit to be printed.
+
+    Attributes:
+        added, changed, deleted: on the host.
+        conflicts: what was changed on both sides, each with what became of it: the host's version
+            stays, the guest's is beside it as NAME.voidbox-conflict.
+        skipped: what was not copied, each with the reason.
+        bytes: that came from the guest.
+        seconds: how long it took.
+    """
+
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    deleted: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        counts = (
+            f"{len(self.added)} added, {len(self.changed)} changed, {len(self.deleted)} deleted"
+        )
+        more = [
+            f"{len(found)} {name}"
+            for name, found in (("conflicts", self.conflicts), ("left out", self.skipped))
+            if found
+        ]
+        return ", ".join([counts, *more])
+
+
+async def copy_in(session: Session, path: str, limit_s: float) -> Manifest:
+    """Copy the folder into the guest; return what is there now.
+
+    Raises:
+        ConfigError: it cannot be read.
+        AgentError: the guest cannot take it.
+    """
+    host = await asyncio.to_thread(scan_host, path)
+    transfer = Transfer(session, f"copy {path} in", None, None, limit_s)
+    await transfer.upload_folder(path, GUEST_FOLDER)
+    return Manifest(host, await _list(session, limit_s))
+
+
+async def copy_back(
+    session: Session,
+    path: str,
+    base: Manifest,
+    limit_s: float,
+    limit_bytes: int = LIMIT_BYTES,
+) -> tuple[WorkspaceResult, Manifest]:
+    """Bring what the guest changed to the host's folder; return what was done, and a new base.
+
+    Nothing of the host's changes before all has come.
+
+    Raises:
+        AgentError: the guest is gone, or says what makes no sense.
+        HostError: the host has no room for it, or it is more than `limit_bytes`.
+    """
+    started = time.monotonic()
+    base = Manifest(dict(base.host), base.guest)
+    now = await _list(session, limit_s)
+    changes = compare(base, now)
+    total_bytes = sum(now[parts].size for parts in changes.files)
+    if total_bytes > limit_bytes:
+        raise HostError(
+            f"the guest has {total_bytes} bytes of changed files in {GUEST_FOLDER}, and "
+            f"{limit_bytes} may be copied back: nothing was; remove some there, or allow more"
+        )
+    fetched, outcome = 0, Outcome([], [], [], [], [])
+    lost: list[str] = []
+    if any(changes[:4]):
+        staging = await asyncio.to_thread(_make_staging, path)
+        try:
+            fetched, lost = await _fetch(session, path, staging, changes, now, limit_s)
+            outcome = await asyncio.to_thread(_merge, path, staging, base, now, changes)
+        finally:
+            await asyncio.to_thread(_remove_staging, path, staging)
+    result = WorkspaceResult(
+        added=tuple(outcome.added),
+        changed=tuple(outcome.changed),
+        deleted=tuple(outcome.deleted),
+        conflicts=tuple(outcome.conflicts),
+        skipped=(*changes.skipped, *lost, *outcome.failed),
+        bytes=fetched,
+        seconds=time.monotonic() - started,
+    )
+    return result, Manifest(base.host, now)
+
+
+async def _list(session: Session, limit_s: float) -> dict[Parts, GuestItem]:
+    """Return what is in the guest's folder."""
+    found: dict[Parts, GuestItem] = {}
+    names_bytes = 0
+    values = session.values(_ROOT, path=GUEST_FOLDER, depth=_DEPTH)
+    what = f"list {GUEST_FOLDER}"
+    with await session.agent.call(protocol.FILE_LIST, values, what, limit_s) as call:
+        while events := await call.batch(limit_s):
+            for event in events:
+                entries = None if isinstance(event, Data) else event.values.get("entries")
+                if not isinstance(entries, list):
+                    raise AgentError("the guest's agent gave no list of entries")
+                for parts, item in map(parse_listed, entries):
+                    names_bytes += sum(map(len, parts)) + len(item.target)
+                    found[parts] = item
+                if len(found) > ENTRIES_MAX or names_bytes > _NAMES_BYTES_MAX:
+                    raise AgentError(f"{GUEST_FOLDER}: more files than anybody could want")
+    return found
+
+
+def _make_staging(path: str) -> str:
+    name = f"{STAGING_PREFIX}{os.urandom(6).hex()}"
+    try:
+        os.mkdir(os.path.join(path, name), 0o700)
+    except OSError as error:
+        raise HostError(f"cannot write into {path}: {error.strerror}", error.errno or 0) from error
+    return name
+
+
+def _remove_staging(path: str, staging: str) -> None:
+    with contextlib.suppress(OSError):  # removed by somebody else, say
+        shutil.rmtree(os.path.join(path, staging))
+
+
+async def _fetch(
+    session: Session,
+    path: str,
+    staging: str,
+    changes: Changes,
+    now: dict[Parts, GuestItem],
+    limit_s: float,
+) -> tuple[int, list[str]]:
+    """Copy the files that may have changed; return their bytes, and what was not to be had."""
+    transfer = Transfer(session, f"copy back into {path}", _ROOT, None, limit_s)
+    entries: Sequence[Entry] = [
+        Entry(parts, now[parts].size, now[parts].mode, now[parts].mtime_ns)
+        for parts in changes.files
+    ]
+    with await asyncio.to_thread(HostFolder, os.path.join(path, staging)) as host:
+        result = await transfer.download_some(GUEST_FOLDER, host, entries)
+    return result.bytes, list(result.skipped)
+
+
+def _merge(
+    path: str, staging: str, base: Manifest, now: dict[Parts, GuestItem], changes: Changes
+) -> Outcome:
+    merge = Merge(path, staging, base, now)
+    try:
+        merge.apply(changes)
+    finally:
+        merge.close()
+    return merge.outcome

@@ -1,0 +1,303 @@
+"""The host's side: the guest's changes are put in their places, and nothing of the host's is lost.
+
+What the guest changed has been fetched into a folder beside, on the same file system, so that each
+file gets its place by a rename. Before that its place is looked at: what is not as it was when it
+was copied in was changed on the host meanwhile, and stays; the guest's version is put beside it, as
+NAME.voidbox-conflict. Every folder on the way is opened below the one before, never through a link.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from voidbox.agent.core import printable
+from voidbox.errors import ConfigError
+from voidbox.sandbox.workspace.changes import Changes
+from voidbox.sandbox.workspace.manifest import (
+    FILE,
+    FOLDER,
+    LINK,
+    GuestItem,
+    HostItem,
+    Manifest,
+    Parts,
+    look,
+)
+
+CONFLICT_SUFFIX = ".voidbox-conflict"
+_CONFLICTS_MAX = 1000
+_NAME_BYTES_MAX = 255
+_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Outcome(NamedTuple):
+    """What became of the changes: paths relative to the folder, fit to be printed.
+
+    Attributes:
+        conflicts: "path: what was done".
+        failed: "path: why not": what the host refused.
+    """
+
+    added: list[str]
+    changed: list[str]
+    deleted: list[str]
+    conflicts: list[str]
+    failed: list[str]
+
+
+class Merge:
+    """One merge. Thread: any, one.
+
+    Args:
+        path: the host's folder.
+        staging: the folder in it that holds what was fetched, by the same names.
+        base: both sides as they were; `host` is brought up to date.
+        now: the guest's side.
+    """
+
+    def __init__(self, path: str, staging: str, base: Manifest, now: dict[Parts, GuestItem]):
+        self._base = base
+        self._now = now
+        self._moved: dict[Parts, Parts] = {}  # folders whose place was taken
+        self.outcome = Outcome([], [], [], [], [])
+        try:
+            self._root_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._staging_fd = os.open(staging, _FOLDER_FLAGS, dir_fd=self._root_fd)
+        except OSError as error:
+            raise ConfigError(f"cannot write into {path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Free it."""
+        os.close(self._staging_fd)
+        os.close(self._root_fd)
+
+    def apply(self, changes: Changes) -> None:
+        """Bring the changes to the host."""
+        for parts in changes.deleted:
+            with self._reports(parts):
+                self._delete(parts)
+        for parts in changes.folders:
+            with self._reports(parts):
+                self._put_folder(parts)
+        for parts in changes.files:
+            with self._reports(parts):
+                self._put_file(parts)
+        for parts in changes.links:
+            with self._reports(parts):
+                self._put_link(parts)
+
+    @contextlib.contextmanager
+    def _reports(self, parts: Parts) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror
+            if isinstance(error, NotADirectoryError):
+                reason = "something on the way is a link or a file on the host"
+            self.outcome.failed.append(f"{_shown(parts)}: {reason}")
+
+    @contextlib.contextmanager
+    def _folder(self, parts: Parts, makes: bool = False, root_fd: int = -1) -> Iterator[int]:
+        """Open a folder of the host.
+
+        Raises:
+            OSError: it is not there, or something on the way is a link.
+        """
+        fd = os.dup(self._root_fd if root_fd < 0 else root_fd)
+        try:
+            for part in parts:
+                if makes:
+                    with contextlib.suppress(FileExistsError):
+                        os.mkdir(part, dir_fd=fd)
+                inner = os.open(part, _FOLDER_FLAGS, dir_fd=fd)
+                os.close(fd)
+                fd = inner
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _place(self, parts: Parts) -> Parts:
+        """Return where something goes, if a folder above had to go elsewhere."""
+        for depth in range(len(parts) - 1, 0, -1):
+            moved = self._moved.get(parts[:depth])
+            if moved is not None:
+                return (*moved, *parts[depth:])
+        return parts
+
+    def _is_unchanged(self, parts: Parts, item: HostItem | None) -> bool:
+        """Whether the host has it as it was copied in."""
+        base = self._base.host.get(parts)
+        if base is None or item is None:
+            return base is item
+        return _content(base) == _content(item)
+
+    # Deleting.
+
+    def _delete(self, parts: Parts) -> None:
+        base = self._base.host.get(parts)
+        if base is None:
+            return  # it was never here
+        try:
+            with self._folder(parts[:-1]) as fd:
+                item = look(fd, parts[-1], base)
+                if item is None:
+                    self._base.host.pop(parts)
+                    return
+                if not self._is_unchanged(parts, item):
+                    self._conflict(parts, "deleted in the sandbox, changed here: kept")
+                    return
+                if item.kind == FOLDER:
+                    os.rmdir(parts[-1], dir_fd=fd)
+                else:
+                    os.unlink(parts[-1], dir_fd=fd)
+        except FileNotFoundError:
+            self._base.host.pop(parts)
+            return
+        except OSError:
+            # A folder that is not empty: what is in it is the host's, and stays.
+            if base.kind != FOLDER:
+                raise
+            self._base.host.pop(parts, None)
+            return
+        self._base.host.pop(parts)
+        if self._now.get(parts) is None:
+            self.outcome.deleted.append(_shown(parts))
+
+    def _conflict(self, parts: Parts, what: str) -> None:
+        self.outcome.conflicts.append(f"{_shown(parts)}: {what}")
+
+    # Putting.
+
+    def _put_folder(self, parts: Parts) -> None:
+        place = self._place(parts)
+        mode = self._now[parts].mode
+        with self._folder(place[:-1], makes=True) as fd:
+            item = look(fd, place[-1])
+            if item is None:
+                os.mkdir(place[-1], mode | 0o700, dir_fd=fd)
+                self._done(parts, None, HostItem(FOLDER, mode, 0, 0))
+            elif item.kind == FOLDER:
+                base = self._base.host.get(parts)
+                if base is not None and base.mode == item.mode != mode:
+                    with self._folder((place[-1],), root_fd=fd) as inner:
+                        os.fchmod(inner, mode)
+                    self._done(parts, base, HostItem(FOLDER, mode, 0, 0))
+                else:
+                    self._base.host[parts] = item
+            else:
+                name = _free_name(fd, place[-1])
+                os.mkdir(name, mode | 0o700, dir_fd=fd)
+                self._moved[parts] = (*place[:-1], name)
+                self._conflict(parts, f"a folder in the sandbox: put into {_shown((name,))}")
+
+    def _done(self, parts: Parts, base: HostItem | None, item: HostItem) -> None:
+        was_here = base is not None or parts in self._base.guest
+        (self.outcome.changed if was_here else self.outcome.added).append(_shown(parts))
+        self._base.host[parts] = item
+
+    def _put_file(self, parts: Parts) -> None:
+        try:
+            with self._folder(parts[:-1], root_fd=self._staging_fd) as staged_fd:
+                fetched = look(staged_fd, parts[-1])
+                if fetched is None or fetched.kind != FILE:
+                    return  # it was removed in the guest meanwhile
+                self._put(parts, fetched, staged_fd)
+        except FileNotFoundError:
+            return
+
+    def _put_link(self, parts: Parts) -> None:
+        made = HostItem(LINK, 0o777, 0, 0, "", self._now[parts].target)
+        with self._folder(parts[:-1], makes=True, root_fd=self._staging_fd) as staged_fd:
+            os.symlink(made.target, parts[-1], dir_fd=staged_fd)
+            self._put(parts, made, staged_fd)
+
+    def _put(self, parts: Parts, new: HostItem, staged_fd: int) -> None:
+        """Give what was fetched its place, or one beside."""
+        base, place = self._base.host.get(parts), self._place(parts)
+        with self._folder(place[:-1], makes=True) as fd:
+            item = look(fd, place[-1], base)
+            mode = self._mode(parts, base, item)
+            if item is not None and _content(item) == _content(new):
+                if new.kind == FILE and item.mode != mode:
+                    _set_mode(fd, place[-1], mode)
+                    self._done(parts, base, item._replace(mode=mode))
+                else:
+                    self._base.host[parts] = item
+                return
+            if base is not None and _content(base) == _content(new):
+                self._put_mode(parts, base, item, fd, place[-1])
+                return
+            name = place[-1]
+            is_conflict = not self._is_unchanged(parts, item)
+            if is_conflict:
+                name = _free_name(fd, name)
+            if new.kind == FILE:
+                _set_mode(staged_fd, parts[-1], mode)
+            os.rename(parts[-1], name, src_dir_fd=staged_fd, dst_dir_fd=fd)
+            if not is_conflict:
+                self._done(parts, base, new._replace(mode=mode))
+            elif item is None:
+                self._conflict(parts, f"changed in the sandbox, deleted here: {_shown((name,))}")
+            else:
+                self._conflict(parts, f"changed on both sides: the sandbox's is {_shown((name,))}")
+
+    def _put_mode(
+        self, parts: Parts, base: HostItem, item: HostItem | None, fd: int, name: str
+    ) -> None:
+        """The guest changed no more than permissions; the host, the contents perhaps."""
+        mode, was = self._now[parts].mode, self._base.guest.get(parts)
+        if item is None or item.kind != FILE or was is None or was.mode == mode:
+            return
+        if item.mode == base.mode != mode:
+            _set_mode(fd, name, mode)
+            self._done(parts, base, base._replace(mode=mode))
+
+    def _mode(self, parts: Parts, base: HostItem | None, item: HostItem | None) -> int:
+        """Return a file's permissions: the guest's if it changed them, else the host's."""
+        now, was = self._now[parts].mode, self._base.guest.get(parts)
+        if item is not None and item.kind == FILE and was is not None and was.mode == now:
+            return item.mode
+        return now
+
+
+def _content(item: HostItem) -> tuple[str, str, str]:
+    return item.kind, item.digest, item.target
+
+
+def _set_mode(folder_fd: int, name: str, mode: int) -> None:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(name, flags, dir_fd=folder_fd)
+    try:
+        os.fchmod(fd, mode & 0o777)
+    finally:
+        os.close(fd)
+
+
+def _free_name(folder_fd: int, name: str) -> str:
+    """Return a name beside another that nothing has yet.
+
+    Raises:
+        OSError: there are too many.
+    """
+    for number in range(1, _CONFLICTS_MAX):
+        suffix = CONFLICT_SUFFIX if number == 1 else f"{CONFLICT_SUFFIX}-{number}"
+        start = os.fsencode(name)[: _NAME_BYTES_MAX - len(suffix)]
+        found = os.fsdecode(start) + suffix
+        if look_kind(folder_fd, found) is None:
+            return found
+    raise FileExistsError(17, "too many conflicts of this name")
+
+
+def look_kind(folder_fd: int, name: str) -> os.stat_result | None:
+    """Return what stat(2) says of a name itself; None if there is nothing."""
+    try:
+        return os.stat(name, dir_fd=folder_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def _shown(parts: Parts) -> str:
+    return printable("/".join(parts))
