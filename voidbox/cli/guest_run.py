@@ -55,27 +55,37 @@ def run(
             loop: EventLoop = guest.machine.loop
             guest.machine.console.attach(FdOutput(loop, log_fd, on_broken=lambda error: None))
         attachment = Attachment(guest.machine.stop, timeout_s, is_verbose)
+        clients: list[AgentClient] = []
 
         def connect(stack: ExitStack) -> AgentClient:
             guest.machine.start()
             stack.callback(guest.close)
-            return stack.enter_context(guest.connect(log=attachment.log))
+            clients.append(stack.enter_context(guest.connect(log=attachment.log)))
+            return clients[0]
 
-        status = attachment.run(command, connect, lambda error: explain(guest, error))
+        status = attachment.run(
+            command, connect, lambda error: explain(guest, error, bool(clients))
+        )
         if attachment.interruption == exit_status.TIMEOUT == status:
             complain(f"voidbox: the VM ran for {timeout_s:g} s and was ended")
         on_end(guest.machine)
         return status
 
 
-def explain(guest: Guest, error: VoidboxError) -> int:
-    """Say why there is no exit status of the command, and return one of ours."""
+def explain(guest: Guest, error: VoidboxError, has_answered: bool = True) -> int:
+    """Say why there is no exit status of the command, and return one of ours.
+
+    Args:
+        has_answered: its agent did; a guest that powers off before has failed.
+    """
     outcome = guest.machine.wait(0)
     status = exit_status.AGENT
     if isinstance(error, RequestFailed):
         status = status_of(error)
     elif outcome is not None:
         status = _GUEST_STATUS.get(outcome.reason, exit_status.AGENT)
+        if status == exit_status.OK and not has_answered:
+            status = exit_status.AGENT
     if status != exit_status.OK:
         complain(f"voidbox: {error}")
     return status

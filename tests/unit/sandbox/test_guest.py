@@ -6,6 +6,7 @@ import pytest
 
 from voidbox.errors import ConfigError
 from voidbox.sandbox.guest import check_memory
+from voidbox.sandbox.root import Root
 from voidbox.vmm.config import MachineConfig
 
 
@@ -26,3 +27,11 @@ def test_what_cannot_be_known_is_not_judged(tmp_path: Path) -> None:
     check_memory(config(tmp_path / "image", b"\x1f\x8b", 44, 64))  # gzip
     check_memory(config(tmp_path / "image", b"070701", 44, 512)._replace(initramfs="/nowhere"))
     check_memory(MachineConfig("kernel", None, memory_bytes=16 << 20))
+
+
+def test_a_root_on_disks_takes_little(tmp_path: Path) -> None:
+    large = config(tmp_path / "image", b"070701", 44, 40)
+    on_disks = Root(large.initramfs or "", "/runtime", "/image").applied_to(large, None)
+    check_memory(on_disks)
+    with pytest.raises(ConfigError, match="32 MiB of memory: .* choose at least 40M"):
+        check_memory(on_disks._replace(memory_bytes=32 << 20))
