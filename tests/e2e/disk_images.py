@@ -77,6 +77,7 @@ def busybox_tree(folder: str) -> Tree:
     tree.put("/etc/group", tree.add_bytes(group.encode()))
     for name in ("root", "tmp", "home/app"):
         tree.make_folder(name.split("/"))
+    tree.make_folder(["tmp"]).mode = 0o1777
     return tree
 
 

@@ -51,11 +51,13 @@ def run(
             guest.machine.console.attach(FdOutput(loop, log_fd, on_broken=lambda error: None))
         attachment = Attachment(guest.machine.stop, timeout_s, is_verbose)
         copier = RunWorkspace(guest, workspace, is_verbose) if workspace is not None else None
+        clients: list[AgentClient] = []
 
         def connect(stack: ExitStack) -> AgentClient:
             guest.machine.start()
             stack.callback(guest.close)
             client = stack.enter_context(guest.connect(log=attachment.log))
+            clients.append(client)
             if copier is not None:
                 if client.is_serial:
                     raise ConfigError("a workspace is copied over vsock, and there is none")
@@ -63,7 +65,9 @@ def run(
                 stack.callback(lambda: copier.copy_back(attachment.interruption is not None))
             return client
 
-        status = attachment.run(command, connect, lambda error: explain(guest, error))
+        status = attachment.run(
+            command, connect, lambda error: explain(guest, error, bool(clients))
+        )
         if attachment.interruption == exit_status.TIMEOUT == status:
             complain(f"voidbox: the VM ran for {timeout_s:g} s and was ended")
         on_end(guest.machine)
@@ -71,14 +75,20 @@ def run(
         return exit_status.AGENT if is_lost and status == exit_status.OK else status
 
 
-def explain(guest: Guest, error: VoidboxError) -> int:
-    """Say why there is no exit status of the command, and return one of ours."""
+def explain(guest: Guest, error: VoidboxError, has_answered: bool = True) -> int:
+    """Say why there is no exit status of the command, and return one of ours.
+
+    Args:
+        has_answered: its agent did; a guest that powers off before has failed.
+    """
     outcome = guest.machine.wait(0)
     status = exit_status.AGENT
     if isinstance(error, RequestFailed):
         status = status_of(error)
     elif outcome is not None and outcome.reason is not EndReason.STOPPED:
         status = exit_status.OF_END[outcome.reason.name]
+        if status == exit_status.OK and not has_answered:
+            status = exit_status.AGENT
     if status != exit_status.OK:
         complain(f"voidbox: {error}")
     return status

@@ -15,6 +15,7 @@ from voidbox.agent.core import printable
 from voidbox.agent.endpoint import await_ok, connect_vhost
 from voidbox.boot import newc
 from voidbox.errors import ConfigError
+from voidbox.sandbox.root import RUNTIME
 from voidbox.vmm.config import MachineConfig, ShareConfig, VsockConfig
 from voidbox.vmm.machine import Machine
 
@@ -26,6 +27,8 @@ _CPIO_MAGIC = b"0707"
 # the rest; kernel and page tables have some too. Found by trying: 46 MB need 152 to 160 MiB.
 _MEMORY_PER_IMAGE, _MEMORY_SPARE_BYTES = 3.1, 20 << 20
 WORKSPACE_TAG, WORKSPACE_PATH = "workspace", "/workspace"
+# With the root on disks: 40 MiB do for the minimal kernel, 36 do not; the cloud kernel needs 80.
+_MEMORY_ON_DISKS_BYTES = 40 << 20
 _POST_MORTEM_S = 2.0  # between the loss of the connection and the machine's outcome
 
 
@@ -114,6 +117,13 @@ def check_memory(config: MachineConfig) -> None:
     Raises:
         ConfigError: it has too little memory.
     """
+    if any(disk.serial == RUNTIME for disk in config.disks):
+        if config.memory_bytes < _MEMORY_ON_DISKS_BYTES:
+            raise ConfigError(
+                f"{config.memory_bytes >> 20} MiB of memory: the kernel and the agent find no room "
+                f"in it; choose at least {_MEMORY_ON_DISKS_BYTES >> 20}M"
+            )
+        return
     try:
         with open(config.initramfs or os.devnull, "rb") as file:
             is_cpio = file.read(len(_CPIO_MAGIC)) == _CPIO_MAGIC

@@ -14,6 +14,8 @@ from voidbox.agent import protocol
 from voidbox.agent.call import RequestFailed
 from voidbox.cli import exit_status, guest_run, streams
 from voidbox.cli.attach import Attachment
+from voidbox.errors import AgentError
+from voidbox.vmm.outcome import EndReason, Outcome
 
 
 @pytest.fixture
@@ -76,3 +78,16 @@ def test_a_new_window_size_never_raises(agent: FakeAgent, monkeypatch: pytest.Mo
 def test_only_what_the_arguments_ask_for_is_a_usage_error(code: str, status: int) -> None:
     guest: Any = SimpleNamespace(machine=SimpleNamespace(wait=lambda timeout_s: None))
     assert guest_run.explain(guest, RequestFailed(code, "no")) == status
+
+
+def test_a_guest_that_powers_off_before_it_answers_has_failed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As one does that cannot mount its root; afterwards it is the command's own affair."""
+    outcome = Outcome(EndReason.POWER_OFF)
+    guest: Any = SimpleNamespace(machine=SimpleNamespace(wait=lambda timeout_s: outcome))
+    error = AgentError("the guest ended before its agent answered")
+    assert guest_run.explain(guest, error, has_answered=False) == exit_status.AGENT
+    assert capsys.readouterr().err == f"voidbox: {error}\n"
+    assert guest_run.explain(guest, error) == exit_status.OK
+    assert capsys.readouterr().err == ""

@@ -6,6 +6,7 @@ import pytest
 
 from voidbox.errors import ConfigError
 from voidbox.sandbox.guest import check_memory, check_shared, workspace_files
+from voidbox.sandbox.root import Root
 from voidbox.vmm.config import MachineConfig, ShareConfig
 
 
@@ -50,3 +51,11 @@ def test_what_cannot_be_shared(tmp_path: Path) -> None:
     for path, tag in ((str(tmp_path), ""), (str(tmp_path), "a b"), ("/", "t"), ("/none", "t")):
         with pytest.raises(ConfigError, match="share"):
             ShareConfig(path, tag).validate()
+
+
+def test_a_root_on_disks_takes_little(tmp_path: Path) -> None:
+    large = config(tmp_path / "image", b"070701", 44, 40)
+    on_disks = Root(large.initramfs or "", "/runtime", "/image").applied_to(large, None)
+    check_memory(on_disks)
+    with pytest.raises(ConfigError, match="32 MiB of memory: .* choose at least 40M"):
+        check_memory(on_disks._replace(memory_bytes=32 << 20))
