@@ -234,19 +234,26 @@ class VirtioBlock:
 
     def _begin_read(self, request: Request, offset: int) -> None:
         target, length = request.target, request.target_bytes
-        work = partial(self._backend.read, target, offset, length)
-        if not self._has_nowait or length > IN_PLACE_BYTES_MAX:
-            self._try(request, VIRTIO_BLK_T_IN, length, work)
-            return
-        try:
-            self._backend.read(target, offset, length, nowait=True)
-        except BlockingIOError:
-            self._submit(request, VIRTIO_BLK_T_IN, length, work)
-        except OSError as error:
-            self._has_nowait = error.errno != errno.EOPNOTSUPP
-            self._submit(request, VIRTIO_BLK_T_IN, length, work)
+        if self._has_nowait and length <= IN_PLACE_BYTES_MAX:
+            try:
+                self._backend.read(target, offset, length, nowait=True)
+            except OSError as error:
+                self._has_nowait = error.errno != errno.EOPNOTSUPP
+                self._submit(
+                    request,
+                    VIRTIO_BLK_T_IN,
+                    length,
+                    partial(self._backend.read, target, offset, length),
+                )
+            else:
+                self._finish(request, VIRTIO_BLK_T_IN, length, None)
         else:
-            self._finish(request, VIRTIO_BLK_T_IN, length, None)
+            self._try(
+                request,
+                VIRTIO_BLK_T_IN,
+                length,
+                partial(self._backend.read, target, offset, length),
+            )
 
     def _begin_write(self, request: Request, offset: int) -> None:
         length = request.source_bytes
