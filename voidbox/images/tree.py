@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import IO, NamedTuple, Protocol
 
 from voidbox.images.errors import ImageError
+from voidbox.images.limits import DEPTH_MAX
 
 LINKS_FOLLOWED_MAX = 40  # MAXSYMLINKS (namei.h)
 
@@ -142,12 +143,17 @@ class Tree:
     Args:
         folder: where temporary files go; best the disk that the image will be on. The system's
             own folder for them if None.
+
+    Attributes:
+        entry_count: of the archives that went in; `total_bytes` of the files in them, gone ones
+            too, `spooled_bytes` of the archives themselves. These are what limits bound.
     """
 
     def __init__(self, folder: str | None = None) -> None:
         self.root = Directory()
         self.entry_count = 0
         self.total_bytes = 0
+        self.spooled_bytes = 0
         self._folder = folder
         self._added: IO[bytes] | None = None
         self._files = contextlib.ExitStack()
@@ -269,6 +275,8 @@ class Tree:
                 continue
             child = here.children.get(name)
             if child is None and is_made:
+                if len(above) >= DEPTH_MAX:
+                    raise ImageError(f"{'/'.join(parts)!r}: more than {DEPTH_MAX} folders deep")
                 child = here.children[name] = Directory()
             if isinstance(child, Symlink):
                 links += 1
