@@ -36,6 +36,8 @@ BASE = {"bin/": b"", "bin/sh": b"#!" * 500}
 def no_waiting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(registry_module, "BACKOFF_S", 0)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
 
 
 @pytest.fixture

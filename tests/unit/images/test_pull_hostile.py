@@ -488,6 +488,13 @@ def test_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert find_credentials("h") is None
     config.write_text('{"auths":{"h":{"username":"u","password":"p"}}}')
     assert find_credentials("h") == Credentials("u", "p")
+    (tmp_path / "auth.json").write_text('{"auths":{"h/some/path":{"auth":"bWU6c2VjcmV0"}}}')
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
+    assert find_credentials("h") == Credentials("me", "secret")
+    (tmp_path / "containers").mkdir()
+    (tmp_path / "auth.json").rename(tmp_path / "containers/auth.json")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert find_credentials("h") == Credentials("me", "secret")
 
 
 # --- a full disk ----------------------------------------------------------------------------------
