@@ -139,6 +139,17 @@ def test_an_index(registry: FakeRegistry, stored: StoreFolder) -> None:
         pull(registry.name(), store=stored.store, platform="amd64")
 
 
+def test_a_proxy(
+    registry: FakeRegistry, stored: StoreFolder, image: OciImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://{registry.address}")
+    with pytest.raises(RegistryError, match="the proxy to registry.example does not help"):
+        pull("registry.example/app", store=stored.store)  # it does not do CONNECT
+    assert pull("registry.example/app", store=stored.store, insecure=True).id == image.id
+    assert registry.requests[-1].headers["host"] == "registry.example"
+
+
 def log_in(folder: Path, registry: str, user: str = "me", password: str = "secret") -> None:
     auth = base64.b64encode(f"{user}:{password}".encode()).decode()
     (folder / "docker").mkdir(exist_ok=True)

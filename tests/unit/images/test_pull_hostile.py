@@ -335,6 +335,22 @@ def test_a_registry_that_drips(
     refuse(registry, stored, r"127.0.0.1 sent \d+ bytes in", timeout_s=0.1)
 
 
+def test_headers_that_never_end(
+    registry: FakeRegistry, stored: StoreFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_module, "ATTEMPTS", 1)
+
+    def drip(handler: Handler, request: Request) -> bool:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        while not registry.release.wait(0.01):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+        return True
+
+    registry.on("/manifests/", drip)
+    refuse(registry, stored, "the connection to 127.0.0.1 was lost", timeout_s=0.1)
+
+
 def test_nobody_there(stored: StoreFolder) -> None:
     with fake_registry() as registry:
         address = registry.address
