@@ -8,12 +8,11 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.unit.images.fake_registry import FakeRegistry, Handler, Request, fake_registry
+from tests.unit.images.fake_registry import FakeRegistry, Handler, Request
 from tests.unit.images.made import StoreFolder
 from tests.unit.images.oci import (
     DOCKER_MANIFEST,
@@ -22,7 +21,6 @@ from tests.unit.images.oci import (
     make_image,
     make_index,
 )
-from voidbox.images import registry as registry_module
 from voidbox.images.errors import ImageError
 from voidbox.images.manifest import DOCKER_LIST
 from voidbox.images.progress import ImageProgress
@@ -30,20 +28,6 @@ from voidbox.images.pulling import pull
 from voidbox.images.transport import RegistryError
 
 BASE = {"bin/": b"", "bin/sh": b"#!" * 500}
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(registry_module, "BACKOFF_S", 0)
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
-
-
-@pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with fake_registry() as registry:
-        yield registry
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 from tests.unit.images.fake_registry import FakeRegistry, Handler, Request, fake_registry
 from tests.unit.images.made import StoreFolder, digest_of
 from tests.unit.images.oci import OciImage, make_image, make_index
-from tests.unit.images.test_pull import log_in, no_waiting, wants_password
+from tests.unit.images.test_pull import log_in, wants_password
 from voidbox.errors import ConfigError, HostError, VoidboxError
 from voidbox.images import blobs as blobs_module
 from voidbox.images import pulling
@@ -29,15 +28,7 @@ from voidbox.images.manifest import DOCKER_SCHEMA_1, OCI_INDEX
 from voidbox.images.pulling import pull
 from voidbox.images.transport import RegistryError, Transport, Url, parse_url
 
-__all__ = ["no_waiting"]
-
 BASE = {"bin/": b"", "bin/sh": os.urandom(1000)}
-
-
-@pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with fake_registry() as registry:
-        yield registry
 
 
 @pytest.fixture
@@ -486,6 +477,7 @@ def test_challenges() -> None:
         parse_challenges(text)
 
 
+@pytest.mark.usefixtures("no_waiting")
 def test_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_credentials("docker.io") is None
     log_in(tmp_path, "index.docker.io", "me", "se:cret")
