@@ -94,7 +94,7 @@ def parse_url(text: str) -> Url:
     except (ValueError, KeyError):
         host, port = None, 0
     if not host or parts.username is not None or not text.isascii() or not text.isprintable():
-        raise RegistryError(f"it names an address that cannot be used: {_shown(text)}")
+        raise RegistryError(f"it names an address that cannot be used: {shown(text)}")
     return Url(parts.scheme, host, port, text)
 
 
@@ -345,9 +345,10 @@ def _why(error: Exception) -> str:
         if cause is None:
             break
         inner = cause
-    return _shown(str(inner) or type(inner).__name__)
+    return shown(str(inner) or type(inner).__name__)
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """Return a server's words in one line, fit for a terminal."""
     clean = "".join(c if c.isprintable() else " " for c in text)
     return clean if len(clean) <= 200 else f"{clean[:200]}…"

@@ -141,6 +141,16 @@ def test_no_manifest(registry: FakeRegistry, stored: StoreFolder, content: bytes
     refuse(registry, stored, "its manifest is no (JSON|object)")
 
 
+def test_what_a_registry_says_does_nothing_to_the_terminal(
+    registry: FakeRegistry, stored: StoreFolder, image: OciImage
+) -> None:
+    index = make_index((image, "linux\n", "\x1b[2J"), (image, "linux", "\x1b[2J"))
+    registry.manifests["latest"] = (index, OCI_INDEX)
+    refuse(registry, stored, "not made for linux/amd64, but for linux/unknown: see")
+    registry.on("/manifests/", replies(image.manifest, Docker_Content_Digest="sha256:\x1b[2J"))
+    refuse(registry, stored, r"the manifest it calls sha256: \[2J is sha256:")
+
+
 def test_a_manifest_without_end(
     registry: FakeRegistry, stored: StoreFolder, image: OciImage
 ) -> None:
