@@ -35,7 +35,8 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: setup kernels
+bench: setup kernels registry
+	$(PYTHON) benchmarks/images.py
 	scripts/with-kvm --mem 8192 --timeout 3000 --rw benchmarks/results -- \
 		$(PYTHON) benchmarks/boot.py --output benchmarks/results/boot.json
 	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \

@@ -14,6 +14,7 @@ from voidbox.version import __version__
 
 TYPE_CHECKING = False  # as type checkers know it; importing typing would cost more than all of this
 if TYPE_CHECKING:
+    from voidbox import images
     from voidbox.agent.call import RequestFailed
     from voidbox.errors import (
         AgentError,
@@ -78,19 +79,22 @@ __all__ = [
     "TransferResult",
     "VoidboxError",
     "__version__",
+    "images",
 ]
 
 
 def __getattr__(name: str) -> object:
     module = _MODULES.get(name)
-    if module is None:
+    if module is None and name != "images":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    if module is None:
+        return import_module(f"voidbox.{name}")
     value = getattr(import_module(module), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+    return sorted({*globals(), *_MODULES, "images"})

@@ -9,6 +9,7 @@ from typing import Any
 
 from voidbox.cli import exit_status
 from voidbox.cli.complain import complain
+from voidbox.cli.inspect import inspect_all
 from voidbox.cli.output import print_json, print_table, shown, shown_size, shown_span, shown_time
 from voidbox.errors import VoidboxError
 from voidbox.images.reference import parse_reference
@@ -64,22 +65,7 @@ def _rows(image: Image, now: float) -> list[list[str]]:
 
 def _inspect(options: argparse.Namespace) -> int:
     store = ImageStore()
-    found = []
-    status = exit_status.OK
-    for name in options.names:
-        try:
-            found.append(describe(store.find(name)))
-        except VoidboxError as error:
-            complain(f"voidbox: {error}")
-            status = exit_status.USAGE
-    if options.json:
-        print_json(found)
-        return status
-    for number, values in enumerate(found):
-        if number:
-            print()
-        _show(values)
-    return status
+    return inspect_all(options.names, lambda name: describe(store.find(name)), _show, options.json)
 
 
 def _show(values: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from voidbox.cli import exit_status
@@ -11,7 +12,7 @@ from voidbox.cli.complain import complain
 from voidbox.cli.output import print_json, shown, shown_size, shown_time
 from voidbox.cli.parser import make_parser
 from voidbox.cli.sandboxes import add_names, describe, open_store
-from voidbox.errors import ConfigError
+from voidbox.errors import VoidboxError
 
 _EPILOG = """\
 examples:
@@ -32,21 +33,37 @@ def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
     options = make_options().parse_args(argv)
     store = open_store()
+    return inspect_all(
+        options.names, lambda name: describe(store, store.read(name)), _show, options.json
+    )
+
+
+def inspect_all(
+    names: Sequence[str],
+    describe: Callable[[str], dict[str, Any]],
+    show: Callable[[dict[str, Any]], object],
+    as_json: bool,
+) -> int:
+    """Show what each name stands for; one that stands for nothing is complained about.
+
+    Returns:
+        The exit status.
+    """
     found = []
     status = exit_status.OK
-    for key in options.names:
+    for name in names:
         try:
-            found.append(describe(store, store.read(key)))
-        except ConfigError as error:
+            found.append(describe(name))
+        except VoidboxError as error:
             complain(f"voidbox: {error}")
             status = exit_status.USAGE
-    if options.json:
+    if as_json:
         print_json(found)
         return status
     for number, values in enumerate(found):
         if number:
             print()
-        _show(values)
+        show(values)
     return status
 
 

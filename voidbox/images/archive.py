@@ -90,7 +90,7 @@ def choose_image(images: Sequence[ArchivedImage], wanted: str, name: Reference) 
     if len({image.id for image in found}) == 1:
         return found[0]
     there = ", ".join(name for image in images for name in image.names or (image.id[7:19],))
-    there = there if len(there) < 500 else f"{there[:500]}…"
+    there = "".join(c if c.isprintable() else " " for c in there[:500])
     if wanted:
         raise ConfigError(f"there is no {wanted} in it, but: {there}")
     raise ConfigError(f"there are {len(images)} images in it: choose one with --tag: {there}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from io import BufferedRandom
 from typing import BinaryIO, NamedTuple
@@ -96,7 +97,7 @@ def add_tree(
     try:
         with open(draft.rootfs, "x+b") as file:
             size = write_erofs(tree, file, mtime=mtime, progress=tell)
-            record = record._replace(size_bytes=size)
+            record = record._replace(size_bytes=size, added_at=time.time())
             if not record.id:
                 record = record._replace(id=_identify(record, file))
     except OSError as error:
@@ -115,12 +116,28 @@ def _apply(tree: Tree, layer: LayerSource, limits: Limits, report: OnProgress) -
     report(ImageProgress(UNPACK, layer.digest, 0, layer.size_bytes))
     try:
         with layer.open() as stream:
-            found = apply_layer(tree, stream, limits).diff_id
+            watched: BinaryIO = _Watched(stream, layer, report)  # type: ignore[assignment]
+            found = apply_layer(tree, watched, limits).diff_id
     except ImageError as error:
         raise _damage(layer, f"{layer.digest}: {error}") from error
     if layer.diff_id and found != layer.diff_id:
         raise _damage(layer, f"{layer.digest} holds {found} instead of {layer.diff_id}")
-    report(ImageProgress(UNPACK, layer.digest, layer.size_bytes, layer.size_bytes))
+
+
+class _Watched:
+    """A layer's stream, as far as it is needed, that reports how far it is read."""
+
+    def __init__(self, stream: BinaryIO, layer: LayerSource, report: OnProgress) -> None:
+        self._stream = stream
+        self._layer = layer
+        self._report = report
+        self._count = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self._count += len(data)
+        self._report(ImageProgress(UNPACK, self._layer.digest, self._count, self._layer.size_bytes))
+        return data
 
 
 def _damage(layer: LayerSource, why: str) -> Damaged:

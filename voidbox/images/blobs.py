@@ -17,10 +17,10 @@ from typing import BinaryIO, Protocol
 from voidbox.images.flock import OwnedFile
 from voidbox.images.manifest import Descriptor
 from voidbox.images.registry import ATTEMPTS
+from voidbox.images.store import BLOBS, PARTIAL
 from voidbox.images.transport import Answer, Lost, RegistryError
 from voidbox.storage import durable
 
-BLOBS, PARTIAL = "blobs/sha256", "partial"
 _CHUNK_BYTES = 1 << 20
 _PROGRESS_BYTES_MIN = 1 << 20  # what makes an attempt worth another
 

@@ -43,7 +43,7 @@ def read_small(box: Box, name: str, limit_bytes: int) -> bytes:
         ImageError: there is none, or it is larger.
     """
     if box.size(name) > limit_bytes:
-        raise ImageError(f"its {name} has {box.size(name):,} bytes, which is too much")
+        raise ImageError(f"its {name!r} has {box.size(name):,} bytes, which is too much")
     with box.open(name) as file:
         return file.read(limit_bytes)
 

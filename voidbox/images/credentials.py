@@ -33,32 +33,45 @@ class Credentials(NamedTuple):
 
 
 def find_credentials(registry: str) -> Credentials | None:
-    """Return what is known for a registry, from $DOCKER_CONFIG or ~/.docker/config.json.
+    """Return what is known for a registry: see _files() for where.
 
     Raises:
-        ConfigError: the file is there, but cannot be used.
+        ConfigError: a file is there, but cannot be used.
     """
-    folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
-    path = f"{folder}/config.json"
+    wanted = {registry, *(_DOCKER_IO if registry == DEFAULT_REGISTRY else ())}
+    for path in _files():
+        for key, entry in _read(path).items():
+            if _host(key) in wanted and isinstance(entry, dict):
+                found = _parse(entry, path, registry)
+                if found is not None:
+                    return found
+    return None
+
+
+def _files() -> list[str]:
+    """Return where podman and docker write it: containers-auth.json(5), docker login(1)."""
+    docker = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    named = os.environ.get("REGISTRY_AUTH_FILE")
+    found = [named] if named else []
+    if runtime:
+        found.append(f"{runtime}/containers/auth.json")
+    return [*found, f"{docker}/config.json"]
+
+
+def _read(path: str) -> dict[str, object]:
+    """Return a file's "auths"; nothing if there is no such file."""
     try:
         with open(path, "rb") as file:
             document = json.loads(file.read(_FILE_BYTES_MAX))
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return {}
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError):
         raise ConfigError(f"{path} is no JSON: docker login writes it anew") from None
     auths = document.get("auths") if isinstance(document, dict) else None
-    if not isinstance(auths, dict):
-        return None
-    wanted = {registry, *(_DOCKER_IO if registry == DEFAULT_REGISTRY else ())}
-    for key, entry in auths.items():
-        if _host(key) in wanted and isinstance(entry, dict):
-            found = _parse(entry, path, registry)
-            if found is not None:
-                return found
-    return None
+    return auths if isinstance(auths, dict) else {}
 
 
 def _host(key: str) -> str:

@@ -8,6 +8,7 @@ words: bounded, checked, and believed only as far as digests reach.
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ from voidbox.images.reference import is_digest
 DOCUMENT_BYTES_MAX = 4 << 20  # as registries have it, at most
 _LAYERS_MAX, _MANIFESTS_MAX = 512, 1024
 _SIZE_MAX = 1 << 40
-_NESTED_MAX = 4
+_PLATFORM_KEYS = {"os": "linux", "architecture": "amd64", "variant": ""}
+_PLATFORM_WORD = re.compile("[A-Za-z0-9._-]{0,40}")  # it is shown to people
 
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -236,12 +238,8 @@ def _descriptor(value: Any, where: str) -> Descriptor:
 
 
 def _platform(values: dict[str, Any]) -> Platform:
-    return Platform(
-        *(_text(values, key)[:40] or other for key, other in _PLATFORM_KEYS.items()),
-    )
-
-
-_PLATFORM_KEYS = {"os": "linux", "architecture": "amd64", "variant": ""}
+    words = [_text(values, key) or other for key, other in _PLATFORM_KEYS.items()]
+    return Platform(*(word if _PLATFORM_WORD.fullmatch(word) else "unknown" for word in words))
 
 
 def _text(values: dict[str, Any], key: str) -> str:

@@ -6,10 +6,9 @@ import os
 from contextlib import suppress
 from typing import NamedTuple
 
-from voidbox.images.blobs import BLOBS, PARTIAL
 from voidbox.images.errors import ImageError
 from voidbox.images.flock import try_lock
-from voidbox.images.store import ImageStore
+from voidbox.images.store import BLOBS, PARTIAL, ImageStore
 from voidbox.storage import durable
 
 

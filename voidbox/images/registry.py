@@ -20,6 +20,7 @@ from voidbox.images.transport import (
     Unreachable,
     is_loopback,
     parse_url,
+    shown,
 )
 
 ATTEMPTS = 5
@@ -179,7 +180,8 @@ class Registry:
         found = f"sha256:{hashlib.sha256(content).hexdigest()}"
         if found != digest:
             raise RegistryError(
-                f"{self.name} does not tell the truth: the {what} it calls {digest[:80]} is {found}"
+                f"{self.name} does not tell the truth: the {what} it calls {shown(digest)} is "
+                f"{found}"
             )
 
     def _read(self, path: str, what: str, headers: Mapping[str, str]) -> tuple[bytes, Answer]:

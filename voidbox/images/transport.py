@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import socket
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -23,6 +25,7 @@ from urllib3.exceptions import (
     NameResolutionError,
     NewConnectionError,
     ProtocolError,
+    ProxyError,
     ReadTimeoutError,
     SSLError,
 )
@@ -91,7 +94,7 @@ def parse_url(text: str) -> Url:
     except (ValueError, KeyError):
         host, port = None, 0
     if not host or parts.username is not None or not text.isascii() or not text.isprintable():
-        raise RegistryError(f"it names an address that cannot be used: {_shown(text)}")
+        raise RegistryError(f"it names an address that cannot be used: {shown(text)}")
     return Url(parts.scheme, host, port, text)
 
 
@@ -241,6 +244,8 @@ class Transport:
             raise Unreachable(f"cannot connect to {url.host} port {url.port}") from error
         except ConnectTimeoutError as error:
             raise Unreachable(f"{url.host} port {url.port} does not answer") from error
+        except ProxyError as error:
+            raise Unreachable(f"the proxy to {url.host} does not help ({_why(error)})") from error
         except SSLError as error:
             raise Unreachable(
                 f"{url.host} port {url.port} is not trusted, or speaks no TLS ({_why(error)}): "
@@ -266,8 +271,61 @@ class Transport:
                 if proxy
                 else urllib3.PoolManager(**options)  # type: ignore[arg-type]
             )
+            made.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
             manager = self._managers.setdefault(proxy, made)
         return manager
+
+
+class _HttpConnection(urllib3.connection.HTTPConnection):
+    """Gives up a server whose headers come, but never end: each piece alone is in time."""
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
+        with _cut_after(self):
+            return super().getresponse()
+
+
+class _HttpsConnection(urllib3.connection.HTTPSConnection):
+    """See _HttpConnection."""
+
+    def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
+        with _cut_after(self):
+            return super().getresponse()
+
+
+class _HttpPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _HttpConnection
+
+
+class _HttpsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _HttpsConnection
+
+
+@contextlib.contextmanager
+def _cut_after(connection: urllib3.connection.HTTPConnection) -> Iterator[None]:
+    """Return a context in which a connection is cut after twice the time that a read may take."""
+    sock = connection.sock
+    span_s = connection.timeout
+    if sock is None or not isinstance(span_s, int | float):
+        yield
+        return
+
+    is_cut = False
+
+    def cut() -> None:
+        nonlocal is_cut
+        is_cut = True
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(2 * span_s, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    if is_cut:  # http.client takes it for the end of the headers
+        raise ProtocolError(f"no answer in {2 * span_s:g} s")
 
 
 def _proxy(url: Url) -> str:
@@ -287,9 +345,10 @@ def _why(error: Exception) -> str:
         if cause is None:
             break
         inner = cause
-    return _shown(str(inner) or type(inner).__name__)
+    return shown(str(inner) or type(inner).__name__)
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """Return a server's words in one line, fit for a terminal."""
     clean = "".join(c if c.isprintable() else " " for c in text)
     return clean if len(clean) <= 200 else f"{clean[:200]}…"

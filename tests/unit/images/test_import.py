@@ -140,6 +140,9 @@ def test_packed_archives(stored: StoreFolder, tmp_path: Path, pack: Any) -> None
 
 def test_several_images_in_an_archive(stored: StoreFolder, tmp_path: Path) -> None:
     other = make_image({"a": b"other"}, raw=True)
+    both = docker_archive((RAW, ["a\x1b[2J"]), (other, ["b\n"]))
+    with pytest.raises(ConfigError, match=r"one with --tag: a \[2J, b $"):
+        import_("name", write_tar(tmp_path / "saved", both), store=stored.store)
     saved = write_tar(tmp_path / "saved", docker_archive((RAW, ["app:1", "app:2"]), (other, ["b"])))
     with pytest.raises(ConfigError, match="2 images in it: choose one with --tag: app:1, app:2, b"):
         import_("name", saved, store=stored.store)
@@ -243,7 +246,10 @@ SAVED = docker_archive((RAW, []))
         ({**SAVED, "manifest.json": b"{}"}, "is no list of images"),
         ({**SAVED, "manifest.json": b"[]"}, "there is no image in it"),
         ({**SAVED, "manifest.json": b"[" * 100_000}, "its manifest.json is no JSON"),
-        ({**SAVED, "manifest.json": b" " * (5 << 20)}, "bytes, which is too much"),
+        (
+            {**SAVED, "manifest.json": b" " * (5 << 20)},
+            "bytes, which is too much",
+        ),
         (_changed(SAVED, Config="none.json"), "it has no 'none.json'"),
         (_changed(SAVED, Config="/etc/passwd"), "has no '/etc/passwd'|configuration is no JSON"),
         (_changed(SAVED, Config="../../../../../../etc/passwd"), "has no|leads out of it"),

@@ -8,12 +8,11 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.unit.images.fake_registry import FakeRegistry, Handler, Request, fake_registry
+from tests.unit.images.fake_registry import FakeRegistry, Handler, Request
 from tests.unit.images.made import StoreFolder
 from tests.unit.images.oci import (
     DOCKER_MANIFEST,
@@ -22,7 +21,6 @@ from tests.unit.images.oci import (
     make_image,
     make_index,
 )
-from voidbox.images import registry as registry_module
 from voidbox.images.errors import ImageError
 from voidbox.images.manifest import DOCKER_LIST
 from voidbox.images.progress import ImageProgress
@@ -30,18 +28,6 @@ from voidbox.images.pulling import pull
 from voidbox.images.transport import RegistryError
 
 BASE = {"bin/": b"", "bin/sh": b"#!" * 500}
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(registry_module, "BACKOFF_S", 0)
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
-
-
-@pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with fake_registry() as registry:
-        yield registry
 
 
 @pytest.fixture
@@ -135,6 +121,17 @@ def test_an_index(registry: FakeRegistry, stored: StoreFolder) -> None:
         pull(registry.name(tag="none"), store=stored.store)
     with pytest.raises(ImageError, match="is no platform: write it as"):
         pull(registry.name(), store=stored.store, platform="amd64")
+
+
+def test_a_proxy(
+    registry: FakeRegistry, stored: StoreFolder, image: OciImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, f"http://{registry.address}")
+    with pytest.raises(RegistryError, match="the proxy to registry.example does not help"):
+        pull("registry.example/app", store=stored.store)  # it does not do CONNECT
+    assert pull("registry.example/app", store=stored.store, insecure=True).id == image.id
+    assert registry.requests[-1].headers["host"] == "registry.example"
 
 
 def log_in(folder: Path, registry: str, user: str = "me", password: str = "secret") -> None:

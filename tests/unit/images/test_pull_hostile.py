@@ -7,7 +7,6 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +16,7 @@ import pytest
 from tests.unit.images.fake_registry import FakeRegistry, Handler, Request, fake_registry
 from tests.unit.images.made import StoreFolder, digest_of
 from tests.unit.images.oci import OciImage, make_image, make_index
-from tests.unit.images.test_pull import log_in, no_waiting, wants_password
+from tests.unit.images.test_pull import log_in, wants_password
 from voidbox.errors import ConfigError, HostError, VoidboxError
 from voidbox.images import blobs as blobs_module
 from voidbox.images import pulling
@@ -29,15 +28,7 @@ from voidbox.images.manifest import DOCKER_SCHEMA_1, OCI_INDEX
 from voidbox.images.pulling import pull
 from voidbox.images.transport import RegistryError, Transport, Url, parse_url
 
-__all__ = ["no_waiting"]
-
 BASE = {"bin/": b"", "bin/sh": os.urandom(1000)}
-
-
-@pytest.fixture
-def registry() -> Iterator[FakeRegistry]:
-    with fake_registry() as registry:
-        yield registry
 
 
 @pytest.fixture
@@ -148,6 +139,16 @@ def test_manifests_that_cannot_be_used(
 def test_no_manifest(registry: FakeRegistry, stored: StoreFolder, content: bytes) -> None:
     registry.manifests["latest"] = (content, "application/json")
     refuse(registry, stored, "its manifest is no (JSON|object)")
+
+
+def test_what_a_registry_says_does_nothing_to_the_terminal(
+    registry: FakeRegistry, stored: StoreFolder, image: OciImage
+) -> None:
+    index = make_index((image, "linux\n", "\x1b[2J"), (image, "linux", "\x1b[2J"))
+    registry.manifests["latest"] = (index, OCI_INDEX)
+    refuse(registry, stored, "not made for linux/amd64, but for linux/unknown: see")
+    registry.on("/manifests/", replies(image.manifest, Docker_Content_Digest="sha256:\x1b[2J"))
+    refuse(registry, stored, r"the manifest it calls sha256: \[2J is sha256:")
 
 
 def test_a_manifest_without_end(
@@ -335,6 +336,22 @@ def test_a_registry_that_drips(
     refuse(registry, stored, r"127.0.0.1 sent \d+ bytes in", timeout_s=0.1)
 
 
+def test_headers_that_never_end(
+    registry: FakeRegistry, stored: StoreFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_module, "ATTEMPTS", 1)
+
+    def drip(handler: Handler, request: Request) -> bool:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        while not registry.release.wait(0.01):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+        return True
+
+    registry.on("/manifests/", drip)
+    refuse(registry, stored, "the connection to 127.0.0.1 was lost", timeout_s=0.1)
+
+
 def test_nobody_there(stored: StoreFolder) -> None:
     with fake_registry() as registry:
         address = registry.address
@@ -470,6 +487,7 @@ def test_challenges() -> None:
         parse_challenges(text)
 
 
+@pytest.mark.usefixtures("no_waiting")
 def test_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_credentials("docker.io") is None
     log_in(tmp_path, "index.docker.io", "me", "se:cret")
@@ -488,6 +506,13 @@ def test_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert find_credentials("h") is None
     config.write_text('{"auths":{"h":{"username":"u","password":"p"}}}')
     assert find_credentials("h") == Credentials("u", "p")
+    (tmp_path / "auth.json").write_text('{"auths":{"h/some/path":{"auth":"bWU6c2VjcmV0"}}}')
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
+    assert find_credentials("h") == Credentials("me", "secret")
+    (tmp_path / "containers").mkdir()
+    (tmp_path / "auth.json").rename(tmp_path / "containers/auth.json")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert find_credentials("h") == Credentials("me", "secret")
 
 
 # --- a full disk ----------------------------------------------------------------------------------

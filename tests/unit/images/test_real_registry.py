@@ -20,16 +20,19 @@ from tests.unit.images.real_registry import (
     make_token,
     real_registry,
 )
-from tests.unit.images.test_pull import log_in, no_waiting
+from tests.unit.images.test_pull import log_in
 from voidbox.images.errors import ImageError
 from voidbox.images.progress import ImageProgress
 from voidbox.images.pulling import pull
 from voidbox.images.transport import RegistryError
 
-__all__ = ["no_waiting"]
-pytestmark = pytest.mark.skipif(
-    not PROGRAM.exists(), reason="there is no docker-registry: scripts/fetch_registry.sh fetches it"
-)
+pytestmark = [
+    pytest.mark.usefixtures("no_waiting"),
+    pytest.mark.skipif(
+        not PROGRAM.exists(),
+        reason="there is no docker-registry: scripts/fetch_registry.sh fetches it",
+    ),
+]
 NOISE = os.urandom(300_000)
 IMAGE = make_image({"bin/": b"", "bin/noise": NOISE}, {"etc/": b"", "etc/motd": b"hello"})
 
