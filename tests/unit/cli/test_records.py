@@ -19,7 +19,8 @@ CRASHED = "its process was killed"
 KEYS = {
     "id", "name", "state", "created_at", "started_at", "ended_at", "pid", "cid", "ports", "kernel",
     "image", "memory_bytes", "cpus", "envs", "metadata", "workdir", "user", "timeout_s", "net",
-    "vsock", "team", "is_owned", "removes_itself", "cmdline", "reason", "crash", "folder",
+    "vsock", "team", "is_owned", "removes_itself", "cmdline", "end", "reason", "crash",
+    "folder",
 }  # fmt: skip
 
 

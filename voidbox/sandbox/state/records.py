@@ -32,6 +32,7 @@ class SandboxRecord(NamedTuple):
         vsock: "unix", "vhost" or "none".
         is_owned: it ends with the process that made it.
         removes_itself: nothing of it is kept once it has ended.
+        end: the machine's EndReason by name, such as "PANIC"; "" if it did not end by itself.
         reason: how it ended, in one line; "" while it lives.
         crash: the whole story, with registers and the console's tail; "" if there is none.
     """
@@ -60,6 +61,7 @@ class SandboxRecord(NamedTuple):
     is_owned: bool = False
     removes_itself: bool = False
     cmdline: str = ""
+    end: str = ""
     reason: str = ""
     crash: str = ""
 
@@ -166,6 +168,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "is_owned": _is_flag,
     "removes_itself": _is_flag,
     "cmdline": _is_text,
+    "end": _is_text,
     "reason": _is_text,
     "crash": _is_text,
 }
