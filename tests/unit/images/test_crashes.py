@@ -11,6 +11,7 @@ import pytest
 from tests.unit.images.crash_points import ACTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("how", ["kill", "full"])
 def test_every_point(tmp_path: Path, how: str, act: str) -> None:

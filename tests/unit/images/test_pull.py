@@ -234,6 +234,7 @@ def test_threads_that_pull_the_same_at_once_download_it_once(
     assert not stored.leftovers() and not list((stored.images / "partial").iterdir())
 
 
+@pytest.mark.slow
 def test_processes_that_pull_what_shares_layers(
     registry: FakeRegistry, stored: StoreFolder, image: OciImage
 ) -> None:
