@@ -85,24 +85,25 @@ class HostFile:
         except OSError as error:
             if not host_io.is_unsupported(error):
                 raise
-            self._can_discard = False
-        return self._can_discard
+            # EINVAL: this range is not one of whole blocks of the device; another may be.
+            self._can_discard = error.errno == errno.EINVAL
+            return False
+        return True
 
     def zero(self, offset: int, length: int, may_unmap: bool) -> None:
         """See File. By the fastest way that the file system knows."""
-        if self._is_device:
-            host_io.device_zero(self._fd, offset, length)
-            return
-        if may_unmap and self.discard(offset, length):
+        # A device may have anything where it discarded.
+        if may_unmap and not self._is_device and self.discard(offset, length):
             return
         if self._can_zero:
+            zero = host_io.device_zero if self._is_device else host_io.zero_range
             try:
-                host_io.zero_range(self._fd, offset, length)
+                zero(self._fd, offset, length)
                 return
             except OSError as error:
                 if not host_io.is_unsupported(error):
                     raise
-                self._can_zero = False
+                self._can_zero = error.errno == errno.EINVAL
         host_io.write_zeroes(self._fd, offset, length)
 
     def sync(self) -> None:

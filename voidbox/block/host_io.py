@@ -6,7 +6,6 @@ is EIO.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -125,6 +124,8 @@ def device_zero(fd: int, offset: int, length: int) -> None:
 
 @cache
 def _libc_fallocate() -> Callable[[int, int, int, int], int]:
+    import ctypes  # some milliseconds, which most machines never need
+
     function = ctypes.CDLL(None, use_errno=True).fallocate
     function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     function.restype = ctypes.c_int
@@ -132,6 +133,8 @@ def _libc_fallocate() -> Callable[[int, int, int, int], int]:
 
 
 def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    import ctypes
+
     while _libc_fallocate()(fd, mode, offset, length):
         number = ctypes.get_errno()
         if number != errno.EINTR:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from voidbox.block import host_io
 from voidbox.block.backend import Backend, RawBackend
 from voidbox.block.host_file import HostFile
 from voidbox.block.image import Image, open_file, open_image
-from voidbox.block.overlay import OverlayBackend
-from voidbox.block.overlay_format import (
-    BITMAP_OFFSET,
-    HEADER_BYTES,
-    Header,
-    create,
-    header_for,
-    identify,
-    parse_header,
-)
 from voidbox.errors import ConfigError
+
+if TYPE_CHECKING:  # most disks need none
+    from voidbox.block.overlay import OverlayBackend
+    from voidbox.block.overlay_format import Header
 
 
 def open_backend(path: str, is_read_only: bool = False, overlay: str | None = None) -> Backend:
@@ -42,6 +37,15 @@ def open_backend(path: str, is_read_only: bool = False, overlay: str | None = No
 
 
 def _open_overlay(base: Image, path: str, is_read_only: bool) -> OverlayBackend:
+    from voidbox.block.overlay import OverlayBackend
+    from voidbox.block.overlay_format import (
+        HEADER_BYTES,
+        create,
+        header_for,
+        identify,
+        parse_header,
+    )
+
     identity = identify(base)
     if not os.path.lexists(path):
         create(path, header_for(identity))
@@ -66,6 +70,8 @@ def _open_overlay(base: Image, path: str, is_read_only: bool) -> OverlayBackend:
 
 
 def _read_bits(fd: int, header: Header) -> bytearray:
+    from voidbox.block.overlay_format import BITMAP_OFFSET
+
     bits = bytearray(header.bitmap_bytes)
     with memoryview(bits) as view:
         host_io.read_all(fd, [view], BITMAP_OFFSET, len(bits))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voidbox.block.bitmap import PAGE_BYTES, Bitmap
@@ -14,6 +14,7 @@ SPANS = st.tuples(EDGES | st.integers(0, BITS), st.integers(0, 200)).map(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(SPANS, max_size=8), SPANS)
 def test_it_is_a_list_of_booleans(sets: list[tuple[int, int]], look: tuple[int, int]) -> None:
     bitmap = Bitmap(bytearray(BITS // 8))

@@ -114,6 +114,7 @@ def spans(draw: st.DrawFn) -> Op:
 OPS = st.lists(spans() | st.just(Op("flush")), max_size=12)
 
 
+@settings(deadline=None)
 @given(OPS)
 def test_it_reads_as_it_was_written(ops: list[Op]) -> None:
     backend, file = open_overlay(fresh_content())

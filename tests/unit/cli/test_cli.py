@@ -89,6 +89,21 @@ BAD_INPUT = {
     "CID in words": (["--kernel", "{elf}", "--cid", "abc"], "positive"),
     "empty time limit": (["--kernel", "{elf}", "--timeout", ""], "positive"),
     "empty command": (["--kernel", "{elf}", "--"], "leave one out|no COMMAND"),
+    "missing disk": (["--kernel", "{elf}", "--disk", "{tmp}/no"], "truncate -s 8G"),
+    "folder as disk": (["--kernel", "{elf}", "--disk", "{tmp}"], "a folder is no disk"),
+    "FIFO as disk": (["--kernel", "{elf}", "--disk", "{tmp}/fifo,ro"], "a FIFO is no disk"),
+    "empty disk": (["--kernel", "{elf}", "--disk", "{empty}"], "too few for a disk"),
+    "truncated disk": (["--kernel", "{elf}", "--disk", "{elf_cut}"], "no multiple of 512"),
+    "disk that is used twice": (
+        ["--kernel", "{elf}", "--disk", "{huge}", "--disk", "{huge}"],
+        "in use by another machine",
+    ),
+    "overlay that is none": (
+        ["--kernel", "{elf}", "--disk", "{huge},overlay={text}"],
+        "no overlay of voidbox",
+    ),
+    "long serial": (["--kernel", "{elf}", "--disk", "{huge},serial=" + "x" * 21], "20 char"),
+    "disk with odd words": (["--kernel", "{elf}", "--disk", "{huge},rw"], "'rw' is not known"),
     "time limit in words": (["--kernel", "{elf}", "--timeout", "soon"], "positive"),
 }
 
@@ -113,7 +128,7 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
     result = voidbox(
         "run", "--console", *[option.format(tmp=tmp_path, **names) for option in options]
     )
-    assert result.returncode == exit_status.USAGE
+    assert result.returncode == exit_status.USAGE, result.stderr
     assert re.search(message, result.stderr)
     assert len(result.stderr.splitlines()) == 1
     assert result.stdout == ""

@@ -370,6 +370,14 @@ def test_errors_of_the_host_are_the_guests_and_said_once(
     guest.write(0, b"y" * 512)
 
 
+def test_a_bug_in_a_worker_is_the_loops_to_tell(guest: Guest) -> None:
+    guest.disk.flush = lambda: [][0]  # type: ignore[method-assign]
+    guest.add(VIRTIO_BLK_T_FLUSH)
+    with pytest.raises(RuntimeError, match="IndexError"):
+        guest.run()
+    assert guest.read(0) == bytes([1]) * 512
+
+
 # Resets while something is under way.
 
 
@@ -433,6 +441,23 @@ def test_an_answer_that_comes_after_the_device_gave_up(guest: Guest) -> None:
     guest.boot()
     guest.disk.nowait = None
     assert guest.read(7) == bytes([8]) * 512
+
+
+def test_the_driver_hears_of_long_requests_before_the_pass_ends(make_guest: MakeGuest) -> None:
+    guest = make_guest(FakeDisk(sectors=2048))
+    for _ in range(5):
+        guest.add(VIRTIO_BLK_T_IN, 0, room=block.TELL_BYTES // 4)
+    pulses = []
+    read = guest.disk.read
+
+    def noting_read(*arguments: object, **options: object) -> None:
+        pulses.append(guest.line.pulses)
+        read(*arguments, **options)  # type: ignore[arg-type]
+
+    guest.disk.read = noting_read  # type: ignore[method-assign, assignment]
+    guest.run()
+    assert pulses == [0, 0, 0, 0, 1]
+    assert len(guest.queue.completed()) == 5
 
 
 def test_thousands_of_requests(guest: Guest) -> None:
