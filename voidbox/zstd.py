@@ -30,6 +30,8 @@ def _load() -> ctypes.CDLL:
     step.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Buffer), ctypes.POINTER(_Buffer)]
     step.restype = ctypes.c_size_t
     library.ZSTD_isError.argtypes = [ctypes.c_size_t]
+    library.ZSTD_getErrorName.argtypes = [ctypes.c_size_t]
+    library.ZSTD_getErrorName.restype = ctypes.c_char_p
     return library
 
 
@@ -77,7 +79,8 @@ class Decoder:
                 self._stream, ctypes.byref(piece), ctypes.byref(packed)
             )
             if self._library.ZSTD_isError(hint):
-                raise ZstdError("the Zstandard stream is damaged")
+                why = self._library.ZSTD_getErrorName(hint).decode()
+                raise ZstdError(f"the Zstandard stream is damaged: {why}")
             self.is_between_frames = hint == 0
             if piece.pos:
                 yield memoryview(self._target).cast("B")[: piece.pos]

@@ -148,7 +148,7 @@ def test_options_exist(page: Path) -> None:
     for verb in VERBS:
         known |= {*options_of(importlib.import_module(f"voidbox.cli.{verb}").make_options())}
     scripts = [path for name in ("scripts", "kernel") for path in (ROOT / name).iterdir()]
-    scripts.append(ROOT / "guest_agent/relay.py")
+    scripts += [ROOT / "guest_agent/relay.py", ROOT / "voidbox/images/pack.py"]
     texts = "".join(path.read_text() for path in scripts if path.is_file())
     for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", doc_pages.prose(page)):
         assert option in known or option in texts, f"{page.name}: {option}"

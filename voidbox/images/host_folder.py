@@ -1,8 +1,8 @@
 """A folder of the host as a tree. Contents stay where they are until an image is written.
 
-Nothing is followed out of the folder: each file is opened relative to the folder that it is in,
-and never through a symbolic link. A file that has changed by the time its content is copied is an
-error, for an image would then hold half of each.
+Nothing is followed out of the folder, whatever somebody does to it meanwhile: folders are opened
+one from another, never through a symbolic link. A file that is not what it was by the time its
+content is copied, or while it is, is an error: the image would hold half of each.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from voidbox.images.tree import (
     decode,
 )
 
+_PROC_FD = b"/proc/self/fd/%d"  # calls on xattrs take no folder's descriptor
+_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _XATTRS_NOT_HERE = {errno.ENOTSUP, errno.EPERM, errno.EACCES, errno.ENODATA, errno.ENOENT}
 _SECTOR_BYTES = 512  # st_blocks counts these
@@ -69,17 +71,19 @@ class HostFile:
     @contextlib.contextmanager
     def open(self) -> Iterator[int]:
         """Open it; ImageError if it cannot be read or is not what it was."""
-        name = os.fsdecode(self._path)
-        try:
+        with _said(self._path):
             descriptor = os.open(self._path, _OPEN_FLAGS)
-        except OSError as error:
-            raise ImageError(f"{name}: {error.strerror}") from error
         try:
-            if _identity(os.fstat(descriptor)) != self._identity:
-                raise ImageError(f"{name} has changed while the image was made; try again")
+            self._check(descriptor)
             yield descriptor
+            self._check(descriptor)
         finally:
             os.close(descriptor)
+
+    def _check(self, descriptor: int) -> None:
+        if _identity(os.fstat(descriptor)) != self._identity:
+            name = os.fsdecode(self._path)
+            raise ImageError(f"{name} has changed while the image was made; try again")
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:
@@ -119,46 +123,59 @@ class _Reader:
 
     def read(self, tree: Tree, path: bytes) -> None:
         """Fill the tree."""
-        pending = [(path, tree.root, 0)]
         with _said(path):
-            self._describe(tree.root, path, os.stat(path))
-        while pending:
-            folder, node, depth = pending.pop()
-            if depth > DEPTH_MAX:
-                raise ImageError(f"{os.fsdecode(folder)}: more than {DEPTH_MAX} folders deep")
-            with _said(folder), os.scandir(folder) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
-            for entry in found:
-                child = self._node(tree, entry)
-                if child is None:
-                    continue
-                node.children[decode(entry.name)] = child
-                if isinstance(child, Directory):
-                    pending.append((entry.path, child, depth + 1))
+            descriptor = os.open(path, _FOLDER_FLAGS)
+        self._read_folder(tree, tree.root, descriptor, path, depth=0)
 
-    def _node(self, tree: Tree, entry: os.DirEntry[bytes]) -> Node | None:
+    def _read_folder(
+        self, tree: Tree, node: Directory, descriptor: int, path: bytes, depth: int
+    ) -> None:
+        """Fill a folder's node; closes its descriptor."""
+        try:
+            if depth > DEPTH_MAX:
+                raise ImageError(f"{os.fsdecode(path)}: more than {DEPTH_MAX} folders deep")
+            with _said(path):
+                self._describe(node, _PROC_FD % descriptor, os.fstat(descriptor))
+                with os.scandir(descriptor) as entries:
+                    names = sorted(os.fsencode(entry.name) for entry in entries)
+            for name in names:
+                child = self._node(tree, descriptor, name, b"%s/%s" % (path, name))
+                if child is not None:
+                    node.children[decode(name)] = child
+                if isinstance(child, Directory):
+                    with _said(path):
+                        below = os.open(name, _FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=descriptor)
+                    self._read_folder(tree, child, below, b"%s/%s" % (path, name), depth + 1)
+        finally:
+            os.close(descriptor)
+
+    def _node(self, tree: Tree, folder: int, name: bytes, path: bytes) -> Node | None:
+        """Return the node of a file in an open folder; a folder's still to be filled."""
         tree.entry_count += 1
         if tree.entry_count > self._limits.entries:
             raise ImageError(f"more than {self._limits.entries} files")
-        with _said(entry.path):
-            status = entry.stat(follow_symlinks=False)
+        with _said(path):
+            status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             key = (status.st_dev, status.st_ino)
             if key in self._linked:
                 return self._linked[key]
-            node = self._new_node(entry.path, status)
-        if node is None:
-            self._on_skip(os.fsdecode(entry.path), "a socket")
-            return None
+            node = self._new_node(folder, name, path, status)
+            if node is None:
+                self._on_skip(os.fsdecode(path), "a socket")
+                return None
+            if not isinstance(node, Directory):
+                self._describe(node, _PROC_FD % folder + b"/" + name, status)
         if isinstance(node, Regular):
             tree.total_bytes += node.size
             if tree.total_bytes > self._limits.total_bytes:
                 raise ImageError(f"more than {self._limits.total_bytes} bytes of files")
-        self._describe(node, entry.path, status)
         if status.st_nlink > 1 and not isinstance(node, Directory):
             self._linked[key] = node
         return node
 
-    def _new_node(self, path: bytes, status: os.stat_result) -> Node | None:
+    def _new_node(
+        self, folder: int, name: bytes, path: bytes, status: os.stat_result
+    ) -> Node | None:
         """Return a node with content but without attributes; None for a socket."""
         kind = stat.S_IFMT(status.st_mode)
         if kind == stat.S_IFREG:
@@ -166,7 +183,7 @@ class _Reader:
         if kind == stat.S_IFDIR:
             return Directory()
         if kind == stat.S_IFLNK:
-            return Symlink(target=decode(os.readlink(path)))
+            return Symlink(target=decode(os.readlink(name, dir_fd=folder)))
         if kind == stat.S_IFSOCK:
             return None
         device = (os.major(status.st_rdev), os.minor(status.st_rdev))
@@ -181,7 +198,7 @@ class _Reader:
         node.uid, node.gid = options.owner or (status.st_uid, status.st_gid)
         node.mtime_ns = status.st_mtime_ns if options.mtime_ns is None else options.mtime_ns
         if options.are_xattrs_kept:
-            node.xattrs = _xattrs(path)
+            node.xattrs = _xattrs(path, is_followed=isinstance(node, Directory))
 
 
 @contextlib.contextmanager
@@ -193,17 +210,21 @@ def _said(path: bytes) -> Iterator[None]:
         raise ImageError(f"{os.fsdecode(path)}: {error.strerror}") from error
 
 
-def _xattrs(path: bytes) -> dict[str, bytes]:
-    """Return those that we may read; none where the file system has none."""
+def _xattrs(path: bytes, *, is_followed: bool) -> dict[str, bytes]:
+    """Return those that we may read; none where the file system has none.
+
+    Args:
+        is_followed: for a path that is itself a link of /proc.
+    """
     found = {}
     try:
-        names = os.listxattr(path, follow_symlinks=False)
+        names = os.listxattr(path, follow_symlinks=is_followed)
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                found[name] = os.getxattr(path, name, follow_symlinks=False)
+                found[name] = os.getxattr(path, name, follow_symlinks=is_followed)
     except OSError as error:
         if error.errno not in _XATTRS_NOT_HERE:
-            raise ImageError(f"{os.fsdecode(path)}: {error.strerror}") from error
+            raise
     return found
 
 

@@ -20,7 +20,7 @@ class Limits(NamedTuple):
         xattr_bytes: of one file's extended attributes together.
     """
 
-    entries: int = 2_000_000
+    entries: int = 1_000_000
     total_bytes: int = 64 * GIB
     ratio: int = 400
     ratio_from_bytes: int = GIB // 4

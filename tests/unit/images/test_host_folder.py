@@ -121,9 +121,37 @@ def test_what_changes_meanwhile_is_an_error(
         image_of(tree, tmp_path)
 
 
+def test_what_changes_while_it_is_copied_is_an_error(folder: Path) -> None:
+    node = read_folder(str(folder)).find("sub/large")
+    assert isinstance(node, Regular)
+    with pytest.raises(ImageError, match="large has changed"), node.extents[0].source.open():
+        (folder / "sub" / "large").write_bytes(b"other")
+
+
+def test_a_folder_that_becomes_a_link_is_not_followed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "zzz").mkdir()
+    real_open = os.open
+
+    def swap(path: bytes, flags: int, **where: int) -> int:
+        if path == b"zzz":
+            (folder / "zzz").rmdir()
+            (folder / "zzz").symlink_to("/etc")
+        return real_open(path, flags, **where)
+
+    monkeypatch.setattr(os, "open", swap)
+    with pytest.raises(ImageError, match="folder: (Not a directory|Too many levels)"):
+        read_folder(str(folder))
+
+
 def test_what_may_not_be_read_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: bytes, flags: int) -> int:
-        raise PermissionError(errno.EACCES, "Permission denied")  # root itself may read all
+    real_open = os.open
+
+    def refuse(path: bytes, flags: int, **where: int) -> int:
+        if path.endswith(b"file"):
+            raise PermissionError(errno.EACCES, "Permission denied")  # root itself may read all
+        return real_open(path, flags, **where)
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(ImageError, match="file: Permission denied"):

@@ -23,7 +23,8 @@ from tests.unit.images.archives import (
 )
 from tests.unit.images.trees import assert_same, content, image_of
 from voidbox.images.errors import ImageError
-from voidbox.images.limits import Limits
+from voidbox.images.host_folder import read_folder
+from voidbox.images.limits import DEPTH_MAX, Limits
 from voidbox.images.tar_layers import apply_layer
 from voidbox.images.tree import Directory, Regular, Special, Symlink, Tree
 
@@ -292,6 +293,21 @@ def test_links_do_not_make_folders_deeper_than_names_can() -> None:
         for index in range(9):
             deep = f"l{index}/" + "/".join("d" * 50)
             apply(tree, archive(folder(deep), symlink(f"l{index + 1}", deep)))
+
+
+def test_folders_as_deep_as_can_be(tmp_path: Path) -> None:
+    deep = "/".join("d" * DEPTH_MAX)
+    with Tree() as tree:
+        apply(tree, archive(folder(deep)))
+        assert_same(tree, image_of(tree, tmp_path))
+        apply(tree, archive(file(".wh..wh..opq"), file("kept")))
+        assert paths(tree) == ["kept"]
+    (tmp_path / "host" / deep).mkdir(parents=True)
+    with read_folder(str(tmp_path / "host")) as tree:
+        assert len(paths(tree)) == DEPTH_MAX
+    (tmp_path / "host" / deep / "d").mkdir()
+    with pytest.raises(ImageError, match="folders deep"):
+        read_folder(str(tmp_path / "host"))
 
 
 def test_a_root_can_be_stripped_from_names() -> None:
