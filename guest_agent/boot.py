@@ -33,6 +33,13 @@ _MOUNTS = (
     ("tmpfs", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777", True),
     ("tmpfs", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755", True),
 )
+# What programs take for granted; images of servers have their logs lead to /dev/stdout.
+_DEVICE_LINKS = (
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+)
 
 
 def prepare() -> bytes:
@@ -50,8 +57,9 @@ def prepare() -> bytes:
         if target == "/run" and image is not None:
             continue  # an image may have prepared its own
         _mount(source, target, kind, flags, data, is_optional)
-    with contextlib.suppress(FileExistsError):
-        os.symlink("/proc/self/fd", "/dev/fd")
+    for name, target in _DEVICE_LINKS:
+        with contextlib.suppress(FileExistsError):
+            os.symlink(target, f"/dev/{name}")
     secret = _take_secret()
     load_modules(root.PREFIX + path for path in _lines(root.PREFIX + MODULES_LIST))
     if image is not None:

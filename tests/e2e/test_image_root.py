@@ -119,8 +119,10 @@ def test_a_small_distribution_with_a_configuration(place: Place, small: Tree, ke
         sandbox.files.write("/tmp/deep/er", "text")
         assert sandbox.files.read("/tmp/deep/er") == "text"
         assert "exchange messages" in out(sandbox, "/usr/local/bin/voidbox-relay --help").lower()
-        with sandbox.pty.create(cmd=["sh", "-c", "stat -c %F /dev/stdin; tty"]) as terminal:
-            assert b"character" in b"".join(terminal)
+        with sandbox.pty.create(
+            cmd=["sh", "-c", "[ -t 0 ] && echo terminal >/dev/stdout"]
+        ) as terminal:
+            assert b"terminal" in b"".join(terminal)
         info = sandbox.get_info()
         assert (info.image, info.image_digest, info.user) == ("small:1", made.id, "app")
         ps = place.cli("ps").stdout
