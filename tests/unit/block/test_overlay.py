@@ -128,6 +128,7 @@ def test_it_reads_as_it_was_written(ops: list[Op]) -> None:
     model.check_now(read(open_overlay(bytes(file.now))[0]))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(OPS, st.integers(0, 1 << 20))
 def test_what_was_flushed_survives_a_crash_at_every_point(ops: list[Op], seed: int) -> None:

@@ -111,6 +111,7 @@ def test_what_is_neither_file_nor_folder_is_not_replaced(cli: Cli, guest: Path, 
     assert (here / "fifo").is_fifo() and (here / "link").is_symlink()
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(cli: Cli, guest: Path, here: Path) -> None:
     for arguments, message in (
         (["tree/nosuch", "box:"], "cannot read"),
@@ -160,6 +161,7 @@ def test_a_bar_outlives_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
             bar.update(10, 10)
 
 
+@pytest.mark.slow
 def test_a_gigabyte_is_not_held_in_memory(cli: Cli, guest: Path, here: Path) -> None:
     with open(here / "big", "wb") as file:
         file.truncate(200 << 20)

@@ -51,6 +51,7 @@ def test_a_sandbox_has_an_image_and_a_disk(cli: Cli, images: StoreFolder) -> Non
     assert not disk.exists()
 
 
+@pytest.mark.slow
 def test_the_entrypoint_is_run_in_the_background(cli: Cli, images: StoreFolder) -> None:
     target = cli.folder / "ran"
     config = ImageConfig(entrypoint=("touch", f"{target}-1"), cmd=(f"{target}-2",))

@@ -281,6 +281,7 @@ def test_a_sandbox_that_dies_under_a_command_is_told_at_once(cli: Cli) -> None:
     assert cli.ok("rm", "box") == "box\n"
 
 
+@pytest.mark.slow
 def test_what_does_not_run_is_refused(cli: Cli) -> None:
     cli.launch("box")
     cli.ok("pause", "box")

@@ -77,6 +77,7 @@ def test_a_sandbox_that_dies_before(cli: Cli, guest: Path, work: Path) -> None:
     assert (work / "a").read_text() == "a\n"
 
 
+@pytest.mark.slow
 def test_pull_and_stop(cli: Cli, guest: Path, work: Path) -> None:
     cli.ok(*run(cli, "--detach", "--name", "box", "--workspace", "work"))
     shown = cli.json("inspect", "box")[0]

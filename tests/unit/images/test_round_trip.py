@@ -7,6 +7,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,6 +68,7 @@ def entries(draw: st.DrawFn) -> tuple[list[Member], dict[str, bytes]]:
     return list(members.values()), contents
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(drawn=entries())
 def test_random_trees(drawn: tuple[list[Member], dict[str, bytes]]) -> None:
@@ -86,6 +88,7 @@ def test_random_trees(drawn: tuple[list[Member], dict[str, bytes]]) -> None:
         assert_same(tree, image_of(tree, Path(scratch)))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(first=entries(), second=entries(), opaque=st.booleans())
 def test_a_layer_over_another(

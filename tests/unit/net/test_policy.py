@@ -100,6 +100,7 @@ def test_what_is_no_list_of_rules_or_ports() -> None:
             Policy(allow_host_ports=[port])  # type: ignore[list-item]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=30) | st.text("*.:/-0123456789abx", max_size=20))
 def test_any_text_is_a_rule_or_a_config_error(text: str) -> None:

@@ -213,6 +213,7 @@ FIELD = st.one_of(
 BODY = st.lists(FIELD, max_size=8).map(b"".join)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

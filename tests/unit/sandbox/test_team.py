@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.unit.sandbox.owned import Sandboxes
 from voidbox.sandbox.state.records import SandboxRecord
 
@@ -24,6 +26,7 @@ def relay(sandboxes: Sandboxes, record: SandboxRecord, *arguments: str) -> tuple
     return result.returncode, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_mates_and_others(sandboxes: Sandboxes) -> None:
     ann = sandboxes.launch(name="ann", team="red")
     bob = sandboxes.launch(name="bob", team="red")

@@ -327,6 +327,7 @@ def files(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(TREES, STEPS, STEPS)
 def test_nothing_is_lost(

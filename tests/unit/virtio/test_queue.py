@@ -150,6 +150,7 @@ def test_undo_hands_chains_back_in_order(memory: GuestMemory) -> None:
     assert [take(queue).head_idx for _ in range(2)] == heads[1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 4, 256])
 @pytest.mark.parametrize("event_idx", [False, True])
 def test_indices_wrap(memory: GuestMemory, size: int, event_idx: bool) -> None:
