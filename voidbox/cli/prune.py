@@ -12,6 +12,7 @@ from voidbox.cli.parser import make_parser
 from voidbox.cli.sandboxes import open_store
 from voidbox.errors import VoidboxError
 
+_BLOCK_BYTES = 512  # stat(2), st_blocks
 _EPILOG = """\
 Crash records and logs go with them: `voidbox prune --dry-run` shows which.
 
@@ -59,9 +60,13 @@ def main(argv: list[str]) -> int:
 
 
 def _folder_bytes(path: str) -> int:
-    """Return what is in a folder; nothing of ours lies deeper."""
+    """Return what a folder's files take on the disk; nothing of ours lies deeper.
+
+    Not how long they are: a guest's disk has holes.
+    """
     try:
         with os.scandir(path) as entries:
-            return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
+            blocks = sum(entry.stat(follow_symlinks=False).st_blocks for entry in entries)
+            return blocks * _BLOCK_BYTES
     except OSError:  # somebody else has removed it
         return 0

@@ -47,7 +47,12 @@ def test_a_sandbox_has_an_image_and_a_disk(cli: Cli, images: StoreFolder) -> Non
     assert disk.stat().st_size == 1 << 30
     assert " web:1 " in cli.ok("ps")
     assert made.id in cli.ok("inspect", "box")
-    cli.ok("rm", "--force", "box")
+    cli.ok("stop", "box")
+    assert disk.exists()
+    # It is as large as what was written.
+    freed = json.loads(cli.ok("prune", "--dry-run", "--json"))
+    assert freed["removed"] == ["box"] and freed["bytes"] < 1 << 20
+    cli.ok("rm", "box")
     assert not disk.exists()
 
 
