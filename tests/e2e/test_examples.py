@@ -115,7 +115,7 @@ def test_plot_by_matplotlib(tmp_path: Path) -> None:
     need_image(
         "plot",
         "voidbox image build plot --debian bookworm --package python3-matplotlib makes it, of "
-        "1.2 GB of packages",
+        "1.1 GB of packages",
     )
     out = run("plot.py", "--image", "plot", "--output", "plot.png")
     assert "drawn by matplotlib " in out
