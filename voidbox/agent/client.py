@@ -120,7 +120,7 @@ class RemoteProcess:
             self._client.request(protocol.RESIZE, values, "resize")
 
     def post_signal(self, number: int) -> bool:
-        """Send a signal without waiting for anything; False if it has not been started yet."""
+        """Send a signal without waiting; False if nobody knows yet, or at all, whom to send it."""
         return self._post(protocol.KILL, {"signal": number}, "kill")
 
     def post_resize(self, rows: int, columns: int) -> bool:
@@ -130,7 +130,11 @@ class RemoteProcess:
     def _post(self, type: int, values: dict[str, Any], what: str) -> bool:
         if self._pid is None and not self._call.has_begun:
             return False
-        self._client.post(type, {"pid": self.pid, **values}, what)
+        try:
+            pid = self.pid
+        except AgentError:  # the guest gave none
+            return False
+        self._client.post(type, {"pid": pid, **values}, what)
         return True
 
     def detach(self) -> None:
