@@ -15,6 +15,8 @@ from voidbox.errors import CommandFailed, CommandTimeout
 # Of each stream, kept for the result: a guest that writes without end must not fill our memory.
 OUTPUT_BYTES_KEPT = 256 << 20
 
+_BLOCK_BYTES = 64 << 10  # smaller pieces are kept as one: each of its own costs more than it holds
+
 StreamName = Literal["stdout", "stderr"]
 _NAMES: dict[int, StreamName] = {protocol.STDERR: "stderr"}  # all else is standard output
 
@@ -25,7 +27,8 @@ class Output(NamedTuple):
     Attributes:
         stream: "stdout" or "stderr".
         data: the bytes.
-        text: the same as text; a character that is cut in two comes with its second half.
+        text: the same as text; a character that is cut in two comes with its second half, or at
+            the end as U+FFFD, without data.
     """
 
     stream: StreamName
@@ -95,23 +98,29 @@ class _Kept:
     def __init__(self, limit_bytes: int) -> None:
         self.lost_bytes = 0
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._parts: deque[bytes] = deque()
+        self._blocks: deque[bytearray] = deque()
         self._bytes = 0
         self._limit_bytes = limit_bytes
 
     def add(self, data: bytes) -> str:
-        self._parts.append(data)
+        if self._blocks and len(self._blocks[-1]) + len(data) <= _BLOCK_BYTES:
+            self._blocks[-1] += data
+        elif data:
+            self._blocks.append(bytearray(data))
         self._bytes += len(data)
-        while self._bytes > self._limit_bytes:
-            lost = len(self._parts.popleft())
+        while (excess := self._bytes - self._limit_bytes) > 0:
+            lost = min(excess, len(self._blocks[0]))
+            del self._blocks[0][:lost]
+            if not self._blocks[0]:
+                self._blocks.popleft()
             self._bytes -= lost
             self.lost_bytes += lost
         return self.decoder.decode(data)
 
-    def join(self) -> bytes:
-        if len(self._parts) > 1:  # once: results are asked for more than once
-            self._parts = deque([b"".join(self._parts)])
-        return self._parts[0] if self._parts else b""
+    def take(self) -> bytes:
+        """Return all that is kept; it is not kept any longer."""
+        blocks, self._blocks, self._bytes = self._blocks, deque(), 0
+        return b"".join(blocks)
 
 
 class Collector:
@@ -133,13 +142,18 @@ class Collector:
         name = _NAMES.get(stream, "stdout")
         return Output(name, data, self._streams[name].add(data))
 
+    def flush(self) -> list[Output]:
+        """Return what is left of characters whose other half never came."""
+        rest = [(name, kept.decoder.decode(b"", True)) for name, kept in self._streams.items()]
+        return [Output(name, b"", text) for name, text in rest if text]
+
     def result(self, end: Exit) -> CommandResult:
-        """Return how it ended."""
+        """Return how it ended; once."""
         stdout, stderr = self._streams["stdout"], self._streams["stderr"]
         return CommandResult(
             exit_code=end.status,
-            stdout_bytes=stdout.join(),
-            stderr_bytes=stderr.join(),
+            stdout_bytes=stdout.take(),
+            stderr_bytes=stderr.take(),
             signal=end.signal,
             timed_out=end.timed_out,
             error=end.error,

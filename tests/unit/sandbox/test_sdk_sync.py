@@ -309,7 +309,7 @@ PAIRS = [
     (ports.AsyncPorts, sync.Ports),
 ]
 # Of the asynchronous form alone: what a callback on an event loop is good for.
-ONLY_ASYNC = {"on_event", "deadline", "feed"}
+ONLY_ASYNC = {"on_event"}
 
 
 @pytest.mark.parametrize(("core", "facade"), PAIRS)
