@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from voidbox.errors import AgentError, CommandTimeout, ConfigError, HostError, S
 from voidbox.sandbox import draft, launching
 from voidbox.sandbox.aio import AsyncSandbox
 from voidbox.sandbox.launch import launch
+from voidbox.sandbox.launching import Launch
+from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
 FAKE_OWNER = "tests.unit.sandbox.fake_owner"
@@ -74,6 +77,14 @@ def kept() -> list[str]:
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0.01)
+
+
+def draft_of(options: dict[str, Any]) -> SandboxRecord:
+    """Return what a Launch of these options begins with."""
+    return SandboxRecord(
+        name="", kernel=str(options["kernel"]), image=str(options["image"]), cpus=1,
+        memory_bytes=64 << 20, envs={}, metadata={},
+    )  # fmt: skip
 
 
 def agent_pid(sandbox: AsyncSandbox) -> int:
@@ -314,6 +325,48 @@ async def test_a_start_that_is_given_up(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert not kept()
+
+
+@in_event_loop
+async def test_a_start_that_is_given_up_again_and_again(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    options["image"] = tmp_path / "imageslow"
+    task = asyncio.create_task(AsyncSandbox.create(**options))
+    await until(lambda: bool(kept()))
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0.01)
+    assert task.cancelled() and not kept()
+
+
+@in_event_loop
+async def test_a_start_that_is_given_up_as_it_succeeds(options: dict[str, Any]) -> None:
+    before = asyncio.all_tasks()
+    outer = asyncio.create_task(Launch(Store(), draft_of(options), None).run())
+    await asyncio.sleep(0)
+    (inner,) = asyncio.all_tasks() - before - {outer}
+    inner.add_done_callback(lambda _: outer.cancel())  # before outer learns of it
+    with pytest.raises(asyncio.CancelledError):
+        await outer
+    assert inner.result().pid and not kept()
+
+
+@in_event_loop
+async def test_a_start_is_given_up_though_no_thread_of_the_pool_is_free(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    options["image"] = tmp_path / "imageslow"
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    first, second = (
+        asyncio.create_task(Launch(Store(), draft_of(options), None).run()) for _ in range(2)
+    )
+    await until(lambda: bool(kept()))
+    for task in (second, first):
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
     assert not kept()
 
 
