@@ -39,6 +39,8 @@ class _Ping:
 class Link:
     """One connection to the agent. Thread: loop, where nothing else is said.
 
+    Once it is lost, its thread and its descriptors are gone, though nobody has closed it.
+
     Args:
         sock: connected to the agent; the link owns it.
         serial: what makes a stream of it, where it is a serial line.
@@ -109,6 +111,8 @@ class Link:
         self._loop.call_soon(partial(self._ping, secret, ping))
         if self._is_closed:  # else whoever closes us ends the wait too
             raise AgentError("the connection to the guest's agent is closed")
+        if self._lost is not None:  # else the loop still sees to it
+            ping.done.set()
         if not ping.done.wait(timeout_s):
             raise SandboxTimeout(f"the guest's agent did not answer within {timeout_s:g} s")
         if ping.pong is None:
@@ -124,7 +128,14 @@ class Link:
         self._loop.call_soon(partial(self._start_call, call, type, values))
         if self._is_closed:  # else whoever closes us ends the call too
             call.fail(partial(AgentError, f"{what}: the connection to the guest's agent is closed"))
+        elif self._lost is not None:  # else the loop still sees to it
+            call.fail(self._error)
         return call
+
+    def hang_up(self) -> None:
+        """Break the connection; the loop notices. Never waits. Thread: any, a collector's too."""
+        with contextlib.suppress(OSError):  # it is broken already
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End the connection and all calls. Idempotent. Thread: any but the loop."""
@@ -303,6 +314,8 @@ class Link:
             call.fail(self._error)
         while self._pings:
             self._pings.popleft().done.set()
+        self._socket.close()
+        self._loop.end()
 
     def _say_goodbye(self, serial: SerialLink) -> None:
         serial.close()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from tests.unit.agent.conftest import USER
+from tests.unit.agent.conftest import SECRET, USER
 from tests.unit.agent.test_call import FakeAgent, agent
-from tests.unit.sandbox.conftest import Box, box, guest, in_event_loop
+from tests.unit.sandbox.conftest import Box, CutEndpoint, box, guest, in_event_loop
 from voidbox.agent import protocol
-from voidbox.agent.aio import AsyncCall
+from voidbox.agent.aio import AsyncAgent, AsyncCall
 from voidbox.agent.packing import pack
 from voidbox.errors import AgentError, SandboxTimeout
 
@@ -52,6 +54,58 @@ async def test_after_a_lost_connection_there_is_another(box: Box) -> None:
     while not (await box.agent.link()) or len(box.endpoint.connections) < 2:
         await asyncio.sleep(0.01)
     await box.agent.request(protocol.METRICS, {}, "metrics")
+
+
+def resources() -> tuple[int, int]:
+    """How many links' threads and descriptors there are."""
+    threads = [thread for thread in threading.enumerate() if thread.name == "voidbox-loop"]
+    return len(threads), len(os.listdir("/proc/self/fd"))
+
+
+class Logging:
+    """Has an agent that logs to it, as a sandbox has."""
+
+    def __init__(self, path: Path) -> None:
+        self.endpoint = CutEndpoint(path)
+        self.agent = AsyncAgent(self.endpoint, SECRET, 20, self.log)
+
+    def log(self, line: str) -> None:
+        assert "OK" in line
+
+
+@in_event_loop
+async def test_an_agent_that_is_dropped_leaves_nothing(box: Box) -> None:
+    await box.agent.request(protocol.METRICS, {}, "metrics")
+    before = resources()
+    for _ in range(5):
+        dropped = Logging(box.endpoint._path)
+        await dropped.agent.request(protocol.METRICS, {}, "metrics")
+        dropped.endpoint.close()
+    assert resources() > before
+    del dropped
+    gc.collect()
+    while resources() > before:
+        await asyncio.sleep(0.01)
+
+
+@in_event_loop
+async def test_a_lost_connection_leaves_nothing(box: Box) -> None:
+    before = resources()
+    link = await box.agent.link()
+    call = link.call(protocol.EXEC, {"argv": ["sleep", "60"], "user": USER}, "exec")
+    box.endpoint.cut()
+    box.endpoint.close()
+    with pytest.raises(AgentError, match="lost"):
+        await asyncio.to_thread(call.result)
+    for begin in (
+        lambda: link.call(protocol.METRICS, {}, "metrics").result(),
+        lambda: link.handshake(SECRET, 20),
+    ):
+        with pytest.raises(AgentError, match="lost"):
+            await asyncio.to_thread(begin)
+    await asyncio.to_thread(link._loop._thread.join)
+    assert resources()[1] == before[1]
+    link.close()
 
 
 @in_event_loop
