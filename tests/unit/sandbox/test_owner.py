@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.sandbox.owned import DEADLINE_S, FAKE_OWNER, Sandboxes, wait_until
+from tests.unit.sandbox.states import wanted
 from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout
 from voidbox.sandbox.endpoint import StoredEndpoint
 from voidbox.sandbox.launch import launch, reap, wait_ended
@@ -318,3 +320,33 @@ def test_a_silent_process_is_a_timeout(sandboxes: Sandboxes) -> None:
         client.request("info")
     os.kill(record.pid, signal.SIGCONT)
     assert sandboxes.control(record).request("info")
+
+
+@pytest.mark.parametrize("content", ["{bad", None])
+def test_a_corrupted_record_is_made_anew_by_what_its_process_knows(
+    sandboxes: Sandboxes, content: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = sandboxes.store
+    record = sandboxes.launch(name="live")
+    state = Path(store.path(record.id, "state.json"))
+
+    def corrupt() -> None:
+        state.unlink() if content is None else state.write_text(content)
+
+    corrupt()
+    with pytest.raises(ConfigError, match="there is a sandbox called live already"):
+        store.create(wanted("live"))
+    corrupt()
+    assert store.read("live") == store.read(record.id) == record
+    corrupt()
+    assert store.list() == [record] and store.clean() == []
+    corrupt()
+    fd = store.open_owner(record.id)
+    assert fd is not None
+    os.close(fd)
+    corrupt()
+    assert store.rename(record.id, "other").pid == record.pid
+    assert json.loads(state.read_text())["name"] == "other"
+    aside = Path(store.folder, "set-aside")
+    assert (len(list(aside.iterdir())) if aside.exists() else 0) == (5 if content else 0)
+    assert caplog.text.count("made anew, for the sandbox runs") == 5

@@ -120,6 +120,10 @@ class Owner:
 
     # What may be asked of it; see operations.
 
+    def current_record(self) -> SandboxRecord:
+        """Return its record, with the ports that it has been given."""
+        return self._store.known(self.record.id) or self.record
+
     def stop(self, agent_s: float = AGENT_S) -> None:
         """Begin to end it politely."""
         with self._state_lock:
