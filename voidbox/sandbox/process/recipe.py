@@ -20,7 +20,7 @@ _Item = TypeVar("_Item", str, int)
 
 
 def machine_config(record: SandboxRecord, vsock_path: str) -> MachineConfig:
-    """Return what to build. Relative paths are taken from the current folder.
+    """Return what to build.
 
     Raises:
         ConfigError: the record asks for what there is not.
