@@ -14,8 +14,8 @@ from voidbox.errors import CommandFailed, CommandTimeout
 
 # Of each stream, kept for the result: a guest that writes without end must not fill our memory.
 OUTPUT_BYTES_KEPT = 256 << 20
-
-_BLOCK_BYTES = 64 << 10  # smaller pieces are kept as one: each of its own costs more than it holds
+# Kept together, as whole parts are dropped together, and so many at least.
+_PART_BYTES, _PARTS_MIN = 64 << 10, 8
 
 StreamName = Literal["stdout", "stderr"]
 _NAMES: dict[int, StreamName] = {protocol.STDERR: "stderr"}  # all else is standard output
@@ -98,29 +98,26 @@ class _Kept:
     def __init__(self, limit_bytes: int) -> None:
         self.lost_bytes = 0
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._blocks: deque[bytearray] = deque()
+        self._parts: deque[bytearray] = deque()
         self._bytes = 0
         self._limit_bytes = limit_bytes
 
     def add(self, data: bytes) -> str:
-        if self._blocks and len(self._blocks[-1]) + len(data) <= _BLOCK_BYTES:
-            self._blocks[-1] += data
+        # Each part costs memory of its own: many small ones, or empty ones, must not be many.
+        part_bytes = min(_PART_BYTES, self._limit_bytes // _PARTS_MIN)
+        if self._parts and len(self._parts[-1]) + len(data) <= part_bytes:
+            self._parts[-1] += data
         elif data:
-            self._blocks.append(bytearray(data))
+            self._parts.append(bytearray(data))
         self._bytes += len(data)
-        while (excess := self._bytes - self._limit_bytes) > 0:
-            lost = min(excess, len(self._blocks[0]))
-            del self._blocks[0][:lost]
-            if not self._blocks[0]:
-                self._blocks.popleft()
+        while self._bytes > self._limit_bytes:
+            lost = len(self._parts.popleft())
             self._bytes -= lost
             self.lost_bytes += lost
         return self.decoder.decode(data)
 
-    def take(self) -> bytes:
-        """Return all that is kept; it is not kept any longer."""
-        blocks, self._blocks, self._bytes = self._blocks, deque(), 0
-        return b"".join(blocks)
+    def join(self) -> bytes:
+        return b"".join(self._parts)
 
 
 class Collector:
@@ -148,12 +145,12 @@ class Collector:
         return [Output(name, b"", text) for name, text in rest if text]
 
     def result(self, end: Exit) -> CommandResult:
-        """Return how it ended; once."""
+        """Return how it ended."""
         stdout, stderr = self._streams["stdout"], self._streams["stderr"]
         return CommandResult(
             exit_code=end.status,
-            stdout_bytes=stdout.take(),
-            stderr_bytes=stderr.take(),
+            stdout_bytes=stdout.join(),
+            stderr_bytes=stderr.join(),
             signal=end.signal,
             timed_out=end.timed_out,
             error=end.error,
