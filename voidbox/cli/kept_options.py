@@ -65,9 +65,6 @@ def make_record(options: argparse.Namespace, cmdline: str) -> SandboxRecord:
         raise ConfigError("--tty does not go with --detach: voidbox shell NAME gives a terminal")
     if options.vsock not in (None, "vhost", "none"):
         raise ConfigError("--vsock PATH: this sandbox has a socket of its own; give vhost or none")
-    for name in (options.name, options.team):
-        if name is not None:
-            _check_name(name)
     record = draft.make_record(
         kernel=options.kernel,
         image=options.initramfs,
@@ -90,12 +87,6 @@ def make_record(options: argparse.Namespace, cmdline: str) -> SandboxRecord:
         is_owned=not options.detach,
     )
     return record._replace(removes_itself=options.rm)
-
-
-def _check_name(name: str) -> None:
-    from voidbox.sandbox.state.names import check_name
-
-    check_name(name)  # an empty one, too: it is none
 
 
 def _parse_metadata(words: list[str]) -> dict[str, str]:

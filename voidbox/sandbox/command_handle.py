@@ -254,6 +254,7 @@ async def send_signal(
 ) -> bool:
     """Send a signal to a command and its process group; False if there is none."""
     values = {"pid": pid, "signal": int(signal)}
+    session.check_answers()
     try:
         answer = await session.agent.request(
             protocol.KILL, values, "kill", session.limit_s(request_timeout)

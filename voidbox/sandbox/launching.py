@@ -15,7 +15,7 @@ from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
 _KILL_PAUSE_S = 0.02  # until a process that was being started can be found
-_KILL_S = 10.0
+KILL_S = 10.0
 
 _logger = logging.getLogger("voidbox")
 
@@ -100,7 +100,7 @@ class Launch:
         record = self._record
         if record is not None:
             try:
-                wait_ended(self._store, record.id, _KILL_S)
+                wait_ended(self._store, record.id, KILL_S)
                 self._store.clean()
                 if os.path.isdir(self._store.path(record.id)):
                     self._store.remove(record.id)
@@ -108,16 +108,46 @@ class Launch:
                 _logger.warning("a start that was given up leaves something behind: %s", error)
 
     def _kill(self) -> None:
-        if self._record is None:
-            return
-        with contextlib.suppress(VoidboxError):
-            fd = self._store.open_owner(self._record.id)
-            if fd is not None:
-                try:
-                    with contextlib.suppress(ProcessLookupError):
-                        signal.pidfd_send_signal(fd, signal.SIGKILL)
-                finally:
-                    os.close(fd)
+        if self._record is not None:
+            with contextlib.suppress(VoidboxError):
+                kill_process(self._store, self._record.id)
+
+
+def kill_process(store: Store, id: str) -> None:
+    """Kill a sandbox's process; one that is gone is fine.
+
+    Raises:
+        HostError: see Store.open_owner.
+    """
+    fd = store.open_owner(id)
+    if fd is not None:
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        finally:
+            os.close(fd)
+
+
+async def wait_or_kill(store: Store, id: str, limit_s: float) -> None:
+    """Wait for the end of a sandbox's process, and kill one that takes longer."""
+    if not await wait_gone(store, id, limit_s):
+        _logger.warning("%s: its process does not end: killing it", id)
+        await asyncio.to_thread(kill_process, store, id)
+        await wait_gone(store, id, KILL_S)
+        await asyncio.to_thread(store.clean)
+
+
+def read_truly(store: Store, id: str) -> SandboxRecord:
+    """Return a record that knows it, if the sandbox's process was killed.
+
+    Raises:
+        ConfigError: see Store.read.
+    """
+    record = store.read(id)
+    if record.state.is_final or store.is_alive(id):
+        return record
+    store.clean()
+    return store.read(id)
 
 
 async def wait_gone(store: Store, id: str, timeout_s: float | None) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +26,8 @@ from tests.unit.sandbox.conftest import in_event_loop
 from voidbox.errors import AgentError, CommandTimeout, ConfigError, HostError, SandboxTimeout
 from voidbox.sandbox import draft, launching
 from voidbox.sandbox.aio import AsyncSandbox
+from voidbox.sandbox.control import ControlClient
+from voidbox.sandbox.info import SandboxMetrics
 from voidbox.sandbox.launch import launch
 from voidbox.sandbox.launching import Launch
 from voidbox.sandbox.state.records import SandboxRecord
@@ -179,8 +183,16 @@ async def test_pause_and_resume(options: dict[str, Any]) -> None:
         await sandbox.commands.run("true")
         await sandbox.pause()
         assert (await sandbox.get_info()).state == "paused"
-        with pytest.raises(SandboxTimeout):
-            await sandbox.commands.run("true", request_timeout=0.3)
+        for asked in (
+            lambda: sandbox.commands.run("true"),
+            lambda: sandbox.commands.list(),
+            lambda: sandbox.commands.kill(1),
+            lambda: sandbox.commands.connect(1),
+            lambda: sandbox.pty.create(),
+            lambda: sandbox.get_metrics(),
+        ):
+            with pytest.raises(ConfigError, match=r"is paused: resume\(\) lets it go on"):
+                await asked()
         with pytest.raises(ConfigError, match="paused"):
             await sandbox.pause()
         await sandbox.resume()
@@ -282,7 +294,8 @@ async def test_its_process_is_killed(options: dict[str, Any], tmp_path: Path, wh
         await asyncio.sleep(0.05)
         os.kill(owner_pid(sandbox), signal.SIGKILL)
         if what == "nothing":
-            await task
+            info = await task
+            assert (info.state, info.reason) == ("crashed", "its process was killed")
         else:
             with pytest.raises(AgentError, match="its process was killed"):
                 await task
@@ -479,6 +492,15 @@ async def test_rounds_leave_nothing(options: dict[str, Any], tmp_path: Path) -> 
         {"timeout": 0},
         {"workdir": "relative"},
         {"envs": {"A": 1}},
+        {"envs": {"A=B": "x"}},
+        {"envs": {"": "x"}},
+        {"envs": {"A": "x\0"}},
+        {"envs": "abc"},
+        {"metadata": [1]},
+        {"name": 5},
+        {"name": ""},
+        {"team": ""},
+        {"team": "a/b"},
         {"metadata": {1: "a"}},
         {"name": "../x"},
         {"name": "a/b"},
@@ -496,6 +518,37 @@ async def test_arguments_without_sense(
     with pytest.raises(ConfigError) as caught:
         await AsyncSandbox.create(**{**options, **bad})
     assert "\n" not in str(caught.value) and not kept()
+
+
+@pytest.mark.parametrize("key", [None, 5, b"x", ""])
+@in_event_loop
+async def test_what_is_no_name_is_not_found(state_folder: Path, key: Any) -> None:
+    with pytest.raises(ConfigError):
+        await AsyncSandbox.connect(key)
+
+
+@pytest.mark.parametrize(
+    "number", [math.inf, -math.inf, math.nan, 1e300, 10**400, "5", None], ids=repr
+)
+def test_figures_without_sense_count_as_none(number: Any) -> None:
+    names = (
+        "cpus", "memory_bytes", "memory_available_bytes", "disk_bytes", "disk_available_bytes",
+        "processes", "uptime_s",
+    )  # fmt: skip
+    guest = dict.fromkeys(names, number) | {"load": [number, 0.5]}
+    metrics = SandboxMetrics.of(guest, {"rss_bytes": number, "cpu_ns": number})
+    assert metrics.load == (0.5,)
+    assert not any((metrics.cpus, metrics.memory_used_bytes, metrics.uptime_s, metrics.host_cpu_s))
+
+
+@in_event_loop
+async def test_no_descriptors_left(state_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", fail)
+    with pytest.raises(HostError, match="socket: EMFILE"):
+        ControlClient("control.sock").request("metrics")
 
 
 def net(**values: Any) -> dict[str, object] | None:
