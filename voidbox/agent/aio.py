@@ -141,6 +141,11 @@ class AsyncCall:
         """Ask for the request's end, which still comes as a result or an error."""
         self._call.cancel()
 
+    def drop(self) -> None:
+        """Cancel it once the event loop comes to it. Thread: any, a collector's too."""
+        with suppress(RuntimeError):  # the event loop is closed, so the connection goes as well
+            self._loop.call_soon_threadsafe(self.__exit__)
+
     def __enter__(self) -> AsyncCall:
         return self
 

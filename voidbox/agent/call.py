@@ -37,12 +37,14 @@ class Call:
     Attributes:
         on_change: called after anything came, or found its place; link thread, must not wait.
         is_lost: it ended because the connection is lost.
+        is_waiting: it has not begun, for too many others are under way.
     """
 
     def __init__(self, what: str, post: Callable[[Callable[[], None]], None]) -> None:
         self.what = what
         self.on_change: Callable[[], None] = lambda: None
         self.is_lost = False
+        self.is_waiting = False
         self.on_consumed: Callable[[int], None] = lambda cost: None  # link thread
         self.on_input: Callable[[], None] = lambda: None  # link thread
         self.on_cancel: Callable[[], None] = lambda: None  # link thread
@@ -217,6 +219,11 @@ class Call:
 
     def stalled(self, timeout_s: float | None) -> SandboxTimeout:
         """Return the error for an answer that did not come in time."""
+        if self.is_waiting:
+            return SandboxTimeout(
+                f"{self.what}: as many requests as can be are under way, and none of them ended "
+                f"within {timeout_s:g} s"
+            )
         return SandboxTimeout(
             f"{self.what}: the guest's agent did not answer within {timeout_s:g} s"
         )

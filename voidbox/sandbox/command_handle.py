@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import signal as signals
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeAlias
 
@@ -32,7 +33,8 @@ class AsyncCommandHandle:
 
     Iterate over it for its output. Whoever reads, in whatever way, gets each piece once; wait()
     has all of it in its result. As an async context manager it stops following the command: a
-    background one goes on, another one is ended.
+    background one goes on, another one is ended. A background command's handle that is dropped
+    stops following it, too.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class AsyncCommandHandle:
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
         end: Exit | None = None,
+        is_background: bool = False,
     ) -> None:
         self._session = session
         self._call = call
@@ -64,6 +67,8 @@ class AsyncCommandHandle:
         self._pump: asyncio.Task[None] | None = None
         if on_stdout is not None or on_stderr is not None:
             self._pump = asyncio.create_task(self._read_all())
+        if is_background:  # it goes on, but takes no place among the requests
+            weakref.finalize(self, call.drop).atexit = False
 
     @property
     def pid(self) -> int:

@@ -227,7 +227,13 @@ class AsyncCommands:
         what = f"command {pid}"
         call = await self._session.agent.call(protocol.ATTACH, {"pid": pid}, what, limit_s)
         return AsyncCommandHandle(
-            self._session, call, what, pid=pid, on_stdout=on_stdout, on_stderr=on_stderr
+            self._session,
+            call,
+            what,
+            pid=pid,
+            on_stdout=on_stdout,
+            on_stderr=on_stderr,
+            is_background=True,
         )
 
     async def kill(
@@ -321,6 +327,7 @@ async def begin(
         on_stdout=on_stdout,
         on_stderr=on_stderr,
         end=end,
+        is_background=values.get("background") is True,
     )
 
 

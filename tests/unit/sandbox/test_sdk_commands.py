@@ -239,6 +239,19 @@ async def test_a_background_command_is_found_again(box: Box) -> None:
 
 
 @in_event_loop
+async def test_a_background_commands_handle_that_is_dropped_takes_no_place(box: Box) -> None:
+    handle = await box.commands.run("exec sleep 60", background=True)
+    again = await box.commands.connect(handle.pid)
+    pid, calls = handle.pid, (await box.agent.link())._calls
+    while len(calls) < 2:
+        await asyncio.sleep(0.01)
+    del handle, again
+    while calls:
+        await asyncio.sleep(0.01)
+    assert await box.commands.kill(pid)  # it goes on
+
+
+@in_event_loop
 async def test_output_that_nobody_followed_in_time_is_counted(box: Box) -> None:
     handle = await box.commands.run("head -c 20000000 /dev/zero; echo end", background=True)
     while next(info for info in await box.commands.list() if info.pid == handle.pid).is_running:
