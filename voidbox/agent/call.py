@@ -27,6 +27,18 @@ class RequestFailed(AgentError):
         self.code = code
 
 
+class NotStarted(AgentError):
+    """A command could not be executed.
+
+    Attributes:
+        status: 127 or 126, as a shell has it.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class Call:
     """A request and its answers. Thread: any, several at once; `deliver` and `fail` the link's.
 

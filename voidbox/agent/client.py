@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from voidbox.agent import protocol
-from voidbox.agent.call import Call, RequestFailed
+from voidbox.agent.call import Call, NotStarted, RequestFailed
 from voidbox.agent.core import Data, printable
 from voidbox.agent.link import Link
 from voidbox.errors import AgentError, SandboxTimeout
@@ -67,13 +67,14 @@ class RemoteProcess:
         """Its process id in the guest.
 
         Raises:
-            AgentError: it was never started; `wait` says why.
+            NotStarted: it could not be executed.
+            AgentError: the guest or its agent is gone.
         """
         if self._pid is None:
             first = self._call.first_event()
             if first is None:
-                error = parse_exit(self._call.result()).error
-                raise AgentError(error or "the command was not started")
+                end = parse_exit(self._call.result())
+                raise NotStarted(end.error or "the command was not started", end.status)
             self._pid = _int(first, "pid")
         return self._pid
 

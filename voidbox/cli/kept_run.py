@@ -8,6 +8,7 @@ import os
 import time
 from contextlib import suppress
 
+from voidbox.agent.call import NotStarted
 from voidbox.cli import exit_status
 from voidbox.cli.complain import complain
 from voidbox.cli.kept_options import make_record
@@ -33,8 +34,12 @@ def main(options: argparse.Namespace, command: tuple[str, ...], cmdline: str) ->
         if not options.detach:
             return _run_attached(store, record, options, command)
         _launch(store, record)
-        if command:
-            _start(store, record, options, command)
+        try:
+            if command:
+                _start(store, record, command)
+        except NotStarted as error:
+            complain(f"voidbox: {error}")
+            return error.status
         record = store.read(record.id)
         if options.json:
             print_json(describe(store, record))
@@ -62,9 +67,7 @@ def _discard(store: Store, record: SandboxRecord) -> None:
         store.remove(record.id)
 
 
-def _start(
-    store: Store, record: SandboxRecord, options: argparse.Namespace, argv: tuple[str, ...]
-) -> None:
+def _start(store: Store, record: SandboxRecord, argv: tuple[str, ...]) -> None:
     """Start the command; a sandbox that cannot run it is of no use."""
     from voidbox.cli import in_sandbox
     from voidbox.cli.attach import Command

@@ -21,6 +21,7 @@ from voidbox.sandbox.state.store import Store
 
 OWNER = "voidbox.sandbox.process.owner"
 _END_S = 10.0  # for a process that failed, or was told to end
+_POLL_MS_MAX = (1 << 31) - 1  # of poll(2): some 24 days
 
 _children: set[int] = set()  # of launch(), that nobody has waited for yet
 _children_lock = threading.Lock()
@@ -182,4 +183,4 @@ def _end(pid: int, is_told: bool) -> None:
 def _wait_pidfd(fd: int, timeout_s: float | None) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
+    return bool(poll.poll(None if timeout_s is None else min(timeout_s * 1000, _POLL_MS_MAX)))
