@@ -67,6 +67,7 @@ class EventLoop:
         self._soon_lock = Lock()  # covers _awake only; never held while calling out
         self._awake = False
         self._stopping = False
+        self._ends_itself = False
         self._closed = False
         self._thread = Thread(target=self._run, name=name, daemon=is_daemon)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
@@ -96,6 +97,8 @@ class EventLoop:
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Run `callback` on the loop. Thread: any. Calls from one thread keep their order."""
+        if self._closed:
+            return
         self._soon.append(callback)
         with self._soon_lock:
             wake, self._awake = not self._awake, True
@@ -118,6 +121,9 @@ class EventLoop:
                     self._guard(callback, ready)
             self._run_timers()
         self._drain_soon()
+        if self._ends_itself:
+            self._free()
+            self._drain()  # what came before that
 
     def _timeout_s(self) -> float:
         while self._timers and self._timers[0].callback is None:
@@ -140,6 +146,9 @@ class EventLoop:
             self._awake = False
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._wake_fd)
+        self._drain()
+
+    def _drain(self) -> None:
         # What is added from here on wakes the loop again; one pass is bounded.
         for _ in range(len(self._soon)):
             self._guard(self._soon.popleft())
@@ -159,9 +168,20 @@ class EventLoop:
             self.call_soon(self._stop)
             self._thread.join()
 
+    def end(self) -> None:
+        """End the thread after what was handed in, and free the loop's own descriptors.
+
+        What is handed in later is never run.
+        """
+        self._ends_itself = True
+        self._stopping = True
+
     def close(self) -> None:
         """Stop, and free the loop's own descriptors. Idempotent. Thread: any but the loop."""
         self.stop()
+        self._free()
+
+    def _free(self) -> None:
         with self._soon_lock:
             if not self._closed:
                 self._closed = True

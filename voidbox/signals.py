@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 class SignalThread:
     """Calls `on_signal(number)` on its thread for each signal that comes meanwhile.
 
+    An exception of it is a bug, and goes to threading.excepthook; the next signal is taken as well.
+
     The signals are blocked in the thread that makes this and in all that it starts afterwards, so
     make it first. Those that are ignored already stay so: nohup keeps its meaning.
     """
@@ -30,9 +32,17 @@ class SignalThread:
         while True:
             number = signal.sigwait(self._numbers | {self._end_signal})
             if number != self._end_signal:
-                self._on_signal(number)
+                self._call(number)
             elif self._is_closing:
                 return
+
+    def _call(self, number: int) -> None:
+        try:
+            self._on_signal(number)
+        except Exception as error:  # told; but who cannot be interrupted any more is worse off
+            threading.excepthook(
+                threading.ExceptHookArgs((type(error), error, error.__traceback__, self._thread))
+            )
 
     def close(self) -> None:
         """End the thread and let the signals through again. Idempotent."""

@@ -141,6 +141,11 @@ class AsyncCall:
         """Ask for the request's end, which still comes as a result or an error."""
         self._call.cancel()
 
+    def drop(self) -> None:
+        """Cancel it once the event loop comes to it. Thread: any, a collector's too."""
+        with suppress(RuntimeError):  # the event loop is closed, so the connection goes as well
+            self._loop.call_soon_threadsafe(self.__exit__)
+
     def __enter__(self) -> AsyncCall:
         return self
 
@@ -171,6 +176,7 @@ class AsyncAgent:
         self._log = log
         self._lock = threading.Lock()  # covers _link and _is_closed; never held while waiting
         self._link: Link | None = None
+        self._hang_up: weakref.finalize[[], AsyncAgent] | None = None  # _link's end with ours
         self._is_closed = False
         self._connecting: asyncio.Task[Link] | None = None
         self._foreign: list[Link | None] = []
@@ -209,12 +215,22 @@ class AsyncAgent:
         with self._lock:
             other = self._link if self._link is not old else None
             if other is None and not self._is_closed:
-                self._link = link
+                self._keep(link)
                 return link
         link.close()
         self._check_open()
         assert other is not None  # of another event loop, which was faster
         return other
+
+    def _keep(self, link: Link | None) -> None:
+        """Have this be our connection; it ends with us, if nobody closes it before. Lock: held."""
+        if self._hang_up is not None:
+            self._hang_up.detach()
+            self._hang_up = None
+        self._link = link
+        if link is not None:
+            self._hang_up = weakref.finalize(self, link.hang_up)
+            self._hang_up.atexit = False  # see _close_all
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -259,7 +275,8 @@ class AsyncAgent:
     def disconnect(self) -> None:
         """End the connection; commands that are not in the background end with it. Idempotent."""
         with self._lock:
-            link, self._link = self._link, None
+            link = self._link
+            self._keep(None)
         if link is not None:
             link.close()
 
@@ -267,7 +284,8 @@ class AsyncAgent:
         """Have no connection, without ending it: it is the parent process's."""
         self._lock = threading.Lock()
         self._foreign.append(self._link)  # its descriptors must not be closed by chance
-        self._link = self._connecting = None
+        self._keep(None)
+        self._connecting = None
 
 
 def _look_at(task: asyncio.Task[Link]) -> None:

@@ -27,6 +27,18 @@ class RequestFailed(AgentError):
         self.code = code
 
 
+class NotStarted(AgentError):
+    """A command could not be executed.
+
+    Attributes:
+        status: 127 or 126, as a shell has it.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 class Call:
     """A request and its answers. Thread: any, several at once; `deliver` and `fail` the link's.
 
@@ -37,12 +49,14 @@ class Call:
     Attributes:
         on_change: called after anything came, or found its place; link thread, must not wait.
         is_lost: it ended because the connection is lost.
+        is_waiting: it has not begun, for too many others are under way.
     """
 
     def __init__(self, what: str, post: Callable[[Callable[[], None]], None]) -> None:
         self.what = what
         self.on_change: Callable[[], None] = lambda: None
         self.is_lost = False
+        self.is_waiting = False
         self.on_consumed: Callable[[int], None] = lambda cost: None  # link thread
         self.on_input: Callable[[], None] = lambda: None  # link thread
         self.on_cancel: Callable[[], None] = lambda: None  # link thread
@@ -217,6 +231,11 @@ class Call:
 
     def stalled(self, timeout_s: float | None) -> SandboxTimeout:
         """Return the error for an answer that did not come in time."""
+        if self.is_waiting:
+            return SandboxTimeout(
+                f"{self.what}: as many requests as can be are under way, and none of them ended "
+                f"within {timeout_s:g} s"
+            )
         return SandboxTimeout(
             f"{self.what}: the guest's agent did not answer within {timeout_s:g} s"
         )

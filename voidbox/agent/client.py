@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from voidbox.agent import protocol
-from voidbox.agent.call import Call, RequestFailed
+from voidbox.agent.call import Call, NotStarted, RequestFailed
 from voidbox.agent.core import Data, printable
 from voidbox.agent.link import Link
 from voidbox.errors import AgentError, SandboxTimeout
@@ -67,13 +67,14 @@ class RemoteProcess:
         """Its process id in the guest.
 
         Raises:
-            AgentError: it was never started; `wait` says why.
+            NotStarted: it could not be executed.
+            AgentError: the guest or its agent is gone.
         """
         if self._pid is None:
             first = self._call.first_event()
             if first is None:
-                error = parse_exit(self._call.result()).error
-                raise AgentError(error or "the command was not started")
+                end = parse_exit(self._call.result())
+                raise NotStarted(end.error or "the command was not started", end.status)
             self._pid = _int(first, "pid")
         return self._pid
 
@@ -120,7 +121,7 @@ class RemoteProcess:
             self._client.request(protocol.RESIZE, values, "resize")
 
     def post_signal(self, number: int) -> bool:
-        """Send a signal without waiting for anything; False if it has not been started yet."""
+        """Send a signal without waiting; False if nobody knows yet, or at all, whom to send it."""
         return self._post(protocol.KILL, {"signal": number}, "kill")
 
     def post_resize(self, rows: int, columns: int) -> bool:
@@ -130,7 +131,11 @@ class RemoteProcess:
     def _post(self, type: int, values: dict[str, Any], what: str) -> bool:
         if self._pid is None and not self._call.has_begun:
             return False
-        self._client.post(type, {"pid": self.pid, **values}, what)
+        try:
+            pid = self.pid
+        except AgentError:  # the guest gave none
+            return False
+        self._client.post(type, {"pid": pid, **values}, what)
         return True
 
     def detach(self) -> None:

@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 
 from voidbox.agent import protocol
 from voidbox.agent.client import AgentClient
@@ -67,6 +68,8 @@ class _Search:
         self._started = time.monotonic()
         self._serial: Link | None = None
         self._problem = "it refused every connection"
+        # A link outlives this, and must keep nothing else alive: whoever logs, above all.
+        self._explain = partial(explain, endpoint)
 
     @property
     def _gone_s(self) -> float:
@@ -139,9 +142,6 @@ class _Search:
         """Leave the serial line alone, unless it is in use."""
         if self._serial is not None:
             self._serial.close()
-
-    def _explain(self, reason: str) -> AgentError:
-        return explain(self._endpoint, reason)
 
 
 def explain(endpoint: Endpoint, reason: str) -> AgentError:

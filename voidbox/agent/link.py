@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from voidbox.agent import protocol
 from voidbox.agent.call import Call
@@ -22,6 +22,9 @@ from voidbox.event_loop import EventLoop
 from voidbox.loop_api import TimerHandle
 
 _IO_BYTES = 256 << 10
+# Those that may last for ever leave room for others: who has them all must be able to end some.
+_LASTING = frozenset((protocol.EXEC, protocol.ATTACH, protocol.FILE_WATCH))
+_LASTING_MAX = protocol.REQUESTS_MAX - 64
 
 
 class _Ping:
@@ -36,8 +39,18 @@ class _Ping:
         self.pong: Pong | None = None
 
 
+class _Waiting(NamedTuple):
+    """A request that waits for its place."""
+
+    call: Call
+    type: int
+    values: dict[str, Any]
+
+
 class Link:
     """One connection to the agent. Thread: loop, where nothing else is said.
+
+    Once it is lost, its thread and its descriptors are gone, though nobody has closed it.
 
     Args:
         sock: connected to the agent; the link owns it.
@@ -60,6 +73,8 @@ class Link:
         self._explain = explain
         self._core = ClientCore()
         self._calls: dict[int, Call] = {}
+        # For one of protocol.REQUESTS_MAX places: those of _LASTING, and the others.
+        self._waiting: dict[bool, deque[_Waiting]] = {False: deque(), True: deque()}
         self._inputs: dict[int, None] = {}  # calls that may have something to send, in turn
         self._chunk_bytes = protocol.SERIAL_CHUNK_BYTES if serial else protocol.CHUNK_BYTES
         self._outgoing_bytes_max = (
@@ -109,6 +124,8 @@ class Link:
         self._loop.call_soon(partial(self._ping, secret, ping))
         if self._is_closed:  # else whoever closes us ends the wait too
             raise AgentError("the connection to the guest's agent is closed")
+        if self._lost is not None:  # else the loop still sees to it
+            ping.done.set()
         if not ping.done.wait(timeout_s):
             raise SandboxTimeout(f"the guest's agent did not answer within {timeout_s:g} s")
         if ping.pong is None:
@@ -119,12 +136,19 @@ class Link:
         return ping.pong
 
     def call(self, type: int, values: dict[str, Any], what: str) -> Call:
-        """Begin a request. Thread: any."""
+        """Begin a request, once there is a place for it. Thread: any."""
         call = Call(what, self._loop.call_soon)
         self._loop.call_soon(partial(self._start_call, call, type, values))
         if self._is_closed:  # else whoever closes us ends the call too
             call.fail(partial(AgentError, f"{what}: the connection to the guest's agent is closed"))
+        elif self._lost is not None:  # else the loop still sees to it
+            call.fail(self._error)
         return call
+
+    def hang_up(self) -> None:
+        """Break the connection; the loop notices. Never waits. Thread: any, a collector's too."""
+        with contextlib.suppress(OSError):  # it is broken already
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End the connection and all calls. Idempotent. Thread: any but the loop."""
@@ -151,7 +175,33 @@ class Link:
     def _start_call(self, call: Call, type: int, values: dict[str, Any]) -> None:
         if self._lost is not None:
             call.fail(self._error)
-            return
+        elif not self._has_place(type):
+            waiting = _Waiting(call, type, values)
+            self._waiting[type in _LASTING].append(waiting)
+            call.is_waiting = True
+            call.on_cancel = partial(self._on_cancel_waiting, waiting)
+        else:
+            self._begin_call(call, type, values)
+
+    def _has_place(self, type: int) -> bool:
+        places = _LASTING_MAX if type in _LASTING else protocol.REQUESTS_MAX
+        return len(self._calls) < places
+
+    def _on_cancel_waiting(self, waiting: _Waiting) -> None:
+        with contextlib.suppress(ValueError):  # it has just been given its place
+            self._waiting[waiting.type in _LASTING].remove(waiting)
+            message = f"{waiting.call.what}: it was cancelled before it began"
+            waiting.call.deliver(Failure(0, protocol.CANCELLED, message))
+
+    def _begin_waiting(self) -> None:
+        """Begin those that have a place now."""
+        for queue in self._waiting.values():
+            while queue and self._has_place(queue[0].type):
+                waiting = queue.popleft()
+                waiting.call.is_waiting = False
+                self._begin_call(*waiting)
+
+    def _begin_call(self, call: Call, type: int, values: dict[str, Any]) -> None:
         try:
             number = self._core.begin(type, values)
         except (RuntimeError, ValueError, TypeError, OverflowError) as error:
@@ -234,6 +284,7 @@ class Link:
                     self._send_input(event.request)
                 elif isinstance(event, Result | Failure):
                     self._calls.pop(event.request).deliver(event)
+                    self._begin_waiting()
                 else:
                     self._calls[event.request].deliver(event)
         except ProtocolError as error:
@@ -301,8 +352,13 @@ class Link:
         calls, self._calls = self._calls, {}
         for call in calls.values():
             call.fail(self._error)
+        for queue in self._waiting.values():
+            while queue:
+                queue.popleft().call.fail(self._error)
         while self._pings:
             self._pings.popleft().done.set()
+        self._socket.close()
+        self._loop.end()
 
     def _say_goodbye(self, serial: SerialLink) -> None:
         serial.close()

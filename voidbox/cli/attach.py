@@ -145,7 +145,17 @@ class Attachment:
             complain(line)
 
     def on_signal(self, number: int) -> None:
-        """Pass a signal on to the command; one that comes again, or too early, ends everything."""
+        """Pass a signal on to the command; one that comes again, or too early, ends everything.
+
+        So does one that we fail to pass on, by whatever mistake.
+        """
+        try:
+            self._pass_on(number)
+        except Exception:
+            self.interrupt(exit_status.SIGNAL_BASE + number)
+            raise
+
+    def _pass_on(self, number: int) -> None:
         process = self._process
         if number == signal.SIGWINCH:
             if process is not None and self._is_tty:

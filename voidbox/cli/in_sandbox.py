@@ -96,7 +96,8 @@ def start(store: Store, record: SandboxRecord, command: Command) -> None:
     """Start a command in the background of a sandbox that runs.
 
     Raises:
-        AgentError: it could not be started.
+        NotStarted: it could not be executed.
+        AgentError: the guest or its agent is gone.
     """
     endpoint = StoredEndpoint(store, record)
     with agent_connect.connect(endpoint, store.secret(record.id), _CONNECT_S) as client:

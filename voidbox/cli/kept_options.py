@@ -66,9 +66,6 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
         raise ConfigError("--tty does not go with --detach: voidbox shell NAME gives a terminal")
     if options.vsock not in (None, "vhost", "none"):
         raise ConfigError("--vsock PATH: this sandbox has a socket of its own; give vhost or none")
-    for name in (options.name, options.team):
-        if name is not None:
-            _check_name(name)
     workspace, workspace_mode = parse_workspace(options.workspace)
     record = draft.make_record(
         kernel=options.kernel,
@@ -111,12 +108,6 @@ def parse_workspace(text: str | None) -> tuple[str | None, str]:
     if not colon or mode not in draft.WORKSPACE_MODES:
         path, mode = text, "copy"
     return draft.check_workspace(path), mode
-
-
-def _check_name(name: str) -> None:
-    from voidbox.sandbox.state.names import check_name
-
-    check_name(name)  # an empty one, too: it is none
 
 
 def _parse_metadata(words: list[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ import os
 import time
 from contextlib import suppress
 
+from voidbox.agent.call import NotStarted
 from voidbox.cli import exit_status, root_options
 from voidbox.cli.complain import complain
 from voidbox.cli.kept_options import make_record
@@ -36,8 +37,12 @@ def main(options: argparse.Namespace, command: tuple[str, ...], cmdline: str) ->
             return _run_attached(store, record, options, command)
         _launch(store, record)
         _copy_in(store, record)
-        if command:
-            _start(store, record, options, command)
+        try:
+            if command:
+                _start(store, record, command)
+        except NotStarted as error:
+            complain(f"voidbox: {error}")
+            return error.status
         record = store.read(record.id)
         if options.json:
             print_json(describe(store, record))
@@ -94,9 +99,7 @@ def _discard(store: Store, record: SandboxRecord) -> None:
         store.remove(record.id)
 
 
-def _start(
-    store: Store, record: SandboxRecord, options: argparse.Namespace, argv: tuple[str, ...]
-) -> None:
+def _start(store: Store, record: SandboxRecord, argv: tuple[str, ...]) -> None:
     """Start the command; a sandbox that cannot run it is of no use."""
     from voidbox.cli import in_sandbox
     from voidbox.cli.attach import Command
@@ -135,10 +138,7 @@ def _run_attached(
         command = Command(argv, {}, None, None, options.tty)
         try:
             status = in_sandbox.attach(store, record, command, options.verbose, explain)
-            status = _copy_back(store, record, options.verbose, status)
-            is_over = time.monotonic() - started >= (record.timeout_s or math.inf)
-            # It was lost because its time was over, which is another matter.
-            return exit_status.TIMEOUT if status == exit_status.AGENT and is_over else status
+            return _copy_back(store, record, options.verbose, status)
         finally:
             begin_kill(store, record)
             finish_kill(store, record)

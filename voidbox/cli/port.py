@@ -6,10 +6,11 @@ import argparse
 import re
 
 from voidbox.cli import exit_status
+from voidbox.cli.complain import complain
 from voidbox.cli.output import print_json, print_table
 from voidbox.cli.parser import make_parser
 from voidbox.cli.sandboxes import CONTROL_S, control, find_running, open_store
-from voidbox.errors import AgentError
+from voidbox.errors import AgentError, SandboxTimeout, VoidboxError
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
@@ -51,19 +52,26 @@ def main(argv: list[str]) -> int:
     record = find_running(store, options.name)
     client = control(store, record, CONTROL_S)
     shown: list[str] = []
+    problem: VoidboxError | None = None
     for port in options.ports:
-        if options.action == "add":
-            shown.append(str(client.request("port_add", publish=port).get("forward")))
-        else:
-            client.request("port_remove", publish=port)
-            shown.append(port)
+        try:
+            if options.action == "add":
+                shown.append(str(client.request("port_add", publish=port).get("forward")))
+            else:
+                client.request("port_remove", publish=port)
+                shown.append(port)
+        except VoidboxError as error:
+            problem = error
+            break
         if not options.json:
             print(shown[-1])
-    if options.json:
+    if options.json and (shown or problem is None):
         if options.action == "add":
             print_json([_parse(record, text) for text in shown])
         else:
             print_json({"name": record.name, "id": record.id, "removed": shown})
+    if problem is not None:
+        raise problem
     return exit_status.OK
 
 
@@ -72,7 +80,7 @@ def _list(store: Store, names: list[str], as_json: bool) -> int:
         records = [find_running(store, name) for name in names]
     else:
         records = [record for record in store.list() if not record.state.is_final]
-    found = []
+    found, status = [], exit_status.OK
     for record in records:
         try:
             forwards = control(store, record).request("port_list").get("forwards")
@@ -80,18 +88,22 @@ def _list(store: Store, names: list[str], as_json: bool) -> int:
             if names:
                 raise
             continue  # it has just ended
+        except SandboxTimeout as error:  # what the others say is of interest all the same
+            complain(f"voidbox: {record.name}: {error}")
+            status = exit_status.USAGE
+            continue
         if isinstance(forwards, list):
             found += [_parse(record, str(text)) for text in forwards]
     if as_json:
         print_json(found)
-        return exit_status.OK
+        return status
     rows = [
         [str(port["name"]), f"{port['host_ip']}:{port['host_port']}",
          f"{port['guest_port']}/{port['protocol']}"]
         for port in found
     ]  # fmt: skip
     print_table(("NAME", "HOST", "GUEST"), rows)
-    return exit_status.OK
+    return status
 
 
 def _parse(record: SandboxRecord, forward: str) -> dict[str, object]:

@@ -12,13 +12,12 @@ import builtins
 import contextlib
 import logging
 import os
-import signal
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
 
 from voidbox.agent import protocol
 from voidbox.agent.aio import AsyncAgent
-from voidbox.errors import AgentError, ConfigError, SandboxTimeout
+from voidbox.errors import AgentError, ConfigError, SandboxTimeout, VoidboxError
 from voidbox.sandbox import draft, parent_pipe
 from voidbox.sandbox.command_handle import AsyncCommandHandle, OnText
 from voidbox.sandbox.command_result import CommandResult
@@ -27,11 +26,12 @@ from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.endpoint import StoredEndpoint
 from voidbox.sandbox.files import AsyncFiles
 from voidbox.sandbox.info import SandboxInfo, SandboxMetrics
-from voidbox.sandbox.launching import Launch, wait_gone
+from voidbox.sandbox.launching import KILL_S, Launch, read_truly, wait_gone, wait_or_kill
 from voidbox.sandbox.log_reader import read_lines
 from voidbox.sandbox.ports import AsyncPorts
 from voidbox.sandbox.pty import AsyncPty
 from voidbox.sandbox.session import Session, check_seconds
+from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.workspace.copying import LIMIT_BYTES, WorkspaceResult
@@ -39,7 +39,6 @@ from voidbox.sandbox.workspace.stored import StoredWorkspace
 
 STOP_S = 10.0
 _STOP_GRACE_S = 10.0  # for the power button, the kill and the last words
-_KILL_S = 10.0
 
 _logger = logging.getLogger("voidbox")
 
@@ -71,7 +70,9 @@ class AsyncSandbox:
         self._keeps = keep
         self._endpoint = StoredEndpoint(store, record)
         agent = AsyncAgent(self._endpoint, store.secret(record.id), log=self._log)
-        self._session = Session(agent, record.name, record.envs, record.workdir, record.user)
+        self._session = Session(
+            agent, record.name, record.envs, record.workdir, record.user, self._is_paused
+        )
         self.commands = AsyncCommands(self._session)
         self.files = AsyncFiles(self._session)
         self.pty = AsyncPty(self._session)
@@ -80,6 +81,11 @@ class AsyncSandbox:
 
     def _log(self, line: str) -> None:
         _logger.info("%s: %s", self._name, line)
+
+    def _is_paused(self) -> bool:
+        with contextlib.suppress(VoidboxError):  # gone, say: whoever asks it learns how
+            return self._store.read(self._id).state is State.PAUSED
+        return False
 
     @property
     def sandbox_id(self) -> str:
@@ -234,6 +240,8 @@ class AsyncSandbox:
             ConfigError: there is none.
             AgentError: it has ended.
         """
+        if not isinstance(id_or_name, str):
+            raise ConfigError(f"{id_or_name!r} is no sandbox's ID or name: give text")
         store = await asyncio.to_thread(Store, state_folder)
         record = await asyncio.to_thread(store.read, id_or_name)
         sandbox = cls(store, record, keep=True)
@@ -311,7 +319,7 @@ class AsyncSandbox:
 
     async def get_info(self) -> SandboxInfo:
         """Return what it is and how it is; also once it has ended."""
-        return SandboxInfo.of(await asyncio.to_thread(self._store.read, self._id))
+        return SandboxInfo.of(await asyncio.to_thread(read_truly, self._store, self._id))
 
     async def is_running(self) -> bool:
         """Whether it has not ended."""
@@ -319,6 +327,7 @@ class AsyncSandbox:
 
     async def get_metrics(self, *, request_timeout: float | None = None) -> SandboxMetrics:
         """Return what it uses."""
+        self._session.check_answers()
         host = await self._control("metrics", request_timeout)
         limit_s = self._session.limit_s(request_timeout)
         guest = await self._session.agent.request(protocol.METRICS, {}, "metrics", limit_s)
@@ -395,7 +404,8 @@ class AsyncSandbox:
             await self._workspace.settle(self._session.limit_s(None), is_failing=False)
         with contextlib.suppress(AgentError):  # it has ended already
             await self._control("stop", timeout=timeout)
-        await self._wait_ended(timeout + _STOP_GRACE_S)
+        await wait_or_kill(self._store, self._id, timeout + _STOP_GRACE_S)
+        await self._disconnect()
 
     async def wait(self, timeout: float | None = None) -> SandboxInfo:
         """Wait until it has ended; return how.
@@ -422,7 +432,7 @@ class AsyncSandbox:
         if was_alive:
             with contextlib.suppress(AgentError, SandboxTimeout):
                 await self._control("kill")
-            await self._wait_ended(_KILL_S)
+            await wait_or_kill(self._store, self._id, KILL_S)
         await self._disconnect()  # it may have ended by itself
         if not self._keeps:
             with contextlib.suppress(ConfigError):  # somebody else has removed it
@@ -432,21 +442,6 @@ class AsyncSandbox:
     async def terminate(self) -> bool:
         """Another name of kill()."""
         return await self.kill()
-
-    async def _wait_ended(self, limit_s: float) -> None:
-        if await wait_gone(self._store, self._id, limit_s):
-            await self._disconnect()
-            return
-        _logger.warning("%s: its process does not end: killing it", self._name)
-        fd = await asyncio.to_thread(self._store.open_owner, self._id)
-        if fd is not None:
-            try:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(fd, signal.SIGKILL)
-            finally:
-                os.close(fd)
-            await wait_gone(self._store, self._id, _KILL_S)
-        await asyncio.to_thread(self._store.clean)
 
     async def _disconnect(self) -> None:
         await asyncio.to_thread(self._session.agent.disconnect)

@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import signal as signals
 import time
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeAlias
 
@@ -15,7 +16,7 @@ from voidbox.agent.aio import AsyncCall
 from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import Exit, parse_exit
 from voidbox.agent.core import Data
-from voidbox.errors import AgentError, SandboxTimeout
+from voidbox.errors import AgentError, ConfigError, SandboxTimeout
 from voidbox.sandbox.command_result import Collector, CommandResult, Output
 from voidbox.sandbox.session import Session, check_seconds
 
@@ -32,7 +33,8 @@ class AsyncCommandHandle:
 
     Iterate over it for its output. Whoever reads, in whatever way, gets each piece once; wait()
     has all of it in its result. As an async context manager it stops following the command: a
-    background one goes on, another one is ended.
+    background one goes on, another one is ended. A background command's handle that is dropped
+    stops following it, too.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class AsyncCommandHandle:
         on_stdout: OnText | None = None,
         on_stderr: OnText | None = None,
         end: Exit | None = None,
+        is_background: bool = False,
     ) -> None:
         self._session = session
         self._call = call
@@ -59,10 +62,13 @@ class AsyncCommandHandle:
         self._collector = Collector()
         self._reading = asyncio.Lock()
         self._result = self._collector.result(end) if end is not None else None
+        self._rest: list[Output] = []  # of output, that comes after the result
         self._feeder: asyncio.Task[None] | None = None
         self._pump: asyncio.Task[None] | None = None
         if on_stdout is not None or on_stderr is not None:
             self._pump = asyncio.create_task(self._read_all())
+        if is_background:  # it goes on, but takes no place among the requests
+            weakref.finalize(self, call.drop).atexit = False
 
     @property
     def pid(self) -> int:
@@ -81,22 +87,26 @@ class AsyncCommandHandle:
         """How it ended; None while it runs, or while its output has not been read to the end."""
         return self._result
 
-    def deadline(self, timeout: float | None) -> float | None:
+    def _deadline_of(self, timeout: float | None) -> float | None:
         """Return until when to wait: so long, and no longer than the command's own time limit."""
         limits = [self._deadline] if self._deadline is not None else []
         if timeout is not None:
             limits.append(time.monotonic() + check_seconds("timeout", timeout))
         return min(limits, default=None)
 
-    async def read(self, deadline: float | None = None) -> Output | None:
+    async def read(self, timeout: float | None = None) -> Output | None:
         """Return the next piece of output; None at the end.
 
         Args:
-            deadline: of time.monotonic().
+            timeout: how long to wait; the command is not touched.
         Raises:
             AgentError: the guest or its agent is gone.
-            SandboxTimeout: nothing came until `deadline`.
+            SandboxTimeout: nothing came for so many seconds.
         """
+        limit_s = None if timeout is None else check_seconds("timeout", timeout)
+        return await self._read_until(None if limit_s is None else time.monotonic() + limit_s)
+
+    async def _read_until(self, deadline: float | None) -> Output | None:
         try:
             async with asyncio.timeout(None if deadline is None else left_s(deadline)):
                 return await self._read()
@@ -108,7 +118,9 @@ class AsyncCommandHandle:
             while self._result is None:
                 event = await self._call.next()
                 if event is None:
-                    self._result = self._collector.result(parse_exit(await self._call.result()))
+                    end = parse_exit(await self._call.result())
+                    self._rest = self._collector.flush()
+                    self._result = self._collector.result(end)
                 elif isinstance(event, Data):
                     output = self._collector.add(event.stream, event.data)
                     await self._tell(output)
@@ -116,7 +128,11 @@ class AsyncCommandHandle:
                 else:
                     lost = event.values.get("lost")
                     self._collector.lost_parts += lost if isinstance(lost, int) else 0
-            return None
+            if not self._rest:
+                return None
+            output = self._rest.pop()
+            await self._tell(output)
+            return output
 
     async def _tell(self, output: Output) -> None:
         callback = self._callbacks[output.stream]
@@ -145,7 +161,7 @@ class AsyncCommandHandle:
             CommandFailed: see check.
             AgentError: the guest or its agent is gone.
         """
-        deadline = self.deadline(timeout)
+        deadline = self._deadline_of(timeout)
         try:
             async with asyncio.timeout(None if deadline is None else left_s(deadline)):
                 if self._pump is not None:
@@ -172,18 +188,20 @@ class AsyncCommandHandle:
             SandboxTimeout: it did not read for so long.
         """
         limit_s = self._session.limit_s(request_timeout)
-        view = memoryview(data.encode() if isinstance(data, str) else data)
+        view = memoryview(to_bytes(data))
         for start in range(0, len(view), protocol.CHUNK_BYTES):
             await self._call.write(view[start : start + protocol.CHUNK_BYTES], limit_s)
 
-    def feed(self, data: str | bytes) -> None:
+    def _feed(self, data: bytes) -> None:
         """Have this written to its standard input, and nothing after it, while it is read from."""
 
         async def write() -> None:
             # The command may be as slow to read as it likes; once it has ended nothing is written.
-            with contextlib.suppress(AgentError):  # whoever reads its output has that error too
-                await self.send_stdin(data, request_timeout=_NO_LIMIT_S)
-            self._call.end_input()
+            try:
+                with contextlib.suppress(AgentError):  # whoever reads its output has that error too
+                    await self.send_stdin(data, request_timeout=_NO_LIMIT_S)
+            finally:
+                self._call.end_input()
 
         self._feeder = asyncio.create_task(write())
 
@@ -220,11 +238,28 @@ def left_s(deadline: float) -> float:
     return max(0.0, deadline - time.monotonic())
 
 
+def to_bytes(data: object) -> bytes:
+    """Return input for a command: bytes, or text in UTF-8.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if isinstance(data, str):
+        try:
+            return data.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"input that is no text: {error}; give bytes") from None
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data)
+    raise ConfigError(f"input of type {type(data).__name__}: give text or bytes")
+
+
 async def send_signal(
     session: Session, pid: int, signal: int, request_timeout: float | None
 ) -> bool:
     """Send a signal to a command and its process group; False if there is none."""
     values = {"pid": pid, "signal": int(signal)}
+    session.check_answers()
     try:
         answer = await session.agent.request(
             protocol.KILL, values, "kill", session.limit_s(request_timeout)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import signal as signals
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import IO, Any, Literal, NamedTuple, overload
 
 from voidbox.agent import protocol
 from voidbox.agent.client import Exit, parse_exit
 from voidbox.agent.core import Data, printable
 from voidbox.errors import AgentError, ConfigError
-from voidbox.sandbox.command_handle import AsyncCommandHandle, OnText, send_signal
+from voidbox.sandbox.command_handle import AsyncCommandHandle, OnText, send_signal, to_bytes
 from voidbox.sandbox.command_result import CommandResult
 from voidbox.sandbox.session import Session, check_seconds
 
@@ -19,8 +20,9 @@ _WHAT_CHARACTERS_MAX = 80
 
 # A line for /bin/sh, or a program and its arguments.
 Command = str | Sequence[str]
-# Nothing to read; all that there is to read; or True: send_stdin() will bring it.
-Stdin = bool | str | bytes
+# Nothing to read; all that there is to read, or a file that has it; or True: send_stdin() will
+# bring it.
+Stdin = bool | str | bytes | IO[str] | IO[bytes] | None
 
 
 class CommandInfo(NamedTuple):
@@ -121,13 +123,15 @@ class AsyncCommands:
             envs: variables, beside those of the sandbox.
             on_stdout, on_stderr: called with text as it comes; may be coroutine functions.
             timeout: the command is ended after so many seconds.
-            stdin: text or bytes to read; True if send_stdin() brings it.
+            stdin: text or bytes to read, or an open file, which is read to its end before; True if
+                send_stdin() brings it.
             check: raise if the exit code is not 0.
             request_timeout: how long the agent may take to start it.
         Raises:
             CommandFailed: see check.
             CommandTimeout: see timeout.
             RequestFailed: no such folder or user.
+            ConfigError: an argument makes no sense, or the sandbox is paused.
             AgentError: the guest or its agent is gone.
             SandboxTimeout: see request_timeout.
         """
@@ -180,21 +184,23 @@ class AsyncCommands:
     ) -> AsyncCommandHandle:
         timeout_s = None if timeout is None else check_seconds("timeout", timeout)
         values = program(self._session, cmd, cwd, user, envs)
+        content = await _content(stdin)
         if timeout_s is not None:
             values["timeout"] = timeout_s
         if background:
             values["background"] = True
-        if stdin is not False:
+        if stdin is True or content is not None:
             values["stdin"] = True
         handle = await begin(
             self._session, values, cmd, timeout_s, on_stdout, on_stderr, request_timeout
         )
-        if not isinstance(stdin, bool):
-            handle.feed(stdin)
+        if content is not None:
+            handle._feed(content)
         return handle
 
     async def list(self, request_timeout: float | None = None) -> list[CommandInfo]:
         """List the commands that run, and background ones that ended not long ago."""
+        self._session.check_answers()
         answer = await self._session.agent.request(
             protocol.PROCESSES, {}, "commands.list", self._session.limit_s(request_timeout)
         )
@@ -217,10 +223,17 @@ class AsyncCommands:
             RequestFailed: there is no such command (ESRCH), or it is not in the background (EBUSY).
         """
         limit_s = self._session.limit_s(request_timeout)
+        self._session.check_answers()
         what = f"command {pid}"
         call = await self._session.agent.call(protocol.ATTACH, {"pid": pid}, what, limit_s)
         return AsyncCommandHandle(
-            self._session, call, what, pid=pid, on_stdout=on_stdout, on_stderr=on_stderr
+            self._session,
+            call,
+            what,
+            pid=pid,
+            on_stdout=on_stdout,
+            on_stderr=on_stderr,
+            is_background=True,
         )
 
     async def kill(
@@ -228,6 +241,25 @@ class AsyncCommands:
     ) -> bool:
         """Send a signal to a command and its process group; False if there is none."""
         return await send_signal(self._session, pid, signal, request_timeout)
+
+
+async def _content(stdin: Stdin) -> bytes | None:
+    """Return what a command is to read; None if that is not known yet, or nothing.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    if stdin is None or isinstance(stdin, bool):
+        return None
+    if isinstance(stdin, str | bytes | bytearray | memoryview):
+        return to_bytes(stdin)
+    read = getattr(stdin, "read", None)
+    if not callable(read):
+        raise ConfigError(f"stdin={stdin!r}: give text, bytes, an open file, True or False")
+    try:
+        return to_bytes(await asyncio.to_thread(read))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"stdin: the file cannot be read: {error}") from error
 
 
 def program(
@@ -270,6 +302,7 @@ async def begin(
     words = cmd if isinstance(cmd, str) else shlex.join(cmd)
     what = printable(words[:_WHAT_CHARACTERS_MAX])
     limit_s = session.limit_s(request_timeout)
+    session.check_answers()
     call = await session.agent.call(protocol.EXEC, values, what, limit_s)
     pid: int | None = None
     end: Exit | None = None
@@ -294,6 +327,7 @@ async def begin(
         on_stdout=on_stdout,
         on_stderr=on_stderr,
         end=end,
+        is_background=values.get("background") is True,
     )
 
 

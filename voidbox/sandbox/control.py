@@ -100,7 +100,10 @@ class ControlClient:
         return answer, received[0] if received else None
 
     def _connect(self) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            raise HostError.from_errno("socket", error.errno or 0) from error
         sock.settimeout(self._timeout_s)
         try:
             sock.connect(self._path)

@@ -9,6 +9,7 @@ from voidbox import defaults
 from voidbox.errors import ConfigError
 from voidbox.sandbox.image_choice import Choice, choose
 from voidbox.sandbox.session import check_seconds
+from voidbox.sandbox.state.names import check_name
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.vmm.config import MEMORY_BYTES_DEFAULT, parse_disk, parse_memory
 
@@ -48,6 +49,12 @@ def make_record(
     Raises:
         ConfigError: an argument makes no sense, or there is no kernel or image.
     """
+    for given in (name, team):
+        if given is not None:
+            check_name(given)
+    for variable, value in _texts("envs", envs).items():
+        if not variable or "=" in variable or "\0" in variable + value:
+            raise ConfigError(f"envs: {variable!r}: {value!r}: no program can have such a variable")
     kernel_path = os.path.abspath(kernel) if kernel is not None else defaults.find_kernel()
     if not isinstance(image, Choice):
         image = choose(
@@ -175,6 +182,8 @@ def _ports(values: Sequence[int] | None) -> list[int]:
 
 
 def _texts(name: str, values: Mapping[str, str] | None) -> dict[str, str]:
+    if not isinstance(values, Mapping | None):
+        raise ConfigError(f"{name}={values!r}: give a dictionary")
     found = dict(values or {})
     for key, value in found.items():
         if not isinstance(key, str) or not isinstance(value, str):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from voidbox.sandbox.state.records import SandboxRecord
+
+_NUMBER_MAX = 1 << 63
 
 
 class SandboxInfo(NamedTuple):
@@ -15,6 +17,7 @@ class SandboxInfo(NamedTuple):
         sandbox_id, name: either of them goes to connect().
         state: "creating", "running", "paused", "stopping", "stopped" or "crashed".
         created_at, started_at, ended_at: in seconds since 1970; None for what has not happened.
+            It was started when its machine was, a moment before its agent answered.
         end_at: when its time limit ends it; None without one.
         image: its name, or the path of its file.
         image_digest: "sha256:…" of an image that has a name; else "".
@@ -105,9 +108,7 @@ class SandboxMetrics(NamedTuple):
         memory_bytes, disk_bytes = _number(guest, "memory_bytes"), _number(guest, "disk_bytes")
         return cls(
             cpus=int(_number(guest, "cpus")),
-            load=tuple(float(x) for x in load if isinstance(x, int | float))
-            if isinstance(load, list)
-            else (),
+            load=tuple(float(x) for x in load if _is_sane(x)) if isinstance(load, list) else (),
             memory_bytes=int(memory_bytes),
             memory_used_bytes=int(memory_bytes - _number(guest, "memory_available_bytes")),
             disk_bytes=int(disk_bytes),
@@ -123,4 +124,9 @@ class SandboxMetrics(NamedTuple):
 
 def _number(values: Mapping[str, Any], name: str) -> float:
     value = values.get(name)
-    return value if isinstance(value, int | float) and value == value else 0
+    return value if _is_sane(value) else 0
+
+
+def _is_sane(value: object) -> TypeGuard[int | float]:
+    """Whether it is a number of something: a guest may say what it likes, infinity say."""
+    return isinstance(value, int | float) and abs(value) < _NUMBER_MAX  # no NaN is

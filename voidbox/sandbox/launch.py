@@ -13,14 +13,15 @@ import threading
 from typing import BinaryIO
 
 import voidbox
-from voidbox.errors import HostError
-from voidbox.sandbox.control import make_error
+from voidbox.errors import HostError, VoidboxError
+from voidbox.sandbox.control import describe_error, make_error
 from voidbox.sandbox.process.logs import open_log, read_tail
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
 OWNER = "voidbox.sandbox.process.owner"
 _END_S = 10.0  # for a process that failed, or was told to end
+_POLL_MS_MAX = (1 << 31) - 1  # of poll(2): some 24 days
 
 _children: set[int] = set()  # of launch(), that nobody has waited for yet
 _children_lock = threading.Lock()
@@ -31,7 +32,8 @@ def launch(
 ) -> None:
     """Start the process of a sandbox that `store` has created; return once its agent answers.
 
-    If it fails, nothing runs any more; its record stays if its guest had begun to run.
+    If it fails, nothing runs any more; its record stays if its guest had begun to run. The paths in
+    the record are absolute: the process is elsewhere.
 
     Args:
         parent_fd: the reading end of a pipe: the sandbox ends when nobody holds the other end any
@@ -41,24 +43,34 @@ def launch(
         VoidboxError: what the sandbox failed with.
     """
     reap()
-    ours, theirs = os.pipe()
-    with open(ours, "rb") as status:
-        try:
-            pid = _spawn(store, record, theirs, parent_fd, owner)
-        finally:
-            os.close(theirs)
-        try:
+    pid = None
+    try:
+        with contextlib.ExitStack() as stack:
+            status, theirs = _pipe(stack)
+            pid = _spawn(store, record, theirs.fileno(), parent_fd, owner)
+            theirs.close()
             _await_boot(status, store, record)
-        except BaseException as error:
+    except BaseException as error:
+        if pid is not None:
             # One that has said why it failed ends by itself; the others are told to.
             _end(pid, is_told=not isinstance(error, _Failed))
-            store.release(record.id)
-            if isinstance(error, _Failed):
-                if not error.has_begun:
-                    store.remove(record.id)
-                raise make_error(error.answer) from None
-            raise
+        store.release(record.id)
+        if pid is None or (isinstance(error, _Failed) and not error.has_begun):
+            with contextlib.suppress(VoidboxError):  # then clean() buries it
+                store.remove(record.id)
+        if isinstance(error, _Failed):
+            raise make_error(error.answer) from None
+        raise
     store.release(record.id)
+
+
+def _pipe(stack: contextlib.ExitStack) -> tuple[BinaryIO, BinaryIO]:
+    """Return both ends of a pipe, for reading and for writing."""
+    try:
+        ours, theirs = os.pipe()
+    except OSError as error:
+        raise HostError.from_errno("pipe", error.errno or 0) from error
+    return stack.enter_context(open(ours, "rb")), stack.enter_context(open(theirs, "wb", 0))
 
 
 class _Failed(Exception):
@@ -80,7 +92,8 @@ def _spawn(
         command += ["--parent-fd", str(parent_fd)]
         pass_fds.append(parent_fd)
     root = os.path.dirname(os.path.dirname(os.path.abspath(voidbox.__file__)))
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    path = os.pathsep.join((root, *map(os.path.abspath, others)))
     log_fd = open_log(store.path(record.id, "owner.log"))
     try:
         process = subprocess.Popen(
@@ -90,6 +103,7 @@ def _spawn(
             stderr=log_fd,
             pass_fds=pass_fds,
             start_new_session=True,
+            cwd="/",  # whose file system nobody wants to unmount
             env={**os.environ, "PYTHONPATH": path},
         )
     except OSError as error:
@@ -103,16 +117,21 @@ def _spawn(
 
 
 def _await_boot(status: BinaryIO, store: Store, record: SandboxRecord) -> None:
+    has_adopted = False
     while line := status.readline():
         answer = json.loads(line)
         if answer.get("adopted"):
             store.release(record.id)  # it lives by itself now
+            has_adopted = True
         elif answer.get("ok"):
             return
         else:
             raise _Failed(answer)
     tail = read_tail(store.path(record.id, "owner.log")).rpartition("\n")[2]
-    raise HostError(f"the sandbox's process was killed at its start: {tail}".rstrip(": "))
+    error = HostError(f"the sandbox's process was killed at its start: {tail}".rstrip(": "))
+    if has_adopted:
+        raise error
+    raise _Failed({**describe_error(error), "has_begun": False})
 
 
 def wait_ended(store: Store, id: str, timeout_s: float | None = None) -> bool:
@@ -164,4 +183,4 @@ def _end(pid: int, is_told: bool) -> None:
 def _wait_pidfd(fd: int, timeout_s: float | None) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(None if timeout_s is None else timeout_s * 1000))
+    return bool(poll.poll(None if timeout_s is None else min(timeout_s * 1000, _POLL_MS_MAX)))

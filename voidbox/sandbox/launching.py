@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
+import threading
 
-from voidbox.errors import VoidboxError
-from voidbox.sandbox.launch import launch, reap
+from voidbox.errors import HostError, VoidboxError
+from voidbox.sandbox.launch import launch, reap, wait_ended
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
 _KILL_PAUSE_S = 0.02  # until a process that was being started can be found
+KILL_S = 10.0
+
+_logger = logging.getLogger("voidbox")
 
 
 class Launch:
@@ -28,6 +33,10 @@ class Launch:
         self._draft = record
         self._parent_fd = parent_fd
         self._record: SandboxRecord | None = None
+        self._lock = threading.Lock()  # covers _has_begun and _is_given_up
+        self._has_begun = False
+        self._is_given_up = False
+        self._is_over = threading.Event()  # the start, well or not
 
     async def run(self) -> SandboxRecord:
         """Make it and start it; return its record. Whoever is cancelled leaves nothing behind.
@@ -39,40 +48,106 @@ class Launch:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            await self._give_up(task)
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            await self._give_up()
             raise
 
     def _make(self) -> SandboxRecord:
         """Thread: one of the pool."""
-        self._store.clean()
-        self._record = record = self._store.create(self._draft)
-        launch(self._store, record, self._parent_fd)
-        return self._store.read(record.id)
-
-    async def _give_up(self, task: asyncio.Task[SandboxRecord]) -> None:
-        while not task.done():
-            if self._record is not None:
-                await asyncio.to_thread(self._kill, self._record.id)
-            await asyncio.wait([task], timeout=_KILL_PAUSE_S)
-        with contextlib.suppress(VoidboxError):
-            task.result()
-        if self._record is not None:
-            await asyncio.to_thread(self._remove, self._record.id)
-
-    def _kill(self, id: str) -> None:
-        with contextlib.suppress(VoidboxError):
-            fd = self._store.open_owner(id)
-            if fd is not None:
-                try:
-                    with contextlib.suppress(ProcessLookupError):
-                        signal.pidfd_send_signal(fd, signal.SIGKILL)
-                finally:
-                    os.close(fd)
-
-    def _remove(self, id: str) -> None:
-        with contextlib.suppress(VoidboxError):
+        with self._lock:
+            if self._is_given_up:
+                raise HostError("the start was given up")
+            self._has_begun = True
+        try:
             self._store.clean()
-            self._store.remove(id)
+            self._record = record = self._store.create(self._draft)
+            launch(self._store, record, self._parent_fd)
+            return self._store.read(record.id)
+        finally:
+            self._is_over.set()
+
+    async def _give_up(self) -> None:
+        """Undo it, and wait for that, however often we are cancelled.
+
+        On a thread of its own: those of the pool may all be starting sandboxes, and this one goes
+        on though the event loop, or the whole program, is told to end meanwhile.
+        """
+        loop, undone = asyncio.get_running_loop(), asyncio.Event()
+
+        def undo() -> None:
+            try:
+                self._undo()
+            finally:
+                with contextlib.suppress(RuntimeError):  # the event loop is closed
+                    loop.call_soon_threadsafe(undone.set)
+
+        try:
+            threading.Thread(target=undo, name="voidbox-give-up").start()
+        except RuntimeError:  # the interpreter ends
+            undo()
+        while not undone.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await undone.wait()
+
+    def _undo(self) -> None:
+        with self._lock:
+            self._is_given_up = True
+            if not self._has_begun:
+                return
+        while not self._is_over.wait(_KILL_PAUSE_S):
+            self._kill()
+        self._kill()  # it may have gone well
+        record = self._record
+        if record is not None:
+            try:
+                wait_ended(self._store, record.id, KILL_S)
+                self._store.clean()
+                if os.path.isdir(self._store.path(record.id)):
+                    self._store.remove(record.id)
+            except VoidboxError as error:
+                _logger.warning("a start that was given up leaves something behind: %s", error)
+
+    def _kill(self) -> None:
+        if self._record is not None:
+            with contextlib.suppress(VoidboxError):
+                kill_process(self._store, self._record.id)
+
+
+def kill_process(store: Store, id: str) -> None:
+    """Kill a sandbox's process; one that is gone is fine.
+
+    Raises:
+        HostError: see Store.open_owner.
+    """
+    fd = store.open_owner(id)
+    if fd is not None:
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        finally:
+            os.close(fd)
+
+
+async def wait_or_kill(store: Store, id: str, limit_s: float) -> None:
+    """Wait for the end of a sandbox's process, and kill one that takes longer."""
+    if not await wait_gone(store, id, limit_s):
+        _logger.warning("%s: its process does not end: killing it", id)
+        await asyncio.to_thread(kill_process, store, id)
+        await wait_gone(store, id, KILL_S)
+        await asyncio.to_thread(store.clean)
+
+
+def read_truly(store: Store, id: str) -> SandboxRecord:
+    """Return a record that knows it, if the sandbox's process was killed.
+
+    Raises:
+        ConfigError: see Store.read.
+    """
+    record = store.read(id)
+    if record.state.is_final or store.is_alive(id):
+        return record
+    store.clean()
+    return store.read(id)
 
 
 async def wait_gone(store: Store, id: str, timeout_s: float | None) -> bool:

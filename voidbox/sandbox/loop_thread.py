@@ -10,6 +10,7 @@ import asyncio
 import atexit
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -66,6 +67,9 @@ class _Job(Generic[T]):
     def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
         self._has_started = False
         self._ended = threading.Event()
+        if sys.is_finalizing():  # no thread runs any more, nor can one be started
+            coroutine.close()
+            raise ConfigError("the interpreter ends: it is too late to use the blocking API")
         loop = _start()
         if threading.current_thread() is _thread:
             coroutine.close()

@@ -84,8 +84,10 @@ class AsyncPtyHandle:
 
     async def read(self) -> bytes | None:
         """Return what it writes next; None at the end."""
-        output = await self._handle.read()
-        return None if output is None else output.data
+        while (output := await self._handle.read()) is not None:
+            if output.data:
+                return output.data
+        return None
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while (data := await self.read()) is not None:

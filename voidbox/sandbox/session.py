@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from voidbox.errors import ConfigError
@@ -24,6 +24,7 @@ class Session:
         envs: variables of every command.
         workdir: where relative paths begin; /workspace by default.
         user: who commands and files belong to; the guest's "sandbox" by default.
+        is_paused: whether the guest stands still.
     """
 
     def __init__(
@@ -33,12 +34,23 @@ class Session:
         envs: Mapping[str, str] | None = None,
         workdir: str | None = None,
         user: str | None = None,
+        is_paused: Callable[[], bool] = lambda: False,
     ) -> None:
         self.agent = agent
         self.name = name
         self.envs = dict(envs or {})
         self.workdir = workdir
         self.user = user
+        self._is_paused = is_paused
+
+    def check_answers(self) -> None:
+        """Refuse what a sandbox that is paused would never answer.
+
+        Raises:
+            ConfigError: it is.
+        """
+        if self._is_paused():
+            raise ConfigError(f"{self.name} is paused: resume() lets it go on")
 
     def path(self, path: str) -> str:
         """Return an absolute path of the guest."""

@@ -191,12 +191,9 @@ class Sandbox(Facade[AsyncSandbox]):
         self, *, follow: bool = False, source: Literal["console", "voidbox"] = "console"
     ) -> Iterator[str]:
         """Yield the lines of a log; see AsyncSandbox.logs()."""
-        lines = self._core.logs(follow=follow, source=source)
-        try:
-            while (line := run(_next(lines))) is not None:
-                yield line
-        finally:
-            run(lines.aclose())
+        lines = self._core.logs(follow=follow, source=source)  # asyncio closes it once it is left
+        while (line := run(_next(lines))) is not None:
+            yield line
 
     get_info = blocking(AsyncSandbox.get_info)
     get_metrics = blocking(AsyncSandbox.get_metrics)

@@ -53,10 +53,10 @@ class CommandHandle(Facade[AsyncCommandHandle]):
     def wait(self, timeout: float | None = None, *, check: bool = False) -> CommandResult:
         """Wait for the end; see AsyncCommandHandle.wait()."""
         if any(self._callbacks.values()):
-            started, deadline = time.monotonic(), self._core.deadline(timeout)
+            started, deadline = time.monotonic(), self._core._deadline_of(timeout)
             while True:
                 try:
-                    output = run(self._core.read(deadline))
+                    output = run(self._core._read_until(deadline))
                 except SandboxTimeout:
                     break  # wait() says whose time limit it was
                 if output is None:

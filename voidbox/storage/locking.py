@@ -3,6 +3,9 @@
 FileLock    excludes everybody else for a moment: flock(2)
 Hold        says "I live" for as long as it is open: an open-file-description lock, fcntl(2).
             Several may hold the same file, and asking whether anybody does disturbs nobody.
+
+Both belong to the open file, which a forked child has too: so they are given up by name, not by
+closing alone, and a child closes its descriptors of them at once.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from voidbox.errors import HostError
 _FLOCK = struct.Struct("@hhqqi4x")
 assert _FLOCK.size == 32
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+
+_held: set[FileLock | Hold] = set()
 
 
 class FileLock:
@@ -33,17 +38,21 @@ class FileLock:
         self._fd = -1
 
     def __enter__(self) -> FileLock:
-        fd = _open(self._path)
+        self._fd = _open(self._path)
+        _held.add(self)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
         except BaseException:
-            os.close(fd)
+            self.__exit__()
             raise
-        self._fd = fd
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        _held.discard(self)
+        fd, self._fd = self._fd, -1
+        if fd >= 0:  # else this is a child, and it is its parent's
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            os.close(fd)
 
 
 class Hold:
@@ -55,17 +64,20 @@ class Hold:
 
     def __init__(self, path: str) -> None:
         self._fd = _open(path)
+        _held.add(self)
         # A write lock, which alone would conflict, is only ever asked about.
-        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
+        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _range(fcntl.F_RDLCK))
 
     def is_shared(self) -> bool:
-        """Whether somebody else holds it too."""
-        return _conflicts(self._fd)
+        """Whether somebody else holds it too; a forked child's parent does."""
+        return self._fd < 0 or _conflicts(self._fd)
 
     def close(self) -> None:
         """Let go. Idempotent."""
+        _held.discard(self)
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _range(fcntl.F_UNLCK))
             os.close(fd)
 
 
@@ -88,9 +100,25 @@ def is_held(path: str) -> bool:
 
 
 def _conflicts(fd: int) -> bool:
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    answer: int = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))[0]
+    answer: int = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _range(fcntl.F_WRLCK)))[0]
     return answer != fcntl.F_UNLCK
+
+
+def _range(kind: int) -> bytes:
+    """Return the struct flock of a whole file."""
+    return _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0)
+
+
+def _forget() -> None:
+    """In a child without exec: its parent's locks must end with the parent, however that ends."""
+    for one in _held:
+        fd, one._fd = one._fd, -1
+        if fd >= 0:
+            os.close(fd)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _open(path: str) -> int:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
-from tests.unit.agent.conftest import USER
+from tests.unit.agent.conftest import SECRET, USER
 from tests.unit.agent.test_call import FakeAgent, agent
-from tests.unit.sandbox.conftest import Box, box, guest, in_event_loop
-from voidbox.agent import protocol
-from voidbox.agent.aio import AsyncCall
+from tests.unit.sandbox.conftest import Box, CutEndpoint, box, guest, in_event_loop
+from voidbox.agent import link, protocol
+from voidbox.agent.aio import AsyncAgent, AsyncCall
+from voidbox.agent.call import RequestFailed
+from voidbox.agent.core import Event
 from voidbox.agent.packing import pack
 from voidbox.errors import AgentError, SandboxTimeout
 
@@ -29,6 +33,42 @@ async def test_a_thousand_requests_at_once_need_no_threads(box: Box) -> None:
         await asyncio.sleep(0)
         assert threading.active_count() <= before
     assert len(box.endpoint.connections) == 1
+
+
+@pytest.fixture
+def few_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "REQUESTS_MAX", 4)
+    monkeypatch.setattr(link, "_LASTING_MAX", 2)
+
+
+@pytest.mark.usefixtures("few_places")
+@in_event_loop
+async def test_more_requests_than_there_are_places_wait_their_turn(box: Box) -> None:
+    async with asyncio.TaskGroup() as group:
+        for type in (protocol.PROCESSES, protocol.EXEC) * 20:
+            values = {"argv": ["true"], "user": USER} if type == protocol.EXEC else {}
+            group.create_task(box.agent.request(type, values, "request"))
+
+
+@pytest.mark.usefixtures("few_places")
+@in_event_loop
+async def test_a_place_is_left_to_end_what_lasts(box: Box) -> None:
+    values = {"argv": ["sleep", "60"], "user": USER}
+    lasting = [await box.agent.call(protocol.EXEC, values, "exec") for _ in range(4)]
+    pids = [(await call.next()).values["pid"] for call in lasting[:2]]  # type: ignore[union-attr]
+    with pytest.raises(SandboxTimeout, match=r"exec: as many requests .* within 0\.05 s"):
+        await lasting[2].result(0.05)
+    with pytest.raises(RequestFailed, match="cancelled before it began"):
+        await lasting[2].next()
+    for pid in pids:
+        await box.agent.request(protocol.KILL, {"pid": pid, "signal": 9}, "kill", 20)
+    event = await lasting[3].next(20)
+    assert isinstance(event, Event) and event.values["pid"]
+    waiting = [await box.agent.call(protocol.EXEC, values, "exec") for _ in range(2)]
+    box.endpoint.cut()
+    for call in (lasting[3], *waiting):
+        with pytest.raises(AgentError, match="lost"):
+            await call.result(20)
 
 
 @in_event_loop
@@ -52,6 +92,58 @@ async def test_after_a_lost_connection_there_is_another(box: Box) -> None:
     while not (await box.agent.link()) or len(box.endpoint.connections) < 2:
         await asyncio.sleep(0.01)
     await box.agent.request(protocol.METRICS, {}, "metrics")
+
+
+def resources() -> tuple[int, int]:
+    """How many links' threads and descriptors there are."""
+    threads = [thread for thread in threading.enumerate() if thread.name == "voidbox-loop"]
+    return len(threads), len(os.listdir("/proc/self/fd"))
+
+
+class Logging:
+    """Has an agent that logs to it, as a sandbox has."""
+
+    def __init__(self, path: Path) -> None:
+        self.endpoint = CutEndpoint(path)
+        self.agent = AsyncAgent(self.endpoint, SECRET, 20, self.log)
+
+    def log(self, line: str) -> None:
+        assert "OK" in line
+
+
+@in_event_loop
+async def test_an_agent_that_is_dropped_leaves_nothing(box: Box) -> None:
+    await box.agent.request(protocol.METRICS, {}, "metrics")
+    before = resources()
+    for _ in range(5):
+        dropped = Logging(box.endpoint._path)
+        await dropped.agent.request(protocol.METRICS, {}, "metrics")
+        dropped.endpoint.close()
+    assert resources() > before
+    del dropped
+    gc.collect()
+    while resources() > before:
+        await asyncio.sleep(0.01)
+
+
+@in_event_loop
+async def test_a_lost_connection_leaves_nothing(box: Box) -> None:
+    before = resources()
+    link = await box.agent.link()
+    call = link.call(protocol.EXEC, {"argv": ["sleep", "60"], "user": USER}, "exec")
+    box.endpoint.cut()
+    box.endpoint.close()
+    with pytest.raises(AgentError, match="lost"):
+        await asyncio.to_thread(call.result)
+    for begin in (
+        lambda: link.call(protocol.METRICS, {}, "metrics").result(),
+        lambda: link.handshake(SECRET, 20),
+    ):
+        with pytest.raises(AgentError, match="lost"):
+            await asyncio.to_thread(begin)
+    await asyncio.to_thread(link._loop._thread.join)
+    assert resources()[1] == before[1]
+    link.close()
 
 
 @in_event_loop

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import signal
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +14,11 @@ import pytest
 from tests.unit.agent.test_call import FakeAgent, started
 from voidbox.agent import protocol
 from voidbox.agent.call import RequestFailed
+from voidbox.agent.packing import pack
 from voidbox.cli import exit_status, guest_run, streams
 from voidbox.cli.attach import Attachment
 from voidbox.errors import AgentError
+from voidbox.signals import SignalThread
 from voidbox.vmm.outcome import EndReason, Outcome
 
 
@@ -48,6 +52,54 @@ def test_a_signal_before_the_start_ends_the_vm(agent: FakeAgent) -> None:
     run._process = agent.client.exec(["x"])
     run.on_signal(signal.SIGTERM)
     assert stops
+
+
+@pytest.mark.parametrize("values", [{"pid": "x"}, {"pid": b"\7"}, {}], ids=repr)
+def test_a_guest_that_gives_no_process_id_makes_nobody_deaf(
+    values: dict[str, Any], agent: FakeAgent
+) -> None:
+    agent.answer = lambda frame: protocol.encode(protocol.EVENT, frame.request, pack(values))
+    stops: list[bool] = []
+    run = make_run(stops)
+    run._process = agent.client.exec(["x"])
+    assert run._process._call.first_event() == values
+    run._is_tty = True
+    run._process.post_resize(24, 80)
+    run.on_signal(signal.SIGINT)
+    assert stops and run.interruption == exit_status.INTERRUPTED
+
+
+def test_what_cannot_be_passed_on_ends_the_command() -> None:
+    def fail(number: int) -> bool:
+        raise ZeroDivisionError
+
+    stops: list[bool] = []
+    run = make_run(stops)
+    process: Any = SimpleNamespace(post_signal=fail)
+    run._process = process
+    with pytest.raises(ZeroDivisionError):
+        run.on_signal(signal.SIGINT)
+    assert stops and run.interruption == exit_status.INTERRUPTED
+
+
+def test_a_signal_is_taken_after_one_whose_handler_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failures: list[type[BaseException]] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: failures.append(args.exc_type))
+    taken = queue.SimpleQueue[int]()
+
+    def on_signal(number: int) -> None:
+        taken.put(number)
+        raise ZeroDivisionError
+
+    with SignalThread([signal.SIGUSR1], on_signal) as thread:
+        ident = thread._thread.ident  # to no other: those of a test runner do not block it
+        assert ident is not None
+        for _ in range(2):
+            signal.pthread_kill(ident, signal.SIGUSR1)
+            assert taken.get(timeout=10) == signal.SIGUSR1
+    assert failures == [ZeroDivisionError] * 2
 
 
 def test_a_new_window_size_never_raises(agent: FakeAgent, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -20,7 +21,8 @@ import pytest
 from tests.e2e.terminal import Session
 from tests.unit.cli.conftest import Cli
 from tests.unit.sandbox.owned import wait_until
-from voidbox.cli import exit_status
+from voidbox.cli import exit_status, port
+from voidbox.cli.sandboxes import control
 from voidbox.errors import ConfigError
 from voidbox.sandbox.process.control_server import ControlServer, Handler
 from voidbox.sandbox.state.lifecycle import Event
@@ -73,8 +75,9 @@ def test_run_detached_starts_a_command(cli: Cli) -> None:
 
 
 def test_run_detached_with_a_command_that_does_not_exist_leaves_nothing(cli: Cli) -> None:
-    message = cli.refused("run", "-d", "--name", "box", *cli.machine(), "--", "nosuch")
-    assert message == "nosuch: command not found"
+    result = cli("run", "-d", "--name", "box", *cli.machine(), "--", "nosuch")
+    assert (result.returncode, result.stdout) == (127, "")
+    assert result.stderr == "voidbox: nosuch: command not found\n"
     assert ids(cli) == []
 
 
@@ -430,9 +433,9 @@ def test_ports(cli: Cli) -> None:
         return {"forwards": list(forwards)}
 
     with answering(cli, port_add=add, port_remove=remove, port_list=show):
-        (port,) = cli.json("port", "ls")
-        del port["id"]
-        assert port == {
+        (found,) = cli.json("port", "ls")
+        del found["id"]
+        assert found == {
             "name": "box", "host_ip": "127.0.0.1", "host_port": 9000, "guest_port": 80,
             "protocol": "tcp",
         }  # fmt: skip
@@ -441,8 +444,39 @@ def test_ports(cli: Cli) -> None:
             "box", "127.0.0.1:40000", "53/udp",
         ]  # fmt: skip
         assert cli.refused("port", "add", "box", "1:2") == "127.0.0.1:1: Permission denied"
+        result = cli("port", "add", "--json", "box", "0:53/udp", "1:2", "0:54/udp")
+        assert (result.returncode, result.stderr) == (
+            2,
+            "voidbox: 127.0.0.1:1: Permission denied\n",
+        )
+        assert [one["host_port"] for one in json.loads(result.stdout)] == [40000]
+        assert cli("port", "add", "--json", "box", "1:2").stdout == ""
         assert cli.json("port", "rm", "box", "9000:80")["removed"] == ["9000:80"]
         assert cli.json("port", "ls", "box") == []
+
+
+def test_ports_of_all_though_one_process_hangs(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def show(values: dict[str, object]) -> dict[str, object]:
+        return {"forwards": ["127.0.0.1:9000:80/tcp"]}
+
+    cli.sandboxes.create(name="hangs")
+    hanging = cli.sandboxes.store.read("hangs")
+    monkeypatch.setenv("VOIDBOX_STATE", cli.environment["VOIDBOX_STATE"])
+    monkeypatch.setattr(port, "control", lambda store, record: control(store, record, 0.1))
+    with answering(cli, port_list=show), socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(cli.sandboxes.store.path(hanging.id, "control.sock"))
+        silent.listen()
+        assert port.main(["ls", "--json"]) == exit_status.USAGE
+        said = capsys.readouterr()
+        assert [one["name"] for one in json.loads(said.out)] == ["box"]
+        assert said.err.startswith("voidbox: hangs: port_list: ") and said.err.count("\n") == 1
+
+
+def test_a_stop_may_take_any_time(cli: Cli) -> None:
+    cli.launch("box")
+    assert cli.ok("stop", "--timeout", "9999999", "box") == "box\n"
 
 
 def test_messages(cli: Cli) -> None:

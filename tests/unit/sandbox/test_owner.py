@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.sandbox.owned import DEADLINE_S, FAKE_OWNER, Sandboxes, wait_until
+from tests.unit.sandbox.states import ROOT, wanted
 from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout
 from voidbox.sandbox.endpoint import StoredEndpoint
 from voidbox.sandbox.launch import launch, reap, wait_ended
@@ -265,7 +268,69 @@ def test_a_process_that_dies_at_its_start_is_told(sandboxes: Sandboxes) -> None:
     record = sandboxes.create()
     with pytest.raises(HostError, match="No module named"):
         launch(sandboxes.store, record, owner="voidbox.sandbox.no_such_module")
-    assert [crashed.id for crashed in sandboxes.store.clean()] == [record.id]
+    assert sandboxes.store.list() == []  # nothing had begun
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "message"),
+    [
+        ("os.pipe", OSError(24, "EMFILE"), "pipe: EMFILE"),
+        ("subprocess.Popen", BlockingIOError(11, "EAGAIN"), "start .*: EAGAIN"),
+    ],
+)
+def test_a_process_that_cannot_be_started_leaves_nothing(
+    sandboxes: Sandboxes, target: str, error: OSError, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = sandboxes.create()
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    with monkeypatch.context() as context:
+        context.setattr(target, fail)
+        with pytest.raises(HostError, match=message):
+            launch(sandboxes.store, record, owner=FAKE_OWNER)
+    assert sandboxes.store.list() == []
+    assert not os.listdir(f"{sandboxes.store.folder}/sandboxes")
+
+
+@pytest.mark.parametrize("descriptors", [7, 10])
+def test_a_process_that_cannot_set_itself_up_leaves_nothing(
+    descriptors: int, sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With seven it cannot take its record, with ten no epoll."""
+    start = subprocess.Popen
+    limit = ["prlimit", f"--nofile={descriptors}"]
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda command, **options: start([*limit, *command], **options)
+    )
+    with pytest.raises(HostError, match="Too many open files") as caught:
+        sandboxes.launch()
+    assert "\n" not in str(caught.value)
+    assert sandboxes.store.list() == []
+
+
+def test_it_keeps_no_folder_of_its_callers(
+    sandboxes: Sandboxes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"lib{os.pathsep}")
+    record = sandboxes.launch()
+    assert os.readlink(f"/proc/{record.pid}/cwd") == "/"
+    environment = Path(f"/proc/{record.pid}/environ").read_bytes().decode().split("\0")
+    (path,) = (line for line in environment if line.startswith("PYTHONPATH="))
+    assert path == f"PYTHONPATH={ROOT}:{tmp_path}/lib"
+
+
+def test_it_counts_from_the_start_of_its_machine(sandboxes: Sandboxes) -> None:
+    """Its time limit does; so what says when it ends must, too."""
+    record = sandboxes.launch()
+    before = time.time()
+    uptime_s = sandboxes.control(record).request("metrics")["uptime_s"]
+    after = time.time()
+    assert record.started_at is not None
+    assert isinstance(uptime_s, float)
+    assert before - uptime_s - 0.05 < record.started_at < after - uptime_s + 0.05
 
 
 def test_the_folder_one_is_in_cannot_replace_modules(
@@ -318,3 +383,33 @@ def test_a_silent_process_is_a_timeout(sandboxes: Sandboxes) -> None:
         client.request("info")
     os.kill(record.pid, signal.SIGCONT)
     assert sandboxes.control(record).request("info")
+
+
+@pytest.mark.parametrize("content", ["{bad", None])
+def test_a_corrupted_record_is_made_anew_by_what_its_process_knows(
+    sandboxes: Sandboxes, content: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = sandboxes.store
+    record = sandboxes.launch(name="live")
+    state = Path(store.path(record.id, "state.json"))
+
+    def corrupt() -> None:
+        state.unlink() if content is None else state.write_text(content)
+
+    corrupt()
+    with pytest.raises(ConfigError, match="there is a sandbox called live already"):
+        store.create(wanted("live"))
+    corrupt()
+    assert store.read("live") == store.read(record.id) == record
+    corrupt()
+    assert store.list() == [record] and store.clean() == []
+    corrupt()
+    fd = store.open_owner(record.id)
+    assert fd is not None
+    os.close(fd)
+    corrupt()
+    assert store.rename(record.id, "other").pid == record.pid
+    assert json.loads(state.read_text())["name"] == "other"
+    aside = Path(store.folder, "set-aside")
+    assert (len(list(aside.iterdir())) if aside.exists() else 0) == (5 if content else 0)
+    assert caplog.text.count("made anew, for the sandbox runs") == 5

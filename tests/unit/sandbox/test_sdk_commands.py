@@ -13,6 +13,7 @@ import pytest
 from tests.unit.sandbox.conftest import Box, in_event_loop
 from voidbox.agent.call import RequestFailed
 from voidbox.errors import AgentError, CommandFailed, CommandTimeout, ConfigError, SandboxTimeout
+from voidbox.sandbox.command_handle import AsyncCommandHandle
 from voidbox.sandbox.command_result import Collector
 
 
@@ -91,6 +92,21 @@ async def test_callbacks_get_text_and_may_be_coroutines(box: Box) -> None:
 
 
 @in_event_loop
+async def test_half_a_character_at_the_end_is_told_too(box: Box) -> None:
+    out: list[str] = []
+    result = await box.commands.run(r"printf 'a\303'", on_stdout=out.append)
+    assert "".join(out) == "a�" == result.stdout
+    handle = await box.commands.start(r"printf 'a\303'; printf '\303' >&2")
+    found = sorted([output async for output in handle])
+    assert found == [
+        ("stderr", b"", "�"), ("stderr", b"\xc3", ""),
+        ("stdout", b"", "�"), ("stdout", b"a\xc3", "a"),
+    ]  # fmt: skip
+    async with await box.pty.create(cmd=r"printf '\303'") as pty:
+        assert [data async for data in pty] == [b"\xc3"]
+
+
+@in_event_loop
 async def test_what_a_callback_raises_ends_the_command(box: Box, guest: Path) -> None:
     def refuse(text: str) -> None:
         raise ValueError("enough")
@@ -150,6 +166,47 @@ async def test_no_input_is_an_end_of_file(box: Box) -> None:
 
 
 @in_event_loop
+async def test_input_of_any_form(box: Box, guest: Path) -> None:
+    (guest / "f").write_text("ä file")
+    assert (await box.commands.run("cat; echo end", stdin=None)).stdout == "end\n"
+    assert (await box.commands.run("cat", stdin="text ä")).stdout == "text ä"
+    with (guest / "f").open() as text, (guest / "f").open("rb") as data:
+        for file in (text, data):
+            assert (await box.commands.run("cat", stdin=file)).stdout == "ä file"
+    for wrong in ("\udc80", 5, ["a"], text):  # the last is closed
+        with pytest.raises(ConfigError, match="input|stdin"):
+            await box.commands.run("cat", stdin=wrong)  # type: ignore[call-overload]
+    handle = await box.commands.start("cat", stdin=True)
+    for wrong in ("\udc80", 5, None):
+        with pytest.raises(ConfigError, match="input"):
+            await handle.send_stdin(wrong)  # type: ignore[arg-type]
+    await handle.detach()
+
+
+@in_event_loop
+async def test_input_ends_whatever_becomes_of_it(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*arguments: object, **options: object) -> None:
+        raise SandboxTimeout("the guest takes nothing")
+
+    monkeypatch.setattr(AsyncCommandHandle, "send_stdin", fail)
+    handle = await box.commands.start("cat; echo end", stdin="x")
+    assert (await handle.wait(10)).stdout == "end\n"
+    assert handle._feeder is not None and isinstance(handle._feeder.exception(), SandboxTimeout)
+
+
+@in_event_loop
+async def test_reading_waits_for_so_many_seconds(box: Box) -> None:
+    handle = await box.commands.start("read x; echo $x", stdin=True)
+    with pytest.raises(SandboxTimeout, match="still runs"):
+        await handle.read(0.05)
+    with pytest.raises(ConfigError, match="timeout"):
+        await handle.read(-1)
+    await handle.send_stdin("y\n")
+    assert await handle.read(10) == ("stdout", b"y\n", "y\n")
+    await handle.detach()
+
+
+@in_event_loop
 async def test_a_background_command(box: Box) -> None:
     handle = await box.commands.run("echo $$; exec sleep 60", background=True)
     output = await handle.read()
@@ -179,6 +236,19 @@ async def test_a_background_command_is_found_again(box: Box) -> None:
         assert caught.value.code == "ESRCH"
     finally:
         other.close()
+
+
+@in_event_loop
+async def test_a_background_commands_handle_that_is_dropped_takes_no_place(box: Box) -> None:
+    handle = await box.commands.run("exec sleep 60", background=True)
+    again = await box.commands.connect(handle.pid)
+    pid, calls = handle.pid, (await box.agent.link())._calls
+    while len(calls) < 2:
+        await asyncio.sleep(0.01)
+    del handle, again
+    while calls:
+        await asyncio.sleep(0.01)
+    assert await box.commands.kill(pid)  # it goes on
 
 
 @in_event_loop
@@ -292,6 +362,16 @@ def test_more_output_than_is_kept() -> None:
         collector.add(1, data)
     assert collector._streams["stdout"].join() == b"6789abcde"
     assert collector._streams["stdout"].lost_bytes == 5
+
+
+def test_many_small_pieces_cost_little() -> None:
+    collector = Collector(limit_bytes=1 << 20)
+    for number in range(20_000):
+        assert collector.add(1, b"").text == ""
+        collector.add(1, b"%05d" % number)
+    kept = collector._streams["stdout"]
+    assert len(kept._parts) == 2
+    assert kept.join() == b"".join(b"%05d" % number for number in range(20_000))
 
 
 # --- terminals ----------------------------------------------------------------------------------

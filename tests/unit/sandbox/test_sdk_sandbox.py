@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,11 @@ from tests.unit.sandbox.conftest import in_event_loop
 from voidbox.errors import AgentError, CommandTimeout, ConfigError, HostError, SandboxTimeout
 from voidbox.sandbox import draft, launching
 from voidbox.sandbox.aio import AsyncSandbox
+from voidbox.sandbox.control import ControlClient
+from voidbox.sandbox.info import SandboxMetrics
 from voidbox.sandbox.launch import launch
+from voidbox.sandbox.launching import Launch
+from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
 FAKE_OWNER = "tests.unit.sandbox.fake_owner"
@@ -74,6 +81,14 @@ def kept() -> list[str]:
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         await asyncio.sleep(0.01)
+
+
+def draft_of(options: dict[str, Any]) -> SandboxRecord:
+    """Return what a Launch of these options begins with."""
+    return SandboxRecord(
+        name="", kernel=str(options["kernel"]), image=str(options["image"]), cpus=1,
+        memory_bytes=64 << 20, envs={}, metadata={},
+    )  # fmt: skip
 
 
 def agent_pid(sandbox: AsyncSandbox) -> int:
@@ -168,8 +183,16 @@ async def test_pause_and_resume(options: dict[str, Any]) -> None:
         await sandbox.commands.run("true")
         await sandbox.pause()
         assert (await sandbox.get_info()).state == "paused"
-        with pytest.raises(SandboxTimeout):
-            await sandbox.commands.run("true", request_timeout=0.3)
+        for asked in (
+            lambda: sandbox.commands.run("true"),
+            lambda: sandbox.commands.list(),
+            lambda: sandbox.commands.kill(1),
+            lambda: sandbox.commands.connect(1),
+            lambda: sandbox.pty.create(),
+            lambda: sandbox.get_metrics(),
+        ):
+            with pytest.raises(ConfigError, match=r"is paused: resume\(\) lets it go on"):
+                await asked()
         with pytest.raises(ConfigError, match="paused"):
             await sandbox.pause()
         await sandbox.resume()
@@ -271,7 +294,8 @@ async def test_its_process_is_killed(options: dict[str, Any], tmp_path: Path, wh
         await asyncio.sleep(0.05)
         os.kill(owner_pid(sandbox), signal.SIGKILL)
         if what == "nothing":
-            await task
+            info = await task
+            assert (info.state, info.reason) == ("crashed", "its process was killed")
         else:
             with pytest.raises(AgentError, match="its process was killed"):
                 await task
@@ -314,6 +338,48 @@ async def test_a_start_that_is_given_up(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    assert not kept()
+
+
+@in_event_loop
+async def test_a_start_that_is_given_up_again_and_again(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    options["image"] = tmp_path / "imageslow"
+    task = asyncio.create_task(AsyncSandbox.create(**options))
+    await until(lambda: bool(kept()))
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0.01)
+    assert task.cancelled() and not kept()
+
+
+@in_event_loop
+async def test_a_start_that_is_given_up_as_it_succeeds(options: dict[str, Any]) -> None:
+    before = asyncio.all_tasks()
+    outer = asyncio.create_task(Launch(Store(), draft_of(options), None).run())
+    await asyncio.sleep(0)
+    (inner,) = asyncio.all_tasks() - before - {outer}
+    inner.add_done_callback(lambda _: outer.cancel())  # before outer learns of it
+    with pytest.raises(asyncio.CancelledError):
+        await outer
+    assert inner.result().pid and not kept()
+
+
+@in_event_loop
+async def test_a_start_is_given_up_though_no_thread_of_the_pool_is_free(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    options["image"] = tmp_path / "imageslow"
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    first, second = (
+        asyncio.create_task(Launch(Store(), draft_of(options), None).run()) for _ in range(2)
+    )
+    await until(lambda: bool(kept()))
+    for task in (second, first):
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
     assert not kept()
 
 
@@ -426,6 +492,15 @@ async def test_rounds_leave_nothing(options: dict[str, Any], tmp_path: Path) -> 
         {"timeout": 0},
         {"workdir": "relative"},
         {"envs": {"A": 1}},
+        {"envs": {"A=B": "x"}},
+        {"envs": {"": "x"}},
+        {"envs": {"A": "x\0"}},
+        {"envs": "abc"},
+        {"metadata": [1]},
+        {"name": 5},
+        {"name": ""},
+        {"team": ""},
+        {"team": "a/b"},
         {"metadata": {1: "a"}},
         {"name": "../x"},
         {"name": "a/b"},
@@ -443,6 +518,37 @@ async def test_arguments_without_sense(
     with pytest.raises(ConfigError) as caught:
         await AsyncSandbox.create(**{**options, **bad})
     assert "\n" not in str(caught.value) and not kept()
+
+
+@pytest.mark.parametrize("key", [None, 5, b"x", ""])
+@in_event_loop
+async def test_what_is_no_name_is_not_found(state_folder: Path, key: Any) -> None:
+    with pytest.raises(ConfigError):
+        await AsyncSandbox.connect(key)
+
+
+@pytest.mark.parametrize(
+    "number", [math.inf, -math.inf, math.nan, 1e300, 10**400, "5", None], ids=repr
+)
+def test_figures_without_sense_count_as_none(number: Any) -> None:
+    names = (
+        "cpus", "memory_bytes", "memory_available_bytes", "disk_bytes", "disk_available_bytes",
+        "processes", "uptime_s",
+    )  # fmt: skip
+    guest = dict.fromkeys(names, number) | {"load": [number, 0.5]}
+    metrics = SandboxMetrics.of(guest, {"rss_bytes": number, "cpu_ns": number})
+    assert metrics.load == (0.5,)
+    assert not any((metrics.cpus, metrics.memory_used_bytes, metrics.uptime_s, metrics.host_cpu_s))
+
+
+@in_event_loop
+async def test_no_descriptors_left(state_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", fail)
+    with pytest.raises(HostError, match="socket: EMFILE"):
+        ControlClient("control.sock").request("metrics")
 
 
 def net(**values: Any) -> dict[str, object] | None:

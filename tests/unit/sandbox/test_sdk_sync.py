@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +206,61 @@ def test_the_thread_can_be_ended_and_comes_back(sandbox: Sandbox) -> None:
     assert sandbox.commands.run("echo on").stdout == "on\n"
 
 
+_UNFINISHED = """
+from voidbox.sandbox.sync import Sandbox
+
+class Core:
+    async def logs(self, **options):
+        try:
+            yield "one"
+            yield "two"
+        finally:
+            print("closed", flush=True)
+
+    async def is_running(self):
+        return True
+
+sandbox = Sandbox.__new__(Sandbox)
+sandbox._core = Core()
+
+def lines():
+    try:
+        yield from sandbox.logs()
+    finally:
+        sandbox.is_running()
+
+lines = lines()
+print(next(lines), flush=True)
+"""
+
+
+def test_a_program_ends_though_what_it_iterates_over_has_not() -> None:
+    program = subprocess.run(
+        [sys.executable, "-c", _UNFINISHED], cwd=ROOT, capture_output=True, text=True, timeout=20
+    )
+    assert (program.returncode, program.stdout) == (0, "one\nclosed\n")
+    assert "too late to use the blocking API" in program.stderr
+
+
+def test_logs_that_are_left_are_closed() -> None:
+    closed = threading.Event()
+
+    class Core:
+        async def logs(self, **options: object) -> AsyncIterator[str]:
+            try:
+                yield "one"
+                yield "two"
+            finally:
+                closed.set()
+
+    sandbox = Sandbox.__new__(Sandbox)
+    sandbox._core = Core()  # type: ignore[assignment]
+    for line in sandbox.logs():
+        assert line == "one"
+        break
+    assert closed.wait(10)
+
+
 def test_a_forked_child_makes_its_own_connection(sandbox: Sandbox) -> None:
     sandbox.commands.run("true")
     child = os.fork()
@@ -254,7 +309,7 @@ PAIRS = [
     (ports.AsyncPorts, sync.Ports),
 ]
 # Of the asynchronous form alone: what a callback on an event loop is good for.
-ONLY_ASYNC = {"on_event", "deadline", "feed"}
+ONLY_ASYNC = {"on_event"}
 
 
 @pytest.mark.parametrize(("core", "facade"), PAIRS)

@@ -40,13 +40,13 @@ class Sandbox(Protocol):
         ended_fd: readable once everything has ended.
     """
 
-    record: SandboxRecord
     ended_fd: int
     started_at: float
     ports: PublishedPorts
 
     @property
     def machine(self) -> Machine: ...
+    def current_record(self) -> SandboxRecord: ...
     def stop(self, agent_s: float) -> None: ...
     def kill(self, reason: str) -> None: ...
     def pause(self) -> None: ...
@@ -84,7 +84,7 @@ class Operations:
         return {}
 
     def _info(self, values: dict[str, object]) -> dict[str, object]:
-        return {"record": self._sandbox.record.to_json()}
+        return {"record": self._sandbox.current_record().to_json()}
 
     def _stop(self, values: dict[str, object]) -> Answer:
         seconds = _seconds(values, AGENT_S)

@@ -121,6 +121,10 @@ class Owner:
 
     # What may be asked of it; see operations.
 
+    def current_record(self) -> SandboxRecord:
+        """Return its record, with the ports that it has been given."""
+        return self._store.known(self.record.id) or self.record
+
     def stop(self, agent_s: float = AGENT_S) -> None:
         """Begin to end it politely."""
         with self._state_lock:
@@ -273,11 +277,12 @@ class Owner:
         for forward in recipe.ports_to_choose(record):
             self.ports.add(forward)
         self.started_at, self._has_begun = time.monotonic(), True
+        started_at = time.time()
         self._limits.set_time(record.timeout_s)
         client = self._connect(connect.BOOT_TIMEOUT_S)
         log.info("the guest's agent answers via %s", "serial" if client.is_serial else "vsock")
         with self._state_lock:
-            self.record = self._store.update(record.id, Event.BOOTED)
+            self.record = self._store.update(record.id, Event.BOOTED, started_at=started_at)
             self._client = client
         own(self._hang_up)
         return guest, client
@@ -370,16 +375,18 @@ def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
     try:
         store = Store(os.path.dirname(os.path.dirname(folder)))
         record = store.adopt(id)
-        handler = logs.OwnerLog(store.path(id, "owner.log"))
-    except VoidboxError as error:
+        logger = logging.getLogger("voidbox")
+        logger.addHandler(logs.OwnerLog(store.path(id, "owner.log")))
+        logger.setLevel(logging.INFO)
+        report({"adopted": True})
+        raise_file_limit()
+        owner = Owner(store, record, parent_fd, report, make_guest or _make_guest)
+    except (VoidboxError, OSError) as error:
+        if isinstance(error, OSError):
+            error = HostError.from_errno("start the sandbox's process", error.errno or 0)
         report({**describe_error(error), "has_begun": False})
         return 1
-    logger = logging.getLogger("voidbox")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    report({"adopted": True})
-    raise_file_limit()
-    Owner(store, record, parent_fd, report, make_guest or _make_guest).run()
+    owner.run()
     return 0
 
 

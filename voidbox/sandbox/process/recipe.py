@@ -22,7 +22,7 @@ _Item = TypeVar("_Item", str, int)
 
 
 def machine_config(record: SandboxRecord, vsock_path: str, upper_path: str) -> MachineConfig:
-    """Return what to build. Relative paths are taken from the current folder.
+    """Return what to build.
 
     Args:
         upper_path: the file behind the disk that the guest writes, if it has one; see root_of.

@@ -62,11 +62,13 @@ def is_name(text: str) -> bool:
 
 
 def check_name(name: str) -> None:
-    """Refuse what is no name for a sandbox.
+    """Refuse what is no name for a sandbox, or a team.
 
     Raises:
         ConfigError: says why.
     """
+    if not isinstance(name, str):
+        raise ConfigError(f"{name!r} cannot be a sandbox's name: give text")
     if is_id(name):
         raise ConfigError(f"{name} cannot be a sandbox's name: it looks like an ID")
     if not is_name(name):

@@ -21,6 +21,7 @@ from contextlib import suppress
 from voidbox.errors import HostError
 from voidbox.sandbox.state import allocators, names, records
 from voidbox.sandbox.state.allocators import Allocations
+from voidbox.sandbox.state.recalling import recall
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.storage import durable
 from voidbox.storage.durable import Corrupted
@@ -115,13 +116,16 @@ class StateFolder:
         found, unreadable = self.scan()
         for id in unreadable:
             self.set_aside(id)
-        return found
+        return self.scan()[0] if unreadable else found
 
-    def set_aside(self, id: str) -> None:
+    def set_aside(self, id: str, known: SandboxRecord | None = None) -> None:
         """Have a record that cannot be read be out of the way, and say so. Lock: held.
 
-        With all that is in its folder, if its process is gone. What lives stays in its place: its
-        process writes the record anew when it next changes.
+        With all that is in its folder, if its process is gone. What lives stays in its place, with
+        the record that its process knows.
+
+        Args:
+            known: the record, where this is that process.
         """
         try:
             self.load(id)
@@ -138,16 +142,21 @@ class StateFolder:
         try:
             if not self.is_alive(id):
                 self.remove_sockets(id)
-                now = durable.set_aside(f"{self.sandboxes}/{id}", aside, id)
-            elif os.path.lexists(state):
-                now = durable.set_aside(state, aside, f"{id}-{STATE}")
+                what = f"set aside as {durable.set_aside(f'{self.sandboxes}/{id}', aside, id)}"
             else:
-                warn(f"{state}: {why}; the sandbox runs, and will write it when it next changes")
-                return
+                what = ""
+                if os.path.lexists(state):
+                    now = durable.set_aside(state, aside, f"{id}-{STATE}")
+                    what = f"set aside as {now}; "
+                record = known or recall(id, self.file(id, CONTROL))
+                if record is not None:
+                    self.save(record)
+                    what += "made anew, for the sandbox runs"
+                else:
+                    what += "the sandbox runs, and will write it when it next changes"
         except HostError as error:  # a full disk, say; it stays, and the rest can be used
-            warn(f"{state} cannot be read: {why}; {error}")
-        else:
-            warn(f"{state} cannot be read: {why}; set aside as {now}")
+            what = str(error)
+        warn(f"{state} cannot be read: {why}; {what}")
 
     # A sandbox's folder.
 

@@ -221,14 +221,15 @@ class Store:
     def list(self) -> _Records:
         """Return all records, oldest first. What cannot be read is set aside, and said in the log.
 
+        If it lives, its process is asked, and the record made anew.
+
         Raises:
             ConfigError: a newer voidbox wrote one of them.
         """
         found, unreadable = self._state.scan()
         if unreadable:
             with self._state.lock():
-                for id in unreadable:
-                    self._state.set_aside(id)
+                return self._state.tidy()
         return found
 
     def path(self, id: str, file: str = "") -> str:
@@ -276,7 +277,7 @@ class Store:
         """
         self.path(id)  # refuses what is no ID
         try:
-            pid = self._state.load(id).pid
+            pid = self._read_again(id).pid
             fd = os.pidfd_open(pid) if pid else -1
         except (FileNotFoundError, Corrupted, ProcessLookupError):
             return None
@@ -286,6 +287,10 @@ class Store:
             os.close(fd)
             fd = -1
         return fd if fd >= 0 else None
+
+    def known(self, id: str) -> SandboxRecord | None:
+        """Return the record of a sandbox whose process this is, as it was last written here."""
+        return self._known.get(id)
 
     # Ports of the host.
 
@@ -332,13 +337,27 @@ class Store:
         """
         return cleaning.clean(self._state)
 
+    def _read_again(self, id: str) -> SandboxRecord:
+        """Return a record, by what its process knows if need be. Raises as StateFolder.load."""
+        try:
+            return self._state.load(id)
+        except (FileNotFoundError, Corrupted):
+            if not self._state.is_alive(id):
+                raise
+        self.list()
+        return self._state.load(id)
+
     def _load_to_change(self, id: str) -> SandboxRecord:
         """Return a record; ours as we knew it, if its file has suffered meanwhile. Lock: held."""
         self.path(id)  # refuses what is no ID
         try:
             return self._state.load(id)
         except (FileNotFoundError, Corrupted):
-            self._state.set_aside(id)
+            self._state.set_aside(id, self._known.get(id))
+        try:
+            return self._state.load(id)
+        except (FileNotFoundError, Corrupted):
+            pass
         known = self._known.get(id)
         if known is None or not self._state.exists(id):
             raise _unknown(id)
