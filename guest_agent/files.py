@@ -72,8 +72,8 @@ class FileRead(Request):
     """Read a regular file.
 
     Values: path, user, offset, length. Answers: DATA, then RESULT {size, mode, mtime_ns, file (a
-    number that another file of this name would not have), changed (bool: while it was read),
-    checksum (BLAKE2b-256 of what was sent)}.
+    number that another file of this name would not have), end_size and end_mtime_ns (others if it
+    changed while it was read), checksum (BLAKE2b-256 of what was sent)}.
     """
 
     def start(self, values: dict[str, Any]) -> None:
@@ -103,15 +103,15 @@ class FileRead(Request):
             self.send(data)
 
     def _finish(self) -> None:
-        before, status = self._status, os.fstat(self._fd)
+        status, at_end = self._status, os.fstat(self._fd)
         self.result(
             {
                 "size": status.st_size,
                 "mode": stat.S_IMODE(status.st_mode),
                 "mtime_ns": status.st_mtime_ns,
                 "file": status.st_ino,
-                "changed": (before.st_size, before.st_mtime_ns)
-                != (status.st_size, status.st_mtime_ns),
+                "end_size": at_end.st_size,
+                "end_mtime_ns": at_end.st_mtime_ns,
                 "checksum": self._checksum.digest(),
             }
         )

@@ -291,7 +291,9 @@ def test_a_file_that_changes_while_it_is_read(client: AgentClient, folder: Path)
         assert call.next(20) is not None
         if does_change:
             os.utime(path, ns=(0, 5))
-        assert call.result(20)["changed"] is does_change
+        result = call.result(20)
+        assert (result["end_mtime_ns"] == 5) is does_change
+        assert (result["end_mtime_ns"] != result["mtime_ns"]) is does_change
 
 
 def test_a_folder_gets_its_mode_and_time_at_the_end(client: AgentClient, folder: Path) -> None:
