@@ -14,6 +14,8 @@ from voidbox.errors import CommandFailed, CommandTimeout
 
 # Of each stream, kept for the result: a guest that writes without end must not fill our memory.
 OUTPUT_BYTES_KEPT = 256 << 20
+# Kept together, as whole parts are dropped together, and so many at least.
+_PART_BYTES, _PARTS_MIN = 64 << 10, 8
 
 StreamName = Literal["stdout", "stderr"]
 _NAMES: dict[int, StreamName] = {protocol.STDERR: "stderr"}  # all else is standard output
@@ -95,12 +97,17 @@ class _Kept:
     def __init__(self, limit_bytes: int) -> None:
         self.lost_bytes = 0
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._parts: deque[bytes] = deque()
+        self._parts: deque[bytearray] = deque()
         self._bytes = 0
         self._limit_bytes = limit_bytes
 
     def add(self, data: bytes) -> str:
-        self._parts.append(data)
+        # Each part costs memory of its own: many small ones, or empty ones, must not be many.
+        part_bytes = min(_PART_BYTES, self._limit_bytes // _PARTS_MIN)
+        if self._parts and len(self._parts[-1]) + len(data) <= part_bytes:
+            self._parts[-1] += data
+        elif data:
+            self._parts.append(bytearray(data))
         self._bytes += len(data)
         while self._bytes > self._limit_bytes:
             lost = len(self._parts.popleft())
@@ -109,9 +116,7 @@ class _Kept:
         return self.decoder.decode(data)
 
     def join(self) -> bytes:
-        if len(self._parts) > 1:  # once: results are asked for more than once
-            self._parts = deque([b"".join(self._parts)])
-        return self._parts[0] if self._parts else b""
+        return b"".join(self._parts)
 
 
 class Collector:

@@ -294,6 +294,16 @@ def test_more_output_than_is_kept() -> None:
     assert collector._streams["stdout"].lost_bytes == 5
 
 
+def test_many_small_pieces_cost_little() -> None:
+    collector = Collector(limit_bytes=1 << 20)
+    for number in range(20_000):
+        assert collector.add(1, b"").text == ""
+        collector.add(1, b"%05d" % number)
+    kept = collector._streams["stdout"]
+    assert len(kept._parts) == 2
+    assert kept.join() == b"".join(b"%05d" % number for number in range(20_000))
+
+
 # --- terminals ----------------------------------------------------------------------------------
 
 
