@@ -12,10 +12,11 @@ name: the client connects again and goes on where the last whole piece ended.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 
-from guest_agent import arguments, protocol
+from guest_agent import arguments, protocol, users
 from guest_agent.connection import Connection, Request, RequestError
 from guest_agent.files import new_checksum, require_regular, temporary_name, user_of
 from guest_agent.loop import Loop, Timer
@@ -23,29 +24,37 @@ from guest_agent.users import acting_as
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Iterator
+    from typing import Any, TypeAlias
+
+    _Target: TypeAlias = "Part | KernelsFile"
+
+
+_KERNELS_OWN = ("/proc/", "/sys/")  # files there take what is written, and have no other names
+_KERNELS_BYTES_MAX = 64 << 10
 
 
 class Part:
     """A file that is not whole yet, under a temporary name. Values: see FileWrite."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    def __init__(self, path: str, user: users.User, values: dict[str, Any]) -> None:
         mode = arguments.optional_integer(values, "mode")
         self._mtime_ns = arguments.optional_integer(values, "mtime_ns")
         makes_parents = arguments.flag(values, "parents", True)
-        path = arguments.path(values)
-        if path.endswith("/"):
-            raise RequestError("EISDIR", f"{path}: a file's name does not end with a slash")
-        self._user = user_of(values)
+        self._user = user
+        self.path = path
         with acting_as(self._user):
-            self.path = os.path.realpath(path)  # through a link to what it names
             folder = os.path.dirname(self.path)
             if makes_parents:
                 os.makedirs(folder, exist_ok=True)
-            self._mode = _mode_for(self.path, mode)
+            old = _old_file(self.path)
+            self._owner = None if old is None else (old.st_uid, old.st_gid)
+            old_mode = 0o644 if old is None else old.st_mode
+            self._mode = stat.S_IMODE(old_mode if mode is None else mode)
             self._temporary = temporary_name(folder)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._fd = os.open(self._temporary, flags, 0o600)
+            with _naming(self.path):
+                self._fd = os.open(self._temporary, flags, 0o600)
 
     @property
     def is_whole(self) -> bool:
@@ -68,12 +77,24 @@ class Part:
     def commit(self) -> int:
         """Give the file its name; return its size."""
         with acting_as(self._user):
+            self._keep_owner()
             os.fchmod(self._fd, self._mode)
             if self._mtime_ns is not None:
                 os.utime(self._fd, ns=(self._mtime_ns, self._mtime_ns))
             os.rename(self._temporary, self.path)
         self._temporary = ""
         return os.fstat(self._fd).st_size
+
+    def _keep_owner(self) -> None:
+        """Give it to whom the old file belongs to, as far as the user may."""
+        status = os.fstat(self._fd)
+        if self._owner not in (None, (status.st_uid, status.st_gid)):
+            uid, gid = self._owner or (-1, -1)
+            try:
+                os.fchown(self._fd, uid, gid)
+            except PermissionError:
+                with contextlib.suppress(PermissionError):
+                    os.fchown(self._fd, -1, gid)
 
     def close(self) -> None:
         """Free it; without a commit nothing is left of it. Idempotent."""
@@ -86,12 +107,58 @@ class Part:
             self._temporary = ""
 
 
+class KernelsFile:
+    """As Part, for a file of /proc or /sys: it is written at once, when all is there."""
+
+    def __init__(self, path: str, user: users.User) -> None:
+        self.path = path
+        self.is_whole = False
+        self._data = bytearray()
+        with acting_as(user):
+            self._fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+
+    def truncate(self, size: int) -> None:
+        """Forget what came after the first `size` bytes."""
+        if len(self._data) < size:
+            raise RequestError(protocol.GONE, f"{self.path}: fewer than {size} bytes have come")
+        del self._data[size:]
+
+    def write(self, data: bytes) -> None:
+        """Add bytes."""
+        self._data += data
+        if len(self._data) > _KERNELS_BYTES_MAX:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    def commit(self) -> int:
+        """Give them to the kernel; return how many."""
+        os.write(self._fd, self._data)
+        self.is_whole = True
+        return len(self._data)
+
+    def close(self) -> None:
+        """Free it. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _open_target(values: dict[str, Any]) -> Part | KernelsFile:
+    path = arguments.path(values)
+    if path.endswith("/"):
+        raise RequestError("EISDIR", f"{path}: a file's name does not end with a slash")
+    user = user_of(values)
+    with acting_as(user):
+        path = os.path.realpath(path)  # through a link to what it names
+        is_kernels = path.startswith(_KERNELS_OWN) and _old_file(path) is not None
+    return KernelsFile(path, user) if is_kernels else Part(path, user, values)
+
+
 class Parts:
     """The beginnings of files that come in several requests, by the client's names for them."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._waiting: dict[str, tuple[Part, Timer]] = {}  # the oldest first
+        self._waiting: dict[str, tuple[_Target, Timer]] = {}  # the oldest first
         self._under_way: dict[str, FileWrite] = {}
 
     def begin(self, token: str, request: FileWrite) -> None:
@@ -103,7 +170,7 @@ class Parts:
         if self._under_way.get(token) is request:
             del self._under_way[token]
 
-    def take(self, token: str) -> Part | None:
+    def take(self, token: str) -> _Target | None:
         """Return one that has begun, also from a request whose client is gone unnoticed."""
         request = self._under_way.pop(token, None)
         if request is not None:
@@ -113,7 +180,7 @@ class Parts:
             timer.cancel()
         return part
 
-    def keep(self, token: str, part: Part) -> None:
+    def keep(self, token: str, part: _Target) -> None:
         """Keep one until the next request asks for it, or nobody does for too long."""
         timer = self._loop.call_later(protocol.PART_KEPT_S, lambda: self._drop(token))
         self._waiting[token] = part, timer
@@ -139,7 +206,7 @@ class FileWrite(Request):
     def __init__(self, parts: Parts, connection: Connection, number: int) -> None:
         super().__init__(connection, number)
         self._parts = parts
-        self._part: Part | None = None
+        self._part: _Target | None = None
         self._token: str | None = None
 
     def start(self, values: dict[str, Any]) -> None:
@@ -151,7 +218,7 @@ class FileWrite(Request):
         if self._offset == 0:
             if part is not None:
                 part.close()
-            part = Part(values)
+            part = _open_target(values)
         elif part is None:
             raise RequestError(protocol.GONE, "the beginning of this file is no longer here")
         self._part = part
@@ -161,7 +228,8 @@ class FileWrite(Request):
 
     def on_data(self, data: bytes) -> None:
         if self._part is not None:
-            self._part.write(data)
+            with _naming(self._part.path):
+                self._part.write(data)
         self._checksum.update(data)
         self._size += len(data)
         self.used(data)
@@ -179,9 +247,11 @@ class FileWrite(Request):
             self._parts.keep(self._token, part)
             self.result({"size": self._size})
         else:
-            self.result({"size": part.commit()})
+            with _naming(part.path):
+                size = part.commit()
+            self.result({"size": size})
 
-    def release(self) -> Part | None:
+    def release(self) -> _Target | None:
         """Give the file to another request, which goes on with it."""
         part, self._part = self._part, None
         self.fail(protocol.CANCELLED, "another request goes on with this file")
@@ -199,11 +269,21 @@ class FileWrite(Request):
             part.close()
 
 
-def _mode_for(path: str, wanted: int | None) -> int:
-    """Return the permissions of a file to be written, which may exist already."""
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Have errors of descriptors say which file they are about."""
     try:
-        old = os.stat(path).st_mode
+        yield
+    except OSError as error:
+        error.filename = path
+        raise
+
+
+def _old_file(path: str) -> os.stat_result | None:
+    """Return what there is of a file that is to be written."""
+    try:
+        old = os.stat(path)
     except FileNotFoundError:
-        return 0o644 if wanted is None else wanted & 0o7777
-    require_regular(old, path)
-    return stat.S_IMODE(old) if wanted is None else wanted & 0o7777
+        return None
+    require_regular(old.st_mode, path)
+    return old

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _ENTRIES_PER_EVENT = 16  # with the longest names they still fit into what may wait for a client
 _REMOVALS_PER_PASS = 256  # then other requests get their turn
 _NUMBERS = itertools.count()
+_UNKNOWN = {"type": "unknown", "size": 0, "mode": 0, "uid": 0, "gid": 0, "mtime_ns": 0}
 _TYPES = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "folder",
@@ -73,7 +74,8 @@ class FileRead(Request):
     """Read a regular file.
 
     Values: path, user, offset, length. Answers: DATA, then RESULT {size, mode, mtime_ns, file (a
-    number that another file of this name would not have), checksum (BLAKE2b-256 of what was sent)}.
+    number that another file of this name would not have), end_size and end_mtime_ns (others if it
+    changed while it was read), checksum (BLAKE2b-256 of what was sent)}.
     """
 
     def start(self, values: dict[str, Any]) -> None:
@@ -103,13 +105,15 @@ class FileRead(Request):
             self.send(data)
 
     def _finish(self) -> None:
-        status = self._status
+        status, at_end = self._status, os.fstat(self._fd)
         self.result(
             {
                 "size": status.st_size,
                 "mode": stat.S_IMODE(status.st_mode),
                 "mtime_ns": status.st_mtime_ns,
                 "file": status.st_ino,
+                "end_size": at_end.st_size,
+                "end_mtime_ns": at_end.st_mtime_ns,
                 "checksum": self._checksum.digest(),
             }
         )
@@ -136,7 +140,8 @@ class FileList(Request):
     """List a folder.
 
     Values: path, user, depth (1: its own entries). Answers: EVENT {entries: [as STAT's, the name
-    relative to path]}, then RESULT {}. Folders that cannot be read are listed but not entered.
+    relative to path]}, then RESULT {}. An entry has an `error` if it cannot be described, and then
+    nothing else of sense but its name; or if it is a folder to be entered that cannot be read.
     """
 
     def start(self, values: dict[str, Any]) -> None:
@@ -144,8 +149,7 @@ class FileList(Request):
         depth = arguments.integer(values, "depth", 1, low=1)
         self._user = user_of(values)
         self._pending: list[dict[str, Any]] = []
-        with acting_as(self._user):
-            os.listdir(path)  # an error here is the request's; further down it is not
+        self._names(path)  # an error here is the request's; further down it is an entry's
         self._entries = self._walk(path, depth)
         self.on_room()
 
@@ -159,21 +163,24 @@ class FileList(Request):
                 levels.pop()
                 continue
             full = f"{path}/{prefix}{name}"
+            inner: list[str] = []
+            entry = {**_UNKNOWN, "name": prefix + name}
             try:
                 with acting_as(self._user):
                     entry = describe(full, prefix + name)
-            except OSError:
+                if entry["type"] == "folder" and len(levels) < depth:
+                    inner = self._names(full)
+            except FileNotFoundError:
                 continue  # removed since
+            except OSError as error:
+                entry["error"] = error.strerror
             yield entry
-            if entry["type"] == "folder" and len(levels) < depth:
-                levels.append((f"{prefix}{name}/", iter(self._names(full))))
+            if inner:
+                levels.append((f"{prefix}{name}/", iter(inner)))
 
     def _names(self, path: str) -> list[str]:
-        try:
-            with acting_as(self._user):
-                return sorted(os.listdir(path))
-        except OSError:
-            return []
+        with acting_as(self._user):
+            return sorted(os.listdir(path))
 
     def on_room(self) -> None:
         while not self.is_done:
@@ -198,19 +205,35 @@ class FileStat(Request):
 
 
 class FileMkdir(Request):
-    """Make a folder. Values: path, user, mode, parents (bool: also those above; it may exist)."""
+    """Make a folder. Values: path, user, mode, parents (bool: also those above; it may exist).
+
+    With mtime_ns it gets this time and exactly this mode, also if it exists: what makes a tree
+    says so at its end. Answers: RESULT {created (bool)}.
+    """
 
     def start(self, values: dict[str, Any]) -> None:
         path = arguments.path(values)
         mode = arguments.integer(values, "mode", 0o755) & 0o7777
         parents = arguments.flag(values, "parents", True)
+        mtime_ns = arguments.optional_integer(values, "mtime_ns")
         with acting_as(user_of(values)):
             existed = os.path.isdir(path)
             if parents:
                 os.makedirs(path, mode, exist_ok=True)
             else:
                 os.mkdir(path, mode)
+            if mtime_ns is not None:
+                _finish_folder(path, mode, mtime_ns)
         self.result({"created": not existed})
+
+
+def _finish_folder(path: str, mode: int, mtime_ns: int) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fchmod(fd, mode)
+        os.utime(fd, ns=(mtime_ns, mtime_ns))
+    finally:
+        os.close(fd)
 
 
 class FileRemove(Request):
@@ -223,6 +246,8 @@ class FileRemove(Request):
         path = arguments.path(values).rstrip("/")
         if os.path.normpath(path or "/") in ("/", "//"):  # "/." and "/usr/.." too
             raise RequestError(protocol.BAD_REQUEST, "the root is not to be removed")
+        if os.path.basename(path) in (".", ".."):  # the kernel says so when all in it is gone
+            raise RequestError("EINVAL", f"{path}: give the folder's own name to remove it")
         self._user = user_of(values)
         if arguments.flag(values, "recursive"):
             self._steps = _removals(path)

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from voidbox.sandbox.aio import AsyncSandbox
     from voidbox.sandbox.command_result import CommandResult, Output
     from voidbox.sandbox.commands import CommandInfo
-    from voidbox.sandbox.files import FileEvent
     from voidbox.sandbox.info import SandboxInfo, SandboxMetrics
     from voidbox.sandbox.sync import Sandbox
-    from voidbox.sandbox.transfer.pieces import FileInfo
+    from voidbox.sandbox.transfer.listing import FileInfo
     from voidbox.sandbox.transfer.transfer import TransferResult
+    from voidbox.sandbox.watch import FileEvent
 
 # Name to the module that it is in.
 _MODULES = {
@@ -42,8 +42,8 @@ _MODULES = {
     "CommandInfo": "voidbox.sandbox.commands",
     "CommandResult": "voidbox.sandbox.command_result",
     "Output": "voidbox.sandbox.command_result",
-    "FileEvent": "voidbox.sandbox.files",
-    "FileInfo": "voidbox.sandbox.transfer.pieces",
+    "FileEvent": "voidbox.sandbox.watch",
+    "FileInfo": "voidbox.sandbox.transfer.listing",
     "TransferResult": "voidbox.sandbox.transfer.transfer",
     "SandboxInfo": "voidbox.sandbox.info",
     "SandboxMetrics": "voidbox.sandbox.info",

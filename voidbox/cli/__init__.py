@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
 from voidbox.cli import exit_status
 from voidbox.cli.complain import complain
 from voidbox.cli.verbs import VERBS, nearest, usage
+
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # said by much, but not by a write
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,6 +50,9 @@ def _flush() -> int:
 
 
 def _output_failed(error: OSError) -> int:
+    if error.errno in _EXHAUSTED:
+        complain(f"voidbox: {error.strerror}: see ulimit")
+        return exit_status.USAGE
     # What stays in its buffer would fail again at exit.
     sys.stdout = None
     if isinstance(error, BrokenPipeError):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
+import posixpath
 from typing import NamedTuple
 
 from voidbox.agent.aio import AsyncAgent
 from voidbox.agent.call import RequestFailed
-from voidbox.cli import exit_status
+from voidbox.cli import exit_status, interrupt
 from voidbox.cli.attach import status_of
 from voidbox.cli.complain import complain
 from voidbox.cli.in_sandbox import check_ended
@@ -26,11 +26,13 @@ from voidbox.sandbox.transfer.transfer import TransferResult
 
 _EPILOG = """\
 As with cp -r, a target that is a folder gets the source into it, and one that ends with / must be a
-folder. A source folder that ends with /. is copied without its name. Paths in a sandbox begin in
-its workdir, /workspace by default. Write ./a:b for a file of the host with a colon in its name.
+folder. A source folder that ends with /. or /.. is copied without its name. Paths in a sandbox
+begin in its workdir, /workspace by default. Write ./a:b for a file of the host with a colon in its
+name.
 
 Files appear whole or not at all, their contents checked; permissions, times and links go along.
-What the guest sends is never written outside the target.
+What the guest sends is never written outside the target. What cannot be read in a folder of the
+guest is left out and said, and the exit status is 1.
 
 examples:
   voidbox cp script.py builder:
@@ -82,7 +84,10 @@ def main(argv: list[str]) -> int:
     session = Session(agent, record.name, None, record.workdir, options.user or record.user)
     copier = _Copier(session, options.quiet or options.json)
     try:
-        results = asyncio.run(copier.copy(sources, target))
+        results = interrupt.run(copier.copy(sources, target))
+    except RequestFailed as error:
+        complain(f"voidbox: {record.name}: {error}")
+        return exit_status.USAGE
     except (AgentError, SandboxTimeout) as error:
         complain(f"voidbox: {error}")
         return status_of(error)
@@ -92,7 +97,7 @@ def main(argv: list[str]) -> int:
         print_json(
             [_describe(place, result) for place, result in zip(sources, results, strict=True)]
         )
-    return exit_status.OK
+    return exit_status.INCOMPLETE if any(result.errors for result in results) else exit_status.OK
 
 
 def _parse(text: str) -> _Place:
@@ -116,6 +121,7 @@ def _describe(source: _Place, result: TransferResult) -> dict[str, object]:
         "files": result.files,
         "bytes": result.bytes,
         "skipped": list(result.skipped),
+        "errors": result.errors,
         "seconds": round(result.seconds, 3),
         "carrier": result.carrier,
     }
@@ -133,13 +139,14 @@ class _Copier:
         is_folder = await (self._is_guest_folder if is_upload else _is_host_folder)(target.path)
         if not is_folder and (len(sources) > 1 or target.path.endswith("/")):
             raise ConfigError(f"{target.path} is no folder")
+        names = [_last(source) for source in sources] if is_folder else [""]
+        twice = {name for name in names if name and names.count(name) > 1}
+        if twice:
+            raise ConfigError(f"more than one of these would be {target.path}/{min(twice)}")
         results = []
-        for source in sources:
-            path = target.path
-            contents_alone = source.path.endswith("/.") or source.path == "."
-            if is_folder and not contents_alone:
-                path = f"{path.rstrip('/')}/{_last(source)}"
-            with ProgressBar(_last(source), self._is_quiet) as bar:
+        for source, name in zip(sources, names, strict=True):
+            path = f"{target.path.rstrip('/')}/{name}" if name else target.path
+            with ProgressBar(name or source.path, self._is_quiet) as bar:
                 do = self._files.upload if is_upload else self._files.download
                 result = await do(source.path.rstrip("/") or "/", path, progress=bar.update)
             for line in result.skipped:
@@ -162,5 +169,8 @@ async def _is_host_folder(path: str) -> bool:
 
 
 def _last(place: _Place) -> str:
-    """Return what a copy is called in a folder."""
-    return os.path.basename(os.path.normpath(place.path)) or "root"
+    """Return what a copy is called in a folder; "" if what is in it goes there without a name."""
+    path = place.path.rstrip("/")
+    if posixpath.basename(path) in (".", ".."):
+        return ""
+    return posixpath.basename(path) or "root"

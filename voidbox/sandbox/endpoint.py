@@ -11,7 +11,7 @@ import time
 from voidbox.agent.endpoint import UnixEndpoint, connect_vhost
 from voidbox.errors import AgentError, ConfigError, SandboxTimeout
 from voidbox.sandbox.control import ControlClient
-from voidbox.sandbox.process.logs import read_tail
+from voidbox.sandbox.log_file import read_tail
 from voidbox.sandbox.process.recipe import NO_VSOCK, VHOST
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store

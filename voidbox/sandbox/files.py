@@ -3,46 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import io
 import os
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable
-from types import TracebackType
-from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias, overload
+from typing import Any, BinaryIO, Literal, overload
 
 from voidbox.agent import protocol
-from voidbox.agent.aio import AsyncCall
 from voidbox.agent.call import RequestFailed
-from voidbox.agent.core import Data, printable
-from voidbox.errors import AgentError, ConfigError
+from voidbox.errors import ConfigError
 from voidbox.sandbox.session import Session
 from voidbox.sandbox.transfer import pieces
-from voidbox.sandbox.transfer.pieces import FileInfo
-from voidbox.sandbox.transfer.transfer import Progress, Transfer, TransferResult
-from voidbox.sandbox.transfer.trees import ENTRIES_MAX
+from voidbox.sandbox.transfer.again import again
+from voidbox.sandbox.transfer.download import Download
+from voidbox.sandbox.transfer.listing import FileInfo, describe, info_of, numbers_of, read_list
+from voidbox.sandbox.transfer.steady import steady
+from voidbox.sandbox.transfer.telling import Progress
+from voidbox.sandbox.transfer.transfer import TransferResult
+from voidbox.sandbox.transfer.trees import Entry
+from voidbox.sandbox.transfer.upload import Upload
+from voidbox.sandbox.watch import AsyncWatch, OnEvent
 
 READ_BYTES_MAX = 1 << 30  # into memory: a hostile file must not fill it
 
 Path = str | os.PathLike[str]
-
-
-class FileEvent(NamedTuple):
-    """Something that happened in a watched folder.
-
-    Attributes:
-        kind: "create", "write", "chmod", "remove", "rename" (to another name, which comes as
-            "create"), or "overflow": some were lost.
-        name: relative to the folder.
-        is_folder: whether it is about a folder.
-    """
-
-    kind: str
-    name: str
-    is_folder: bool
-
-
-OnEvent: TypeAlias = Callable[[FileEvent], object] | Callable[[FileEvent], Awaitable[object]]
 
 
 class AsyncFiles:
@@ -95,16 +78,21 @@ class AsyncFiles:
         """
         if format not in ("text", "bytes"):
             raise ConfigError(f'format={format!r}: give "text" or "bytes"')
-        output = io.BytesIO()
-        await pieces.receive(
-            self._session,
-            self._values(path, user),
-            output,
-            size=None,
-            limit_s=self._session.limit_s(request_timeout),
-            bytes_max=READ_BYTES_MAX,
-        )
-        data = output.getvalue()
+        values, limit_s = self._values(path, user), self._session.limit_s(request_timeout)
+
+        async def attempt(takes_growth: bool) -> bytes:
+            output = io.BytesIO()
+            await pieces.receive(
+                self._session,
+                values,
+                output,
+                limit_s=limit_s,
+                bytes_max=READ_BYTES_MAX,
+                takes_growth=takes_growth,
+            )
+            return output.getvalue()
+
+        data = await steady(attempt)
         return data.decode("utf-8", "replace") if format == "text" else data
 
     async def write(
@@ -143,20 +131,24 @@ class AsyncFiles:
         user: str | None = None,
         request_timeout: float | None = None,
     ) -> list[FileInfo]:
-        """List a folder, with `depth` above 1 also the folders in it."""
+        """List a folder, with `depth` above 1 also the folders in it.
+
+        What cannot be read is listed too; see FileInfo.error.
+        """
         values = self._values(path, user, depth=depth)
         limit_s = self._session.limit_s(request_timeout)
-        found: list[FileInfo] = []
-        call = await self._session.agent.call(protocol.FILE_LIST, values, f"list {path}", limit_s)
-        with call:
-            while (event := await call.next(limit_s)) is not None:
-                entries = None if isinstance(event, Data) else event.values.get("entries")
-                if not isinstance(entries, list):
-                    raise AgentError("the guest's agent gave no list of entries")
-                found += (_info(item, values["path"]) for item in entries)
-                if len(found) > ENTRIES_MAX:
-                    raise AgentError(f"{path}: more than {ENTRIES_MAX} files")
-        return found
+
+        async def attempt() -> list[FileInfo]:
+            found: list[FileInfo] = []
+            await read_list(
+                self._session.agent,
+                values,
+                limit_s,
+                lambda item: found.append(info_of(item, values["path"])),
+            )
+            return found
+
+        return await again(self._session.agent, attempt, limit_s)
 
     async def stat(
         self,
@@ -168,8 +160,8 @@ class AsyncFiles:
     ) -> FileInfo:
         """Describe a file; with follow=False a link itself rather than what it leads to."""
         values = self._values(path, user, follow=follow)
-        answer = await self._request(protocol.FILE_STAT, values, "stat", request_timeout)
-        return _info(answer, values["path"].rpartition("/")[0])
+        item = await describe(self._session.agent, values, self._session.limit_s(request_timeout))
+        return info_of(item, values["path"].rpartition("/")[0])
 
     async def exists(
         self, path: str, *, user: str | None = None, request_timeout: float | None = None
@@ -258,12 +250,14 @@ class AsyncFiles:
         """Copy a file or a folder of the host to `path` in the guest.
 
         Files get their names when they are whole; permissions, times and links go along. A folder
-        that exists keeps what else is in it. A lost connection is made again, and the transfer
-        goes on.
+        that exists keeps what else is in it, and its own permissions; one that is made may be
+        entered and changed by its owner in any case. A lost connection is made again, and the
+        transfer goes on.
 
         Args:
             path: what it is called there; with a slash at the end, the folder it goes into.
-            progress: called with the bytes done, and all that there are.
+            progress: called with the bytes done, and all that there are; may be a coroutine
+                function.
         Raises:
             ConfigError: the source cannot be read.
             RequestFailed: the guest cannot write it.
@@ -271,14 +265,14 @@ class AsyncFiles:
         name = os.path.abspath(os.fspath(source))
         if path.endswith("/"):
             path += os.path.basename(name)
-        transfer = self._transfer(f"upload {name} to {path}", user, progress, request_timeout)
+        limit_s = self._session.limit_s(request_timeout)
+        upload = Upload(self._session, f"upload {name} to {path}", user, progress, limit_s)
         try:
             is_folder = stat.S_ISDIR((await asyncio.to_thread(os.stat, name)).st_mode)
         except OSError as error:
             raise ConfigError(f"cannot read {name}: {error.strerror}") from error
-        if is_folder:
-            return await transfer.upload_folder(name, self._session.path(path))
-        return await transfer.upload_file(name, self._session.path(path))
+        copy = upload.folder if is_folder else upload.file
+        return await upload.run(copy(name, self._session.path(path)))
 
     async def download(
         self,
@@ -293,10 +287,13 @@ class AsyncFiles:
 
         As upload(); but the guest is not trusted: nothing is written outside `target`, links that
         lead out of the folder are left out (see TransferResult.skipped), and set-user-id bits too.
+        So is what cannot be read in a folder. A file that changes while it is read is read again;
+        one that grows all the time, as a log does, is copied as long as it was.
 
         Args:
             target: what it is called here; with a slash at the end, the folder it goes into.
-            progress: called with the bytes done, and all that there are.
+            progress: called with the bytes done, and all that there are; may be a coroutine
+                function.
         Raises:
             ConfigError, HostError: it cannot be written here.
             RequestFailed: it cannot be read there.
@@ -309,13 +306,16 @@ class AsyncFiles:
                 raise ConfigError(f"{path}: say what it is to be called in {name}")
             name += last
         name = os.path.abspath(name)
-        transfer = self._transfer(f"download {path} to {name}", user, progress, request_timeout)
-        info = await self.stat(path, user=user, request_timeout=request_timeout)
-        if info.is_folder:
-            return await transfer.download_folder(source, name)
+        limit_s = self._session.limit_s(request_timeout)
+        download = Download(self._session, f"download {path} to {name}", user, progress, limit_s)
+        item = await describe(self._session.agent, self._values(path, user), limit_s)
+        size, mode, mtime_ns = numbers_of(item, "size", "mode", "mtime_ns")
+        if item.get("type") == "folder":
+            root = Entry((), 0, mode, mtime_ns)
+            return await download.run(download.folder(source, root, name))
         if await asyncio.to_thread(os.path.isdir, name):
             raise ConfigError(f"{name} is a folder: write {name}/ to copy into it")
-        return await transfer.download_file(source, info.size, name)
+        return await download.run(download.file(source, size, name))
 
     # Common to these.
 
@@ -327,88 +327,3 @@ class AsyncFiles:
     ) -> dict[str, Any]:
         limit_s = self._session.limit_s(request_timeout)
         return await self._session.agent.request(type, values, f"{what} {values['path']}", limit_s)
-
-    def _transfer(
-        self,
-        what: str,
-        user: str | None,
-        progress: Progress | None,
-        request_timeout: float | None,
-    ) -> Transfer:
-        limit_s = self._session.limit_s(request_timeout)
-        return Transfer(self._session, what, user, progress, limit_s)
-
-
-class AsyncWatch:
-    """What happens in a folder: iterate over it, until close() or the folder's end."""
-
-    def __init__(self, call: AsyncCall, on_event: OnEvent | None = None) -> None:
-        self._call = call
-        self._task = asyncio.create_task(self._tell(on_event)) if on_event is not None else None
-
-    async def _tell(self, on_event: OnEvent) -> None:
-        async for event in self:
-            answer = on_event(event)
-            if inspect.isawaitable(answer):
-                await answer
-
-    async def next(self, timeout: float | None = None) -> FileEvent | None:
-        """Return the next event; None when the folder is gone, or after close().
-
-        Raises:
-            SandboxTimeout: nothing happened for so long.
-        """
-        try:
-            event = await self._call.next(timeout)
-        except RequestFailed as error:
-            if error.code == protocol.CANCELLED:
-                return None
-            raise
-        if event is None or isinstance(event, Data):
-            return None
-        values = event.values
-        name = str(values.get("name", ""))
-        return FileEvent(str(values.get("kind")), name, values.get("is_folder") is True)
-
-    async def __aiter__(self) -> AsyncIterator[FileEvent]:
-        while (event := await self.next()) is not None:
-            yield event
-
-    async def close(self) -> None:
-        """Watch no longer. Idempotent."""
-        if not self._call.is_over:
-            self._call.cancel()
-        if self._task is not None:
-            self._task.cancel()
-
-    async def __aenter__(self) -> AsyncWatch:
-        return self
-
-    async def __aexit__(
-        self,
-        type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
-
-
-def _info(item: object, folder: str) -> FileInfo:
-    """Return what the guest says of a file.
-
-    Raises:
-        AgentError: it says nothing of sense.
-    """
-    values = item if isinstance(item, dict) else {}
-    name, kind = values.get("name"), values.get("type")
-    numbers = [values.get(key) for key in ("size", "mode", "uid", "gid", "mtime_ns")]
-    if (
-        not isinstance(name, str)
-        or not isinstance(kind, str)
-        or not all(isinstance(number, int) for number in numbers)
-    ):
-        raise AgentError("the guest's agent described a file without sense")
-    size, mode, uid, gid, mtime_ns = (int(number) for number in numbers if number is not None)
-    target = str(values.get("target", ""))
-    path = f"{folder.rstrip('/')}/{name}"
-    return FileInfo(name, path, printable(kind), size, mode, uid, gid, mtime_ns / 1e9, target)

@@ -15,7 +15,8 @@ from typing import BinaryIO
 import voidbox
 from voidbox.errors import HostError, VoidboxError
 from voidbox.sandbox.control import describe_error, make_error
-from voidbox.sandbox.process.logs import open_log, read_tail
+from voidbox.sandbox.log_file import read_tail
+from voidbox.sandbox.process.logs import open_log
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 

@@ -7,6 +7,8 @@ import os
 from voidbox.errors import HostError
 
 _READ_BYTES = 64 << 10
+_TAIL_BYTES = 16 << 10
+_TAIL_LINES = 20
 
 
 class LogFile:
@@ -68,3 +70,15 @@ class LogFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def read_tail(path: str, bytes_max: int = _TAIL_BYTES) -> str:
+    """Return the last lines of a log, fit for a terminal; "" if there is none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - bytes_max))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    lines = ("".join(c for c in line if c.isprintable() or c == "\t") for line in text.split("\n"))
+    return "\n".join([line for line in lines if line][-_TAIL_LINES:])

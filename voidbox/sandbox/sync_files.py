@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Literal, overload
 
 from voidbox.sandbox.facade import Facade, blocking
-from voidbox.sandbox.files import AsyncFiles, AsyncWatch, FileEvent, Path
+from voidbox.sandbox.files import AsyncFiles, Path
 from voidbox.sandbox.loop_thread import run, run_telling
-from voidbox.sandbox.transfer.transfer import Progress, TransferResult
+from voidbox.sandbox.transfer.telling import Progress
+from voidbox.sandbox.transfer.transfer import TransferResult
+from voidbox.sandbox.watch import AsyncWatch, FileEvent
 
 
 class Watch(Facade[AsyncWatch]):

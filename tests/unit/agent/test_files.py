@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -141,7 +142,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(client: AgentClient, folder: Pat
     mount.mkdir()
     assert os.system(f"mount -t tmpfs -o size=64k,mode=1777 tmpfs {mount}") == 0
     try:
-        with pytest.raises(RequestFailed, match="No space left") as caught:
+        with pytest.raises(RequestFailed, match=f"{mount}/f: No space left") as caught:
             write(client, mount / "f", bytes(1 << 20))
         assert caught.value.code == "ENOSPC"
         client.metrics()
@@ -166,6 +167,32 @@ def test_each_request_acts_as_its_user(client: AgentClient, folder: Path) -> Non
     status = (folder / "own").stat()
     assert (status.st_uid, status.st_gid) == (65534, 65534)
     assert read(client, folder / "secret") == b"x", "the agent itself is root again"
+
+
+@needs_root
+def test_a_file_keeps_its_owner_where_that_is_allowed(client: AgentClient, folder: Path) -> None:
+    path = folder / "f"
+    path.write_bytes(b"old")
+    os.chown(path, 65534, 65533)
+    write(client, path, b"new")
+    assert (path.stat().st_uid, path.stat().st_gid) == (65534, 65533)
+    folder.chmod(0o777)
+    os.chown(path, 0, 0)
+    path.chmod(0o646)
+    write(client, path, b"newer", user=NOBODY)
+    assert (path.stat().st_uid, path.read_bytes()) == (65534, b"newer")
+
+
+def test_a_file_of_the_kernels_is_written_where_it_is(client: AgentClient) -> None:
+    path = Path("/proc/self/oom_score_adj")  # of the agent, which may raise its own
+    score = read(client, path).strip()
+    assert write(client, path, score) == len(score)
+    assert read(client, path).strip() == score
+    with pytest.raises(RequestFailed, match="oom_score_adj: Invalid argument"):
+        write(client, path, b"no number")
+    with pytest.raises(RequestFailed) as caught:
+        write(client, path, bytes(100_000))
+    assert caught.value.code == "EFBIG"
 
 
 # --- what is not a file -------------------------------------------------------------------------
@@ -225,6 +252,72 @@ def test_names_that_are_no_utf8(client: AgentClient, folder: Path) -> None:
     (entry,) = client.list_files(str(folder), user=USER)
     assert os.fsencode(entry["name"]) == b"\xff\xfe"
     assert read(client, folder / entry["name"]) == b"odd"
+
+
+def test_what_cannot_be_listed_is_told(client: AgentClient, folder: Path) -> None:
+    """A path that is too long is an error that also root gets."""
+    fd = os.open(folder, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("d" * 250, dir_fd=fd)
+        inner = os.open("d" * 250, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+    *readable, last = client.list_files(str(folder), depth=99, user=USER)
+    assert all(entry["type"] == "folder" and "error" not in entry for entry in readable)
+    assert last["error"] == "File name too long"
+    shutil.rmtree(folder / ("d" * 250))
+
+
+@needs_root
+def test_a_folder_that_cannot_be_read_is_told(client: AgentClient, folder: Path) -> None:
+    (folder / "closed").mkdir(mode=0o700)
+    (folder / "names only").mkdir()
+    (folder / "names only" / "f").touch()
+    (folder / "names only").chmod(0o744)
+    flat = {entry["name"]: entry for entry in client.list_files(str(folder), user=NOBODY)}
+    assert not any("error" in entry for entry in flat.values()), "it is not entered"
+    deep = {entry["name"]: entry for entry in client.list_files(str(folder), depth=9, user=NOBODY)}
+    assert deep["closed"]["type"] == "folder" and deep["closed"]["error"] == "Permission denied"
+    assert deep["names only/f"]["type"] == "unknown"
+    assert deep["names only/f"]["error"] == "Permission denied"
+
+
+def test_a_file_that_changes_while_it_is_read(client: AgentClient, folder: Path) -> None:
+    path = folder / "f"
+    path.write_bytes(bytes(4 << 20))  # more than goes without credit
+    for does_change in (False, True):
+        call = client._link.call(protocol.FILE_READ, {"path": str(path), "user": USER}, "read")
+        assert call.next(20) is not None
+        if does_change:
+            os.utime(path, ns=(0, 5))
+        result = call.result(20)
+        assert (result["end_mtime_ns"] == 5) is does_change
+        assert (result["end_mtime_ns"] != result["mtime_ns"]) is does_change
+
+
+def test_a_folder_gets_its_mode_and_time_at_the_end(client: AgentClient, folder: Path) -> None:
+    path = folder / "d"
+    for mode in (0o775, 0o700):
+        values = {"path": str(path), "mode": mode, "mtime_ns": 1_500_000_000_123_456_789}
+        client.request(protocol.FILE_MKDIR, {**values, "user": USER}, "finish")
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+        assert path.stat().st_mtime_ns == 1_500_000_000_123_456_789
+    (folder / "link").symlink_to("d")
+    values = {"path": str(folder / "link"), "mode": 0o777, "mtime_ns": 1, "user": USER}
+    with pytest.raises(RequestFailed):
+        client.request(protocol.FILE_MKDIR, values, "finish")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("name", ["d/.", "d/./", "d/e/.."])
+def test_a_folder_without_a_name_of_its_own_is_left_as_it_is(
+    client: AgentClient, folder: Path, name: str
+) -> None:
+    (folder / "d" / "e").mkdir(parents=True)
+    with pytest.raises(RequestFailed, match="own name") as caught:
+        client.remove(f"{folder}/{name}", recursive=True, user=USER)
+    assert caught.value.code == "EINVAL" and (folder / "d" / "e").exists()
 
 
 def test_make_rename_remove(client: AgentClient, folder: Path) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.unit.cli.conftest import Cli
+from tests.unit.sandbox.owned import wait_until
+from voidbox.cli import cp
 from voidbox.cli.progress import ProgressBar
 
 
@@ -130,6 +136,118 @@ def test_bad_input_is_one_line(cli: Cli, guest: Path, here: Path) -> None:
         assert result.returncode in (2, 122), result
         assert len(result.stderr.splitlines()) == 1, result.stderr
         assert message in result.stderr
+
+
+def test_a_folder_of_dots_goes_nowhere_else(cli: Cli, guest: Path, here: Path) -> None:
+    """As GNU's cp: what is in it is copied into the target itself."""
+    (guest / "a").mkdir()
+    (guest / "f").write_text("f")
+    (here / "out/in").mkdir(parents=True)
+    before = set(os.listdir(here))
+    cli.ok("cp", "box:a/..", "out/in")
+    assert set(os.listdir(here / "out/in")) == {"a", "f"}
+    assert (set(os.listdir(here)), os.listdir(here / "out")) == (before, ["in"])
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("..", ""),
+        ("../", ""),
+        ("a/..", ""),
+        ("a/.", ""),
+        (".", ""),
+        ("a/../b/", "b"),
+        ("/", "root"),
+    ],
+)
+def test_what_a_copy_is_called(path: str, name: str) -> None:
+    assert cp._last(cp._Place("", path)) == cp._last(cp._Place("box", path)) == name
+
+
+def test_sources_of_one_name_are_refused(cli: Cli, guest: Path, here: Path) -> None:
+    for name in ("x", "y"):
+        (here / name).mkdir()
+        (here / name / "f").write_text(name)
+    assert "more than one of these would be ./f" in cli.refused("cp", "x/f", "y/f", "box:")
+    assert os.listdir(guest) == []
+
+
+def test_what_cannot_be_read_is_said_and_makes_a_status(cli: Cli, guest: Path, here: Path) -> None:
+    (guest / "d").mkdir()
+    fd = os.open(guest / "d", os.O_RDONLY)
+    for _ in range(20):  # longer than a path may be: an error for root too
+        os.mkdir("d" * 250, dir_fd=fd)
+        inner = os.open("d" * 250, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    os.close(fd)
+    (guest / "d/fine").write_text("fine")
+    result = cli("cp", "--json", "box:d", "back")
+    assert result.returncode == 1 and (here / "back/fine").exists()
+    assert len(result.stderr.splitlines()) == 1 and "File name too long" in result.stderr
+    assert json.loads(result.stdout)[0]["errors"] == 1
+
+
+def test_what_the_guest_refuses_is_said_with_its_name(cli: Cli, guest: Path, here: Path) -> None:
+    os.mkfifo(guest / "fifo")
+    assert cli.refused("cp", "box:fifo", "x") == f"box: {guest}/fifo: not a regular file"
+
+
+def test_too_few_descriptors_are_not_called_an_output_error(cli: Cli, guest: Path) -> None:
+    limited = subprocess.run(
+        ["sh", "-c", 'ulimit -n 6; exec "$@"', "sh", *cli.command("cp", "box:f", ".")],
+        cwd=cli.folder, env=cli.environment, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert limited.returncode == 2
+    assert "Too many open files" in limited.stderr and "output" not in limited.stderr
+
+
+@pytest.fixture
+def agent(cli: Cli, guest: Path) -> Iterator[int]:
+    """The process of the guest's agent, which a test may stop."""
+    pid = cli.sandboxes.agent_pid(cli.sandboxes.store.read("box"))
+    yield pid
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_ctrl_c_while_the_guest_hangs(cli: Cli, agent: int, here: Path) -> None:
+    os.kill(agent, signal.SIGSTOP)
+    process = cli.start("cp", "tree", "box:")
+    threads = Path(f"/proc/{process.pid}/task")
+    wait_until(lambda: len(os.listdir(threads)) > 2, "it does not connect")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=5) == ("", "")
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_half_copied(
+    cli: Cli, agent: int, guest: Path, here: Path, number: signal.Signals
+) -> None:
+    with open(guest / "big", "wb") as file:
+        file.truncate(1 << 30)
+    (here / "out").mkdir()
+    process = cli.start("cp", "box:big", "out/")
+    wait_until(lambda: os.listdir(here / "out") != [], "nothing comes")
+    os.kill(agent, signal.SIGSTOP)
+    process.send_signal(number)
+    assert process.communicate(timeout=5) == ("", "")
+    assert process.returncode == 128 + number and os.listdir(here / "out") == []
+
+
+def test_a_signal_leaves_nothing_half_copied_in_the_guest(
+    cli: Cli, guest: Path, here: Path
+) -> None:
+    with open(here / "big", "wb") as file:
+        file.truncate(1 << 30)
+    process = cli.start("cp", "big", "box:")
+    wait_until(lambda: any(path.stat().st_size > 9 << 20 for path in guest.iterdir()), "no part")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=5)
+    assert process.returncode == 143
+    wait_until(lambda: not os.listdir(guest), "a part is left")
 
 
 def test_the_bar_is_for_terminals(cli: Cli, guest: Path, here: Path) -> None:

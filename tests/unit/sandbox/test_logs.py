@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from voidbox.errors import HostError
-from voidbox.sandbox.process.logs import ConsoleLog, read_tail
+from voidbox.sandbox.log_file import read_tail
+from voidbox.sandbox.process.logs import ConsoleLog
 
 
 def test_a_full_disk_is_said_once_and_stops_nothing(

@@ -16,8 +16,8 @@ from voidbox.agent import protocol
 from voidbox.agent.call import RequestFailed
 from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout
 from voidbox.sandbox import files as files_module
-from voidbox.sandbox.files import FileEvent
 from voidbox.sandbox.transfer import pieces
+from voidbox.sandbox.watch import FileEvent
 
 __all__ = ["serial_agent"]
 
@@ -160,6 +160,40 @@ async def test_watching_by_a_callback(box: Box, guest: Path) -> None:
     await watch.close()
     with pytest.raises(RequestFailed):
         await box.files.watch_dir("none")
+
+
+@in_event_loop
+async def test_a_callback_that_fails_ends_its_watch(box: Box, guest: Path) -> None:
+    async def fail(event: FileEvent) -> None:
+        raise ValueError(event.name)
+
+    watch = await box.files.watch_dir(".", fail)
+    (guest / "f").touch()
+    while not watch._call.is_over:
+        await asyncio.sleep(0.001)
+    for action in (watch.next, watch.close):
+        with pytest.raises(ValueError, match="f"):
+            await action()
+    with pytest.raises(KeyError):  # the first error is the one to know
+        async with watch:
+            raise KeyError
+
+
+@in_event_loop
+async def test_a_callback_may_close_its_watch(box: Box, guest: Path) -> None:
+    seen: list[FileEvent] = []
+
+    async def once(event: FileEvent) -> None:
+        seen.append(event)
+        await watch.close()
+
+    watch = await box.files.watch_dir(".", once)
+    for number in range(5):
+        (guest / f"f{number}").touch()
+    while not seen:
+        await asyncio.sleep(0.001)
+    await watch.close()
+    assert seen == [FileEvent("create", "f0", False)]
 
 
 # --- single files -------------------------------------------------------------------------------

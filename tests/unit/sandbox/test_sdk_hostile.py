@@ -32,6 +32,8 @@ class Liar:
         self.entries: list[dict[str, Any]] = []
         self.content: Callable[[str], bytes] = lambda path: b"evil"
         self.result: dict[str, Any] = {}
+        self.refused: str | None = None  # the name of a file that cannot be read
+        self.hangs_up_on = 0  # a type of request, once
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -54,6 +56,9 @@ class Liar:
         with suppress(OSError):
             while data := sock.recv(65536):
                 for frame in decoder.feed(data):
+                    if frame.type == self.hangs_up_on:
+                        self.hangs_up_on = 0
+                        return
                     for reply in self._answer(frame):
                         sock.sendall(reply)
 
@@ -70,7 +75,12 @@ class Liar:
             yield say(protocol.EVENT, {"entries": self.entries})
             yield say(protocol.RESULT, {})
         elif frame.type == protocol.FILE_READ:
-            content = self.content(unpack(frame.payload)["path"])
+            path = unpack(frame.payload)["path"]
+            if self.refused is not None and path.endswith(self.refused):
+                failure = {"code": "EACCES", "message": f"{path}: Permission\ndenied"}
+                yield say(protocol.ERROR, failure)
+                return
+            content = self.content(path)
             if content:
                 yield protocol.encode(protocol.DATA, frame.request, content)
             status = {"size": len(content), "mode": 0o644, "mtime_ns": 0, "file": 1}
@@ -232,16 +242,93 @@ async def test_permissions_that_are_not_the_guests_to_give(
 async def test_more_and_less_than_was_promised(liar: tuple[Liar, Box], target: Path) -> None:
     agent, box = liar
     agent.entry("f")
-    for content, message in ((b"too much", "more than was asked"),):
-        agent.content = lambda path, content=content: content  # type: ignore[misc]
-        with pytest.raises(AgentError, match=message):
-            await box.files.download("d", target)
-    agent.entries.clear()
-    agent.entry("f", size=100_000)
-    agent.content = lambda path: b"less"
-    with pytest.raises(AgentError, match="shrank"):
+    agent.content = lambda path: bytes(65537)
+    with pytest.raises(AgentError, match="more than was asked"):
         await box.files.download("d", target)
     assert not os.listdir(target)
+    # What counts is how long it is when it is read, not what the list said.
+    agent.entry("big", size=100_000)
+    agent.content = lambda path: b"less"
+    result = await box.files.download("d", target)
+    assert result.files == 2 and (target / "big").read_bytes() == b"less"
+
+
+@in_event_loop
+async def test_a_file_without_end(
+    liar: tuple[Liar, Box], target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("voidbox.sandbox.transfer.pieces.PIECE_BYTES", 1000)
+    monkeypatch.setattr("voidbox.sandbox.transfer.pieces._ENDLESS_BYTES_MAX", 5000)
+    agent, box = liar
+    agent.entry("f", size=100_000)
+    agent.content = lambda path: bytes(1000)
+    agent.result = {"size": 0, "end_size": 0, "end_mtime_ns": 0}
+    with pytest.raises(AgentError, match="more than 5000 bytes"):
+        await box.files.download("d", target)
+    assert not os.listdir(target)
+
+
+@in_event_loop
+async def test_names_that_fill_the_memory(
+    liar: tuple[Liar, Box], target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, box = liar
+    agent.entry("x" * 4096)
+    await box.files.list("d")
+    for values in ({"name": "x" * 5000}, {"name": "l", "type": "link", "target": "x" * 5000}):
+        agent.entries.clear()
+        agent.entry(**values)  # type: ignore[arg-type]
+        for attempt in (lambda: box.files.download("d", target), lambda: box.files.list("d")):
+            with pytest.raises(AgentError, match="5000 characters: refused"):
+                await attempt()
+    monkeypatch.setattr("voidbox.sandbox.transfer.listing.LISTED_BYTES_MAX", 100_000)
+    for name in ("x" * 1000, "a/" * 500 + "b"):
+        agent.entries.clear()
+        for number in range(150):
+            agent.entry(f"{number}{name}")
+        for attempt in (lambda: box.files.download("d", target), lambda: box.files.list("d")):
+            with pytest.raises(AgentError, match="than fit into memory"):
+                await attempt()
+    assert not target.exists()
+
+
+@in_event_loop
+async def test_messages_are_one_line_whatever_a_file_is_called(
+    liar: tuple[Liar, Box], target: Path
+) -> None:
+    agent, box = liar
+    evil = "x\n\x1b[2Jvoidbox: all is well"
+    agent.entry(f"{evil}1", error=evil)
+    agent.entry(f"{evil}2", "fifo")
+    agent.entry(f"{evil}3", "link", target="/")
+    agent.entry(f"{evil}4")
+    agent.refused = f"{evil}4"
+    result = await box.files.download("d", target)
+    assert len(result.skipped) == 4 and result.errors == 2
+    assert all(line.isprintable() for line in result.skipped)
+    agent.refused = None
+    (target / f"{evil}4").mkdir(parents=True)
+    for content in (b"evil", bytes(65537)):
+        agent.content = lambda path, content=content: content  # type: ignore[misc]
+        with pytest.raises((AgentError, HostError)) as caught:
+            await box.files.download("d", target)
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("type", [protocol.FILE_STAT, protocol.FILE_LIST])
+@in_event_loop
+async def test_what_is_there_is_asked_again_over_a_new_connection(
+    liar: tuple[Liar, Box], target: Path, type: int
+) -> None:
+    agent, box = liar
+    agent.entry("f")
+    agent.hangs_up_on = type
+    await box.files.download("d", target)
+    assert (target / "f").read_bytes() == b"evil"
+    agent.hangs_up_on = type
+    assert [info.name for info in await box.files.list("d")] == ["f"]
+    assert (await box.files.stat("d")).is_folder
+    assert agent.hangs_up_on == 0
 
 
 @in_event_loop
@@ -305,8 +392,7 @@ async def test_too_many_entries(
     liar: tuple[Liar, Box], target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent, box = liar
-    for name in ("transfer.transfer", "files"):
-        monkeypatch.setattr(f"voidbox.sandbox.{name}.ENTRIES_MAX", 10)
+    monkeypatch.setattr("voidbox.sandbox.transfer.listing.ENTRIES_MAX", 10)
     for number in range(11):
         agent.entry(f"f{number}")
     for attempt in (lambda: box.files.download("d", target), lambda: box.files.list("d")):

@@ -182,10 +182,12 @@ def test_a_killed_one_is_cleaned_by_the_next_command(store: Store, folder: str) 
         owner.allocate_port(made.id)
         for name in ("control.sock", "vsock.sock", "vsock.sock_5001"):
             Path(owner.path(made.id), name).touch()
-        Path(owner.path(made.id, "console.log")).write_bytes(b"x" * 9000 + b"\n\xffpanic\n")
+        Path(owner.path(made.id, "console.log")).write_bytes(
+            b"x" * 9000 + b"\n\xff\x1b[2Jpanic\r\n"
+        )
     (crashed,) = store.clean()
     assert (crashed.state, crashed.reason) == (State.CRASHED, "its process was killed")
-    assert crashed.crash.endswith("x\n\ufffdpanic")
+    assert crashed.crash.endswith("x\n\ufffd[2Jpanic")
     assert len(crashed.crash) < 9000
     assert store.clean() == []
     assert store.list() == [crashed]

@@ -15,8 +15,6 @@ from voidbox.errors import HostError
 CONSOLE_BYTES_MAX = 64 << 20
 OWNER_BYTES_MAX = 16 << 20  # the guest makes it grow, too: what the network refuses is logged
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-_TAIL_BYTES = 16 << 10
-_TAIL_LINES = 20
 
 log = logging.getLogger(__name__)
 
@@ -145,15 +143,3 @@ class ConsoleLog:
                 log.warning("console.log is written again: %d bytes are missing", self._lost_bytes)
                 self._lost_bytes = 0
         return True
-
-
-def read_tail(path: str) -> str:
-    """Return the last lines of a log, fit for a terminal; "" if there is none."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-    lines = ("".join(c for c in line if c.isprintable() or c == "\t") for line in text.split("\n"))
-    return "\n".join([line for line in lines if line][-_TAIL_LINES:])

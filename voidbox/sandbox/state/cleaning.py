@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
-from contextlib import suppress
 
 from voidbox.errors import HostError
+from voidbox.sandbox.log_file import read_tail
 from voidbox.sandbox.state.lifecycle import Event, step
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.state_folder import CONSOLE, StateFolder, warn
 
-_TAIL_BYTES = 8 << 10
+_TAIL_BYTES = 8 << 10  # of the console, for the record
 
 
 def clean(folder: StateFolder) -> list[SandboxRecord]:
@@ -49,7 +48,7 @@ def _is_stale(folder: StateFolder, record: SandboxRecord) -> bool:
 
 def _bury(folder: StateFolder, record: SandboxRecord) -> SandboxRecord:
     reason = "its process was killed"
-    tail = _console_tail(folder.file(record.id, CONSOLE))
+    tail = read_tail(folder.file(record.id, CONSOLE), _TAIL_BYTES)
     return folder.save(
         record._replace(
             state=step(record.state, Event.FAILED),
@@ -59,10 +58,3 @@ def _bury(folder: StateFolder, record: SandboxRecord) -> SandboxRecord:
             crash=f"{reason}\nthe console's last lines:\n{tail}" if tail else reason,
         )
     )
-
-
-def _console_tail(path: str) -> str:
-    with suppress(OSError), open(path, "rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        return file.read().decode(errors="replace").strip()
-    return ""

@@ -57,29 +57,30 @@ class HostFile:
     """
 
     def __init__(self, folder_fd: int, name: str, shown: str, mode: int) -> None:
-        self.name = shown
+        self.name = printable(shown)
         self._final = name
         self._folder_fd = folder_fd
         self._temporary = f".voidbox-{os.urandom(8).hex()}.part"
         self._fd = -1
         try:
-            self._check_replaceable()
+            self._is_replacing = self._check_replaceable()
             # Set-user-id and the like are not the guest's to give; the umask holds.
             self._fd = os.open(self._temporary, _NEW_FILE_FLAGS, mode & 0o777, dir_fd=folder_fd)
         except BaseException:
             os.close(folder_fd)
             raise
 
-    def _check_replaceable(self) -> None:
-        """Refuse to take the name of a device or a FIFO: nothing would be left of it."""
+    def _check_replaceable(self) -> bool:
+        """Whether there is a file. Refuses the name of a FIFO: nothing would be left of it."""
         try:
             mode = os.stat(self._final, dir_fd=self._folder_fd, follow_symlinks=False).st_mode
         except FileNotFoundError:
-            return
+            return False
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
             raise ConfigError(
                 f"{self.name} is neither a file nor a folder, and would be replaced: refused"
             )
+        return stat.S_ISREG(mode)
 
     def write(self, data: bytes) -> int:
         """Add bytes."""
@@ -92,8 +93,9 @@ class HostFile:
         """Give it its name."""
         if mode is not None:
             os.fchmod(self._fd, mode & 0o777 & ~_umask())
-        if 0 < mtime_ns < _MTIME_NS_MAX:
-            os.utime(self._fd, ns=(mtime_ns, mtime_ns))
+        _set_time(self._fd, mtime_ns)
+        if self._is_replacing:  # or a crash of the host may leave neither the old nor the new one
+            os.fsync(self._fd)
         os.rename(
             self._temporary, self._final, src_dir_fd=self._folder_fd, dst_dir_fd=self._folder_fd
         )
@@ -116,6 +118,11 @@ class HostFile:
         self.close()
 
 
+def _set_time(fd: int, mtime_ns: int) -> None:
+    if 0 < mtime_ns < _MTIME_NS_MAX:
+        os.utime(fd, ns=(mtime_ns, mtime_ns))
+
+
 def _umask() -> int:
     """Return this process's umask, without changing it for a moment as umask(2) would."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
@@ -128,26 +135,29 @@ def _umask() -> int:
 class HostFolder:
     """The folder. Thread: any, several at once.
 
+    Attributes:
+        is_new: this has made it.
     Raises:
         ConfigError: it cannot be made, or is no folder.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.is_new = not os.path.exists(path)
         try:
             os.makedirs(path, exist_ok=True)
             self._fd = os.open(path, _FOLDER_FLAGS & ~os.O_NOFOLLOW)  # the user's own may be a link
         except OSError as error:
             raise ConfigError(f"cannot write into {path}: {error.strerror}") from error
 
-    def _open(self, parts: tuple[str, ...], makes: bool = True, mode: int = 0o777) -> int:
+    def _open(self, parts: tuple[str, ...], makes: bool = True) -> int:
         """Return a descriptor of a folder in this one."""
         fd = os.dup(self._fd)
         try:
-            for depth, part in enumerate(parts, 1):
+            for part in parts:
                 if makes:
                     with contextlib.suppress(FileExistsError):
-                        os.mkdir(part, mode if depth == len(parts) else 0o777, dir_fd=fd)
+                        os.mkdir(part, dir_fd=fd)
                 inner = os.open(part, _FOLDER_FLAGS, dir_fd=fd)
                 os.close(fd)
                 fd = inner
@@ -167,10 +177,29 @@ class HostFolder:
                 reason = "something on the way is a link or a file, and links are not followed"
             raise HostError(f"cannot write {where}: {reason}", error.errno or 0) from error
 
-    def make_folder(self, parts: tuple[str, ...], mode: int) -> None:
-        """Make a folder; it may exist."""
+    def make_folder(self, parts: tuple[str, ...], mode: int) -> bool:
+        """Make a folder; False if it exists."""
         with self._says(parts):
-            os.close(self._open(parts, mode=mode & 0o777 | 0o700))
+            fd = self._open(parts[:-1])
+            try:
+                try:
+                    os.mkdir(parts[-1], mode & 0o777 | 0o700, dir_fd=fd)
+                except FileExistsError:
+                    os.close(os.open(parts[-1], _FOLDER_FLAGS, dir_fd=fd))
+                    return False
+            finally:
+                os.close(fd)
+            return True
+
+    def finish_folder(self, parts: tuple[str, ...], mode: int, mtime_ns: int) -> None:
+        """Give a folder, or with no parts this one, its permissions and time."""
+        with self._says(parts):
+            fd = self._open(parts, makes=False)
+            try:
+                os.fchmod(fd, mode & 0o777 & ~_umask() | 0o700)  # what is in it can be removed
+                _set_time(fd, mtime_ns)
+            finally:
+                os.close(fd)
 
     def new_file(self, parts: tuple[str, ...], mode: int) -> HostFile:
         """Begin a file; the folders above are made."""
@@ -182,7 +211,7 @@ class HostFolder:
         """Write a whole file."""
         with self._says(parts), self.new_file(parts, mode) as file:
             file.write(data)
-            file.commit(mtime_ns=mtime_ns)
+            file.commit(mode, mtime_ns)
 
     def link(self, parts: tuple[str, ...], target: str) -> None:
         """Make a symbolic link that is_safe_link()."""

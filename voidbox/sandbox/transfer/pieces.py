@@ -10,20 +10,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 
 from voidbox.agent import protocol
 from voidbox.agent.aio import AsyncAgent, AsyncCall
 from voidbox.agent.call import RequestFailed
-from voidbox.agent.core import Data
-from voidbox.errors import AgentError, HostError
+from voidbox.agent.core import Data, printable
+from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout
 from voidbox.sandbox.session import Session
+from voidbox.sandbox.transfer import threads
+from voidbox.sandbox.transfer.again import again, lost_or
+from voidbox.sandbox.transfer.listing import numbers_of
+from voidbox.sandbox.transfer.steady import Changed, ReadInfo
 
 PIECE_BYTES, _SERIAL_PIECE_BYTES = 8 << 20, 64 << 10
 _WRITE_BYTES = 256 << 10
-_LOSSES_MAX = 3  # of the connection, one after the other at the same piece
+_ENDLESS_BYTES_MAX = 1 << 30  # of a file that says it has none, as those of /proc do
 
 T = TypeVar("T")
 
@@ -38,70 +42,9 @@ class Writer(Protocol):
         """Take all of it."""
 
 
-class ConnectionLost(Exception):
-    """The connection broke; `error` is what to raise if it does not come back."""
-
-    def __init__(self, error: AgentError) -> None:
-        self.error = error
-
-
-class FileInfo(NamedTuple):
-    """A file of the guest, by the guest's word.
-
-    Attributes:
-        name: its name; in a list relative to the folder.
-        path: the whole path.
-        type: "file", "folder", "link", "fifo", "socket", "block", "character".
-        size: in bytes.
-        mode: its permissions.
-        mtime: when it was changed, in seconds since 1970.
-        target: where a link leads; else "".
-    """
-
-    name: str
-    path: str
-    type: str
-    size: int
-    mode: int
-    uid: int
-    gid: int
-    mtime: float
-    target: str = ""
-
-    @property
-    def is_folder(self) -> bool:
-        """Whether it is a folder."""
-        return self.type == "folder"
-
-
-class ReadInfo(NamedTuple):
-    """What the guest said of a file that was read."""
-
-    size: int
-    mode: int
-    mtime_ns: int
-    file: int
-
-
 def checksum_of(data: bytes) -> bytes:
     """Return the checksum that goes with a piece."""
     return hashlib.blake2b(data, digest_size=protocol.CHECKSUM_BYTES).digest()
-
-
-async def again(agent: AsyncAgent, attempt: Callable[[], Awaitable[T]], limit_s: float) -> T:
-    """Await `attempt()`, again with a new connection while it loses the one it had.
-
-    Raises:
-        AgentError: the guest is gone, or the connection is lost again and again.
-    """
-    for losses in range(1, _LOSSES_MAX + 1):
-        try:
-            return await attempt()
-        except ConnectionLost as lost:
-            if losses == _LOSSES_MAX:
-                raise lost.error from None
-            await agent.link(limit_s)  # says so if the guest is gone
-    raise AssertionError("unreachable")
 
 
 def piece_bytes(agent: AsyncAgent) -> int:
@@ -117,64 +60,86 @@ async def receive(
     values: dict[str, Any],
     output: Writer,
     *,
-    size: int | None,
     limit_s: float,
-    bytes_max: int,
+    bytes_max: int | None = None,
     on_bytes: OnBytes = lambda count: None,
+    takes_growth: bool = False,
 ) -> ReadInfo:
-    """Copy a file of the guest to `output`.
+    """Copy a file of the guest to `output`, all of it; see steady().
 
     Args:
         values: of FILE_READ, without offset and length.
-        size: how much to copy; None for all of it.
         bytes_max: more than this is an error.
     Raises:
+        Changed: to be read again, from the beginning.
         RequestFailed, AgentError, SandboxTimeout, HostError.
     """
-    agent, path = session.agent, values["path"]
-    offset, first, writing = 0, None, None
+    counted = 0
+
+    def count(number: int) -> None:
+        nonlocal counted
+        counted += number
+        on_bytes(number)
+
+    try:
+        return await _receive(
+            session.agent, values, output, limit_s, bytes_max, count, takes_growth
+        )
+    except Changed:
+        on_bytes(-counted)
+        raise
+
+
+async def _receive(
+    agent: AsyncAgent,
+    values: dict[str, Any],
+    output: Writer,
+    limit_s: float,
+    bytes_max: int | None,
+    on_bytes: OnBytes,
+    takes_growth: bool,
+) -> ReadInfo:
+    path = values["path"]
+    offset, first = 0, None
+    writing: asyncio.Future[None] | None = None
     try:
         while True:
             length = piece_bytes(agent)
-            if size is not None:
-                length = min(length, size - offset)
-            data, info = await again(
-                agent,
-                partial(
-                    _receive_piece,
-                    agent,
-                    {**values, "offset": offset, "length": length},
-                    limit_s,
-                    on_bytes,
-                ),
-                limit_s,
-            )
-            if first is not None and info.file != first.file:
-                raise AgentError(f"{path}: it was replaced while it was read: read it again")
+            request = {**values, "offset": offset, "length": length}
+            attempt = partial(_receive_piece, agent, request, limit_s, on_bytes)
+            data, info = await again(agent, attempt, limit_s)
+            is_short = len(data) < length
             first = first or info
+            has_size = first.size or info.end_size  # else it is empty, or one of the kernel's
+            if has_size and not info.is_as(first):
+                rest = data[: max(first.size - offset, 0)]
+                is_whole = not is_short or offset + len(rest) == first.size
+                if not (takes_growth and is_whole and info.is_grown(first)):
+                    raise Changed(path)
+                on_bytes(len(rest) - len(data))
+                data = rest
             offset += len(data)
-            if offset > bytes_max:
-                raise AgentError(f"{path}: more than {bytes_max} bytes: use files.download()")
+            limit = bytes_max or max(first.size, _ENDLESS_BYTES_MAX)
+            if offset > limit:
+                hint = ": use files.download()" if bytes_max else ""
+                raise AgentError(f"{printable(path)}: more than {limit} bytes{hint}")
             if writing is not None:
-                await writing
-            writing = asyncio.create_task(asyncio.to_thread(_write, output, data))
-            if len(data) < length or offset == size:
+                await threads.end(writing)
+            writing = threads.start(_write, output, data)
+            if is_short or offset == first.size:
                 break
-        await writing
-    except BaseException:
-        if writing is not None and not writing.done():
-            await asyncio.wait([writing])  # whoever closes `output` must not do it below a write
-        raise
-    if size is not None and offset < size:
-        raise AgentError(f"{path}: it shrank while it was read: read it again")
-    return ReadInfo(offset, info.mode, info.mtime_ns, info.file)
+        await threads.end(writing)
+    finally:
+        if writing is not None:
+            await threads.settle(writing)  # whoever closes `output` must not do it below a write
+    return first
 
 
 def _write(output: Writer, data: bytes) -> None:
     try:
         output.write(data)
     except OSError as error:
-        name = getattr(output, "name", "the output")
+        name = printable(str(getattr(output, "name", "the output")))
         raise HostError(f"cannot write {name}: {error.strerror}", error.errno or 0) from error
 
 
@@ -197,14 +162,14 @@ async def finish_read(
     Raises:
         ConnectionLost: it is to be asked for again.
     """
-    path, length = values["path"], values["length"]
+    path, length = printable(values["path"]), values["length"]
     parts: list[bytes] = []
     came = 0
     try:
         while events := await call.batch(limit_s):
             batch = [event.data for event in events if isinstance(event, Data)]
             count = sum(map(len, batch))
-            parts += batch
+            parts += filter(None, batch)
             came += count
             if came > length:
                 raise AgentError(f"{path}: the guest's agent sent more than was asked for")
@@ -212,9 +177,7 @@ async def finish_read(
         answer = await call.result()
     except AgentError as error:
         on_bytes(-came)
-        if call.is_lost:
-            raise ConnectionLost(error) from error
-        raise
+        raise lost_or(call, named(error, path)) from error
     data = b"".join(parts)
     checksum = await asyncio.to_thread(checksum_of, data) if came > _WRITE_BYTES else None
     if answer.get("checksum") != (checksum or checksum_of(data)):
@@ -222,11 +185,19 @@ async def finish_read(
     return data, _read_info(answer)
 
 
+def named(error: AgentError, path: str) -> AgentError:
+    """Return a request's error, which says what file it is about."""
+    path = printable(path)
+    if not isinstance(error, RequestFailed) or path in str(error):
+        return error
+    return RequestFailed(error.code, f"{path}: {error}")
+
+
 def _read_info(answer: dict[str, Any]) -> ReadInfo:
-    numbers = [answer.get(name, 0) for name in ReadInfo._fields]
-    if not all(isinstance(number, int) for number in numbers):
-        raise AgentError("the guest's agent described a file without sense")
-    return ReadInfo(*numbers)
+    size, mode, mtime_ns, file = numbers_of(answer, *ReadInfo._fields[:4])
+    if "end_size" not in answer:  # by an agent that is older than we are
+        return ReadInfo(size, mode, mtime_ns, file, size, mtime_ns)
+    return ReadInfo(size, mode, mtime_ns, file, *numbers_of(answer, *ReadInfo._fields[4:]))
 
 
 # To the guest.
@@ -248,6 +219,7 @@ async def send(
         RequestFailed, AgentError, SandboxTimeout, HostError.
     """
     counted = 0
+    begin = source.tell() if _is_seekable(source) else None
 
     def count(number: int) -> None:
         nonlocal counted
@@ -258,11 +230,18 @@ async def send(
         return await _send(session.agent, values, source, limit_s, count)
     except RequestFailed as error:
         # The guest forgot the beginning, or has the whole but its answer was lost.
-        if error.code != protocol.GONE or not source.seekable():
+        if error.code != protocol.GONE or begin is None:
             raise
         count(-counted)
-        source.seek(0)
+        source.seek(begin)
         return await _send(session.agent, values, source, limit_s, count)
+
+
+def _is_seekable(source: BinaryIO) -> bool:
+    try:
+        return source.seekable()
+    except AttributeError:  # it has a read() and no more
+        return False
 
 
 async def _send(
@@ -273,7 +252,7 @@ async def _send(
     reading = _start_read(source, agent)
     try:
         while True:
-            piece = await reading
+            piece = await asyncio.shield(reading)
             if not piece.is_last:
                 if not offset:
                     await _require_parts(agent, limit_s)
@@ -293,6 +272,7 @@ async def _send(
                 return size
     except BaseException:
         if not reading.done():
+            # Not to be settled: a pipe may never end.
             await asyncio.wait([reading])  # whoever closes `source` must not do it below a read
         if offset:
             await _give_up(agent, {**values, "part": token, "offset": offset})
@@ -310,19 +290,26 @@ class _Piece(NamedTuple):
     is_last: bool
 
 
-def _start_read(source: BinaryIO, agent: AsyncAgent) -> asyncio.Task[_Piece]:
-    return asyncio.create_task(asyncio.to_thread(_read, source, piece_bytes(agent)))
+def _start_read(source: BinaryIO, agent: AsyncAgent) -> asyncio.Future[_Piece]:
+    return threads.start(_read, source, piece_bytes(agent))
 
 
 def _read(source: BinaryIO, size: int) -> _Piece:
     """Return the next piece; only the last one is shorter than asked for, perhaps empty."""
     parts: list[bytes] = []
+    name = printable(str(getattr(source, "name", "the source")))
     try:
-        while size and (data := source.read(size)):
+        while size and (data := source.read(size)) != b"":
+            if not isinstance(data, bytes):
+                why = (
+                    "it has nothing yet and does not wait" if data is None else "it gives no bytes"
+                )
+                raise ConfigError(
+                    f"cannot read {name}: {why}: open it for blocking, binary reading"
+                )
             parts.append(data)
             size -= len(data)
     except OSError as error:
-        name = getattr(source, "name", "the source")
         raise HostError(f"cannot read {name}: {error.strerror}", error.errno or 0) from error
     data = parts[0] if len(parts) == 1 else b"".join(parts)
     return _Piece(data, checksum_of(data), size > 0)
@@ -348,13 +335,13 @@ async def _send_piece(
                 sent += len(part)
                 on_bytes(len(part))
             call.end_input(end)
-            return await finish_write(call, limit_s)
+            return await finish_write(call, values["path"], limit_s)
         except BaseException:
             on_bytes(-sent)
             raise
 
 
-async def finish_write(call: AsyncCall, limit_s: float) -> int:
+async def finish_write(call: AsyncCall, path: str, limit_s: float) -> int:
     """Wait for the end of a FILE_WRITE whose input has ended; return the file's size.
 
     Raises:
@@ -363,9 +350,7 @@ async def finish_write(call: AsyncCall, limit_s: float) -> int:
     try:
         answer = await call.result(limit_s)
     except AgentError as error:
-        if call.is_lost:
-            raise ConnectionLost(error) from error
-        raise
+        raise lost_or(call, named(error, path)) from error
     size = answer.get("size")
     if not isinstance(size, int):
         raise AgentError("the guest's agent gave no size")
@@ -376,6 +361,7 @@ async def _give_up(agent: AsyncAgent, values: dict[str, Any]) -> None:
     """Have the guest forget what came of a file, if it can still be told."""
     try:
         call = await agent.call(protocol.FILE_WRITE, values, "give up a file", 1.0)
-    except (AgentError, TimeoutError):
-        return  # it forgets by itself after a while
-    call.cancel()
+        call.cancel()
+        await call.result(1.0)
+    except (AgentError, SandboxTimeout):
+        pass  # it is given up, or the guest forgets it by itself after a while

@@ -9,15 +9,16 @@ import io
 import os
 import stat
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from voidbox.agent.core import printable
-from voidbox.errors import AgentError, ConfigError
+from voidbox.errors import ConfigError
 from voidbox.sandbox.transfer.host_tree import HostFolder, is_safe_link, split_name
-from voidbox.sandbox.transfer.pieces import checksum_of
+from voidbox.sandbox.transfer.listing import error_of, numbers_of
+from voidbox.sandbox.transfer.steady import ReadInfo
 
 SMALL_BYTES = 64 << 10  # files up to this go in batches
-ENTRIES_MAX = 1_000_000  # in a folder: what a hostile guest lists must not fill our memory
 
 
 class Entry(NamedTuple):
@@ -29,13 +30,25 @@ class Entry(NamedTuple):
     mtime_ns: int
 
 
-class Tree(NamedTuple):
-    """What is in a folder; folders before what is in them."""
+@dataclass
+class Tree:
+    """What is in a folder; folders before what is in them.
 
-    folders: list[Entry]
-    files: list[Entry]
-    links: list[tuple[tuple[str, ...], str]]
-    skipped: list[str]
+    Attributes:
+        errors: how many of `skipped` could not be read.
+    """
+
+    folders: list[Entry] = field(default_factory=list)
+    files: list[Entry] = field(default_factory=list)
+    links: list[tuple[tuple[str, ...], str]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    errors: int = 0
+
+
+def entry_of(parts: tuple[str, ...], status: os.stat_result) -> Entry:
+    """Return what the host says of something."""
+    mtime_ns = max(status.st_mtime_ns, 0)  # before 1970 there is nothing
+    return Entry(parts, status.st_size, stat.S_IMODE(status.st_mode), mtime_ns)
 
 
 def open_source(path: str, follows: bool = True) -> io.FileIO:
@@ -57,7 +70,7 @@ def open_source(path: str, follows: bool = True) -> io.FileIO:
 
 def scan(source: str) -> Tree:
     """Return what is in a folder of the host. Links are not followed."""
-    tree = Tree([], [], [], [])
+    tree = Tree()
     waiting: list[tuple[str, ...]] = [()]
     while waiting:
         folder = waiting.pop()
@@ -76,7 +89,7 @@ def scan(source: str) -> Tree:
 def _sort_host(item: os.DirEntry[str], parts: tuple[str, ...], tree: Tree) -> bool:
     """Put an entry where it belongs; whether it is a folder."""
     status = item.stat(follow_symlinks=False)
-    entry = Entry(parts, status.st_size, stat.S_IMODE(status.st_mode), status.st_mtime_ns)
+    entry = entry_of(parts, status)
     if stat.S_ISDIR(status.st_mode):
         tree.folders.append(entry)
         return True
@@ -85,28 +98,28 @@ def _sort_host(item: os.DirEntry[str], parts: tuple[str, ...], tree: Tree) -> bo
     elif stat.S_ISLNK(status.st_mode):
         tree.links.append((parts, os.readlink(item.path)))
     else:
-        tree.skipped.append(f"{'/'.join(parts)}: neither file nor folder nor link")
+        tree.skipped.append(f"{printable('/'.join(parts))}: neither file nor folder nor link")
     return False
 
 
-def sort_listed(item: object, tree: Tree) -> None:
+def sort_listed(item: dict[str, Any], tree: Tree) -> None:
     """Put what the guest listed where it belongs.
 
     Raises:
         AgentError: that cannot be in a folder.
     """
-    if not isinstance(item, dict):
-        raise AgentError("the guest's agent gave no list of entries")
     parts = split_name(item.get("name"))
-    numbers = [item.get(name) for name in ("size", "mode", "mtime_ns")]
-    if not all(isinstance(number, int) and number >= -(1 << 63) for number in numbers):
-        raise AgentError("the guest's agent described a file without sense")
-    size, mode, mtime_ns = (int(number) for number in numbers if number is not None)
+    size, mode, mtime_ns = numbers_of(item, "size", "mode", "mtime_ns")
     entry = Entry(parts, max(size, 0), mode & 0o7777, mtime_ns)
-    kind, target = item.get("type"), str(item.get("target", ""))
+    kind, target, error = item.get("type"), str(item.get("target", "")), error_of(item)
     shown = printable("/".join(parts))
+    if error:
+        tree.skipped.append(f"{shown}: {error}")
+        tree.errors += 1
     if kind == "folder":
         tree.folders.append(entry)
+    elif error:
+        pass
     elif kind == "file":
         tree.files.append(entry)
     elif kind != "link":
@@ -117,24 +130,39 @@ def sort_listed(item: object, tree: Tree) -> None:
         tree.skipped.append(f"{shown}: a link to {printable(target)!r}, outside the folder")
 
 
-def read_all(source: str, batch: Sequence[Entry]) -> list[tuple[bytes, bytes]]:
-    """Return the contents of small files, each with its checksum."""
+def read_all(source: str, batch: Sequence[Entry]) -> list[tuple[Entry, bytes | None]]:
+    """Return small files as they are now, with their contents; None for one that is not small."""
     found = []
     for entry in batch:
         path = "/".join((source, *entry.parts))
         with open_source(path, follows=False) as file:
-            data = file.read(SMALL_BYTES) or b""  # one that grew meanwhile: as much as it was
-        found.append((data, checksum_of(data)))
+            now = entry_of(entry.parts, os.fstat(file.fileno()))
+            found.append((now, _read_small(file)))
     return found
 
 
-def make_folders(host: HostFolder, folders: Sequence[Entry]) -> None:
-    """Make folders."""
+def _read_small(file: io.FileIO) -> bytes | None:
+    data = b""
+    while len(data) <= SMALL_BYTES:
+        part = file.read(SMALL_BYTES + 1 - len(data))
+        if not part:
+            return data
+        data += part
+    return None
+
+
+def make_folders(host: HostFolder, folders: Sequence[Entry]) -> list[Entry]:
+    """Make folders; return those that there were not before."""
+    return [entry for entry in folders if host.make_folder(entry.parts, entry.mode)]
+
+
+def finish_folders(host: HostFolder, folders: Sequence[Entry]) -> None:
+    """Give folders their permissions and times."""
     for entry in folders:
-        host.make_folder(entry.parts, entry.mode)
+        host.finish_folder(entry.parts, entry.mode, entry.mtime_ns)
 
 
-def write_all(host: HostFolder, found: Sequence[tuple[Entry, bytes]]) -> None:
+def write_all(host: HostFolder, found: Sequence[tuple[Entry, bytes, ReadInfo]]) -> None:
     """Write small files."""
-    for entry, data in found:
-        host.write_file(entry.parts, data, entry.mode, entry.mtime_ns)
+    for entry, data, info in found:
+        host.write_file(entry.parts, data, info.mode, info.mtime_ns)

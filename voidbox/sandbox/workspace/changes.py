@@ -7,6 +7,7 @@ from typing import NamedTuple
 from voidbox.agent.core import printable
 from voidbox.errors import AgentError
 from voidbox.sandbox.transfer.host_tree import is_safe_link, split_name
+from voidbox.sandbox.transfer.listing import error_of
 from voidbox.sandbox.workspace.manifest import (
     FILE,
     FOLDER,
@@ -42,10 +43,12 @@ def parse_listed(item: object) -> tuple[Parts, GuestItem]:
     """Return an entry of the guest's listing.
 
     Raises:
-        AgentError: it cannot be in a folder, or is described without sense.
+        AgentError: it cannot be in a folder, could not be read, or is described without sense.
     """
     values = item if isinstance(item, dict) else {}
     parts = split_name(values.get("name"))
+    if values.get("error"):  # what is in it would seem to have been deleted
+        raise AgentError(f"{printable('/'.join(parts))}: {error_of(values)}")
     names = ("mode", "size", "mtime_ns", "ctime_ns", "file")
     numbers = [values.get(name, 0) for name in names]
     kind, target = values.get("type"), values.get("target", "")

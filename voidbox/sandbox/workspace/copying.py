@@ -14,9 +14,11 @@ from voidbox.agent import protocol
 from voidbox.agent.core import Data
 from voidbox.errors import AgentError, HostError
 from voidbox.sandbox.session import WORKDIR, Session
+from voidbox.sandbox.transfer.download import Download
 from voidbox.sandbox.transfer.host_tree import HostFolder
-from voidbox.sandbox.transfer.transfer import Transfer
-from voidbox.sandbox.transfer.trees import ENTRIES_MAX, Entry
+from voidbox.sandbox.transfer.listing import ENTRIES_MAX
+from voidbox.sandbox.transfer.trees import Entry
+from voidbox.sandbox.transfer.upload import Upload
 from voidbox.sandbox.workspace.changes import Changes, compare, parse_listed
 from voidbox.sandbox.workspace.manifest import (
     STAGING_PREFIX,
@@ -74,8 +76,8 @@ async def copy_in(session: Session, path: str, limit_s: float) -> Manifest:
         AgentError: the guest cannot take it.
     """
     host = await asyncio.to_thread(scan_host, path)
-    transfer = Transfer(session, f"copy {path} in", None, None, limit_s)
-    await transfer.upload_folder(path, GUEST_FOLDER)
+    upload = Upload(session, f"copy {path} in", None, None, limit_s)
+    await upload.run(upload.folder(path, GUEST_FOLDER))
     return Manifest(host, await _list(session, limit_s))
 
 
@@ -168,13 +170,13 @@ async def _fetch(
     limit_s: float,
 ) -> tuple[int, list[str]]:
     """Copy the files that may have changed; return their bytes, and what was not to be had."""
-    transfer = Transfer(session, f"copy back into {path}", _ROOT, None, limit_s)
+    download = Download(session, f"copy back into {path}", _ROOT, None, limit_s)
     entries: Sequence[Entry] = [
         Entry(parts, now[parts].size, now[parts].mode, now[parts].mtime_ns)
         for parts in changes.files
     ]
     with await asyncio.to_thread(HostFolder, os.path.join(path, staging)) as host:
-        result = await transfer.download_some(GUEST_FOLDER, host, entries)
+        result = await download.run(download.some(GUEST_FOLDER, host, entries))
     return result.bytes, list(result.skipped)
 
 

@@ -1,0 +1,117 @@
+"""What happens in a folder of a sandbox: `sandbox.files.watch_dir()`."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import NamedTuple, TypeAlias
+
+from voidbox.agent import protocol
+from voidbox.agent.aio import AsyncCall
+from voidbox.agent.call import RequestFailed
+from voidbox.agent.core import Data
+from voidbox.errors import AgentError
+
+
+class FileEvent(NamedTuple):
+    """Something that happened in a watched folder.
+
+    Attributes:
+        kind: "create", "write", "chmod", "remove", "rename" (to another name, which comes as
+            "create"), or "overflow": some were lost.
+        name: relative to the folder.
+        is_folder: whether it is about a folder.
+    """
+
+    kind: str
+    name: str
+    is_folder: bool
+
+
+OnEvent: TypeAlias = Callable[[FileEvent], object] | Callable[[FileEvent], Awaitable[object]]
+
+
+class AsyncWatch:
+    """What happens in a folder: iterate over it, until close() or the folder's end."""
+
+    def __init__(self, call: AsyncCall, on_event: OnEvent | None = None) -> None:
+        self._call = call
+        self._error: Exception | None = None
+        self._is_closed = False
+        self._task = asyncio.create_task(self._tell(on_event)) if on_event is not None else None
+
+    async def _tell(self, on_event: OnEvent) -> None:
+        with suppress(AgentError):  # next() says it
+            while not self._is_closed and (event := await self._next(None)) is not None:
+                try:
+                    answer = on_event(event)
+                    if inspect.isawaitable(answer):
+                        await answer
+                except Exception as error:
+                    self._error = error
+                    self._end()
+                    return
+
+    async def next(self, timeout: float | None = None) -> FileEvent | None:
+        """Return the next event; None when the folder is gone, or after close().
+
+        Raises:
+            SandboxTimeout: nothing happened for so long.
+            Exception: what `on_event` raised, which has ended the watch.
+        """
+        if self._error is not None:
+            raise self._error
+        return await self._next(timeout)
+
+    async def _next(self, timeout: float | None) -> FileEvent | None:
+        try:
+            event = await self._call.next(timeout)
+        except RequestFailed as error:
+            if error.code == protocol.CANCELLED:
+                return None
+            raise
+        if event is None or isinstance(event, Data):
+            return None
+        values = event.values
+        name = str(values.get("name", ""))
+        return FileEvent(str(values.get("kind")), name, values.get("is_folder") is True)
+
+    async def __aiter__(self) -> AsyncIterator[FileEvent]:
+        while (event := await self.next()) is not None:
+            yield event
+
+    async def close(self) -> None:
+        """Watch no longer. Idempotent.
+
+        Raises:
+            Exception: what `on_event` raised, which has ended the watch.
+        """
+        self._end()
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._error is not None:
+            raise self._error
+
+    def _end(self) -> None:
+        self._is_closed = True
+        if not self._call.is_over:
+            self._call.cancel()
+
+    async def __aenter__(self) -> AsyncWatch:
+        return self
+
+    async def __aexit__(
+        self,
+        type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self.close()
+        except Exception:
+            if error is None:  # else that one came first
+                raise
