@@ -253,6 +253,7 @@ async def test_a_host_folder_that_cannot_be_read(work: Work) -> None:
         {"name": "a", "type": "file", "size": "1"}, {"name": "a", "type": "file", "size": 1 << 70},
         {"name": "a", "type": "link", "target": 5}, {"name": "/a", "type": "file"},
         {"name": "a", "type": "file", "mode": True},
+        {"name": "a", "type": "folder", "error": "Permission denied"},
     ],
 )  # fmt: skip
 def test_listings_without_sense(item: object) -> None:
