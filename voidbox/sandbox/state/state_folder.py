@@ -24,7 +24,6 @@ from voidbox.sandbox.state import allocators, durable, names, records
 from voidbox.sandbox.state.allocators import Allocations
 from voidbox.sandbox.state.durable import Corrupted
 from voidbox.sandbox.state.locking import FileLock, Hold, is_held
-from voidbox.sandbox.state.recalling import recall
 from voidbox.sandbox.state.records import SandboxRecord
 
 SECRET_BYTES = 32
@@ -147,6 +146,8 @@ class StateFolder:
                 if os.path.lexists(state):
                     now = durable.set_aside(state, aside, f"{id}-{STATE}")
                     what = f"set aside as {now}; "
+                from voidbox.sandbox.state.recalling import recall  # hardly a command needs it
+
                 record = known or recall(id, self.file(id, CONTROL))
                 if record is not None:
                     self.save(record)
