@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from voidbox.errors import VoidboxError
+from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.state.records import SandboxRecord
 
 _ANSWER_S = 2.0  # others wait for the lock meanwhile
@@ -10,8 +11,6 @@ _ANSWER_S = 2.0  # others wait for the lock meanwhile
 
 def recall(id: str, control_path: str) -> SandboxRecord | None:
     """Ask a sandbox's process for its record; None if it does not tell."""
-    from voidbox.sandbox.control import ControlClient  # most commands never need it
-
     try:
         values = ControlClient(control_path, _ANSWER_S).request("info").get("record")
         record = SandboxRecord.from_json(values) if isinstance(values, dict) else None

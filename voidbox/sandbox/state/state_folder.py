@@ -21,7 +21,6 @@ from contextlib import suppress
 from voidbox.errors import HostError
 from voidbox.sandbox.state import allocators, names, records
 from voidbox.sandbox.state.allocators import Allocations
-from voidbox.sandbox.state.recalling import recall
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.storage import durable
 from voidbox.storage.durable import Corrupted
@@ -148,6 +147,8 @@ class StateFolder:
                 if os.path.lexists(state):
                     now = durable.set_aside(state, aside, f"{id}-{STATE}")
                     what = f"set aside as {now}; "
+                from voidbox.sandbox.state.recalling import recall  # hardly a command needs it
+
                 record = known or recall(id, self.file(id, CONTROL))
                 if record is not None:
                     self.save(record)
