@@ -9,7 +9,7 @@ from functools import partial
 from threading import Condition
 from typing import Any
 
-from voidbox.agent.core import Data, Event, Failure, Result
+from voidbox.agent.core import Data, Event, Failure, Result, printable
 from voidbox.errors import AgentError, SandboxTimeout
 
 INPUT_BYTES_MAX = 256 << 10  # what write() queues before it waits for the guest
@@ -53,7 +53,7 @@ class Call:
     """
 
     def __init__(self, what: str, post: Callable[[Callable[[], None]], None]) -> None:
-        self.what = what
+        self.what = printable(what)  # it may quote what the guest calls a file
         self.on_change: Callable[[], None] = lambda: None
         self.is_lost = False
         self.is_waiting = False

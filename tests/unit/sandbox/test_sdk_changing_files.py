@@ -16,7 +16,7 @@ from tests.unit.sandbox.test_sdk_files import PIECE, leftovers, small_pieces
 from voidbox.agent import protocol
 from voidbox.agent.call import RequestFailed
 from voidbox.errors import ConfigError, HostError
-from voidbox.sandbox.transfer import pieces
+from voidbox.sandbox.transfer import pieces, trees
 from voidbox.sandbox.transfer.host_tree import HostFile, HostFolder
 from voidbox.sandbox.transfer.steady import Changed
 
@@ -54,7 +54,7 @@ def once(action: Callable[[], None], at: int = 0) -> Callable[[int, int], None]:
 
 @pytest.mark.parametrize("change", [replace, rewrite])
 @pytest.mark.parametrize("at", [0, PIECE + 1])
-@pytest.mark.parametrize("size", [10, 4 * PIECE + 5])
+@pytest.mark.parametrize("size", [10, 3 * PIECE, 4 * PIECE + 5])
 @in_event_loop
 async def test_a_download_is_no_mixture_and_not_cut(
     box: Box,
@@ -214,8 +214,9 @@ async def test_a_cancelled_download_ends_after_its_thread(
     for _ in range(3):
         task.cancel()
         await asyncio.sleep(0.01)
-    assert not task.done()
+    was_done = task.done()
     goes_on.set()
+    assert not was_done
     with pytest.raises(asyncio.CancelledError):
         await task
     assert not failures and not leftovers(tmp_path)
@@ -253,6 +254,18 @@ async def test_an_upload_takes_files_as_they_are_when_they_are_read(
 async def test_files_of_the_hosts_kernel(box: Box, guest: Path) -> None:
     await box.files.upload("/proc/self/net", "net")
     assert (guest / "net" / "dev").read_text().startswith("Inter-|")
+
+
+def test_a_small_file_that_comes_in_little_pieces(tmp_path: Path) -> None:
+    """As those of the kernel's do, whose end is not the first short read."""
+
+    class Slow(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            return super().read(7)
+
+    (tmp_path / "f").write_bytes(b"0123456789")
+    with Slow(tmp_path / "f") as file:
+        assert trees._read_small(file) == b"0123456789"
 
 
 @in_event_loop

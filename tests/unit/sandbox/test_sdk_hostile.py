@@ -6,6 +6,7 @@ import os
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from tests.unit.sandbox.conftest import Box, in_event_loop
 from voidbox.agent import protocol
 from voidbox.agent.packing import pack, unpack
-from voidbox.errors import AgentError, HostError
+from voidbox.errors import AgentError, HostError, SandboxTimeout
 from voidbox.sandbox.transfer.host_tree import HostFolder, is_safe_link, split_name
 from voidbox.sandbox.transfer.pieces import checksum_of
 
@@ -313,6 +314,10 @@ async def test_messages_are_one_line_whatever_a_file_is_called(
         with pytest.raises((AgentError, HostError)) as caught:
             await box.files.download("d", target)
         assert str(caught.value).isprintable()
+    agent.content = lambda path: time.sleep(0.5) or b"evil"
+    with pytest.raises(SandboxTimeout) as late:
+        await box.files.download("d", target, request_timeout=0.1)
+    assert str(late.value).isprintable()
 
 
 @pytest.mark.parametrize("type", [protocol.FILE_STAT, protocol.FILE_LIST])

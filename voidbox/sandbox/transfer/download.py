@@ -118,7 +118,7 @@ class Download(Transfer):
                     self._values(join(path, entry.parts), length=SMALL_BYTES) for entry in batch
                 ]
                 for values in requests:
-                    what = f"read {printable(values['path'])}"
+                    what = f"read {values['path']}"
                     call = await self._agent.call(protocol.FILE_READ, values, what, self._limit_s)
                     calls.append(call)
                 for entry, values, call in zip(batch, requests, calls, strict=True):

@@ -58,13 +58,14 @@ def open_source(path: str, follows: bool = True) -> io.FileIO:
         ConfigError: it cannot be read.
     """
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follows else os.O_NOFOLLOW)
+    shown = printable(path)
     try:
         file = io.FileIO(os.open(path, flags), "rb")
     except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot read {shown}: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise ConfigError(f"cannot read {path}: it is no regular file")
+        raise ConfigError(f"cannot read {shown}: it is no regular file")
     return file
 
 
@@ -81,7 +82,8 @@ def scan(source: str) -> Tree:
                     if _sort_host(entry, parts, tree):
                         waiting.append(parts)
         except OSError as error:
-            raise ConfigError(f"cannot read {error.filename}: {error.strerror}") from error
+            shown = printable(str(error.filename))
+            raise ConfigError(f"cannot read {shown}: {error.strerror}") from error
     tree.folders.sort()
     return tree
 
