@@ -3,17 +3,21 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 export VENV
 
-.PHONY: demo test test-fast test-lab lint bench setup kernels image network-image git-image clean
+.PHONY: demo test test-fast test-slow test-lab lint bench setup kernels image network-image git-image clean
 
 demo: setup
 	scripts/demo.sh
 
 # Everything: what needs no Linux guest here, what boots one here or in the lab.
-test: setup lint test-fast test-lab
+test: setup lint test-fast test-slow test-lab
 
-# A file's tests stay together: what they share is made once.
+# A file's tests stay together: what they share is made once. The fast ones are to be run often.
+HOST_PYTEST = $(PYTHON) -m pytest -n auto --dist loadfile tests/unit tests/guest
 test-fast: setup
-	$(PYTHON) -m pytest -n auto --dist loadfile tests/unit tests/guest
+	$(HOST_PYTEST) -m "not slow"
+
+test-slow: setup
+	$(HOST_PYTEST) -m slow
 
 # The lab's software CPU now and then stalls or resets a nested guest, about once in a hundred boots:
 # what failed is tried again, alone, in a fresh lab. A real fault fails three times.

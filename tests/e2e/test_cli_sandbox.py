@@ -215,6 +215,15 @@ def test_a_panic_is_told_with_the_console(cli: Cli) -> None:
     assert "sysrq" in again.stderr.lower()
 
 
+def test_a_panic_ends_an_attached_sandbox_with_its_own_status(cli: Cli) -> None:
+    command = ("-u", "root", "--", "sh", "-c", "echo c > /proc/sysrq-trigger")
+    result = cli("run", "--name", "box", *cli.machine, *command)
+    assert result.returncode == exit_status.PANIC, result
+    assert "the guest's kernel panicked" in result.stderr
+    result = cli("run", "--name", "other", *cli.machine, "-u", "root", "--", "poweroff", "-f")
+    assert (result.returncode, result.stderr) == (exit_status.OK, "")
+
+
 def test_ports(cli: Cli) -> None:
     cli.run("box", "--", "true")
     server = cli.start("exec", "-u", "root", "box", "--", "python3", "-c", SERVER)

@@ -78,10 +78,12 @@ def test_round_after_round_leaves_nothing(machine: dict[str, str]) -> None:
             assert sandbox.commands.run("echo $((6 * 7))").stdout == "42\n"
 
     round_trip()
-    before = len(os.listdir("/proc/self/fd")), threading.active_count(), children()
+    before = len(os.listdir("/proc/self/fd")), children()
+    threads = threading.active_count()
     for _ in range(ROUNDS):
         round_trip()
-    assert (len(os.listdir("/proc/self/fd")), threading.active_count(), children()) == before
+    assert (len(os.listdir("/proc/self/fd")), children()) == before
+    assert threading.active_count() <= threads + 1  # asyncio's pool may get another worker
     assert list((folder / "sandboxes").iterdir()) == []
     with create(machine) as sandbox, Store() as store:
         assert store.read(sandbox.sandbox_id).cid == 3  # all others were given back

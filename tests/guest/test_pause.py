@@ -115,6 +115,7 @@ def test_a_machine_paused_before_its_start_begins_with_resume(tmp_path: Path) ->
         assert outcome.reason is EndReason.POWER_OFF
 
 
+@pytest.mark.slow
 def test_pauses_race_with_each_other_and_the_end(tmp_path: Path) -> None:
     for attempt in range(20):
         with machine_of(tmp_path, tiny.SPIN, cpus=2) as (machine, _):

@@ -325,6 +325,7 @@ def test_everything_is_compiled_for_good(built: Built) -> None:
         assert compiled[4:8] == b"\x01\0\0\0"
 
 
+@pytest.mark.slow
 def test_the_bytes_depend_on_the_inputs_alone(built: Built, tmp_path: Path) -> None:
     """Another folder, time and umask; Python's hashes differ from run to run anyway."""
     cache = tmp_path / "a longer name" / "cache"
@@ -366,6 +367,7 @@ def test_output_is_a_copy(built: Built, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.slow
 def test_added_files_are_there_and_links_to_them_followed(built: Built, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "program").write_text("one")
@@ -382,6 +384,7 @@ def test_added_files_are_there_and_links_to_them_followed(built: Built, tmp_path
     assert build(built.cache, *arguments, PATH=built.path)[1] not in ("", output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("guest", "expected"),
     [

@@ -88,4 +88,11 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
         return exit_status.USAGE
     except KeyboardInterrupt:
         return exit_status.INTERRUPTED
+    except OSError:
+        raise  # the output's
+    except Exception as error:
+        if os.environ.get("VOIDBOX_DEBUG"):
+            raise
+        complain(f"voidbox failed: {error!r}: this is a bug; VOIDBOX_DEBUG=1 shows where")
+        return exit_status.INTERNAL
     return status

@@ -14,16 +14,8 @@ from voidbox.signals import SignalThread
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.console import wait_flushed
 from voidbox.vmm.machine import Machine
-from voidbox.vmm.outcome import EndReason, Outcome
+from voidbox.vmm.outcome import Outcome
 
-_STATUS = {
-    EndReason.POWER_OFF: exit_status.OK,
-    EndReason.RESET: exit_status.OK,
-    EndReason.STOPPED: exit_status.OK,
-    EndReason.PANIC: exit_status.PANIC,
-    EndReason.CRASH: exit_status.CRASH,
-    EndReason.ERROR: exit_status.INTERNAL,
-}
 _FLUSH_S = 0.2  # how often a signal is looked for while the last output drains
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -83,11 +75,11 @@ def _run(machine: Machine, timeout_s: float | None) -> int:
 
 def _report(outcome: Outcome, interruption: list[int], timeout_s: float | None) -> int:
     """Say on stderr how the machine ended, unless it ended well."""
-    if interruption and _STATUS[outcome.reason] == exit_status.OK:
+    if interruption and exit_status.OF_END[outcome.reason.name] == exit_status.OK:
         if interruption[0] == exit_status.TIMEOUT:
             complain(f"\nvoidbox: the VM ran for {timeout_s:g} s and was ended")
         return interruption[0]
-    status = _STATUS[outcome.reason]
+    status = exit_status.OF_END[outcome.reason.name]
     if status != exit_status.OK:
         complain(f"\nvoidbox: {outcome.describe()}")
     if outcome.error is not None and os.environ.get("VOIDBOX_DEBUG"):

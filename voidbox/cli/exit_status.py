@@ -1,5 +1,7 @@
 """Exit statuses of the command line. Documented in README.md."""
 
+from __future__ import annotations
+
 OK = 0  # the guest powered off or rebooted; the user quit with Ctrl-A x
 NOT_DELIVERED = 1  # a message of `voidbox send`
 USAGE = 2  # bad arguments, an unusable file, a host that cannot run VMs
@@ -11,6 +13,16 @@ INTERNAL = 125  # voidbox itself failed: a bug
 SIGNAL_BASE = 128  # plus the number of the signal that ended voidbox
 INTERRUPTED = SIGNAL_BASE + 2
 BROKEN_PIPE = SIGNAL_BASE + 13
+
+# By the name of the machine's EndReason.
+OF_END = {
+    "POWER_OFF": OK,
+    "RESET": OK,
+    "STOPPED": OK,
+    "PANIC": PANIC,
+    "CRASH": CRASH,
+    "ERROR": INTERNAL,
+}
 
 
 def of_output_error(error: OSError) -> int:

@@ -20,14 +20,6 @@ from voidbox.vmm.console import FdOutput
 from voidbox.vmm.machine import Machine
 from voidbox.vmm.outcome import EndReason
 
-_GUEST_STATUS = {
-    EndReason.POWER_OFF: exit_status.OK,
-    EndReason.RESET: exit_status.OK,
-    EndReason.PANIC: exit_status.PANIC,
-    EndReason.CRASH: exit_status.CRASH,
-    EndReason.ERROR: exit_status.INTERNAL,
-}
-
 
 def run(
     config: MachineConfig,
@@ -85,8 +77,8 @@ def explain(guest: Guest, error: VoidboxError) -> int:
     status = exit_status.AGENT
     if isinstance(error, RequestFailed):
         status = status_of(error)
-    elif outcome is not None:
-        status = _GUEST_STATUS.get(outcome.reason, exit_status.AGENT)
+    elif outcome is not None and outcome.reason is not EndReason.STOPPED:
+        status = exit_status.OF_END[outcome.reason.name]
     if status != exit_status.OK:
         complain(f"voidbox: {error}")
     return status

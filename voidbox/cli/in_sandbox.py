@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from voidbox.agent import connect as agent_connect
@@ -45,8 +46,24 @@ def check_ended(store: Store, record: SandboxRecord) -> None:
     check_alive(store, record)
 
 
-def attach(store: Store, record: SandboxRecord, command: Command, is_verbose: bool = False) -> int:
-    """Run a command in a sandbox that runs; see run()."""
+def explain(error: VoidboxError) -> int:
+    """Say why there is no exit status of the command, and return one of ours."""
+    complain(f"voidbox: {error}")
+    return status_of(error)
+
+
+def attach(
+    store: Store,
+    record: SandboxRecord,
+    command: Command,
+    is_verbose: bool = False,
+    explain: Callable[[VoidboxError], int] = explain,
+) -> int:
+    """Run a command in a sandbox that runs; see run().
+
+    Args:
+        explain: says why there is no exit status of the command, and returns one of ours.
+    """
     endpoint = _Endpoint(store, record)
     clients: list[AgentClient] = []
 
@@ -92,12 +109,6 @@ def start(store: Store, record: SandboxRecord, command: Command) -> None:
         )
         if not process.pid:
             raise AgentError(f"{command.argv[0]} was not started")
-
-
-def explain(error: VoidboxError) -> int:
-    """Say why there is no exit status of the command, and return one of ours."""
-    complain(f"voidbox: {error}")
-    return status_of(error)
 
 
 class _Endpoint(StoredEndpoint):

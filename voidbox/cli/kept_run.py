@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 
 from voidbox.cli import exit_status
+from voidbox.cli.complain import complain
 from voidbox.cli.kept_options import make_record
 from voidbox.cli.output import print_json
 from voidbox.cli.sandboxes import describe, open_store
@@ -110,25 +111,39 @@ def _run_attached(
 ) -> int:
     """Run the command in the sandbox, which ends with it, and with this process."""
     from voidbox.cli import in_sandbox
-    from voidbox.cli.attach import Command
+    from voidbox.cli.attach import Command, status_of
     from voidbox.cli.ending import begin_kill, finish_kill
 
     parent_fd, our_end = os.pipe()
     started = time.monotonic()
+
+    def explain(error: VoidboxError) -> int:
+        status = status_of(error)
+        if status == exit_status.AGENT:
+            is_over = time.monotonic() - started >= (record.timeout_s or math.inf)
+            status = exit_status.TIMEOUT if is_over else _status_of_end(store, record)
+        if status != exit_status.OK:
+            complain(f"voidbox: {error}")
+        return status
+
     try:
         _launch(store, record, parent_fd)
         record = store.read(record.id)
         _copy_in(store, record)
         command = Command(argv, {}, None, None, options.tty)
         try:
-            status = in_sandbox.attach(store, record, command, options.verbose)
-            status = _copy_back(store, record, options.verbose, status)
-            is_over = time.monotonic() - started >= (record.timeout_s or math.inf)
-            # It was lost because its time was over, which is another matter.
-            return exit_status.TIMEOUT if status == exit_status.AGENT and is_over else status
+            status = in_sandbox.attach(store, record, command, options.verbose, explain)
+            return _copy_back(store, record, options.verbose, status)
         finally:
             begin_kill(store, record)
             finish_kill(store, record)
     finally:
         os.close(our_end)
         os.close(parent_fd)
+
+
+def _status_of_end(store: Store, record: SandboxRecord) -> int:
+    """Return the status that says why the agent was lost; its own where nobody knows."""
+    with suppress(ConfigError):  # it may have removed itself
+        return exit_status.OF_END.get(store.read(record.id).end, exit_status.AGENT)
+    return exit_status.AGENT

@@ -17,6 +17,7 @@ import pytest
 
 from tests.guest import tiny
 from tests.unit.boot import images
+from voidbox import cli
 from voidbox.cli import doctor, exit_status
 from voidbox.cli.terminal import EscapeFilter, open_unblocking
 
@@ -120,6 +121,27 @@ def test_bad_input_is_one_line_and_status_2(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.kvm
+def test_a_bug_is_one_line_and_status_125(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("voidbox.cli.ps.main", lambda arguments: {}["x"])
+    monkeypatch.delenv("VOIDBOX_DEBUG", raising=False)
+    assert cli.main(["ps"]) == exit_status.INTERNAL
+    assert capsys.readouterr().err == (
+        "voidbox failed: KeyError('x'): this is a bug; VOIDBOX_DEBUG=1 shows where\n"
+    )
+    monkeypatch.setenv("VOIDBOX_DEBUG", "1")
+    with pytest.raises(KeyError):
+        cli.main(["ps"])
+
+
+def test_what_a_message_quotes_does_nothing_to_the_terminal() -> None:
+    result = voidbox("run", "--kernel", "/no/\x1b[31mwhere\x07\udcff")
+    assert result.returncode == exit_status.USAGE
+    assert "/no/\\x1b[31mwhere\\x07\\udcff" in result.stderr
+    assert "\x1b" not in result.stderr
+
+
 def test_a_closed_standard_output_is_one_line(tmp_path: Path) -> None:
     kernel = tiny.write_elf(tmp_path / "elf", tiny.power_off())
     command = [
@@ -332,6 +354,7 @@ def test_what_a_halting_guest_said_last_is_shown(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout) == (exit_status.TIMEOUT, "last words\n")
 
 
+@pytest.mark.slow
 @pytest.mark.kvm
 def test_nohup_keeps_its_meaning(tmp_path: Path) -> None:
     kernel = tiny.write_elf(tmp_path / "elf", tiny.SPIN)
@@ -340,6 +363,7 @@ def test_nohup_keeps_its_meaning(tmp_path: Path) -> None:
     assert result.returncode == exit_status.TIMEOUT
 
 
+@pytest.mark.slow
 @pytest.mark.kvm
 def test_a_signal_in_every_moment_of_a_start_ends_it(tmp_path: Path) -> None:
     kernel = tiny.write_elf(tmp_path / "elf", tiny.SPIN)

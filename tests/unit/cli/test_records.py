@@ -19,7 +19,7 @@ CRASHED = "its process was killed"
 KEYS = {
     "id", "name", "state", "created_at", "started_at", "ended_at", "pid", "cid", "ports", "kernel",
     "image", "memory_bytes", "cpus", "envs", "metadata", "workdir", "user", "timeout_s", "net",
-    "vsock", "team", "is_owned", "removes_itself", "cmdline", "reason", "workspace",
+    "vsock", "team", "is_owned", "removes_itself", "cmdline", "end", "reason", "workspace",
     "workspace_mode", "crash", "folder",
 }  # fmt: skip
 

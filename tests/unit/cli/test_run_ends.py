@@ -92,6 +92,7 @@ def full_pipe(tmp_path: Path, *options: str) -> Iterator[subprocess.Popen[bytes]
         os.close(writer)
 
 
+@pytest.mark.slow
 @pytest.mark.kvm
 def test_the_time_limit_covers_the_last_output_too(tmp_path: Path) -> None:
     with full_pipe(tmp_path, "--timeout", "5") as process:

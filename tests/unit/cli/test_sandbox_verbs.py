@@ -107,6 +107,14 @@ def test_the_time_limit_of_an_attached_sandbox(cli: Cli) -> None:
     assert cli.json("inspect", "box")[0]["reason"] == "its time limit ran out"
 
 
+def test_an_attached_sandbox_ends_with_its_guests_status(cli: Cli) -> None:
+    machine = cli.machine()
+    result = cli("run", "--name", "box", *machine, "--", "sh", "-c", "kill -9 $PPID")
+    assert result.returncode == exit_status.PANIC
+    assert "Attempted to kill init" in result.stderr
+    assert cli.json("inspect", "box")[0]["end"] == "PANIC"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -301,7 +309,8 @@ def test_a_terminal(cli: Cli) -> None:
             session.process.send_signal(signal.SIGWINCH)
             session.type("sleep 0.3; stty size\n")
             session.expect("33 101")
-            session.type("cat\n")
+            session.type("echo rea''dy; cat\n")
+            session.expect("ready")  # the prompt is on the screen, too
             session.type("words\n")
             session.expect("words\r\nwords")
             session.type("\x04")  # cat ends
@@ -330,6 +339,7 @@ def test_several_at_once_are_stopped_and_killed(cli: Cli) -> None:
     assert cli.ok("rm", "a1", "b2", "c3").split() == ["a1", "b2", "c3"]
 
 
+@pytest.mark.slow
 def test_kill_ends_a_sandbox_whose_process_hangs(cli: Cli) -> None:
     record = cli.launch("box")
     os.kill(record.pid, signal.SIGSTOP)
@@ -367,6 +377,7 @@ def test_logs_are_followed_to_the_end(cli: Cli) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_stats(cli: Cli) -> None:
     cli.launch("box")
     (figures,) = cli.json("stats", "--no-stream")

@@ -557,6 +557,7 @@ def test_a_guest_that_never_takes_a_frame() -> None:
 FLOOD = 100_000 if "VOIDBOX_LONG" in os.environ else 5_000
 
 
+@pytest.mark.slow
 def test_a_flood_of_short_connections_leaves_nothing() -> None:
     """VOIDBOX_LONG=1 makes it twenty times as many."""
     world = World()

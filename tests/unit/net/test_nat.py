@@ -76,6 +76,7 @@ def test_what_is_sent_comes_back(has_offloads: bool, size: int) -> None:
         wait_for(lambda: statistics(guest).tcp_flows == 0, "the flow is still there")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_in", [5, 10, 100])
 def test_frames_that_get_lost_are_sent_again(one_in: int) -> None:
     # Not every fifth: what is sent again could then be the one that is lost, again and again.
@@ -102,6 +103,7 @@ for sock in socks:
         wait_for(lambda: statistics(guest).tcp_flows == 0, "flows are left")
 
 
+@pytest.mark.slow
 def test_many_connections_after_one_another_leave_nothing() -> None:
     """VOIDBOX_LONG=1 for 100,000."""
     count = 100_000 if "VOIDBOX_LONG" in os.environ else 2000
@@ -263,6 +265,7 @@ assert sock.recv(1) == b""
                 stream.close()
 
 
+@pytest.mark.slow
 def test_a_guest_that_does_not_read_fills_no_memory() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,7 @@ def test_a_full_disk_is_said_once_and_stops_nothing(
     assert "No space left on device" in said.getMessage()
     # There is room again.
     fd = os.open(tmp_path / "real", os.O_WRONLY | os.O_CREAT)
-    os.dup2(fd, console._fd)
+    os.dup2(fd, console._file.fd)
     os.close(fd)
     caplog.set_level(logging.INFO)
     assert console.write(b"more")
@@ -47,6 +49,27 @@ def test_a_talkative_guest_fills_no_disk(tmp_path: Path) -> None:
     console.write(b"x" * 99)
     console.close()
     assert path.read_bytes() == b"x" * 99
+
+
+def test_what_voidbox_logs_fills_no_disk(tmp_path: Path) -> None:
+    path = tmp_path / "owner.log"
+    program = """
+import logging, os, sys
+from voidbox.sandbox.process.logs import OwnerLog
+log = logging.getLogger("x")
+log.addHandler(OwnerLog(sys.argv[1], 1000))
+for number in range(100):
+    log.warning("refused %03d", number)
+os.write(2, b"a traceback, say")
+assert os.read(0, 1) == b""
+"""
+    command = [sys.executable, "-c", program, str(path)]
+    result = subprocess.run(command, input=b"x", capture_output=True, check=True)
+    assert result.stdout == result.stderr == b""
+    before, after = (tmp_path / "owner.log.1").read_bytes(), path.read_bytes()
+    assert max(len(before), len(after)) <= 1000
+    assert b"refused 098" in before + after
+    assert after.endswith(b"refused 099\na traceback, say")
 
 
 def test_the_tail_is_fit_for_a_terminal(tmp_path: Path) -> None:

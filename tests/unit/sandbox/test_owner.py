@@ -118,6 +118,7 @@ def test_the_time_limit(sandboxes: Sandboxes) -> None:
     assert ended.ended_at - record.created_at < 20
 
 
+@pytest.mark.slow
 def test_the_time_limit_can_be_changed(sandboxes: Sandboxes) -> None:
     record = sandboxes.launch(timeout_s=2.0)
     control = sandboxes.control(record)
@@ -172,6 +173,7 @@ def test_pause_and_resume(sandboxes: Sandboxes) -> None:
     assert sandboxes.wait_ended(record).reason == "it was stopped"
 
 
+@pytest.mark.slow
 def test_a_guest_that_does_not_react_is_killed_in_the_end(sandboxes: Sandboxes) -> None:
     record = sandboxes.launch()
     os.kill(sandboxes.agent_pid(record), signal.SIGSTOP)

@@ -287,6 +287,7 @@ def test_leaving_in_the_middle_of_anything_leaves_nothing(world: World) -> None:
     works(alice)
 
 
+@pytest.mark.slow
 def test_jobs_that_nobody_waits_for_any_more_are_bounded(world: World) -> None:
     alice = world.add("alice", rate=Rate(1e6, 1e6))
     world.add("bob")

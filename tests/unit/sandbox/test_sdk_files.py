@@ -429,6 +429,7 @@ async def test_a_folder_survives_a_lost_connection(box: Box, guest: Path, tmp_pa
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.slow
 @in_event_loop
 async def test_five_thousand_files(box: Box, guest: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree"

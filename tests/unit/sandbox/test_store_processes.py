@@ -27,6 +27,7 @@ def folder() -> Iterator[str]:
         yield f"{path}/state"
 
 
+@pytest.mark.slow
 def test_50_processes_at_once_never_get_the_same(folder: str) -> None:
     with ExitStack() as stack:
         takers = [
@@ -81,6 +82,7 @@ def test_killed_before_each_call_that_changes_the_disk(folder: str) -> None:
         assert int(found[name].split()[0]) >= least, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_writers_killed_at_random_times(folder: str, seed: int) -> None:
     _run("storm", folder, str(seed), "120")

@@ -761,6 +761,7 @@ def test_a_flood_to_the_guest_leaves_the_loop_to_others(length: int, most: int) 
 # Rings that wrap
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event_idx", EVENT_IDX)
 def test_indices_wrap(event_idx: bool) -> None:
     """More than 65,536 frames each way, in batches of many sizes."""

@@ -328,6 +328,7 @@ def no_descriptors() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_ten_thousand_connections_in_turn(machine: Machine) -> None:
     machine.guest.listening.add(22)
     before = len(list(Path("/proc/self/fd").iterdir()))

@@ -62,11 +62,13 @@ class Verdict(NamedTuple):
     Attributes:
         reason: one line.
         crash: the whole story; "" if there is none to tell.
+        end: the machine's EndReason by name; "" where it was ended from here.
     """
 
     event: Event
     reason: str
     crash: str = ""
+    end: str = ""
 
 
 class Owner:
@@ -316,11 +318,13 @@ class Owner:
             return verdict
         if outcome is None:
             return Verdict(Event.FAILED, str(error).partition("\n")[0], str(error))
+        end = outcome.reason.name
+        if has_stopped and self._stopping.has_begun:
+            return Verdict(Event.ENDED, "it was stopped")
         if has_stopped:
-            is_ours = self._stopping.has_begun
-            return Verdict(Event.ENDED, "it was stopped" if is_ours else outcome.reason.value)
+            return Verdict(Event.ENDED, outcome.reason.value, end=end)
         story = outcome.describe()
-        return Verdict(Event.FAILED, story.partition("\n")[0], story)
+        return Verdict(Event.FAILED, story.partition("\n")[0], story, end)
 
     def _bequeath(self, verdict: Verdict) -> None:
         """Write the last word, and let everybody know. Nothing of the sandbox runs any more."""
@@ -329,7 +333,7 @@ class Owner:
         store, id = self._store, self.record.id
         try:
             self.record = store.update(
-                id, verdict.event, reason=verdict.reason, crash=verdict.crash
+                id, verdict.event, reason=verdict.reason, crash=verdict.crash, end=verdict.end
             )
             if self._control is not None:
                 self._control.hide()
@@ -359,12 +363,12 @@ def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
     try:
         store = Store(os.path.dirname(os.path.dirname(folder)))
         record = store.adopt(id)
-        logs.redirect_stdio(store.path(id, "owner.log"))
+        handler = logs.OwnerLog(store.path(id, "owner.log"))
     except VoidboxError as error:
         report({**describe_error(error), "has_begun": False})
         return 1
     logger = logging.getLogger("voidbox")
-    logger.addHandler(logs.LogHandler())
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     report({"adopted": True})
     raise_file_limit()

@@ -34,6 +34,7 @@ class SandboxRecord(NamedTuple):
         removes_itself: nothing of it is kept once it has ended.
         workspace: the host's folder that its guest has at /workspace; None for none of the host's.
         workspace_mode: "copy", "ro" or "rw".
+        end: the machine's EndReason by name, such as "PANIC"; "" if it did not end by itself.
         reason: how it ended, in one line; "" while it lives.
         crash: the whole story, with registers and the console's tail; "" if there is none.
     """
@@ -64,6 +65,7 @@ class SandboxRecord(NamedTuple):
     cmdline: str = ""
     workspace: str | None = None
     workspace_mode: str = "copy"
+    end: str = ""
     reason: str = ""
     crash: str = ""
 
@@ -172,6 +174,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "cmdline": _is_text,
     "workspace": _is_text_or_none,
     "workspace_mode": _is_text,
+    "end": _is_text,
     "reason": _is_text,
     "crash": _is_text,
 }
