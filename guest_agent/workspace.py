@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from guest_agent import protocol, syscalls
+from guest_agent import protocol, root, syscalls
 from guest_agent.loop import log
 from guest_agent.syscalls import MS_NODEV, MS_NOSUID, MS_RDONLY
 
@@ -40,7 +40,7 @@ def set_up() -> None:
 
 def _read_settings() -> dict[str, str]:
     try:
-        with open(protocol.WORKSPACE_PATH, encoding="ascii") as file:
+        with open(root.PREFIX + protocol.WORKSPACE_PATH, encoding="ascii") as file:
             return dict(line.split() for line in file)
     except FileNotFoundError:
         return {}

@@ -62,6 +62,15 @@ def sh(sandbox: Sandbox, text: str) -> str:
     return result.stdout
 
 
+def test_live_with_the_root_on_disks(machine: dict[str, str], host: Path) -> None:
+    on_disks = {"kernel": machine["kernel"], "memory": "128M"}
+    with create(on_disks, host, "rw") as sandbox:
+        assert sh(sandbox, "cat hello; echo back >new; stat -f -c %T /") == (
+            "from the host\noverlayfs\n"
+        )
+        assert (host / "new").read_text() == "back\n"
+
+
 def test_live(machine: dict[str, str], host: Path) -> None:
     with create(machine, host, "rw") as sandbox:
         assert "workspace /workspace 9p rw," in sh(sandbox, "cat /proc/mounts")
