@@ -8,7 +8,7 @@
 #                  400 MB. 2.1.112 is the last that is JavaScript: with Debian's nodejs a sixth of that
 #   --package NAME a Debian package more, for the agent to use
 #   --name IMAGE   what the image is called
-#   --suite, --mirror   the Debian release and where it comes from; bookworm, deb.debian.org
+#   --suite, --mirror   the Debian release and where it comes from; bookworm, from the host's own
 #   --tarball FILE the package, as `npm pack` has made it elsewhere: npm is not needed then
 #   --tar-only     make no image: print the path of the archive that it would be made of
 #

@@ -42,7 +42,7 @@ def build(
         name: what it is to be called.
         packages: beside the essential ones and apt.
         debian: a release's code name.
-        mirror: an address that packages come from; the host's own sources if None, or Debian's.
+        mirror: an address that packages come from; the host's own sources if None.
         env: variables for all commands; so `workdir`, `user`, `entrypoint` and `cmd`.
         store: the user's own if None.
         progress: called with each step, from several threads.

@@ -24,10 +24,7 @@ from voidbox.images.tree import Regular, Tree
 
 DEFAULT_SUITE = "bookworm"
 _ARCHITECTURE = "amd64"
-_MIRROR = "http://deb.debian.org/debian"  # what is fetched from it is signed
-_SECURITY_MIRROR = "http://deb.debian.org/debian-security"
 _COMPONENTS = ("main", "contrib", "non-free", "non-free-firmware")
-_WITHOUT_UPDATES = ("sid", "unstable", "experimental")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?")  # Debian Policy, 5.6.1
 _SUITE = re.compile(r"[a-z][a-z0-9-]*")
 _SOURCES = "etc/apt/sources.list"
@@ -66,8 +63,7 @@ def build_debian(
     Args:
         packages: beside the essential ones and apt.
         suite: a release's code name.
-        sources: lines as in sources.list(5); the host's own for this suite if None, or Debian's
-            where it has none.
+        sources: lines as in sources.list(5); the host's own for this suite if None.
         on_line: called with each line that the program says of its progress, in another thread.
     Raises:
         ImageError: a name that cannot be, no program to do it, or it failed: with what it said.
@@ -87,14 +83,20 @@ def build_debian(
 
 
 def find_sources(suite: str) -> list[Source]:
-    """Return the host's own sources of a Debian release, or the public ones if it has none."""
+    """Return the host's own sources of a Debian release.
+
+    Raises:
+        ImageError: it has none.
+    """
     if shutil.which("apt-get"):
         command = ["apt-get", "indextargets", "--format", _TARGETS_FORMAT, "Created-By: Packages"]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         found = _parse_targets(result.stdout, suite)
         if any(source.release == suite for source in found):
             return found
-    return _public_sources(suite)
+    raise ImageError(
+        f"this host's apt has no source of Debian's {suite}: name a mirror with --mirror URL"
+    )
 
 
 def _parse_targets(text: str, suite: str) -> list[Source]:
@@ -109,14 +111,6 @@ def _parse_targets(text: str, suite: str) -> list[Source]:
         if source.release in releases and source.component in _COMPONENTS:
             found[source] = None
     return list(found)
-
-
-def _public_sources(suite: str) -> list[Source]:
-    sources = [Source(_MIRROR, suite, "main")]
-    if suite not in _WITHOUT_UPDATES:
-        sources.append(Source(_MIRROR, f"{suite}-updates", "main"))
-        sources.append(Source(_SECURITY_MIRROR, f"{suite}-security", "main"))
-    return sources
 
 
 _Make = Callable[
