@@ -309,7 +309,7 @@ class AsyncSandbox:
         self, op: str, request_timeout: float | None = None, **values: object
     ) -> dict[str, object]:
         """Ask the sandbox's process."""
-        limit_s = self._session.limit_s(request_timeout)
+        limit_s = self._session.seconds(request_timeout)
         client = ControlClient(self._store.path(self._id, "control.sock"), limit_s)
         try:
             return await asyncio.to_thread(client.request, op, **values)
@@ -327,9 +327,8 @@ class AsyncSandbox:
 
     async def get_metrics(self, *, request_timeout: float | None = None) -> SandboxMetrics:
         """Return what it uses."""
-        self._session.check_answers()
-        host = await self._control("metrics", request_timeout)
         limit_s = self._session.limit_s(request_timeout)
+        host = await self._control("metrics", request_timeout)
         guest = await self._session.agent.request(protocol.METRICS, {}, "metrics", limit_s)
         return SandboxMetrics.of(guest, host)
 

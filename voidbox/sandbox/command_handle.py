@@ -187,7 +187,7 @@ class AsyncCommandHandle:
         Raises:
             SandboxTimeout: it did not read for so long.
         """
-        limit_s = self._session.limit_s(request_timeout)
+        limit_s = self._session.seconds(request_timeout)
         view = memoryview(to_bytes(data))
         for start in range(0, len(view), protocol.CHUNK_BYTES):
             await self._call.write(view[start : start + protocol.CHUNK_BYTES], limit_s)
@@ -259,7 +259,6 @@ async def send_signal(
 ) -> bool:
     """Send a signal to a command and its process group; False if there is none."""
     values = {"pid": pid, "signal": int(signal)}
-    session.check_answers()
     try:
         answer = await session.agent.request(
             protocol.KILL, values, "kill", session.limit_s(request_timeout)

@@ -200,7 +200,6 @@ class AsyncCommands:
 
     async def list(self, request_timeout: float | None = None) -> list[CommandInfo]:
         """List the commands that run, and background ones that ended not long ago."""
-        self._session.check_answers()
         answer = await self._session.agent.request(
             protocol.PROCESSES, {}, "commands.list", self._session.limit_s(request_timeout)
         )
@@ -223,7 +222,6 @@ class AsyncCommands:
             RequestFailed: there is no such command (ESRCH), or it is not in the background (EBUSY).
         """
         limit_s = self._session.limit_s(request_timeout)
-        self._session.check_answers()
         what = f"command {pid}"
         call = await self._session.agent.call(protocol.ATTACH, {"pid": pid}, what, limit_s)
         return AsyncCommandHandle(
@@ -302,7 +300,6 @@ async def begin(
     words = cmd if isinstance(cmd, str) else shlex.join(cmd)
     what = printable(words[:_WHAT_CHARACTERS_MAX])
     limit_s = session.limit_s(request_timeout)
-    session.check_answers()
     call = await session.agent.call(protocol.EXEC, values, what, limit_s)
     pid: int | None = None
     end: Exit | None = None

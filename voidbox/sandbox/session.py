@@ -43,15 +43,6 @@ class Session:
         self.user = user
         self._is_paused = is_paused
 
-    def check_answers(self) -> None:
-        """Refuse what a sandbox that is paused would never answer.
-
-        Raises:
-            ConfigError: it is.
-        """
-        if self._is_paused():
-            raise ConfigError(f"{self.name} is paused: resume() lets it go on")
-
     def path(self, path: str) -> str:
         """Return an absolute path of the guest."""
         if not isinstance(path, str) or not path:
@@ -65,7 +56,22 @@ class Session:
         return values if user is None else {**values, "user": user}
 
     def limit_s(self, request_timeout: float | None) -> float:
-        """Return how long a request may take."""
+        """Return how long a request that the guest answers may take.
+
+        Raises:
+            ConfigError: it makes no sense, or the sandbox is paused, so that nobody would answer.
+        """
+        limit_s = self.seconds(request_timeout)
+        if self._is_paused():
+            raise ConfigError(f"{self.name} is paused: resume() lets it go on")
+        return limit_s
+
+    def seconds(self, request_timeout: float | None) -> float:
+        """Return how long anything else may take.
+
+        Raises:
+            ConfigError: it makes no sense.
+        """
         if request_timeout is None:
             return self.agent.request_timeout_s
         return check_seconds("request_timeout", request_timeout)

@@ -180,8 +180,10 @@ async def test_stopping(options: dict[str, Any], tmp_path: Path) -> None:
 @in_event_loop
 async def test_pause_and_resume(options: dict[str, Any]) -> None:
     async with await AsyncSandbox.create(**options) as sandbox:
-        await sandbox.commands.run("true")
+        handle = await sandbox.commands.start("cat", stdin=True)
         await sandbox.pause()
+        await handle.send_stdin("waits")
+        await handle.close_stdin()
         assert (await sandbox.get_info()).state == "paused"
         for asked in (
             lambda: sandbox.commands.run("true"),
@@ -189,6 +191,9 @@ async def test_pause_and_resume(options: dict[str, Any]) -> None:
             lambda: sandbox.commands.kill(1),
             lambda: sandbox.commands.connect(1),
             lambda: sandbox.pty.create(),
+            lambda: sandbox.files.list(),
+            lambda: sandbox.files.read("f"),
+            lambda: sandbox.files.write("f", "x"),
             lambda: sandbox.get_metrics(),
         ):
             with pytest.raises(ConfigError, match=r"is paused: resume\(\) lets it go on"):
@@ -196,6 +201,7 @@ async def test_pause_and_resume(options: dict[str, Any]) -> None:
         with pytest.raises(ConfigError, match="paused"):
             await sandbox.pause()
         await sandbox.resume()
+        assert (await handle.wait(20)).stdout == "waits"
         assert (await sandbox.commands.run("echo on")).stdout == "on\n"
 
 
