@@ -45,6 +45,8 @@ bench: setup kernels registry
 		$(PYTHON) benchmarks/net.py --output benchmarks/results/net.json
 	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
 		$(PYTHON) benchmarks/block.py --output benchmarks/results/block.json
+	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
+		$(PYTHON) benchmarks/workspace.py --output benchmarks/results/workspace.json
 
 kernels: setup image network-image disk-image git-image root-images
 	kernel/fetch_debian.sh cloud
