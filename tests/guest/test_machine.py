@@ -191,6 +191,7 @@ def test_stop_always_ends_every_thread(tmp_path: Path, code: bytes, cpus: int) -
     assert threading.active_count() == before
 
 
+@pytest.mark.slow
 def test_stop_races_with_start_and_end(tmp_path: Path) -> None:
     for attempt in range(30):
         with machine_of(tmp_path, tiny.say("x") + tiny.power_off()) as (machine, _):
@@ -218,6 +219,7 @@ def test_a_machine_can_be_closed_without_a_start(tmp_path: Path) -> None:
         machine.close()
 
 
+@pytest.mark.slow
 def test_machines_leave_nothing_behind(tmp_path: Path) -> None:
     def descriptors() -> int:
         gc.collect()

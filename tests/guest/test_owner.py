@@ -37,6 +37,7 @@ def create(store: Store, folder: Path, code: bytes, **values: object) -> Sandbox
     return store.create(record._replace(**values))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", [None, {"allow": ["example.org:443"]}], ids=["no net", "net"])
 def test_a_guest_that_ends_before_its_agent_answers(
     folder: Path, net: dict[str, object] | None

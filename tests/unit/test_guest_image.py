@@ -464,6 +464,7 @@ def test_an_interrupted_build_leaves_nothing(built: Built, number: signal.Signal
     assert set((built.cache / "images").iterdir()) == images
 
 
+@pytest.mark.slow
 def test_a_broken_package_is_named(built: Built, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     copy_packages(cache)

@@ -164,6 +164,7 @@ def assert_gone(pid: int) -> None:
     raise AssertionError(f"process {pid} lives on")
 
 
+@pytest.mark.slow
 def test_the_time_limit_ends_a_command_that_ignores_sigterm(client: AgentClient) -> None:
     end = sh(client, "trap '' TERM; while :; do sleep 1; done", timeout_s=0.2).wait()
     assert end.timed_out and end.signal == signal.SIGKILL

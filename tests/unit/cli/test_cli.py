@@ -361,6 +361,7 @@ def test_output_that_cannot_be_written_ends_the_guest(tmp_path: Path) -> None:
     assert "No space left on device" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.kvm
 def test_what_a_halting_guest_said_last_is_shown(tmp_path: Path) -> None:
     halt = b"\xfa\xf4"  # cli; hlt

@@ -142,6 +142,7 @@ def test_rm(cli: Cli) -> None:
     assert not missing["ok"] and "no image none" in missing["error"]
 
 
+@pytest.mark.slow
 def test_prune(cli: Cli, registry: FakeRegistry) -> None:
     cli("image", "pull", registry.name())
     old = stored(cli).add("a", b"old")

@@ -35,6 +35,7 @@ def ids(cli: Cli) -> list[str]:
 # run
 
 
+@pytest.mark.slow
 def test_a_sandbox_from_run_to_rm(cli: Cli) -> None:
     options = [*cli.machine(), "--metadata", "for=test", "-e", "A=1", "--team", "red"]
     assert cli.ok("run", "-d", "--name", "box", *options) == "box\n"
@@ -103,6 +104,7 @@ def test_run_attached_is_seen_and_ends_with_its_process(cli: Cli) -> None:
     assert cli.json("ps", "-a")[0]["reason"] == "the process that owned it ended"
 
 
+@pytest.mark.slow
 def test_the_time_limit_of_an_attached_sandbox(cli: Cli) -> None:
     result = cli("run", "--name", "box", "--timeout", "2", *cli.machine(), "--", "sleep", "60")
     assert result.returncode == exit_status.TIMEOUT
@@ -193,6 +195,7 @@ def test_exec_passes_streams_and_status(cli: Cli) -> None:
     assert cli("shell", "box", input="exit 5\n").returncode == 5
 
 
+@pytest.mark.slow
 def test_exec_of_what_cannot_be_executed(cli: Cli) -> None:
     cli.launch("box")
     (cli.folder / "text").write_text("text")
@@ -333,6 +336,7 @@ def test_a_terminal(cli: Cli) -> None:
 # ending
 
 
+@pytest.mark.slow
 def test_several_at_once_are_stopped_and_killed(cli: Cli) -> None:
     for name in ("a1", "b2", "c3"):
         cli.launch(name)

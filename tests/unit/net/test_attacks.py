@@ -996,7 +996,7 @@ class Anything(RuleBasedStateMachine):
             assert_served(self.world)
 
 
-TestAnything = Anything.TestCase
+TestAnything = pytest.mark.slow(Anything.TestCase)
 TestAnything.settings = settings(
     deadline=None,
     max_examples=int(os.environ.get("VOIDBOX_EXAMPLES", "100")),

@@ -68,6 +68,7 @@ def guest_with_echo(**options: object) -> Iterator[tuple[TapGuest, int]]:
 # --- TCP ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_offloads", [True, False], ids=["offloads", "plain"])
 @pytest.mark.parametrize("size", [0, 1, 1460, 70_000, 20_000_000])
 def test_what_is_sent_comes_back(has_offloads: bool, size: int) -> None:
@@ -618,6 +619,7 @@ def test_a_rule_for_a_name_holds_for_the_addresses_that_it_was_given() -> None:
 # --- the rest -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_rate_limit_holds_both_ways() -> None:
     with echo_server() as port:
         config = NatConfig(allow_host_ports=(port,), rate_bytes_s=2_000_000)

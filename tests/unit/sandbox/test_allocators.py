@@ -106,4 +106,4 @@ class Model(RuleBasedStateMachine):
         assert self.real.owners() == {*self.cids.values(), *self.ports.values()}
 
 
-TestModel = Model.TestCase
+TestModel = pytest.mark.slow(Model.TestCase)

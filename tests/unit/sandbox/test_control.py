@@ -140,6 +140,7 @@ def test_a_line_without_end_is_refused(served: Served) -> None:
         assert sock.recv(1) == b""
 
 
+@pytest.mark.slow
 def test_the_silent_make_room_for_others(served: Served) -> None:
     silent = [served.dial() for _ in range(CONNECTIONS_MAX + 5)]
     try:
@@ -150,6 +151,7 @@ def test_the_silent_make_room_for_others(served: Served) -> None:
             sock.close()
 
 
+@pytest.mark.slow
 def test_who_waits_for_an_answer_is_not_sent_away(served: Served) -> None:
     waiting = [served.dial() for _ in range(CONNECTIONS_MAX)]
     try:

@@ -87,7 +87,7 @@ class MailboxMachine(RuleBasedStateMachine):
         assert self.calls == self.puts
 
 
-TestMailbox = MailboxMachine.TestCase
+TestMailbox = pytest.mark.slow(MailboxMachine.TestCase)
 
 
 def test_a_flood_of_one_leaves_room_for_another() -> None:

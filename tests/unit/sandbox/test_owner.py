@@ -157,6 +157,7 @@ def test_a_lost_agent_is_a_crash(sandboxes: Sandboxes) -> None:
     assert "(2 of 3)" in sandboxes.file(record, "owner.log")
 
 
+@pytest.mark.slow
 def test_pause_and_resume(sandboxes: Sandboxes) -> None:
     record = sandboxes.launch("nervous")
     control = sandboxes.control(record)

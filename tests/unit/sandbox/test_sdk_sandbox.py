@@ -466,6 +466,7 @@ async def test_several_at_once(options: dict[str, Any], tmp_path: Path) -> None:
     assert not kept()
 
 
+@pytest.mark.slow
 @in_event_loop
 async def test_rounds_leave_nothing(options: dict[str, Any], tmp_path: Path) -> None:
     def descriptors() -> int:

@@ -170,7 +170,7 @@ class StoreModel(RuleBasedStateMachine):
         assert len({its.cid for its in live}) == len(live)
 
 
-TestStoreModel = StoreModel.TestCase
+TestStoreModel = pytest.mark.slow(StoreModel.TestCase)
 TestStoreModel.settings = settings(
     max_examples=100,
     stateful_step_count=40,
