@@ -35,7 +35,7 @@ LAB_PYTEST = scripts/with-kvm --mem 8192 --timeout 2700 --rw build/lab -- \
 	$(PYTHON) -m pytest -o cache_dir=build/lab/$@
 test-lab: setup kernels
 	$(PYTHON) -m pytest tests/e2e/test_kvm_lab.py
-	$(MAKE) --jobs 2 --output-sync=line test-machines test-sandboxes
+	$(MAKE) --jobs 2 test-machines test-sandboxes
 
 test-machines: LAB_TESTS = $(LAB_MACHINES)
 test-sandboxes: LAB_TESTS = $(LAB_SANDBOXES)
