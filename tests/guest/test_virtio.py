@@ -14,6 +14,7 @@ from voidbox.boot import layout
 from voidbox.errors import VoidboxError
 from voidbox.kvm import api
 from voidbox.kvm.kvm import Kvm
+from voidbox.virtio.ninep import VirtioNinep
 from voidbox.vmm.config import MachineConfig, ShareConfig, VsockConfig
 from voidbox.vmm.machine import Machine
 from voidbox.vmm.outcome import EndReason
@@ -139,38 +140,50 @@ def test_bad_sockets_are_clear_errors_that_leave_nothing(
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_request_to_a_shared_folder(tmp_path: Path) -> None:
-    """Bring virtio-9p up, send Tversion, and wait for the answer: all by instructions."""
-    base = layout.MMIO_DEVICES_GPA + layout.MMIO_DEVICE_BYTES  # behind the rng
-    desc, avail, used, request, answer = (0x200000 + 0x1000 * n for n in range(5))
+def write(register: int, value: int) -> bytes:
+    """Write a register of the device behind the rng."""
+    base = layout.MMIO_DEVICES_GPA + layout.MMIO_DEVICE_BYTES
+    return b"\xb8" + struct.pack("<I", value) + tiny.store_eax(base + register)
 
-    def write(register: int, value: int) -> bytes:
-        return b"\xb8" + struct.pack("<I", value) + tiny.store_eax(base + register)
 
+DESC, AVAIL, USED, REQUEST, ANSWER = (0x200000 + 0x1000 * n for n in range(5))
+VERSION = struct.pack("<IBHIH8s", 21, 100, 0xFFFF, 8192, 8, b"9P2000.L")
+
+
+def ask() -> bytes:
+    """Bring the device up, send what is in its queue, and wait for the answer."""
     code = write(0x70, 0) + write(0x70, 1) + write(0x70, 3)
     code += write(0x24, 1) + write(0x20, 1) + write(0x70, 0xB)  # VIRTIO_F_VERSION_1
     code += write(0x30, 0) + write(0x38, 8)
-    for register, gpa in ((0x80, desc), (0x90, avail), (0xA0, used)):
+    for register, gpa in ((0x80, DESC), (0x90, AVAIL), (0xA0, USED)):
         code += write(register, gpa) + write(register + 4, 0)
     code += write(0x44, 1) + write(0x70, 0xF) + write(0x50, 0)
-    # mov edi, used; again: cmp word [edi + 2], 1; jne again
-    code += b"\xbf" + struct.pack("<I", used) + b"\x66\x83\x7f\x02\x01\x75\xf9"
+    # mov edi, USED; again: cmp word [edi + 2], 1; jne again
+    return code + b"\xbf" + struct.pack("<I", USED) + b"\x66\x83\x7f\x02\x01\x75\xf9"
+
+
+def put_version(machine: Machine) -> None:
+    """Put Tversion in the queue."""
+    machine.memory.write(REQUEST, VERSION)
+    machine.memory.write(DESC, struct.pack("<QIHH", REQUEST, len(VERSION), 1, 1))
+    machine.memory.write(DESC + 16, struct.pack("<QIHH", ANSWER, 100, 2, 0))
+    machine.memory.write(AVAIL, struct.pack("<HHH", 0, 1, 0))
+
+
+def test_a_request_to_a_shared_folder(tmp_path: Path) -> None:
+    """Bring virtio-9p up, send Tversion, and wait for the answer: all by instructions."""
     share = ShareConfig(str(tmp_path), "here")
-    message = struct.pack("<IBHIH8s", 21, 100, 0xFFFF, 8192, 8, b"9P2000.L")
 
     def run() -> bytes:
-        config = config_of(tmp_path, code + tiny.power_off())._replace(shares=(share,))
+        config = config_of(tmp_path, ask() + tiny.power_off())._replace(shares=(share,))
         with Machine(config) as machine:
-            machine.memory.write(request, message)
-            machine.memory.write(desc, struct.pack("<QIHH", request, len(message), 1, 1))
-            machine.memory.write(desc + 16, struct.pack("<QIHH", answer, 100, 2, 0))
-            machine.memory.write(avail, struct.pack("<HHH", 0, 1, 0))
+            put_version(machine)
             machine.start()
             outcome = machine.wait(DEADLINE_S)
             assert outcome is not None
             assert outcome.reason is EndReason.POWER_OFF
-            assert machine.memory.read(used, 12) == struct.pack("<HHII", 0, 1, 0, len(message))
-            return machine.memory.read(answer, len(message))
+            assert machine.memory.read(USED, 12) == struct.pack("<HHII", 0, 1, 0, len(VERSION))
+            return machine.memory.read(ANSWER, len(VERSION))
 
     assert run() == struct.pack("<IBHIH8s", 21, 101, 0xFFFF, 8192, 8, b"9P2000.L")
     before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
@@ -179,3 +192,31 @@ def test_a_request_to_a_shared_folder(tmp_path: Path) -> None:
     assert threading.active_count() == threads
     with pytest.raises(VoidboxError, match="no folder"):
         Machine(config_of(tmp_path, b"")._replace(shares=(share._replace(path="/none"),)))
+
+
+def test_a_folder_that_hangs_holds_up_no_other_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reset waits for the host's file system: never on the loop of all the others."""
+    code = ask() + write(0x70, 0) + tiny.power_off()
+    resetting, goes_on, answered = threading.Event(), threading.Event(), threading.Event()
+
+    def reset(self: VirtioNinep) -> None:
+        resetting.set()
+        assert goes_on.wait(DEADLINE_S)
+
+    share = ShareConfig(str(tmp_path), "here")
+    with Machine(config_of(tmp_path, code)._replace(shares=(share,))) as machine:
+        monkeypatch.setattr(VirtioNinep, "reset", reset)
+        put_version(machine)
+        machine.start()
+        try:
+            assert resetting.wait(DEADLINE_S)
+            machine.loop.call_soon(answered.set)
+            assert answered.wait(1)
+        finally:
+            goes_on.set()
+        outcome = machine.wait(DEADLINE_S)
+        assert outcome is not None
+        assert outcome.reason is EndReason.POWER_OFF
+        monkeypatch.undo()

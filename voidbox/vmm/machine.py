@@ -146,6 +146,7 @@ class Machine:
         self._serial_port: SerialPort | None = None
         self.network: NatBackend | None = None
         self._disks: list[Disk] = []
+        self._share_loops: list[EventLoop] = []
         self._resources = contextlib.ExitStack()
         try:
             self._build(kvm_path)
@@ -248,7 +249,11 @@ class Machine:
 
         device = VirtioNinep(Server(share.path, share.is_read_only), share.tag)
         self._resources.callback(device.close)
-        self._slots.add(device, {0: device.kick_fd})
+        # Its own, as a disk's: a reset waits for the host's file system.
+        loop = EventLoop(self._on_loop_error, name=f"voidbox-{share.tag}")
+        self._share_loops.append(loop)
+        self._resources.callback(loop.close)  # before the device's, after which nothing is reset
+        self._slots.add(device, {0: device.kick_fd}, loop)
 
     def _attach_vsock(self, cid: int, path: str | None, is_vhost: bool) -> None:
         from voidbox.virtio.vsock import PacketQueues, VirtioVsock
@@ -312,8 +317,8 @@ class Machine:
         """Start the event loop and the vCPUs. Once."""
         try:
             self.loop.start()
-            for disk in self._disks:
-                disk.loop.start()
+            for loop in (*(disk.loop for disk in self._disks), *self._share_loops):
+                loop.start()
             self._started_ns = time.monotonic_ns()
             self._vcpus.start()
         except RuntimeError as error:
