@@ -41,7 +41,7 @@ _PASSED_ON = {
     P9_DOTL_SYNC: os.O_SYNC,
 }
 _DEVICE_SHIFT = 48
-_U64, _U32 = (1 << 64) - 1, (1 << 32) - 1
+_U64 = (1 << 64) - 1
 
 
 class Descriptors:
@@ -269,9 +269,12 @@ class Folder:
         os.chmod(self.entry(node), kept | mode & MODE_BITS, dir_fd=self.proc_fd)
 
     def qid(self, status: os.stat_result) -> Qid:
-        """Return the qid of what has this status."""
-        version = (status.st_mtime_ns ^ status.st_ctime_ns ^ status.st_size << 8) & _U32
-        return Qid(_qid_type(status.st_mode), version, self.qid_path(status.st_dev, status.st_ino))
+        """Return the qid of what has this status.
+
+        Its version is 0: Linux 6.4 and later keep the contents of files of any other, as if nobody
+        but the guest changed them.
+        """
+        return Qid(_qid_type(status.st_mode), 0, self.qid_path(status.st_dev, status.st_ino))
 
     def qid_path(self, device: int, inode: int) -> int:
         """Return a number for a file: its inode's, unless another file system is mounted here."""

@@ -110,6 +110,24 @@ def test_dots_lead_nowhere(client: Client, folder: Path) -> None:
     assert os.listdir(folder) == ["a"]
 
 
+def test_the_guest_keeps_no_contents(client: Client, folder: Path) -> None:
+    """Linux reads a version of 0 as: others change this file."""
+    (folder / "a").write_text("a")
+    fid = client.path("a")
+    before = client.getattr(fid).qid
+    (folder / "a").write_text("changed")
+    assert client.getattr(fid).qid == before
+    opened = client.send(numbers.P9_TLOPEN, struct.pack("<II", fid, os.O_RDONLY))
+    walk = struct.pack("<IIH", ROOT, client.new(), 1) + text(b"a")
+    walked = client.send(numbers.P9_TWALK, walk)
+    for _type, version, path in (
+        before,
+        struct.unpack_from("<BIQ", opened),
+        struct.unpack_from("<BIQ", walked, 2),
+    ):
+        assert (version, path) == (0, before[2])
+
+
 def test_links_are_the_guests_to_follow(client: Client, folder: Path) -> None:
     (folder / "out").symlink_to(folder.parent / "outside")
     (folder / "file").symlink_to(folder.parent / "outside/secret")
