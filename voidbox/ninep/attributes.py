@@ -88,6 +88,8 @@ class Attributes:
             self._folder.set_mode(fid.node, mode)
         if valid & P9_SETATTR_SIZE:
             self._truncate(fid, size)
+        if valid & P9_SETATTR_SIZE and not valid & P9_SETATTR_MTIME_SET:
+            valid &= ~P9_SETATTR_MTIME  # "now": done already; by itself it is only the owner's
         if valid & (P9_SETATTR_ATIME | P9_SETATTR_MTIME):
             set_times(
                 self._folder.proc_fd,

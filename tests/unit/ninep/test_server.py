@@ -342,6 +342,26 @@ def test_modes(client: Client, folder: Path) -> None:
     client.open(client.path("f"))
 
 
+def test_a_file_of_somebody_else_is_cut(
+    client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux asks for the time as well; only the owner may ask for it by itself."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "not the owner's")
+
+    (folder / "f").write_text("text")
+    os.utime(folder / "f", (5, 5))
+    monkeypatch.setattr("voidbox.ninep.attributes.set_times", refuse)
+    fid = client.open(client.path("f"), os.O_RDWR)
+    valid = numbers.P9_SETATTR_SIZE | numbers.P9_SETATTR_MTIME | numbers.P9_SETATTR_CTIME
+    client.setattr(fid, valid, size=2)
+    assert (folder / "f").read_text() == "te"
+    assert (folder / "f").stat().st_mtime > 5
+    fails(errno.EPERM, client.setattr, fid, valid | numbers.P9_SETATTR_MTIME_SET, size=1, mtime=7)
+    fails(errno.EPERM, client.setattr, fid, valid & ~numbers.P9_SETATTR_SIZE)
+
+
 def test_times(client: Client, folder: Path) -> None:
     (folder / "f").write_text("")
     fid = client.path("f")
