@@ -57,9 +57,17 @@ class Descriptors:
         Raises:
             OSError: EMFILE.
         """
-        if self.count >= self.limit:
-            raise refused(errno.EMFILE)
+        self.require(1)
         self.count += 1
+
+    def require(self, count: int) -> None:
+        """Check that so many more can be taken: before something is made that needs them.
+
+        Raises:
+            OSError: EMFILE.
+        """
+        if self.count + count > self.limit:
+            raise refused(errno.EMFILE)
 
     def close(self, fd: int) -> None:
         """Close one."""
@@ -224,6 +232,7 @@ class Folder:
         access = flags & P9_DOTL_NOACCESS
         if access == P9_DOTL_NOACCESS:
             raise refused(errno.EINVAL)
+        self.descriptors.require(2)
         passed_on = sum(ours for theirs, ours in _PASSED_ON.items() if flags & theirs)
         new = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         fd = self._descriptor(name, access | passed_on | new, folder.fd, mode & MODE_BITS)

@@ -40,6 +40,15 @@ class Names:
             raise refused(errno.ENOTDIR)
         return node
 
+    def _require_new(self, name: bytes) -> None:
+        """Check that something of this name can be made, and _qid() then told of it.
+
+        Raises:
+            OSError: it is no name, or there are too many descriptors.
+        """
+        check_name(name)
+        self._folder.descriptors.require(1)
+
     def _qid(self, folder: Node, name: bytes, mode: int | None = None) -> bytes:
         """Return the qid of what was made, with the permissions that were asked for."""
         node = self._folder.child(folder, name)
@@ -59,7 +68,7 @@ class Names:
         mode, _gid = fields.take(_U32X2)
         fields.end()
         folder = self._parent(number)
-        check_name(name)
+        self._require_new(name)
         os.mkdir(name, mode & MODE_BITS, dir_fd=folder.fd)
         return self._qid(folder, name, mode)
 
@@ -70,7 +79,7 @@ class Names:
         mode, _major, _minor, _gid = fields.take(_MKNOD)
         fields.end()
         folder = self._parent(number)
-        check_name(name)
+        self._require_new(name)
         kind = stat.S_IFMT(mode)
         if kind not in _MADE_BY_MKNOD:
             raise refused(errno.EPERM)
@@ -84,7 +93,7 @@ class Names:
         fields.take(_U32)
         fields.end()
         folder = self._parent(number)
-        check_name(name)
+        self._require_new(name)
         if not target or b"\0" in target:
             raise refused(errno.EINVAL)
         if len(target) > _TARGET_BYTES_MAX:

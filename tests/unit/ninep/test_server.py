@@ -342,6 +342,27 @@ def test_modes(client: Client, folder: Path) -> None:
     client.open(client.path("f"))
 
 
+def test_nothing_is_made_that_cannot_be_opened(client: Client, folder: Path) -> None:
+    """A lock file, say, that stays behind and that its maker was told is not there."""
+    root = client.walk(ROOT)
+    descriptors = client.server._session.folder.descriptors
+    for room in (0, 1):
+        descriptors.limit = descriptors.count + room
+        body = struct.pack("<I", root) + text(b"new") + struct.pack("<III", os.O_RDWR, 0o644, 0)
+        fails(errno.EMFILE, client.send, numbers.P9_TLCREATE, body)
+    descriptors.limit = descriptors.count
+    fails(errno.EMFILE, client.mkdir, ROOT, b"d")
+    fails(errno.EMFILE, client.symlink, ROOT, b"l", b"x")
+    fails(errno.EMFILE, client.mknod, ROOT, b"n", stat.S_IFREG)
+    assert os.listdir(folder) == []
+    descriptors.limit += 2
+    client.send(numbers.P9_TLCREATE, body)
+    client.unlinkat(ROOT, b"new")
+    client.clunk(root)
+    client.mkdir(ROOT, b"d")
+    assert os.listdir(folder) == ["d"]
+
+
 def test_a_file_of_somebody_else_is_cut(
     client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
