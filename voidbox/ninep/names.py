@@ -189,10 +189,12 @@ class Names:
         """fid[4] →; the fid is gone, whatever comes of it"""
         (number,) = fields.take(_U32)
         fields.end()
-        self._fids.get(number)
+        self._fids.get_any(number)
         fid = self._fids.remove(number)
         assert fid is not None
         try:
+            if fid.xattr is not None:
+                raise refused(errno.EBADF)
             self._folder.require_writable()
             parent = self._place(fid)
             remove = os.rmdir if fid.node.is_folder else os.unlink

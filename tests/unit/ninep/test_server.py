@@ -290,6 +290,9 @@ def test_remove(client: Client, folder: Path) -> None:
     os.rename(folder / "f", folder / "g")
     (folder / "f").write_text("another")
     fails(errno.ENOENT, client.remove, fid)
+    fid = client.path("f")
+    fails(errno.EBADF, client.remove, client.xattrcreate(fid, b"user.x", 1))
+    client.clunk(fid)
     assert sorted(os.listdir(folder)) == ["f", "g"]
     assert client.server.fids == before  # gone in any case
     assert client.server.descriptors == 1
