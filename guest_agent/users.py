@@ -10,6 +10,7 @@ import contextlib
 import os
 from typing import NamedTuple
 
+from guest_agent import plain_files
 from guest_agent.connection import RequestError
 from guest_agent.protocol import BAD_REQUEST
 
@@ -97,11 +98,10 @@ def _groups_of(name: str) -> list[int]:
 def _entries(path: str, fields: int) -> Iterator[list[str]]:
     """Yield the lines of a table; passwd(5), group(5). A root without one has no entries."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.read(_FILE_BYTES_MAX).splitlines()
+        text = plain_files.read(path, _FILE_BYTES_MAX).decode("utf-8", "surrogateescape")
     except OSError:
         return
-    for line in lines:
+    for line in text.splitlines():
         words = line.split(":")
         if len(words) == fields:
             yield words
