@@ -39,7 +39,7 @@ class Image:
     """
 
     def __init__(self, text: str) -> None:
-        values = dict(line.partition(" ")[::2] for line in text.splitlines())
+        values = dict(line.partition(" ")[::2] for line in text.split("\n"))
         self.user = values.get("user") or "root"
         self.workdir = values.get("workdir", "")
 
@@ -47,7 +47,7 @@ class Image:
 def read_image() -> Image | None:
     """Return the image that is the root; None if the root is ours."""
     try:
-        with open(PREFIX + protocol.IMAGE_PATH, encoding="utf-8") as file:
+        with open(PREFIX + protocol.IMAGE_PATH, encoding="utf-8", newline="\n") as file:
             return Image(file.read())
     except FileNotFoundError:
         return None

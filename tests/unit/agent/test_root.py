@@ -15,6 +15,7 @@ from voidbox.agent import protocol
 def test_what_the_host_says_of_an_image() -> None:
     image = Image("user app:staff\nworkdir /srv/with a blank\nlater 1\n")
     assert (image.user, image.workdir) == ("app:staff", "/srv/with a blank")
+    assert Image("workdir /a\u2028b\x0cc\n").workdir == "/a\u2028b\x0cc"
     for text in ("", "user \nworkdir \n", "nonsense"):
         image = Image(text)
         assert (image.user, image.workdir) == ("root", "")
