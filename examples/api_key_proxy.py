@@ -11,7 +11,10 @@ The guest then needs no way to the world at all. What it may do with the key is 
 here: POST to the Messages API, so many requests, so large, so many at once. Of the guest's headers
 only those that the API needs go on, of the answer's those that the guest needs. The answer passes
 as it comes, so that streams stay streams. Another program of this host may reach the port, but does
-not know the password.
+not know the password, and is cut off soon.
+
+What the API itself fetches for a request is not looked at: its server tools (web_search, web_fetch,
+mcp_servers, sources that are URLs) have Anthropic's machines call what the guest names.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from __future__ import annotations
 import contextlib
 import hmac
 import http.client
+import ipaddress
 import secrets
+import socket
 import ssl
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,10 +38,12 @@ ANSWER_BYTES_MAX = 64 << 20
 REQUESTS_MAX = 500
 AT_ONCE_MAX, CONNECTIONS_MAX = 8, 32
 _GUEST_S, _API_S = 60.0, 600.0  # of silence
+_STRANGER_S = 10.0  # until the password has come, in all
 _DRAINED_BYTES_MAX = 1 << 20  # of a request that is refused
 _PIECE_BYTES = 64 << 10
 _TO_API = ("content-type", "accept", "user-agent", "anthropic-version", "anthropic-beta")
 _TO_GUEST = ("content-type", "retry-after", "request-id")
+NONE_LEFT = 429, "no requests are left: the proxy's limit is reached"
 _LIMITS = "anthropic-ratelimit-"
 
 
@@ -58,6 +65,8 @@ class KeyProxy:
         parts = urlsplit(upstream)
         if parts.scheme not in ("https", "http") or not parts.hostname or parts.path.strip("/"):
             raise ValueError(f"{upstream}: give https://HOST or http://HOST:PORT")
+        if parts.scheme == "http" and not _is_here(parts.hostname):
+            raise ValueError(f"{upstream}: the key goes over https:// but to this machine")
         self.password = f"sk-voidbox-{secrets.token_urlsafe(24)}"
         self.forwarded = self.refused = 0
         self._upstream = parts
@@ -89,26 +98,31 @@ class KeyProxy:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def refuse(self, path: str, password: str, length: str | None) -> tuple[int, str] | None:
-        """Return why a request is not forwarded, as status and text; None if it is, and counted."""
-        why = None
+    def examine(self, path: str, password: str, length: str) -> tuple[int, str] | None:
+        """Return why a request is not forwarded, as status and text; None if it may be."""
         if not hmac.compare_digest(password.encode(), self.password.encode()):
-            why = 401, "this is not the proxy's password"
-        elif path.partition("?")[0] not in PATHS:
-            why = 403, "only the Messages API is forwarded"
-        elif length is None or not length.isdecimal():
-            why = 411, "say how long the body is"
-        elif len(length) > 12 or int(length) > BODY_BYTES_MAX:
-            why = 413, f"more than {BODY_BYTES_MAX >> 20} MiB"
+            return 401, "this is not the proxy's password"
+        if path.partition("?")[0] not in PATHS:
+            return 403, "only the Messages API is forwarded"
+        if not length.isdecimal():
+            return 411, "say how long the body is"
+        if len(length) > 12 or int(length) > BODY_BYTES_MAX:
+            return 413, f"more than {BODY_BYTES_MAX >> 20} MiB"
+        return None if self._left > 0 else NONE_LEFT
+
+    def spend(self) -> bool:
+        """Count a request that is about to be forwarded; False if none is left."""
         with self._lock:
-            if why is None and self._left <= 0:
-                why = 429, "no requests are left: the proxy's limit is reached"
-            if why is None:
-                self._left -= 1
-                self.forwarded += 1
-            else:
-                self.refused += 1
-        return why
+            if self._left <= 0:
+                return False
+            self._left -= 1
+            self.forwarded += 1
+            return True
+
+    def count_refused(self) -> None:
+        """Count a request that is not forwarded."""
+        with self._lock:
+            self.refused += 1
 
     def connect(self) -> http.client.HTTPConnection:
         """Return a connection to the API, for one request."""
@@ -126,6 +140,13 @@ class KeyProxy:
     def at_once(self) -> threading.BoundedSemaphore:
         """What bounds the requests under way."""
         return self._at_once
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class _Server(ThreadingHTTPServer):
@@ -160,36 +181,68 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = _GUEST_S
     server: _Server
 
+    def setup(self) -> None:
+        """Begin a connection, which ends soon unless the password comes."""
+        super().setup()
+        self._stranger = threading.Timer(_STRANGER_S, self._cut)
+        self._stranger.daemon = True
+        self._stranger.start()
+
+    def finish(self) -> None:
+        """End it."""
+        self._stranger.cancel()
+        super().finish()
+
+    def _cut(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
     def do_POST(self) -> None:
         proxy = self.server.proxy
         self.close_connection = True  # each request has its own: nothing is left to be smuggled
         password = self.headers.get("x-api-key") or ""
         if "transfer-encoding" in self.headers:
             return self._refuse(411, "say how long the body is")
-        why = proxy.refuse(self.path, password, self.headers.get("content-length"))
+        length = self.headers.get("content-length") or ""
+        why = proxy.examine(self.path, password, length)
         if why is not None:
             return self._refuse(*why)
+        self._stranger.cancel()
         if not proxy.at_once.acquire(timeout=_GUEST_S):
             return self._refuse(429, "too many requests at once")
         try:
-            body = self.rfile.read(int(self.headers["content-length"]))
+            body = self.rfile.read(int(length))
+            if len(body) < int(length):
+                return self._refuse(400, "the body is shorter than it says")
             self._forward(proxy, body)
         finally:
             proxy.at_once.release()
         return None
 
     def _forward(self, proxy: KeyProxy, body: bytes) -> None:
+        """Send a request on, and its answer back. What cannot be sent is not counted as sent."""
         headers = {name: self.headers[name] for name in _TO_API if name in self.headers}
+        headers |= {"content-length": str(len(body)), **proxy.own_headers()}
         with contextlib.closing(proxy.connect()) as connection:
             try:
                 if any("\n" in value or "\r" in value for value in headers.values()):
                     raise ValueError("a value of several lines")
-                connection.request("POST", self.path, body, {**headers, **proxy.own_headers()})
-                answer = connection.getresponse()
+                connection.putrequest("POST", self.path)
+                for name, value in headers.items():
+                    connection.putheader(name, value)
             except ValueError:
                 return self._refuse(400, "a header or the path has characters that it may not")
-            except (OSError, http.client.HTTPException) as error:
+            try:
+                connection.connect()
+            except OSError as error:
                 return self._refuse(502, f"the API cannot be reached: {type(error).__name__}")
+            if not proxy.spend():
+                return self._refuse(*NONE_LEFT)
+            try:
+                connection.endheaders(body)
+                answer = connection.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                return self._tell(502, f"the API does not answer: {type(error).__name__}")
             with answer:
                 self._answer(answer)
         return None
@@ -213,12 +266,15 @@ class _Handler(BaseHTTPRequestHandler):
                 left -= len(data)
 
     def do_GET(self) -> None:
-        self.server.proxy.refuse("", "", None)
         self._refuse(403, "only the Messages API is forwarded")
 
     do_HEAD = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_CONNECT = do_GET
 
     def _refuse(self, status: int, text: str) -> None:
+        self.server.proxy.count_refused()
+        self._tell(status, text)
+
+    def _tell(self, status: int, text: str) -> None:
         self.close_connection = True
         body = f'{{"type":"error","error":{{"type":"proxy_error","message":"{text}"}}}}'.encode()
         self.send_response(status)

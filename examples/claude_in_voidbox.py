@@ -271,7 +271,7 @@ def turn(
     try:
         answer = json.loads(run(sandbox, argv, agent.envs))
         text, is_error = str(answer["result"]), answer["is_error"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise DemoFailed(f"{name}: the agent's answer makes no sense") from None
     for line in text.splitlines():
         say(f"  {printable(line)}")

@@ -2,6 +2,7 @@
 
 boot         what PID 1 does first: mounts, modules, network, secret
 root         the root that commands see, where it is an image's
+plain_files  reads and writes small files there, whatever is in the way
 loop         epoll, timers, children
 server       listens on vsock and on the second serial port
   connection   one client: frames in, requests started, frames out

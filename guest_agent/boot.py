@@ -9,7 +9,7 @@ import signal
 import termios
 import time
 
-from guest_agent import network, protocol, root, syscalls, workspace
+from guest_agent import network, plain_files, protocol, root, syscalls, workspace
 from guest_agent.loop import log
 from guest_agent.spawn import OPEN_FILES, PATH
 from guest_agent.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID
@@ -22,6 +22,7 @@ MODULES_LIST = "/usr/lib/voidbox/modules"  # one path a line, in the order of de
 SANDBOX_FOLDERS = ("/home/sandbox", "/workspace")
 SANDBOX_UID = SANDBOX_GID = 1000
 SERIAL_LINE = "/dev/ttyS1"
+HOSTNAME = "/etc/hostname"
 _END_GRACE_S = 2.0
 
 # What, where, kind, flags, options, and whether a guest can do without it.
@@ -77,7 +78,7 @@ def prepare() -> bytes:
 def _attempt(what: str, call: object) -> None:
     try:
         call()  # type: ignore[operator]
-    except OSError as error:
+    except (OSError, ValueError) as error:
         log(f"{what}: {error}")
 
 
@@ -137,8 +138,7 @@ def load_modules(paths: Iterable[str]) -> None:
 def _set_hostname() -> None:
     import socket
 
-    with open("/etc/hostname", encoding="utf-8") as file:
-        socket.sethostname(file.read().strip())
+    socket.sethostname(plain_files.read(HOSTNAME, 256).strip())
 
 
 def _own_folders() -> None:

@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 
-from guest_agent import protocol, root
+from guest_agent import plain_files, protocol, root
 from guest_agent.loop import log
 
 # linux/sockios.h, linux/if.h, linux/route.h
@@ -99,9 +99,4 @@ def _add_default_route(sock: socket.socket, gateway: bytes) -> None:
 
 
 def _write_resolv_conf(server: str) -> None:
-    # A new file: the image may have a link there that leads nowhere.
-    os.makedirs(os.path.dirname(RESOLV_CONF), exist_ok=True)
-    temporary = f"{RESOLV_CONF}.new"
-    with open(temporary, "w", encoding="ascii") as file:
-        file.write(f"nameserver {server}\n")
-    os.rename(temporary, RESOLV_CONF)
+    plain_files.replace(RESOLV_CONF, f"nameserver {server}\n")

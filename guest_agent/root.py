@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from guest_agent import protocol, syscalls, users
+from guest_agent import plain_files, protocol, syscalls, users
 from guest_agent.connection import RequestError
 from guest_agent.loop import log
 
@@ -39,7 +39,7 @@ class Image:
     """
 
     def __init__(self, text: str) -> None:
-        values = dict(line.partition(" ")[::2] for line in text.splitlines())
+        values = dict(line.partition(" ")[::2] for line in text.split("\n"))
         self.user = values.get("user") or "root"
         self.workdir = values.get("workdir", "")
 
@@ -47,7 +47,7 @@ class Image:
 def read_image() -> Image | None:
     """Return the image that is the root; None if the root is ours."""
     try:
-        with open(PREFIX + protocol.IMAGE_PATH, encoding="utf-8") as file:
+        with open(PREFIX + protocol.IMAGE_PATH, encoding="utf-8", newline="\n") as file:
             return Image(file.read())
     except FileNotFoundError:
         return None
@@ -63,8 +63,8 @@ def set_up_image(image: Image) -> None:
     """Give an image's root what its programs expect of any machine; raises no OSError."""
     users.set_default(image.user)
     for step in (
-        lambda: _write("/etc/hostname", f"{_HOSTNAME}\n"),
-        lambda: _write("/etc/hosts", _HOSTS),
+        lambda: plain_files.replace("/etc/hostname", f"{_HOSTNAME}\n"),
+        lambda: plain_files.replace("/etc/hosts", _HOSTS),
         _make_tmp,
         lambda: _make_folder("/run"),
         lambda: _make_folder(image.workdir),
@@ -76,15 +76,6 @@ def set_up_image(image: Image) -> None:
             step()
         except (OSError, ValueError) as error:
             log(f"the image's root: {error}")
-
-
-def _write(path: str, content: str) -> None:
-    """Write a new file: what the image has there may be a link that leads nowhere."""
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.voidbox"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(content)
-    os.rename(temporary, path)
 
 
 def _make_tmp() -> None:

@@ -10,6 +10,7 @@ import contextlib
 import os
 from typing import NamedTuple
 
+from guest_agent import plain_files
 from guest_agent.connection import RequestError
 from guest_agent.protocol import BAD_REQUEST
 
@@ -47,16 +48,17 @@ def set_default(spec: str) -> None:
 def find(spec: str) -> User:
     """Return the user called `spec`: NAME or UID, and :NAME or :GID if it is not its own group.
 
-    A number needs no entry; nor does "root", since an image may have no /etc/passwd at all.
+    A number needs no entry, and is then of group 0; nor does "root", since an image may have no
+    /etc/passwd at all. ":GROUP" is root's. All of this is docker's reading.
 
     Raises:
         RequestError: there is no such user, or no such group.
     """
-    name, colon, group = spec.partition(":")
-    if not name or (colon and not group):
+    name, _, group = spec.partition(":")
+    if not name and not group:
         raise RequestError(BAD_REQUEST, f"no user {spec[:80]!r}: give a name, a uid, or uid:gid")
-    user = _find_user(name, spec)
-    if not colon:
+    user = _find_user(name or "0", spec)
+    if not group:
         return user
     gid = _find_group(group, spec)
     return user._replace(gid=gid, groups=(gid,))
@@ -74,7 +76,7 @@ def _find_user(word: str, spec: str) -> User:
     if not word.isdecimal():
         raise RequestError(BAD_REQUEST, f"no user {spec[:80]!r} in the guest")
     uid = _id(word, spec)
-    return User(word, uid, uid, (uid,), "/", "/bin/sh")
+    return User(word, uid, 0, (0,), "/", "/bin/sh")
 
 
 def _find_group(word: str, spec: str) -> int:
@@ -95,16 +97,17 @@ def _groups_of(name: str) -> list[int]:
 
 
 def _entries(path: str, fields: int) -> Iterator[list[str]]:
-    """Yield the lines of a table; passwd(5), group(5). A root without one has no entries."""
+    """Yield the lines of a table; passwd(5), group(5). A root without one has no entries.
+
+    Fields that are missing at a line's end are empty: images are made by hand, too.
+    """
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            lines = file.read(_FILE_BYTES_MAX).splitlines()
+        text = plain_files.read(path, _FILE_BYTES_MAX).decode("utf-8", "surrogateescape")
     except OSError:
         return
-    for line in lines:
-        words = line.split(":")
-        if len(words) == fields:
-            yield words
+    for line in text.split("\n"):  # not splitlines(): a name may hold what Unicode ends lines with
+        words = line.split(":")[:fields]
+        yield [*words, *[""] * (fields - len(words))]
 
 
 def _id(text: str, spec: str) -> int:

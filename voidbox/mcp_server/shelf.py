@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -92,8 +93,14 @@ class Shelf:
         return self._sandboxes[name]
 
     async def list(self) -> list[SandboxInfo]:
-        """Return what is known of each; those that have ended are told once more, the last time."""
-        found = [await sandbox.get_info() for sandbox in self._sandboxes.values()]
+        """Return what is known of each; those that have ended are told once more, the last time.
+
+        One whose record somebody else has removed is not told.
+        """
+        found = []
+        for sandbox in [*self._sandboxes.values()]:
+            with contextlib.suppress(VoidboxError):
+                found.append(await sandbox.get_info())
         await self._drop_ended()
         return found
 
@@ -123,4 +130,5 @@ class Shelf:
                 is_alive = False
             if not is_alive:
                 self._sandboxes.pop(name, None)
-                await sandbox.kill()  # removes what is left of it
+                with contextlib.suppress(VoidboxError):
+                    await sandbox.kill()  # removes what is left of it

@@ -35,7 +35,7 @@ def test_names_and_numbers() -> None:
     app = User("app", 100, 101, (101, 50), "/", "/bin/sh")
     assert (find("root"), find("0")) == (root, root)
     assert (find("app"), find("100")) == (app, app)
-    assert find("1234") == User("1234", 1234, 1234, (1234,), "/", "/bin/sh")
+    assert find("1234") == User("1234", 1234, 0, (0,), "/", "/bin/sh")  # as with docker
 
 
 def test_a_group_of_choice_is_the_only_one() -> None:
@@ -43,12 +43,14 @@ def test_a_group_of_choice_is_the_only_one() -> None:
     assert find("app:staff")[1:4] == (100, 50, (50,))
     assert find("100:staff")[1:4] == (100, 50, (50,))
     assert find("1234:5678")[1:4] == (1234, 5678, (5678,))
+    assert find(":staff")[:4] == ("root", 0, 50, (50,))
+    assert find("app:") == find("app")
 
 
 @pytest.mark.parametrize(
     "spec",
-    ["", ":", ":0", "app:", "nobody", "app:nobody", "broken", "odd", "high", "-1", "4294967295",
-     "0:4294967295", "99999999999", "²", "app:staff:x", "x" * 10000],
+    ["", ":", ":nobody", "nobody:", "nobody", "app:nobody", "broken", "odd", "high", "-1",
+     "4294967295", "0:4294967295", "99999999999", "²", "app:staff:x", "x" * 10000],
 )  # fmt: skip
 def test_nobody_is_refused(spec: str) -> None:
     with pytest.raises(RequestError, match="no user"):
@@ -70,6 +72,18 @@ def test_bytes_that_are_no_text(tables: Path) -> None:
     user = find("7")
     assert user.name == "?x"
     assert os.fsencode(user.home) == b"/h\xff"
+
+
+def test_tables_made_by_hand(tables: Path) -> None:
+    (tables / "passwd").write_text(
+        "\n# ours\nshort:x:5:6\nbob:x:1001:1002::/home/bob\n"
+        "ann:x:8:9:A\u2028n\x0cn:/ann:/bin/ash:more\n"
+    )
+    (tables / "group").write_text("app:x:1000\nlong:x:1001:bob:more\n")
+    assert find("short") == User("short", 5, 6, (6,), "/", "/bin/sh")
+    assert find("bob") == User("bob", 1001, 1002, (1002, 1001), "/home/bob", "/bin/sh")
+    assert find("ann") == User("ann", 8, 9, (9,), "/ann", "/bin/ash")
+    assert find("ann:app").gid == 1000
 
 
 def test_the_default_can_be_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -169,6 +170,44 @@ def test_headers_smuggle_nothing(proxy: Any, upstream: Any) -> None:
         answer = sock.recv(100)
     assert answer.split()[1] == b"400"
     assert not upstream.seen
+    assert proxy.forwarded == 0
+
+
+def test_a_body_cut_short_is_not_forwarded(proxy: Any, upstream: Any) -> None:
+    with socket.create_connection(("127.0.0.1", proxy.port), 10) as sock:
+        head = f"POST /v1/messages HTTP/1.1\r\nx-api-key: {proxy.password}\r\n"
+        sock.sendall(f"{head}Content-Length: 100\r\n\r\nabc".encode())
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(100).split()[1] == b"400"
+    assert not upstream.seen
+    assert (proxy.forwarded, proxy.refused) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "POST /v1/messages HTTP/1.1\r\nx-api-key: guess\r\nContent-Length: 9\r\n\r\n"]
+)
+def test_strangers_are_cut_off_soon(text: str, proxy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import api_key_proxy
+
+    monkeypatch.setattr(api_key_proxy, "_STRANGER_S", 0.05)
+    with socket.create_connection(("127.0.0.1", proxy.port), 5) as sock:
+        sock.sendall(text.encode())
+        while sock.recv(1000):
+            pass
+
+
+def test_who_knows_the_password_may_take_longer(
+    proxy: Any, upstream: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import api_key_proxy
+
+    monkeypatch.setattr(api_key_proxy, "_STRANGER_S", 0.1)
+    upstream.may_go_on.clear()
+    with ask(proxy) as answer:
+        assert answer.read1(100) == b"first"
+        time.sleep(0.2)
+        upstream.may_go_on.set()
+        assert answer.read() == b"second"
 
 
 def test_connections_are_bounded(proxy: Any) -> None:
@@ -194,6 +233,12 @@ def test_an_api_that_cannot_be_reached_is_told(upstream: Any) -> None:
         ):
             assert answer.status == 502
             assert "ConnectionRefusedError" in json.loads(answer.read())["error"]["message"]
+            assert (proxy.forwarded, proxy.refused) == (0, 1)
     for url in ("ftp://x", "https://", "http://host/path"):
         with pytest.raises(ValueError, match="give https://HOST"):
             KeyProxy(url, KEY)
+    for url in ("http://api.example", "http://192.0.2.1:80", "http://127.0.0.1.example"):
+        with pytest.raises(ValueError, match="the key goes over https://"):
+            KeyProxy(url, KEY)
+    for url in ("http://localhost:1", "http://[::1]:1"):
+        KeyProxy(url, KEY).close()

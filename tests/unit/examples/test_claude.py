@@ -161,6 +161,7 @@ def test_a_key_in_the_guest_opens_the_apis_host_alone(
     [
         ("print('nonsense')", "makes no sense"),
         ("print('[]')", "makes no sense"),
+        ("print('[' * 100000)", "makes no sense"),
         ("import sys; sys.exit('\\x1b[2Jno luck')", r"exit code 1: \x1b[2Jno luck"),
         ('print(\'{"is_error": true, "result": "I give up"}\')', "says that it failed"),
     ],

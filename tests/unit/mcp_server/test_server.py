@@ -33,12 +33,17 @@ class FakeSandbox(Box):
         super().__init__(path, folder)
         self.name = name
         self.is_alive = True
+        self.is_forgotten = False
         self.kills = 0
 
     async def is_running(self) -> bool:
+        if self.is_forgotten:
+            raise ConfigError(f"no sandbox {self.name}")
         return self.is_alive
 
     async def get_info(self) -> Any:
+        if self.is_forgotten:
+            raise ConfigError(f"no sandbox {self.name}")
         state, reason = ("running", "") if self.is_alive else ("crashed", "the guest panicked")
         return SimpleNamespace(name=self.name, state=state, memory_bytes=1 << 29, reason=reason)
 
@@ -210,6 +215,17 @@ def test_one_that_has_crashed_makes_room(server: Server) -> None:
         text = await call.ok("sandbox_list")
         assert text.splitlines()[0] == "box-1: crashed, 512 MiB, the guest panicked"
         assert "box-1" not in await call.ok("sandbox_list")
+        assert await call.ok("sandbox_create") == "box-3"
+
+    run(server, test)
+
+
+def test_one_whose_record_is_gone_makes_room(server: Server) -> None:
+    async def test(call: Call) -> None:
+        await call.ok("sandbox_create")
+        await call.ok("sandbox_create")
+        server.made[0].is_forgotten = True
+        assert await call.ok("sandbox_list") == "box-2: running, 512 MiB"
         assert await call.ok("sandbox_create") == "box-3"
 
     run(server, test)
