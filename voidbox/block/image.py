@@ -112,6 +112,8 @@ def open_file(path: str, is_read_only: bool, what: str = "disk") -> int:
 
 
 def _explain(error: OSError, path: str, is_read_only: bool) -> str:
+    if error.errno == errno.ENOENT and os.path.islink(path):
+        return "it is a link to a file that is not there: remove the link, or put it right"
     if error.errno == errno.ENOENT:
         return f"there is no such file: truncate -s 8G {path} makes an empty disk"
     if error.errno == errno.EBUSY:

@@ -5,7 +5,8 @@
 
 A file system may be slow, or hang for as long as a server of its own is away, so requests never
 come to the loop: the queue is the worker's. The loop gives it and takes it away, behind a gate that
-the worker holds while it touches the queue or guest memory, and at no other time.
+the worker holds while it touches the queue or guest memory, or says that a driver broke the rules,
+and at no other time.
 """
 
 from __future__ import annotations
@@ -215,10 +216,11 @@ class VirtioNinep:
                     self._serve(request)
                 del request  # it holds guest memory
         except GuestError as error:
-            with self._gate.lock:
+            # Behind the gate: else a reset might come between, and the queue be the next driver's.
+            with contextlib.suppress(_Stale), self._gate.open_for(self._session_epoch):
                 transport, self._queue = self._transport, None
-            if transport is not None:
-                transport.needs_reset(str(error))
+                if transport is not None:
+                    transport.needs_reset(str(error))
 
     def _next(self) -> _Request | None:
         """Take a request; None if there is none, and a kick will tell of the next."""

@@ -13,6 +13,7 @@ import pytest
 
 from tests.unit.ninep.client import text
 from tests.unit.virtio.driver import FakeLoop, IrqLine, MmioDriver
+from voidbox.errors import GuestError
 from voidbox.memory import GuestMemory
 from voidbox.ninep import numbers
 from voidbox.ninep.numbers import P9_NOFID, P9_NOTAG
@@ -213,6 +214,29 @@ def test_a_reset_while_a_request_runs(guest: Guest) -> None:
             assert guest.memory.read(gpa, length) == b"\xaa" * length
     assert guest.server.fids == 0
     assert guest.ask(ATTACH)[4] == numbers.P9_TATTACH + 1
+
+
+def test_what_broke_the_device_does_not_break_it_for_the_next_driver(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaking, go_on = threading.Event(), threading.Event()
+
+    def slow(_request: object) -> None:
+        breaking.set()
+        assert go_on.wait(DEADLINE_S)
+        raise GuestError("of the driver before")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(guest.device, "_serve", slow)
+        guest.add(VERSION)
+        guest.loop.run()
+        assert breaking.wait(DEADLINE_S)
+        guest.transport.write(0x070, 4, 0)  # Status; the loop is this thread
+        guest.loop.run()
+        guest.boot()
+    go_on.set()
+    assert guest.ask(VERSION)[4] == numbers.P9_TVERSION + 1
+    assert not guest.broken
 
 
 def test_a_reset_waits_for_data_that_is_under_way(
