@@ -31,7 +31,11 @@ while [ $# -gt 0 ]; do
     fi
     [ $# -gt 1 ] || fail "$usage"
     case $2 in
-    '' | -* | *[!A-Za-z0-9._/:+~-]*) fail "$1 $2: this has no sense; $usage" ;;
+    '' | -*) fail "$1 $2: this has no sense; $usage" ;;
+    *[!A-Za-z0-9._/:+~-]*)
+        # A path may have any character.
+        [ "$1" = --tarball ] || fail "$1 $2: this has no sense; $usage"
+        ;;
     esac
     case $1 in
     --version) version=$2 ;;
@@ -44,6 +48,15 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
+# Now, rather than after minutes.
+why=$(PYTHONPATH=$here/.. "$python" -c '
+import sys
+from voidbox.errors import ConfigError
+from voidbox.images.reference import parse_reference
+try:
+    parse_reference(sys.argv[1])
+except ConfigError as error:
+    sys.exit(str(error))' "$name" 2>&1) || fail "--name $name: ${why##*: }"
 command -v mmdebstrap >/dev/null || fail "mmdebstrap is missing: apt-get install mmdebstrap uidmap"
 [ "$(id -u)" = 0 ] || command -v newuidmap >/dev/null ||
     fail "mmdebstrap needs newuidmap, unless it is root's: apt-get install uidmap"
@@ -86,7 +99,7 @@ fi
 
 # What goes on top of Debian.
 mkdir -p "$work/top/opt/claude-code" "$work/top/usr/local/bin"
-tar -xzf "$tarball" -C "$work/top/opt/claude-code" --strip-components=1 --no-same-owner ||
+tar -xz <"$tarball" -C "$work/top/opt/claude-code" --strip-components=1 --no-same-owner ||
     fail "$tarball is no package of npm's"
 program=$work/top/opt/claude-code
 if [ -f "$program/cli.js" ]; then

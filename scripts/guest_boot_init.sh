@@ -62,7 +62,15 @@ else
     fi
     attempt "mount the disk" mount -t ext4 -o discard,noatime "$upper" /upper
 fi
-attempt "write on the disk" mkdir -p /upper/root /upper/work
+attempt "write on the disk" mkdir -p /upper/root
+if [ -n "$image" ] && [ ! -d /upper/work ]; then
+    # The overlay takes them from the upper folder. An image made of a folder that was its owner's
+    # alone is to be of use to other users too.
+    attempt "give / its owner" chown "$(stat -c %u:%g /image)" /upper/root
+    attempt "give / its mode" chmod "$(stat -c %a /image)" /upper/root
+    attempt "give / its mode" chmod a+rx /upper/root
+fi
+attempt "write on the disk" mkdir -p /upper/work
 # redirect_dir: else no folder of the image could be renamed.
 attempt "lay the overlay" mount -t overlay -o \
     "lowerdir=$lower,upperdir=/upper/root,workdir=/upper/work,redirect_dir=on" overlay /root

@@ -100,6 +100,25 @@ def test_an_image_gets_its_disks_by_their_serial_numbers(guest: Guest) -> None:
     assert "poweroff" not in text
 
 
+@pytest.mark.parametrize("mode", [0o755, 0o1777, 0o2775, 0o700])
+def test_an_images_root_keeps_its_mode_and_owner(guest: Guest, mode: int) -> None:
+    guest.disk("vda", "voidbox-runtime")
+    guest.disk("vdb", "voidbox-image")
+    (guest.root / "image").mkdir()
+    if os.geteuid() == 0:
+        os.chown(guest.root / "image", 1000, 50)
+    (guest.root / "image").chmod(mode)
+    _, said = guest.run()
+    assert said == ""
+    image, upper = (guest.root / "image").stat(), (guest.root / "upper/root").stat()
+    assert upper.st_mode & 0o7777 == mode | 0o555
+    assert (upper.st_uid, upper.st_gid) == (image.st_uid, image.st_gid)
+    # What somebody has made of it since then stays, on a disk that is kept.
+    (guest.root / "upper/root").chmod(0o711)
+    guest.run()
+    assert (guest.root / "upper/root").stat().st_mode & 0o7777 == 0o711
+
+
 def test_our_own_image_needs_one_disk(guest: Guest) -> None:
     guest.disk("vda", "voidbox-runtime")
     commands, said = guest.run()

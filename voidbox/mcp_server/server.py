@@ -20,7 +20,6 @@ from voidbox.version import __version__
 
 COMMAND_S, COMMAND_S_MAX = 60.0, 1800.0
 READ_BYTES_MAX = 64 << 10  # in one answer
-FILE_BYTES_MAX = 16 << 20  # that is looked into
 WRITE_CHARACTERS_MAX = 4 << 20
 ENTRIES_MAX = 500
 _ERROR_CHARACTERS_MAX = 4000  # the end of a guest's console may be long
@@ -143,10 +142,9 @@ class _Tools:
         """Read a text file of a sandbox, 64 KiB at a time."""
         box = await self._shelf.find(sandbox)
         info = await box.files.stat(path)
-        if info.size > FILE_BYTES_MAX:
-            raise ValueError(f"{path}: {info.size} bytes: use sandbox_exec to look into it")
+        data = await box.files.read_part(path, offset, READ_BYTES_MAX + 1)
         try:
-            return page(await box.files.read(path, "bytes"), offset, READ_BYTES_MAX)
+            return page(data, offset, READ_BYTES_MAX, info.size)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 

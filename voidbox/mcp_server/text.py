@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+
 OUTPUT_BYTES_MAX = 24 << 10  # of each stream: some 6,000 tokens
 
 
@@ -29,19 +31,26 @@ def describe(stdout: bytes, stderr: bytes, exit_code: int, notes: tuple[str, ...
     return "\n".join(parts)
 
 
-def page(data: bytes, offset: int, bytes_max: int) -> str:
+def page(data: bytes, offset: int, bytes_max: int, file_bytes: int) -> str:
     """Return part of a file as text, with a line that says how to go on if there is more.
 
+    It ends between two characters, so that the parts together are the file.
+
+    Args:
+        data: what the file has from `offset` on; if there is more than `bytes_max`, some of it.
+        file_bytes: how long the file says it is: those of /proc have nothing, they say.
     Raises:
         ValueError: it is no text, or ends before `offset`.
     """
-    if offset and offset >= len(data):
-        raise ValueError(f"it has {len(data)} bytes: there is nothing at {offset}")
+    if offset and not data:
+        raise ValueError(f"it has {file_bytes} bytes: there is nothing at {offset}")
     if b"\0" in data:
-        raise ValueError(f"it is no text ({len(data)} bytes): use sandbox_exec to look into it")
-    part = data[offset : offset + bytes_max]
-    text = part.decode("utf-8", "replace")
-    end = offset + len(part)
-    if end < len(data):
-        text += f"\n[{len(data) - end} more bytes: read on with offset={end}]"
-    return text
+        raise ValueError(f"it is no text ({file_bytes} bytes): use sandbox_exec to look into it")
+    is_last = len(data) <= bytes_max
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    text = decoder.decode(data[:bytes_max], final=is_last)
+    if is_last:
+        return text
+    end = offset + bytes_max - len(decoder.getstate()[0])
+    left = f"{file_bytes - end} more bytes" if file_bytes > end else "there is more"
+    return f"{text}\n[{left}: read on with offset={end}]"

@@ -24,6 +24,7 @@ from voidbox.sandbox.transfer.upload import Upload
 from voidbox.sandbox.watch import AsyncWatch, OnEvent
 
 READ_BYTES_MAX = 1 << 30  # into memory: a hostile file must not fill it
+_OFFSET_MAX = (1 << 63) - 1  # loff_t
 
 Path = str | os.PathLike[str]
 
@@ -94,6 +95,26 @@ class AsyncFiles:
 
         data = await steady(attempt)
         return data.decode("utf-8", "replace") if format == "text" else data
+
+    async def read_part(
+        self,
+        path: str,
+        offset: int,
+        length: int,
+        *,
+        user: str | None = None,
+        request_timeout: float | None = None,
+    ) -> bytes:
+        """Return `length` bytes of a file from `offset` on, or fewer where it ends.
+
+        Raises:
+            RequestFailed: it cannot be read.
+        """
+        if not (0 <= offset <= _OFFSET_MAX and 0 <= length <= READ_BYTES_MAX):
+            raise ConfigError(f"offset={offset}, length={length}: there is no such part of a file")
+        values = self._values(path, user, offset=offset, length=length)
+        limit_s = self._session.limit_s(request_timeout)
+        return await pieces.receive_part(self._session.agent, values, limit_s)
 
     async def write(
         self,

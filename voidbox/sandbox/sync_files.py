@@ -33,6 +33,7 @@ class Watch(Facade[AsyncWatch]):
 class Files(Facade[AsyncFiles]):
     """Reads, writes, copies and watches files of a sandbox; see AsyncFiles."""
 
+    read_part = blocking(AsyncFiles.read_part)
     write = blocking(AsyncFiles.write)
     list = blocking(AsyncFiles.list)
     stat = blocking(AsyncFiles.stat)

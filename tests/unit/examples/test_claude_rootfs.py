@@ -144,7 +144,7 @@ def test_it_is_built_once(machine: Machine) -> None:
 
 
 def test_a_package_from_elsewhere_needs_no_npm(machine: Machine) -> None:
-    tarball = machine.package("from-elsewhere", {"cli.js": "js"})
+    tarball = machine.package("from elsewhere: (1)", {"cli.js": "js"})
     result = machine.build("--tarball", str(tarball), without="npm")
     assert result.returncode == 0, result.stderr
     assert not machine.log.exists()
@@ -159,6 +159,11 @@ def test_a_package_from_elsewhere_needs_no_npm(machine: Machine) -> None:
         (("--version", "1.0.0"), "", "holds neither cli.js nor a program"),
         (("--tarball", "/nowhere.tgz"), "", "there is no such file"),
         (("--version", "$(reboot)"), "", "this has no sense"),
+        (("--suite", "a b"), "", "this has no sense"),
+        (("--tarball", ""), "", "this has no sense"),
+        (("--tarball", "--name"), "", "this has no sense"),
+        (("--name", "Claude"), "", "--name Claude: "),
+        (("--name", "claude:a:b"), "", "--name claude:a:b: "),
         (("--package",), "", "usage: "),
         (("--what", "x"), "", "usage: "),
     ],

@@ -172,6 +172,12 @@ def test_long_things_are_cut_and_it_is_said(server: Server) -> None:
         with open(server._folder / "box-1/huge", "wb") as file:
             file.truncate(1 << 30)
         assert "use sandbox_exec" in await call.error("sandbox_read_file", path="huge")
+        await call.error("sandbox_read_file", path="long", offset=1 << 70)
+        assert "Name:" in await call.ok("sandbox_read_file", path="/proc/self/status")
+        (server._folder / "box-1/huge").write_bytes(b"a line\n" * 3_000_000)  # needs one part only
+        text = await call.ok("sandbox_read_file", path="huge", offset=20_000_001)
+        assert text.startswith("a line\n")
+        assert text.endswith(f"[{1_000_000 - 1 - 65536} more bytes: read on with offset=20065537]")
         (server._folder / "box-1/binary").write_bytes(b"\x7fELF\0")
         assert "no text" in await call.error("sandbox_read_file", path="binary")
         for n in range(600):

@@ -60,6 +60,20 @@ async def test_text(box: Box, guest: Path) -> None:
 
 
 @in_event_loop
+async def test_parts(box: Box, guest: Path) -> None:
+    (guest / "f").write_bytes(b"0123456789")
+    assert await box.files.read_part("f", 0, 4) == b"0123"
+    assert await box.files.read_part("f", 8, 4) == b"89"
+    assert await box.files.read_part("f", 8, 0) == await box.files.read_part("f", 99, 4) == b""
+    assert await box.files.read_part("/proc/self/status", 0, 5) == b"Name:"
+    with pytest.raises(RequestFailed, match="nothing"):
+        await box.files.read_part("nothing", 0, 4)
+    for offset, length in ((-1, 1), (0, -1), (1 << 63, 1), (0, 1 << 40)):
+        with pytest.raises(ConfigError, match="no such part"):
+            await box.files.read_part("f", offset, length)
+
+
+@in_event_loop
 async def test_files_that_have_no_size(box: Box) -> None:
     assert (await box.files.read("/proc/self/status")).startswith("Name:")
 

@@ -135,6 +135,18 @@ async def _receive(
     return first
 
 
+async def receive_part(agent: AsyncAgent, values: dict[str, Any], limit_s: float) -> bytes:
+    """Return a part of a file of the guest.
+
+    Args:
+        values: of FILE_READ.
+    Raises:
+        RequestFailed, AgentError, SandboxTimeout.
+    """
+    attempt = partial(_receive_piece, agent, values, limit_s, lambda count: None)
+    return (await again(agent, attempt, limit_s))[0]
+
+
 def _write(output: Writer, data: bytes) -> None:
     try:
         output.write(data)
