@@ -46,7 +46,7 @@ def in_order(text: str, *pieces: str) -> None:
 def test_a_coding_agent_in_a_vm() -> None:
     in_order(
         run("claude_in_voidbox.py"),
-        "a VM with 512 MiB", "[vsock] attempt 1 connect OK (cid=", "handshake OK (Pong received)",
+        "[vsock] attempt 1 connect OK (cid=", "handshake OK (Pong received)", "a VM with 512 MiB",
         "plan: $ python3 ", "ExecResponse received exit_code=0", "PLAN: in calc.py",
         "apply: $ ", "ExecResponse received exit_code=0", "DONE: calc.py is mended",
         "tests: all tests passed", "+        result += number", "Demo completed",
