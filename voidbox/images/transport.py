@@ -4,7 +4,8 @@
 - A redirect to another host drops the authorization. One from elsewhere to this machine is
   refused: nobody's registry makes us talk to services that listen here. A host has too many names
   for its own to tell: where a connection leads does, before anything is sent.
-- A server that says nothing for `timeout_s`, or next to nothing, is given up.
+- A server that says nothing for `timeout_s`, or next to nothing, is given up; and so is one that
+  says much which is no content, or a small document for too long.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ CONNECT_S = 15.0
 _REDIRECTS_MAX = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PACE_BYTES_MIN = 1024  # in the time in which something has to come
+_READ_TIMEOUTS = 4  # in which all of a small document has to come
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -120,6 +122,9 @@ class Answer:
         self.host = host
         self._response = response
         self._timeout_s = timeout_s
+        # Chunks have lines of their own between them, and after them: any number, in one read.
+        self._sock = getattr(response, "voidbox_sock", None)
+        self._is_chunked = getattr(response, "chunked", False)
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the body as it comes, as it was sent: no encoding is undone.
@@ -130,7 +135,8 @@ class Answer:
         began, count = time.monotonic(), 0
         while True:
             try:
-                data = self._response.read1(CHUNK_BYTES, decode_content=False)
+                with _cut_after(self._sock if self._is_chunked else None, self._timeout_s):
+                    data = self._response.read1(CHUNK_BYTES, decode_content=False)
             except ReadTimeoutError as error:
                 raise Lost(f"{self.host} sent nothing for {self._timeout_s:g} s") from error
             except (HTTPError, OSError) as error:
@@ -152,8 +158,11 @@ class Answer:
             RegistryError: it is longer than that; see chunks() too.
         """
         found = bytearray()
+        latest = time.monotonic() + _READ_TIMEOUTS * self._timeout_s
         for data in self.chunks():
             found += data
+            if time.monotonic() > latest:
+                raise Lost(f"{self.host} does not come to an end with a {what}")
             if len(found) > limit_bytes:
                 raise RegistryError(
                     f"{self.host} sends a {what} of more than {limit_bytes:,} bytes"
@@ -319,8 +328,7 @@ class _HttpConnection(urllib3.connection.HTTPConnection):
         return _checked(super()._new_conn(), self.host, self.check_peer)
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
-        with _cut_after(self):
-            return super().getresponse()
+        return _timed(self, super().getresponse)
 
 
 class _HttpsConnection(urllib3.connection.HTTPSConnection):
@@ -332,8 +340,7 @@ class _HttpsConnection(urllib3.connection.HTTPSConnection):
         return _checked(super()._new_conn(), self.host, self.check_peer)
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
-        with _cut_after(self):
-            return super().getresponse()
+        return _timed(self, super().getresponse)
 
 
 def _checked(sock: socket.socket, host: str, check: _CheckPeer) -> socket.socket:
@@ -362,11 +369,23 @@ def _new_pool(
     return pool
 
 
+def _timed(
+    connection: urllib3.connection.HTTPConnection, ask: Callable[[], urllib3.HTTPResponse]
+) -> urllib3.HTTPResponse:
+    """Return an answer whose headers came in time; it knows its socket."""
+    sock = connection.sock  # forgotten there where the answer is to be the last one
+    with contextlib.ExitStack() as undo:
+        with _cut_after(sock, connection.timeout):
+            response = ask()
+            undo.callback(response.close)
+        undo.pop_all()
+    response.voidbox_sock = sock  # type: ignore[attr-defined]
+    return response
+
+
 @contextlib.contextmanager
-def _cut_after(connection: urllib3.connection.HTTPConnection) -> Iterator[None]:
+def _cut_after(sock: socket.socket | None, span_s: object) -> Iterator[None]:
     """Return a context in which a connection is cut after twice the time that a read may take."""
-    sock = connection.sock
-    span_s = connection.timeout
     if sock is None or not isinstance(span_s, int | float):
         yield
         return

@@ -354,6 +354,42 @@ def test_headers_that_never_end(
     refuse(registry, stored, "the connection to 127.0.0.1 was lost", timeout_s=0.1)
 
 
+@pytest.mark.parametrize("start", ["1\r\n{\r\n0\r\n", "1\r\n{\r\n"])
+def test_chunks_that_never_end(
+    registry: FakeRegistry, stored: StoreFolder, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    monkeypatch.setattr(registry_module, "ATTEMPTS", 1)
+    line = b"a: b\r\n" if start.endswith("0\r\n") else b"0"  # trailers, or a length
+
+    def drip(handler: Handler, request: Request) -> bool:
+        handler.reply(200, start.encode(), Transfer_Encoding="chunked")
+        for _ in range(100):
+            if registry.release.wait(0.01):
+                break
+            handler.wfile.write(line)
+            handler.wfile.flush()
+        return True
+
+    registry.on("/manifests/", drip)
+    refuse(registry, stored, "127.0.0.1 was lost .no answer in 0.2 s", timeout_s=0.1)
+
+
+def test_a_document_that_takes_too_long(
+    registry: FakeRegistry, stored: StoreFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_module, "ATTEMPTS", 1)
+
+    def drip(handler: Handler, request: Request) -> bool:
+        handler.reply(200, Content_Length="4000000")
+        while not registry.release.wait(0.005):
+            handler.wfile.write(b" " * 1024)
+            handler.wfile.flush()
+        return True
+
+    registry.on("/manifests/", drip)
+    refuse(registry, stored, "does not come to an end with a manifest", timeout_s=0.05)
+
+
 def test_nobody_there(stored: StoreFolder) -> None:
     with fake_registry() as registry:
         address = registry.address
