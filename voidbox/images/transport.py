@@ -228,7 +228,12 @@ class Transport:
             answer.close()
             if len(target) > 16384:
                 raise RegistryError(f"{url.host} redirects to an endless address")
-            url = parse_url(urljoin(url.text, target))
+            try:
+                url = parse_url(urljoin(url.text, target))
+            except ValueError:
+                raise RegistryError(
+                    f"{url.host} redirects to no address: {shown(target)}"
+                ) from None
             if url[:3] != first[:3]:
                 authorization = ""  # nor on the way back
         raise RegistryError(f"{first.host} redirects again and again")

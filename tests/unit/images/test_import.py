@@ -292,6 +292,10 @@ SAVED = docker_archive((RAW, []))
         ({**SAVED, f"{RAW.id[7:]}.json": b"[]"}, "its configuration is no object"),
         ({**oci_layout((GZIP, "")), f"blobs/sha256/{GZIP.id[7:]}": b"{}"}, "it is damaged"),
         (oci_layout((make_image(*FILES, diff_ids=[]), "")), "of 0 layers, its manifest of 2"),
+        *(
+            (oci_layout((make_image(config={"ExposedPorts": ports}), "")), "wrong: ExposedPorts")
+            for ports in (5, True, ["80/tcp"])
+        ),
         ({**oci_layout((GZIP, "")), f"blobs/sha256/{GZIP.digest[7:]}": b"{}"}, "it is damaged"),
         ({**oci_layout((GZIP, "")), "index.json": GZIP.manifest}, "its index.json is no index"),
         (

@@ -453,6 +453,8 @@ def test_redirects_without_end_or_to_nowhere(
         registry.on("/manifests/", redirects(target), times=1)
         error = refuse(registry, stored, "names an address that cannot be used")
         assert target in str(error)
+    registry.on("/manifests/", redirects("https://[::1/"), times=1)
+    refuse(registry, stored, "redirects to no address: https")
     registry.on("/manifests/", redirects("http://registry.example/x"), times=1)
     refuse(registry, stored, "registry.example would be asked without encryption")
 
