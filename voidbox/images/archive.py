@@ -22,7 +22,7 @@ from voidbox.images.errors import ImageError
 from voidbox.images.manifest import DOCUMENT_BYTES_MAX, Descriptor, Index, OciConfig, Platform
 from voidbox.images.reference import Reference, parse_reference
 
-_DOCKER, _OCI = "manifest.json", "index.json"
+_DOCKER, _OCI, _OCI_LAYOUT = "manifest.json", "index.json", "oci-layout"
 _IMAGES_MAX, _NESTED_MAX = 1024, 4
 _MEMBER = re.compile(
     r"\.|blobs(/.*)?|[0-9a-f]{64}(/(VERSION|json|layer\.tar)?)?|[0-9a-f]{64}(\.json|\.tar(\.gz)?)"
@@ -51,9 +51,24 @@ def is_member(name: str) -> bool:
     return _MEMBER.fullmatch(name) is not None
 
 
-def is_archive(box: Box) -> bool:
-    """Whether there are images in it."""
+def is_named_so(box: Box) -> bool:
+    """Whether it has a file of the name that leads to images: a root folder may have one too."""
     return box.has(_DOCKER) or box.has(_OCI)
+
+
+def is_archive(box: Box) -> bool:
+    """Whether there are images in it, whatever else there is: each tool names files its own way."""
+    if box.has(_OCI) and box.has(_OCI_LAYOUT):
+        return True
+    if not box.has(_DOCKER):
+        return False
+    try:
+        entries = json.loads(read_small(box, _DOCKER, DOCUMENT_BYTES_MAX))
+    except (ImageError, ValueError, RecursionError):
+        return False
+    return isinstance(entries, list) and any(
+        isinstance(entry, dict) and {"Config", "Layers"} <= entry.keys() for entry in entries
+    )
 
 
 def read_archive(box: Box, platform: Platform) -> list[ArchivedImage]:
@@ -65,12 +80,6 @@ def read_archive(box: Box, platform: Platform) -> list[ArchivedImage]:
     found = _read_docker(box) if box.has(_DOCKER) else _read_oci(box, platform)
     if not found:
         raise ImageError("there is no image in it")
-    for image in found:
-        if len(image.config.diff_ids) != len(image.layers):
-            raise ImageError(
-                f"its configuration tells of {len(image.config.diff_ids)} layers, its manifest of "
-                f"{len(image.layers)}"
-            )
     return found
 
 
@@ -119,10 +128,10 @@ def _read_docker_image(box: Box, entry: Any) -> ArchivedImage:
     names, tags = _strings(entry, "Layers"), _strings(entry, "RepoTags")
     content = read_small(box, entry["Config"], DOCUMENT_BYTES_MAX)
     config = manifest.parse_config(content)
-    diff_ids = config.diff_ids + ("",) * (len(names) - len(config.diff_ids))
+    _check_count(config, len(names))
     layers = tuple(
         LayerSource(diff_id, diff_id, box.size(name), partial(box.open, name))
-        for name, diff_id in zip(names, diff_ids, strict=False)
+        for name, diff_id in zip(names, config.diff_ids, strict=True)
     )
     return ArchivedImage(_digest(content), tags, "", config, layers)
 
@@ -147,13 +156,19 @@ def _read_oci_image(box: Box, descriptor: Descriptor, platform: Platform) -> Arc
     else:
         raise ImageError("there are indexes in indexes without end")
     config = manifest.parse_config(_read_blob(box, found.config))
+    _check_count(config, len(found.layers))
     layers = tuple(
         LayerSource(layer.digest, diff_id, box.size(_blob(layer)), partial(box.open, _blob(layer)))
-        for layer, diff_id in zip(found.layers, config.diff_ids, strict=False)
+        for layer, diff_id in zip(found.layers, config.diff_ids, strict=True)
     )
-    if len(found.layers) != len(config.diff_ids):
-        layers = ()
     return ArchivedImage(found.config.digest, names, descriptor.digest, config, layers)
+
+
+def _check_count(config: OciConfig, count: int) -> None:
+    if len(config.diff_ids) != count:
+        raise ImageError(
+            f"its configuration tells of {len(config.diff_ids)} layers, its manifest of {count}"
+        )
 
 
 def _read_blob(box: Box, descriptor: Descriptor) -> bytes:

@@ -65,7 +65,7 @@ class TarBox:
         ImageError: it is damaged, or holds too much.
 
     Attributes:
-        is_other: a member is not wanted: it is another kind of archive, and not read on.
+        is_other: a member is not wanted, or there are too many: perhaps another kind of archive.
         is_empty: it has no members at all.
     """
 
@@ -90,11 +90,11 @@ class TarBox:
         for count, entry in enumerate(reader.entries()):
             self.is_empty = False
             name = posixpath.normpath(entry.name)
-            if not is_wanted(name):
-                self.is_other = True
-                return
+            self.is_other = self.is_other or not is_wanted(name)
             if count >= _MEMBERS_MAX:
-                raise ImageError(f"it has more than {_MEMBERS_MAX:,} members")
+                self.is_other = True
+                self._members.clear()
+                return
             if entry.type == tarfile.REGTYPE:
                 if entry.size == sum(length for _, length, _ in entry.pieces[:1]):  # no holes
                     offset = entry.pieces[0][2] if entry.pieces else 0

@@ -82,14 +82,16 @@ class ImageConfig(NamedTuple):
             name, equals, value = word.partition("=")
             if name and equals:
                 env[name] = value
-        ports = values.get("ExposedPorts") or {}
+        ports = values.get("ExposedPorts")
+        if not isinstance(ports, dict | None):
+            raise ImageError("the image's configuration is wrong: ExposedPorts")
         return cls(
             env=env,
             workdir=_workdir(values, "WorkingDir"),
             user=_text(values, "User"),
             entrypoint=_words(values, "Entrypoint"),
             cmd=_words(values, "Cmd"),
-            exposed_ports=_words({"ExposedPorts": list(ports)}, "ExposedPorts"),
+            exposed_ports=_words({"ExposedPorts": list(ports or {})}, "ExposedPorts"),
             stop_signal=_text(values, "StopSignal"),
             labels=_texts(values, "Labels"),
         )

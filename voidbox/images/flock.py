@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Callable
@@ -32,6 +33,9 @@ def try_lock(path: str) -> int | None:
     except BaseException:
         os.close(fd)
         raise
+    if not _is_at(fd, path):  # deleted meanwhile; what is there now, if anything, is somebody's
+        os.close(fd)
+        return None
     return fd
 
 
@@ -69,8 +73,9 @@ class OwnedFile:
                     os.close(fd)
 
     def delete(self) -> None:
-        """Delete the file; those who wait for it make another. Raises OSError."""
-        os.unlink(self.path)
+        """Delete the file, if it is there; those who wait for it make another. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
 
     def close(self) -> None:
         """Unlock it. Idempotent."""

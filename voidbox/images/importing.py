@@ -20,6 +20,7 @@ from voidbox.images.archive import (
     choose_image,
     is_archive,
     is_member,
+    is_named_so,
     read_archive,
 )
 from voidbox.images.assemble import LayerSource, add_tree, make_image
@@ -108,7 +109,7 @@ class _Import:
     def run(self, tag: str, platform: str) -> Image:
         if self._source != STDIN and os.path.isdir(self._source):
             folder = FolderBox(self._source)
-            if is_archive(folder):
+            if is_archive(folder) or (is_named_so(folder) and not self._is_root()):
                 return self._from_archive(folder, tag, platform)
             return self._from_folder()
         with ExitStack() as at_end:
@@ -122,13 +123,17 @@ class _Import:
             except OSError as error:
                 raise durable.failure("unpack into", draft.spool, error) from error
             box = TarBox(file, is_member)
-            if box.is_other:
+            if box.is_other and not is_archive(box):
                 return self._from_tar(file)
             if box.is_empty:
                 raise ImageError("it is no tar archive, or has nothing in it")
-            if not is_archive(box):
+            if not is_named_so(box):
                 raise ImageError("it is cut short: it has neither manifest.json nor index.json")
             return self._from_archive(box, tag, platform)
+
+    def _is_root(self) -> bool:
+        """Whether a folder, whose manifest.json leads to no images, can be a root folder."""
+        return any(os.path.isdir(f"{self._source}/{name}") for name in ("bin", "usr", "etc"))
 
     def _open(self) -> BinaryIO:
         try:

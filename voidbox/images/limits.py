@@ -17,7 +17,10 @@ class Limits(NamedTuple):
             archive may well consist of zeros.
         ratio_from_bytes: see there.
         header_bytes: of one entry's headers (PAX, GNU): long names, xattrs, maps of holes.
+        global_bytes: of one archive's headers (PAX) that tell of all entries after them.
         xattr_bytes: of one file's extended attributes together.
+        metadata_bytes: what memory holds of the entries: names, links, extended attributes and
+            maps of holes, with what Python adds to the last two.
     """
 
     entries: int = 1_000_000
@@ -25,7 +28,9 @@ class Limits(NamedTuple):
     ratio: int = 400
     ratio_from_bytes: int = GIB // 4
     header_bytes: int = 1 << 20
+    global_bytes: int = 64 << 10
     xattr_bytes: int = 128 << 10
+    metadata_bytes: int = GIB // 4
 
 
 DEPTH_MAX = 256  # of folders in each other; what walks a tree may count on it

@@ -121,6 +121,8 @@ class _Prune:
         try:
             if not self._is_dry:
                 os.unlink(path)
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise durable.failure("delete", path, error) from error
         self._size_bytes += size

@@ -57,6 +57,7 @@ _OPAQUE = ".wh..wh..opq"
 _AUFS = ".wh..wh."  # AUFS' own bookkeeping, which other tools leave out as well
 # An overlay's notes about its upper folder: in an image they would speak of another overlay.
 _OVERLAY_XATTRS = ("trusted.overlay.", "user.overlay.")
+_XATTR_BYTES, _EXTENT_BYTES = 128, 192  # that Python takes, besides a name and a value
 _SPECIAL_KINDS = {
     tarfile.CHRTYPE: stat.S_IFCHR,
     tarfile.BLKTYPE: stat.S_IFBLK,
@@ -134,6 +135,7 @@ class _Layer:
         self._tree.entry_count += 1
         if self._tree.entry_count > self._limits.entries:
             raise ImageError(f"the image has more than {self._limits.entries} entries")
+        self._count_metadata(entry)
         parts = self._split(entry.name)
         if not parts:
             self._apply_root(entry)
@@ -145,6 +147,16 @@ class _Layer:
             self._apply_hard_link(parts, self._split(entry.link))
         else:
             self._place(parts, self._new_node(entry))
+
+    def _count_metadata(self, entry: Entry) -> None:
+        xattrs = sum(_XATTR_BYTES + len(name) + len(value) for name, value in entry.xattrs.items())
+        names = len(entry.name) + len(entry.link)
+        self._tree.metadata_bytes += names + xattrs + _EXTENT_BYTES * len(entry.pieces)
+        if self._tree.metadata_bytes > self._limits.metadata_bytes:
+            raise ImageError(
+                "the image has too many names, extended attributes and holes: more than "
+                f"{self._limits.metadata_bytes} bytes of them"
+            )
 
     def _split(self, path: str) -> list[str]:
         """Return a path's components, without dots; none for the root itself."""

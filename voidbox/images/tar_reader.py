@@ -27,6 +27,8 @@ _MAGIC = slice(257, 265)
 _GNU_MAGIC = b"ustar  \0"
 _NAME = slice(0, 100)
 _XATTR_KEY = "SCHILY.xattr."
+# What a header for the rest of an archive may say: every entry after it pays for each of them.
+_GLOBAL_KEYS = frozenset(("path", "linkpath", "size", "uid", "gid", "mtime"))
 _REGULAR_TYPES = (*tarfile.REGULAR_TYPES,)
 _GNU_NAME_TYPES = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
 _PAX_TYPES = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
@@ -83,6 +85,7 @@ class Reader:
         self._offset = 0  # of what is read next
         self._header_bytes = 0  # read for this entry so far
         self._globals: dict[str, bytes] = {}
+        self._global_bytes = 0  # read of headers that tell of all entries
 
     def entries(self) -> Iterator[Entry]:
         """Yield the archive's entries, in its order.
@@ -114,12 +117,19 @@ class Reader:
             elif info.type in _PAX_TYPES:
                 records.extend(_pax_records(self._take(self._sized(info.size)), self._at(start)))
             elif info.type == tarfile.XGLTYPE:
-                data = self._take(self._sized(info.size))
-                self._globals.update(_pax_records(data, self._at(start)))
+                self._take_globals(info.size, self._at(start))
                 continue
             else:
                 return self._entry(info, block, records, self._at(start))
             is_extended = True
+
+    def _take_globals(self, size: int, where: str) -> None:
+        self._global_bytes += _BLOCK_BYTES + size
+        if self._global_bytes > self._limits.global_bytes:
+            raise ImageError(f"global headers have more than {self._limits.global_bytes} bytes")
+        for key, value in _pax_records(self._take(size), where):
+            if key in _GLOBAL_KEYS:
+                self._globals[key] = value
 
     def _at(self, offset: int) -> str:
         return f"the archive is damaged at byte {offset}"

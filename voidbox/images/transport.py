@@ -2,8 +2,10 @@
 
 - Plain http only to this machine, or with `is_insecure`.
 - A redirect to another host drops the authorization. One from elsewhere to this machine is
-  refused: nobody's registry makes us talk to services that listen here.
-- A server that says nothing for `timeout_s`, or next to nothing, is given up.
+  refused: nobody's registry makes us talk to services that listen here. A host has too many names
+  for its own to tell: where a connection leads does, before anything is sent.
+- A server that says nothing for `timeout_s`, or next to nothing, is given up; and so is one that
+  says much which is no content, or a small document for too long.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
@@ -38,6 +41,7 @@ CONNECT_S = 15.0
 _REDIRECTS_MAX = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PACE_BYTES_MIN = 1024  # in the time in which something has to come
+_READ_TIMEOUTS = 4  # in which all of a small document has to come
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -75,10 +79,13 @@ class Url(NamedTuple):
 
 def is_loopback(host: str) -> bool:
     """Whether a host's name or address is that of this machine's loopback."""
-    if host == "localhost" or host.endswith(".localhost"):
+    name = host.removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost"):
         return True
     with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        address = ipaddress.ip_address(host.strip("[]"))
+        address = getattr(address, "ipv4_mapped", None) or address
+        return address.is_loopback or address.is_unspecified
     return False
 
 
@@ -93,7 +100,9 @@ def parse_url(text: str) -> Url:
         host, port = parts.hostname, parts.port or _DEFAULT_PORTS[parts.scheme]
     except (ValueError, KeyError):
         host, port = None, 0
-    if not host or parts.username is not None or not text.isascii() or not text.isprintable():
+    is_plain = text.isascii() and text.isprintable()
+    # What % stands for in a host, urllib3 undoes: it would be another one than was checked.
+    if not host or "%" in parts.netloc or parts.username is not None or not is_plain:
         raise RegistryError(f"it names an address that cannot be used: {shown(text)}")
     return Url(parts.scheme, host, port, text)
 
@@ -113,6 +122,9 @@ class Answer:
         self.host = host
         self._response = response
         self._timeout_s = timeout_s
+        # Chunks have lines of their own between them, and after them: any number, in one read.
+        self._sock = getattr(response, "voidbox_sock", None)
+        self._is_chunked = getattr(response, "chunked", False)
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the body as it comes, as it was sent: no encoding is undone.
@@ -123,7 +135,8 @@ class Answer:
         began, count = time.monotonic(), 0
         while True:
             try:
-                data = self._response.read1(CHUNK_BYTES, decode_content=False)
+                with _cut_after(self._sock if self._is_chunked else None, self._timeout_s):
+                    data = self._response.read1(CHUNK_BYTES, decode_content=False)
             except ReadTimeoutError as error:
                 raise Lost(f"{self.host} sent nothing for {self._timeout_s:g} s") from error
             except (HTTPError, OSError) as error:
@@ -145,8 +158,11 @@ class Answer:
             RegistryError: it is longer than that; see chunks() too.
         """
         found = bytearray()
+        latest = time.monotonic() + _READ_TIMEOUTS * self._timeout_s
         for data in self.chunks():
             found += data
+            if time.monotonic() > latest:
+                raise Lost(f"{self.host} does not come to an end with a {what}")
             if len(found) > limit_bytes:
                 raise RegistryError(
                     f"{self.host} sends a {what} of more than {limit_bytes:,} bytes"
@@ -172,6 +188,9 @@ class Answer:
 class Transport:
     """Asks servers, and follows their redirects. Thread: any.
 
+    Who is asked first is whom the user named. Where that is not this machine, nor is anybody
+    asked later.
+
     Args:
         is_insecure: http to anybody, and certificates that nobody vouches for.
         timeout_s: for any sign of life.
@@ -181,6 +200,7 @@ class Transport:
         self.is_insecure = is_insecure
         self.timeout_s = timeout_s
         self._managers: dict[str, urllib3.PoolManager] = {}
+        self._is_home: bool | None = None  # whether the first connection led to this machine
 
     def get(
         self, text: str, headers: Mapping[str, str] | None = None, authorization: str = ""
@@ -208,7 +228,12 @@ class Transport:
             answer.close()
             if len(target) > 16384:
                 raise RegistryError(f"{url.host} redirects to an endless address")
-            url = parse_url(urljoin(url.text, target))
+            try:
+                url = parse_url(urljoin(url.text, target))
+            except ValueError:
+                raise RegistryError(
+                    f"{url.host} redirects to no address: {shown(target)}"
+                ) from None
             if url[:3] != first[:3]:
                 authorization = ""  # nor on the way back
         raise RegistryError(f"{first.host} redirects again and again")
@@ -229,6 +254,15 @@ class Transport:
             raise RegistryError(
                 f"{url.host} would be asked without encryption: refused without --insecure"
             )
+
+    def _check_peer(self, sock: socket.socket, host: str) -> None:
+        """Refuse a connection that leads where nobody may send us."""
+        is_here = _leads_here(sock)
+        if self._is_home is None:
+            self._is_home = is_here
+        if is_here and not self._is_home:
+            sock.close()
+            raise RegistryError(f"the registry sends us to this machine ({host}): refused")
 
     def _request(self, url: Url, headers: Mapping[str, str]) -> Answer:
         timeout = urllib3.Timeout(connect=min(CONNECT_S, self.timeout_s), read=self.timeout_s)
@@ -271,40 +305,92 @@ class Transport:
                 if proxy
                 else urllib3.PoolManager(**options)  # type: ignore[arg-type]
             )
-            made.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+            if proxy and self._is_home is None:
+                self._is_home = False  # and whom the proxy asks is its own affair
+            check = None if proxy else self._check_peer
+            pools: dict[str, Any] = {
+                "http": partial(_new_pool, urllib3.HTTPConnectionPool, _HttpConnection, check),
+                "https": partial(_new_pool, urllib3.HTTPSConnectionPool, _HttpsConnection, check),
+            }
+            made.pool_classes_by_scheme = pools
             manager = self._managers.setdefault(proxy, made)
         return manager
 
 
+_CheckPeer = Callable[[socket.socket, str], None] | None
+
+
 class _HttpConnection(urllib3.connection.HTTPConnection):
-    """Gives up a server whose headers come, but never end: each piece alone is in time."""
+    """Gives up a server whose headers come, but never end: each piece alone is in time.
+
+    Attributes:
+        check_peer: told where a connection leads, before anything is sent.
+    """
+
+    check_peer: _CheckPeer = None
+
+    def _new_conn(self) -> socket.socket:
+        return _checked(super()._new_conn(), self.host, self.check_peer)
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
-        with _cut_after(self):
-            return super().getresponse()
+        return _timed(self, super().getresponse)
 
 
 class _HttpsConnection(urllib3.connection.HTTPSConnection):
     """See _HttpConnection."""
 
+    check_peer: _CheckPeer = None
+
+    def _new_conn(self) -> socket.socket:
+        return _checked(super()._new_conn(), self.host, self.check_peer)
+
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
-        with _cut_after(self):
-            return super().getresponse()
+        return _timed(self, super().getresponse)
 
 
-class _HttpPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _HttpConnection
+def _checked(sock: socket.socket, host: str, check: _CheckPeer) -> socket.socket:
+    if check is not None:
+        check(sock, host)
+    return sock
 
 
-class _HttpsPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _HttpsConnection
+def _leads_here(sock: socket.socket) -> bool:
+    return is_loopback(sock.getpeername()[0])
+
+
+def _new_pool(
+    kind: type[urllib3.HTTPConnectionPool], connection: type, check: _CheckPeer, *words: Any,
+    **options: Any,
+) -> urllib3.HTTPConnectionPool:  # fmt: skip
+    """Return a pool whose connections are of a kind of ours."""
+
+    def connect(*words: Any, **options: Any) -> Any:
+        made = connection(*words, **options)
+        made.check_peer = check
+        return made
+
+    pool = kind(*words, **options)
+    pool.ConnectionCls = connect  # type: ignore[assignment]
+    return pool
+
+
+def _timed(
+    connection: urllib3.connection.HTTPConnection, ask: Callable[[], urllib3.HTTPResponse]
+) -> urllib3.HTTPResponse:
+    """Return an answer whose headers came in time; it knows its socket."""
+    sock = connection.sock  # forgotten there where the answer is to be the last one
+    with contextlib.ExitStack() as undo:
+        with _cut_after(sock, connection.timeout):
+            response = ask()
+            undo.callback(response.close)
+        undo.pop_all()
+    response.voidbox_sock = sock  # type: ignore[attr-defined]
+    return response
 
 
 @contextlib.contextmanager
-def _cut_after(connection: urllib3.connection.HTTPConnection) -> Iterator[None]:
+def _cut_after(sock: socket.socket | None, span_s: object) -> Iterator[None]:
     """Return a context in which a connection is cut after twice the time that a read may take."""
-    sock = connection.sock
-    span_s = connection.timeout
     if sock is None or not isinstance(span_s, int | float):
         yield
         return

@@ -146,7 +146,8 @@ class Tree:
 
     Attributes:
         entry_count: of the archives that went in; `total_bytes` of the files in them, gone ones
-            too, `spooled_bytes` of the archives themselves. These are what limits bound.
+            too, `spooled_bytes` of the archives themselves, `metadata_bytes` of what memory holds
+            of their entries. These are what limits bound.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -154,6 +155,7 @@ class Tree:
         self.entry_count = 0
         self.total_bytes = 0
         self.spooled_bytes = 0
+        self.metadata_bytes = 0
         self._folder = folder
         self._added: IO[bytes] | None = None
         self._files = contextlib.ExitStack()

@@ -101,6 +101,32 @@ def test_archives_of_one_image(
     assert import_("app", tmp_path / "saved", store=stored.store) == image  # at once
 
 
+@pytest.mark.parametrize("write", [write_tar, write_folder])
+def test_archives_whose_files_are_named_otherwise(
+    stored: StoreFolder, tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    config, layer = f"sha256:{GZIP.id[7:]}", "l.tar.gz"  # as crane and kaniko have it
+    image = make_image(FILES[0])
+    entry = {"Config": config, "RepoTags": ["app:1"], "Layers": [layer]}
+    files = {config: image.config, layer: image.blobs[image.layers[0]], "READ.ME": b"",
+             "manifest.json": json.dumps([entry]).encode()}  # fmt: skip
+    assert import_("app", write(tmp_path / "saved", files), store=stored.store).id == image.id
+    files = {"READ.ME": b"", **oci_layout((GZIP, ""))}
+    assert import_("oci", write(tmp_path / "oci", files), store=stored.store).id == GZIP.id
+
+
+@pytest.mark.parametrize("write", [write_tar, write_folder])
+def test_a_root_folder_with_a_manifest_of_its_own(
+    stored: StoreFolder, tmp_path: Path, write: Callable[..., Path]
+) -> None:
+    for name in ("manifest.json", "index.json"):
+        for content in (b'[{"Config": 1}]', b"{}", b"a"):
+            files = {name: content, "etc/": b"", "etc/motd": b"hello"}
+            image = import_("app", write(tmp_path / f"{name}{content!r}", files),
+                            store=stored.store)  # fmt: skip
+            assert b"hello" in Path(image.path).read_bytes()
+
+
 def test_links_between_layers(stored: StoreFolder, tmp_path: Path) -> None:
     image = make_image(FILES[0], FILES[0], raw=True)
     file = io.BytesIO(tar_of(docker_archive((image, []))))
@@ -265,6 +291,11 @@ SAVED = docker_archive((RAW, []))
         ),
         ({**SAVED, f"{RAW.id[7:]}.json": b"[]"}, "its configuration is no object"),
         ({**oci_layout((GZIP, "")), f"blobs/sha256/{GZIP.id[7:]}": b"{}"}, "it is damaged"),
+        (oci_layout((make_image(*FILES, diff_ids=[]), "")), "of 0 layers, its manifest of 2"),
+        *(
+            (oci_layout((make_image(config={"ExposedPorts": ports}), "")), "wrong: ExposedPorts")
+            for ports in (5, True, ["80/tcp"])
+        ),
         ({**oci_layout((GZIP, "")), f"blobs/sha256/{GZIP.digest[7:]}": b"{}"}, "it is damaged"),
         ({**oci_layout((GZIP, "")), "index.json": GZIP.manifest}, "its index.json is no index"),
         (

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import socket
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,12 +22,13 @@ from voidbox.errors import ConfigError, HostError, VoidboxError
 from voidbox.images import blobs as blobs_module
 from voidbox.images import pulling
 from voidbox.images import registry as registry_module
+from voidbox.images import transport as transport_module
 from voidbox.images.authorization import parse_challenges
 from voidbox.images.credentials import Credentials, find_credentials
 from voidbox.images.errors import ImageError
 from voidbox.images.manifest import DOCKER_SCHEMA_1, OCI_INDEX
 from voidbox.images.pulling import pull
-from voidbox.images.transport import RegistryError, Transport, Url, parse_url
+from voidbox.images.transport import RegistryError, Transport, Url, is_loopback, parse_url
 
 BASE = {"bin/": b"", "bin/sh": os.urandom(1000)}
 
@@ -352,6 +354,42 @@ def test_headers_that_never_end(
     refuse(registry, stored, "the connection to 127.0.0.1 was lost", timeout_s=0.1)
 
 
+@pytest.mark.parametrize("start", ["1\r\n{\r\n0\r\n", "1\r\n{\r\n"])
+def test_chunks_that_never_end(
+    registry: FakeRegistry, stored: StoreFolder, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    monkeypatch.setattr(registry_module, "ATTEMPTS", 1)
+    line = b"a: b\r\n" if start.endswith("0\r\n") else b"0"  # trailers, or a length
+
+    def drip(handler: Handler, request: Request) -> bool:
+        handler.reply(200, start.encode(), Transfer_Encoding="chunked")
+        for _ in range(100):
+            if registry.release.wait(0.01):
+                break
+            handler.wfile.write(line)
+            handler.wfile.flush()
+        return True
+
+    registry.on("/manifests/", drip)
+    refuse(registry, stored, "127.0.0.1 was lost .no answer in 0.2 s", timeout_s=0.1)
+
+
+def test_a_document_that_takes_too_long(
+    registry: FakeRegistry, stored: StoreFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_module, "ATTEMPTS", 1)
+
+    def drip(handler: Handler, request: Request) -> bool:
+        handler.reply(200, Content_Length="4000000")
+        while not registry.release.wait(0.005):
+            handler.wfile.write(b" " * 1024)
+            handler.wfile.flush()
+        return True
+
+    registry.on("/manifests/", drip)
+    refuse(registry, stored, "does not come to an end with a manifest", timeout_s=0.05)
+
+
 def test_nobody_there(stored: StoreFolder) -> None:
     with fake_registry() as registry:
         address = registry.address
@@ -415,6 +453,8 @@ def test_redirects_without_end_or_to_nowhere(
         registry.on("/manifests/", redirects(target), times=1)
         error = refuse(registry, stored, "names an address that cannot be used")
         assert target in str(error)
+    registry.on("/manifests/", redirects("https://[::1/"), times=1)
+    refuse(registry, stored, "redirects to no address: https")
     registry.on("/manifests/", redirects("http://registry.example/x"), times=1)
     refuse(registry, stored, "registry.example would be asked without encryption")
 
@@ -444,6 +484,38 @@ def test_whom_nobody_sends_us_to() -> None:
     assert parse_url("https://h.example:1/x") == Url(
         "https", "h.example", 1, "https://h.example:1/x"
     )
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "127.1", "2130706433", "name.example", "127.0.0.1"])
+@pytest.mark.parametrize("way", ["redirect", "token"])
+def test_nobody_sends_us_to_this_machine_under_any_name(
+    registry: FakeRegistry, stored: StoreFolder, host: str, way: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    port = int(registry.address.rpartition(":")[2])
+    monkeypatch.setattr(  # as if the registry were elsewhere
+        transport_module, "_leads_here", lambda sock: sock.getpeername()[1] != port
+    )
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo",
+        lambda name, *more: resolve("127.0.0.1" if name == "name.example" else name, *more),
+    )  # fmt: skip
+    with fake_registry() as other:
+        there = f"http://{host}:{other.address.rpartition(':')[2]}/x"
+        challenge = replies(b"", 401, WWW_Authenticate=f'Bearer realm="{there}"')
+        registry.on("/manifests/", redirects(there) if way == "redirect" else challenge)
+        refuse(registry, stored, "sends us to this machine", insecure=True)
+        assert not other.requests
+
+
+def test_names_of_this_machine() -> None:
+    for name in ("localhost.", "a.localhost", "0.0.0.0", "[::]", "[::ffff:127.0.0.1]", "::1"):
+        assert is_loopback(name), name
+    assert not is_loopback("localhost.example") and not is_loopback("[::ffff:10.0.0.1]")
+    for text in ("http://%31%32%37.0.0.1/", "http://localhos%74/"):
+        with pytest.raises(RegistryError, match="cannot be used"):
+            parse_url(text)
 
 
 def test_a_token_from_nowhere(

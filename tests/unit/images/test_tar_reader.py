@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.images.archives import apply, archive, file, folder, member
+from tests.unit.images.archives import apply, archive, file, folder, member, symlink
 from tests.unit.images.trees import content, require
 from voidbox.images.errors import ImageError
 from voidbox.images.limits import Limits
@@ -154,6 +154,31 @@ def test_digits_take_no_time() -> None:
     with Tree() as tree, pytest.raises(ImageError, match="no PAX header"):
         apply(tree, data)
     assert time.process_time() - started < 0.5
+
+
+def test_global_headers() -> None:
+    info = tarfile.TarInfo()
+    info.size = 1
+    records = {"uid": "7", "comment": "c", "SCHILY.xattr.user.x": "y", "GNU.sparse.map": "0,1"}
+    data = info.create_pax_global_header(records) + archive(file("x"))
+    with Tree() as tree:
+        apply(tree, data)
+        node = tree.find("x")
+        assert isinstance(node, Regular) and (node.uid, node.xattrs, node.size) == (7, {}, 0)
+        with pytest.raises(ImageError, match="global headers have more than"):
+            apply(tree, (info.create_pax_global_header({"k": "v" * 1000}) + header()) * 50)
+
+
+def test_what_is_kept_of_entries_is_bounded() -> None:
+    xattrs = {f"SCHILY.xattr.user.{index}": "v" for index in range(100)}
+    holes = b"map=" + b",".join(b"%d,1" % (2 * index) for index in range(10))
+    for data in (
+        archive(*(file(f"f{index}", pax_headers=xattrs) for index in range(10))),
+        (sparse(holes, b"size=20") + header(size=10, data=bytes(10))) * 60,
+        archive(*(symlink(f"s{index}", "t" * 4000) for index in range(30))),
+    ):
+        with Tree() as tree, pytest.raises(ImageError, match="too many names"):
+            apply(tree, data, limits=Limits(metadata_bytes=100_000))
 
 
 WHOLE = archive(
