@@ -82,11 +82,11 @@ def _copy_back(store: Store, record: SandboxRecord, is_verbose: bool, status: in
     if not is_copied(record):
         return status
     try:
-        copy_back(store, record, is_verbose)
+        has_failed = bool(copy_back(store, record, is_verbose).failed)
     except VoidboxError as error:
         complain_untouched(record.workspace, str(error))
-        return exit_status.AGENT if status == exit_status.OK else status
-    return status
+        has_failed = True
+    return exit_status.AGENT if has_failed and status == exit_status.OK else status
 
 
 def _discard(store: Store, record: SandboxRecord) -> None:

@@ -30,6 +30,8 @@ def report(result: WorkspaceResult, path: str, is_verbose: bool) -> None:
         complain(f"voidbox: conflict: {line}")
     for line in result.skipped:
         complain(f"voidbox: left out {line}")
+    for line in result.failed:
+        complain(f"voidbox: cannot copy back {line}")
 
 
 def complain_untouched(path: str, reason: str) -> None:
@@ -41,7 +43,7 @@ class RunWorkspace:
     """The workspace of a VM of this process's own. Thread: the caller's.
 
     Attributes:
-        has_failed: it was not copied back.
+        has_failed: it was not copied back, or not all.
     """
 
     def __init__(self, guest: Guest, path: str, is_verbose: bool) -> None:
@@ -78,7 +80,7 @@ class RunWorkspace:
         except VoidboxError as error:
             complain_untouched(self._path, str(error))
             return
-        self.has_failed = False
+        self.has_failed = bool(result.failed)
         report(result, self._path, self._is_verbose)
 
 

@@ -13,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.sandbox.conftest import Box, in_event_loop
+from voidbox.agent.call import RequestFailed
 from voidbox.errors import AgentError, ConfigError, HostError
+from voidbox.sandbox.transfer.download import Download
+from voidbox.sandbox.transfer.trees import Entry
 from voidbox.sandbox.workspace import copying
 from voidbox.sandbox.workspace.changes import compare, parse_listed
 from voidbox.sandbox.workspace.copying import WorkspaceResult
@@ -207,7 +210,51 @@ async def test_what_a_hostile_guest_leaves(work: Work, tmp_path: Path) -> None:
     (g / "src/deep/big").unlink()
     result = await work.back()
     assert os.listdir(tmp_path / "outside") == []
-    assert len(result.skipped) >= 2
+    assert len(result.failed) >= 2
+
+
+@in_event_loop
+async def test_what_could_not_be_copied_is_tried_again(work: Work) -> None:
+    await work.copy_in()
+    h, g = work.host, work.guest
+    (g / "a.txt").write_text("the guest's\n")
+    (g / "src/new").write_text("new")
+    (g / "src/deep/f").unlink()
+    os.rename(h / "src", h / "elsewhere")
+    (h / "src").symlink_to("elsewhere")  # no link is followed: nothing below can be brought
+    result = await work.back()
+    assert {line.partition(":")[0] for line in result.failed} == {"src/new", "src/deep/f"}
+    assert (result.changed, result.skipped) == (("a.txt",), ())
+    assert str(result) == "0 added, 1 changed, 0 deleted, 2 failed"
+    assert (await work.back()).failed == result.failed
+    (h / "src").unlink()
+    os.rename(h / "elsewhere", h / "src")
+    result = await work.back()
+    assert (result.added, result.deleted, result.failed) == (("src/new",), ("src/deep/f",), ())
+    assert not any((await work.back())[:6])
+
+
+@in_event_loop
+async def test_a_file_that_is_lost_is_fetched_again(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await work.copy_in()
+    (work.guest / "a.txt").write_text("the guest's\n")
+    (work.guest / "b.txt").write_text("gone soon\n")
+
+    async def losing(self: Download, path: str, host: object, files: list[Entry]) -> None:
+        (work.guest / "b.txt").unlink()
+        for entry in files:
+            code = "EIO" if entry.parts == ("a.txt",) else "ENOENT"
+            self._leave_out(entry, RequestFailed(code, "a.txt: input/output error"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Download, "some", losing)
+        result = await work.back()
+    assert result.failed == ("a.txt: input/output error",)
+    assert result.skipped == ("b.txt: it was removed meanwhile",)
+    result = await work.back()
+    assert (result.changed, result.deleted) == (("a.txt",), ("b.txt",))
 
 
 @in_event_loop

@@ -9,11 +9,13 @@ from voidbox.agent import protocol
 from voidbox.agent.call import RequestFailed
 from voidbox.agent.core import printable
 from voidbox.errors import HostError
+from voidbox.sandbox.session import Session
 from voidbox.sandbox.transfer import pieces, threads
 from voidbox.sandbox.transfer.again import again
 from voidbox.sandbox.transfer.host_tree import HostFolder
 from voidbox.sandbox.transfer.listing import read_list
 from voidbox.sandbox.transfer.steady import ReadInfo, steady
+from voidbox.sandbox.transfer.telling import Progress
 from voidbox.sandbox.transfer.transfer import Calls, Transfer, join
 from voidbox.sandbox.transfer.trees import (
     SMALL_BYTES,
@@ -29,7 +31,24 @@ _DEPTH = 100_000
 
 
 class Download(Transfer):
-    """One download: run() what one of these returns."""
+    """One download: run() what one of these returns.
+
+    Attributes:
+        lost: files that could not be read, each with a line that says why.
+        gone: files that were removed meanwhile.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        what: str,
+        user: str | None,
+        progress: Progress | None,
+        limit_s: float,
+    ) -> None:
+        super().__init__(session, what, user, progress, limit_s)
+        self.lost: dict[tuple[str, ...], str] = {}
+        self.gone: dict[tuple[str, ...], str] = {}
 
     async def file(self, path: str, size: int, target: str) -> None:
         """Copy a file of the guest that was `size` bytes long a moment ago."""
@@ -146,9 +165,10 @@ class Download(Transfer):
         return [entry for entry, _, _ in found if entry.parts not in done]
 
     def _leave_out(self, entry: Entry, error: RequestFailed) -> None:
+        shown = printable("/".join(entry.parts))
         if error.code == "ENOENT":
-            reason = "it was removed meanwhile"
+            line = self.gone[entry.parts] = f"{shown}: it was removed meanwhile"
         else:
-            reason = str(error).rpartition(": ")[2]
+            line = self.lost[entry.parts] = f"{shown}: {str(error).rpartition(': ')[2]}"
             self._errors += 1
-        self._skipped.append(f"{printable('/'.join(entry.parts))}: {reason}")
+        self._skipped.append(line)

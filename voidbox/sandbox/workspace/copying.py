@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from voidbox.agent import protocol
@@ -43,7 +43,8 @@ class WorkspaceResult(NamedTuple):
         added, changed, deleted: on the host.
         conflicts: what was changed on both sides, each with what became of it: the host's version
             stays, the guest's is beside it as NAME.voidbox-conflict.
-        skipped: what was not copied, each with the reason.
+        skipped: what is never copied, each with the reason: links that lead outside, devices.
+        failed: what could not be copied, each with the reason. It is tried again the next time.
         bytes: that came from the guest.
         seconds: how long it took.
     """
@@ -53,6 +54,7 @@ class WorkspaceResult(NamedTuple):
     deleted: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
     bytes: int = 0
     seconds: float = 0.0
 
@@ -62,7 +64,11 @@ class WorkspaceResult(NamedTuple):
         )
         more = [
             f"{len(found)} {name}"
-            for name, found in (("conflicts", self.conflicts), ("left out", self.skipped))
+            for name, found in (
+                ("conflicts", self.conflicts),
+                ("left out", self.skipped),
+                ("failed", self.failed),
+            )
             if found
         ]
         return ", ".join([counts, *more])
@@ -106,12 +112,13 @@ async def copy_back(
             f"the guest has {total_bytes} bytes of changed files in {GUEST_FOLDER}, and "
             f"{limit_bytes} may be copied back: nothing was; remove some there, or allow more"
         )
-    fetched, outcome = 0, Outcome([], [], [], [], [])
-    lost: list[str] = []
+    fetched, outcome = 0, Outcome([], [], [], [], {})
+    lost: dict[Parts, str] = {}
+    gone: dict[Parts, str] = {}
     if any(changes[:4]):
         staging = await asyncio.to_thread(_make_staging, path)
         try:
-            fetched, lost = await _fetch(session, path, staging, changes, now, limit_s)
+            fetched, lost, gone = await _fetch(session, path, staging, changes, now, limit_s)
             outcome = await asyncio.to_thread(_merge, path, staging, base, now, changes)
         finally:
             await asyncio.to_thread(_remove_staging, path, staging)
@@ -120,11 +127,29 @@ async def copy_back(
         changed=tuple(outcome.changed),
         deleted=tuple(outcome.deleted),
         conflicts=tuple(outcome.conflicts),
-        skipped=(*changes.skipped, *lost, *outcome.failed),
+        skipped=(*changes.skipped, *gone.values()),
+        failed=(*lost.values(), *outcome.failed.values()),
         bytes=fetched,
         seconds=time.monotonic() - started,
     )
-    return result, Manifest(base.host, now)
+    return result, Manifest(base.host, _new_base(base, now, (*lost, *gone, *outcome.failed)))
+
+
+def _new_base(
+    base: Manifest, now: dict[Parts, GuestItem], again: Iterable[Parts]
+) -> dict[Parts, GuestItem]:
+    """Return what the guest's next listing is compared with.
+
+    Args:
+        again: what was not brought: it stays as it was, and so is a change the next time as well.
+    """
+    guest = dict(now)
+    for parts in again:
+        if parts in base.guest:
+            guest[parts] = base.guest[parts]
+        else:
+            guest.pop(parts, None)
+    return guest
 
 
 async def _list(session: Session, limit_s: float) -> dict[Parts, GuestItem]:
@@ -168,8 +193,8 @@ async def _fetch(
     changes: Changes,
     now: dict[Parts, GuestItem],
     limit_s: float,
-) -> tuple[int, list[str]]:
-    """Copy the files that may have changed; return their bytes, and what was not to be had."""
+) -> tuple[int, dict[Parts, str], dict[Parts, str]]:
+    """Copy the files that may have changed; return their bytes, what was lost, what is gone."""
     download = Download(session, f"copy back into {path}", _ROOT, None, limit_s)
     entries: Sequence[Entry] = [
         Entry(parts, now[parts].size, now[parts].mode, now[parts].mtime_ns)
@@ -177,7 +202,7 @@ async def _fetch(
     ]
     with await asyncio.to_thread(HostFolder, os.path.join(path, staging)) as host:
         result = await download.run(download.some(GUEST_FOLDER, host, entries))
-    return result.bytes, list(result.skipped)
+    return result.bytes, download.lost, download.gone
 
 
 def _merge(

@@ -38,14 +38,14 @@ class Outcome(NamedTuple):
 
     Attributes:
         conflicts: "path: what was done".
-        failed: "path: why not": what the host refused.
+        failed: what the host refused, each with "path: why not".
     """
 
     added: list[str]
     changed: list[str]
     deleted: list[str]
     conflicts: list[str]
-    failed: list[str]
+    failed: dict[Parts, str]
 
 
 class Merge:
@@ -62,7 +62,7 @@ class Merge:
         self._base = base
         self._now = now
         self._moved: dict[Parts, Parts] = {}  # folders whose place was taken
-        self.outcome = Outcome([], [], [], [], [])
+        self.outcome = Outcome([], [], [], [], {})
         try:
             self._root_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._staging_fd = os.open(staging, _FOLDER_FLAGS, dir_fd=self._root_fd)
@@ -97,7 +97,7 @@ class Merge:
             reason = error.strerror
             if isinstance(error, NotADirectoryError):
                 reason = "something on the way is a link or a file on the host"
-            self.outcome.failed.append(f"{_shown(parts)}: {reason}")
+            self.outcome.failed[parts] = f"{_shown(parts)}: {reason}"
 
     @contextlib.contextmanager
     def _folder(self, parts: Parts, makes: bool = False, root_fd: int = -1) -> Iterator[int]:

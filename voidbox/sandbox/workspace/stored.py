@@ -67,7 +67,7 @@ class StoredWorkspace:
         Args:
             is_failing: an error is on its way already: no other may hide it.
         Raises:
-            AgentError: nothing was copied back.
+            AgentError: nothing was copied back, or not all.
         """
         if not self.is_owed:
             return
@@ -80,10 +80,13 @@ class StoredWorkspace:
             if not is_failing:
                 raise AgentError(story) from error
             return
-        self.is_owed = False
         _logger.info("%s: workspace: %s", name, result)
-        for line in (*result.conflicts, *result.skipped):
+        for line in (*result.conflicts, *result.skipped, *result.failed):
             _logger.warning("%s: workspace: %s", name, line)
+        if not result.failed:
+            self.is_owed = False
+        elif not is_failing:
+            raise AgentError(f"{name}: not all was copied back to {self._path}: {result.failed[0]}")
 
     def close(self) -> None:
         """End the connection. Idempotent."""
