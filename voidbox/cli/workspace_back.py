@@ -34,6 +34,16 @@ def report(result: WorkspaceResult, path: str, is_verbose: bool) -> None:
         complain(f"voidbox: cannot copy back {line}")
 
 
+def complain_failed(path: str, error: VoidboxError) -> None:
+    """Say why it was not copied back, and that the host's folder is as it was if it is."""
+    from voidbox.sandbox.workspace.copying import NotSaved
+
+    if isinstance(error, NotSaved):
+        complain(f"voidbox: {error}")
+    else:
+        complain_untouched(path, str(error))
+
+
 def complain_untouched(path: str, reason: str) -> None:
     """Say that the host's folder is as it was."""
     complain(f"voidbox: nothing was copied back, and {path} is untouched: {reason}")
@@ -78,7 +88,7 @@ class RunWorkspace:
             with self._guest.session() as session:
                 result, _ = asyncio.run(copy_back(session, self._path, self._base, LIMIT_S))
         except VoidboxError as error:
-            complain_untouched(self._path, str(error))
+            complain_failed(self._path, error)
             return
         self.has_failed = bool(result.failed)
         report(result, self._path, self._is_verbose)

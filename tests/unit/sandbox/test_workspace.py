@@ -6,6 +6,8 @@ import asyncio
 import os
 import shutil
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,12 +18,14 @@ from tests.unit.sandbox.conftest import Box, in_event_loop
 from voidbox.agent.call import RequestFailed
 from voidbox.errors import AgentError, ConfigError, HostError
 from voidbox.sandbox.transfer.download import Download
+from voidbox.sandbox.transfer.host_tree import HostFolder
 from voidbox.sandbox.transfer.trees import Entry
 from voidbox.sandbox.workspace import copying
-from voidbox.sandbox.workspace.changes import compare, parse_listed
+from voidbox.sandbox.workspace.changes import Changes, compare, parse_listed
 from voidbox.sandbox.workspace.copying import WorkspaceResult
 from voidbox.sandbox.workspace.manifest import GuestItem, Manifest, kind_of, scan_host
 from voidbox.sandbox.workspace.merge import CONFLICT_SUFFIX, Merge
+from voidbox.sandbox.workspace.staging import Staging
 
 
 def contents(folder: Path) -> dict[str, object]:
@@ -396,17 +400,15 @@ def test_nothing_is_lost(
             change(host, path, what)
         hosts, guests, now = files(host), files(guest), guest_items(guest)
         changes = compare(base, now)
-        staging = host / ".voidbox-sync-1"
-        for parts in [(), *changes.files]:
-            if parts:
-                (staging.joinpath(*parts)).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(guest.joinpath(*parts), staging.joinpath(*parts))
-            else:
-                staging.mkdir()
-        merge = Merge(str(host), staging.name, base, now)
+        staging = Staging(str(host))
+        staging.make()
+        for parts in changes.files:
+            staged = host.joinpath(staging.name, *parts)
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(guest.joinpath(*parts), staged)
+        merge = Merge(staging.root_fd, staging.fd, base, now)
         merge.apply(changes)
-        merge.close()
-        shutil.rmtree(staging)
+        staging.close()
         merged = files(host)
         if not host_steps:
             assert merged == guests
@@ -437,3 +439,73 @@ def test_a_task_that_is_cancelled_leaves_nothing(work: Work) -> None:
 
     asyncio.run(main())
     assert (work.host / "a.txt").read_text() == "a\n"
+
+
+def test_a_merge_that_has_begun_is_finished(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply, begun, saved = Merge.apply, threading.Event(), []
+
+    def slow(self: Merge, changes: Changes) -> None:
+        begun.set()
+        time.sleep(0.05)
+        apply(self, changes)
+
+    async def main() -> None:
+        await work.copy_in()
+        for name in ("a.txt", "b.txt"):
+            (work.guest / name).write_text("x")
+        monkeypatch.setattr(Merge, "apply", slow)
+        path = str(work.host)
+        back = copying.copy_back(work.box.session, path, work.base, 20, save=saved.append)
+        task = asyncio.create_task(back)
+        await asyncio.to_thread(begun.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert ((work.host / "a.txt").read_text(), (work.host / "b.txt").read_text()) == ("x", "x")
+    assert [base.host[("a.txt",)].size for base in saved] == [1]
+    assert not [name for name in os.listdir(work.host) if name.startswith(".voidbox-sync")]
+
+
+@in_event_loop
+async def test_a_base_that_cannot_be_kept(work: Work) -> None:
+    await work.copy_in()
+    (work.guest / "a.txt").write_text("x")
+
+    def fail(base: Manifest) -> None:
+        raise HostError("cannot write workspace.json: no space left", 28)
+
+    with pytest.raises(copying.NotSaved, match="the changes are in"):
+        await copying.copy_back(work.box.session, str(work.host), work.base, 20, save=fail)
+    assert (work.host / "a.txt").read_text() == "x"
+
+
+def test_staging_follows_no_link(tmp_path: Path) -> None:
+    workspace, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
+    for folder in (workspace, elsewhere):
+        folder.mkdir()
+    staging = Staging(str(workspace))
+    staging.make()
+    os.rename(workspace / staging.name, workspace / "moved")
+    (workspace / staging.name).symlink_to(elsewhere)
+    with HostFolder.of(os.dup(staging.fd), "staging") as host:
+        host.write_file(("d", "f"), b"fetched", 0o600, 0)
+    staging.close()
+    assert os.listdir(elsewhere) == []
+    assert (workspace / "moved/d/f").read_bytes() == b"fetched"
+
+
+def test_staging_that_was_left_behind_is_removed(tmp_path: Path) -> None:
+    old = tmp_path / ".voidbox-sync-0123456789ab"
+    (old / "d").mkdir(parents=True)
+    (tmp_path / ".voidbox-sync-mine").mkdir()
+    used = Staging(str(tmp_path))
+    used.make()
+    new = Staging(str(tmp_path))
+    new.make()
+    assert set(os.listdir(tmp_path)) == {used.name, new.name, ".voidbox-sync-mine"}
+    used.close()
+    new.close()
+    new.close()
+    assert os.listdir(tmp_path) == [".voidbox-sync-mine"]

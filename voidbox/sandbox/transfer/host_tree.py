@@ -150,6 +150,13 @@ class HostFolder:
         except OSError as error:
             raise ConfigError(f"cannot write into {path}: {error.strerror}") from error
 
+    @classmethod
+    def of(cls, fd: int, path: str) -> HostFolder:
+        """Return one that is open already. The descriptor is taken over; the path is for errors."""
+        host = cls.__new__(cls)
+        host.path, host.is_new, host._fd = path, False, fd
+        return host
+
     def _open(self, parts: tuple[str, ...], makes: bool = True) -> int:
         """Return a descriptor of a folder in this one."""
         fd = os.dup(self._fd)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
-import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from voidbox.agent import protocol
 from voidbox.agent.core import Data
 from voidbox.errors import AgentError, HostError
 from voidbox.sandbox.session import WORKDIR, Session
+from voidbox.sandbox.transfer import threads
 from voidbox.sandbox.transfer.download import Download
 from voidbox.sandbox.transfer.host_tree import HostFolder
 from voidbox.sandbox.transfer.listing import ENTRIES_MAX
@@ -21,13 +19,13 @@ from voidbox.sandbox.transfer.trees import Entry
 from voidbox.sandbox.transfer.upload import Upload
 from voidbox.sandbox.workspace.changes import Changes, compare, parse_listed
 from voidbox.sandbox.workspace.manifest import (
-    STAGING_PREFIX,
     GuestItem,
     Manifest,
     Parts,
     scan_host,
 )
 from voidbox.sandbox.workspace.merge import Merge, Outcome
+from voidbox.sandbox.workspace.staging import Staging
 
 GUEST_FOLDER = WORKDIR
 LIMIT_BYTES = 8 << 30  # of what a guest may bring back at a time
@@ -74,6 +72,18 @@ class WorkspaceResult(NamedTuple):
         return ", ".join([counts, *more])
 
 
+class NotSaved(HostError):
+    """All was copied back, but not what is to be compared with the next time."""
+
+
+class _Fetched(NamedTuple):
+    """What came; `lost` could not be read, `gone` was removed meanwhile: a line for each."""
+
+    bytes: int
+    lost: dict[Parts, str]
+    gone: dict[Parts, str]
+
+
 async def copy_in(session: Session, path: str, limit_s: float) -> Manifest:
     """Copy the folder into the guest; return what is there now.
 
@@ -81,7 +91,7 @@ async def copy_in(session: Session, path: str, limit_s: float) -> Manifest:
         ConfigError: it cannot be read.
         AgentError: the guest cannot take it.
     """
-    host = await asyncio.to_thread(scan_host, path)
+    host = await threads.in_thread(scan_host, path)
     upload = Upload(session, f"copy {path} in", None, None, limit_s)
     await upload.run(upload.folder(path, GUEST_FOLDER))
     return Manifest(host, await _list(session, limit_s))
@@ -93,11 +103,15 @@ async def copy_back(
     base: Manifest,
     limit_s: float,
     limit_bytes: int = LIMIT_BYTES,
+    save: Callable[[Manifest], None] = lambda base: None,
 ) -> tuple[WorkspaceResult, Manifest]:
     """Bring what the guest changed to the host's folder; return what was done, and a new base.
 
-    Nothing of the host's changes before all has come.
+    Nothing of the host's changes before all has come. From then on whoever gives up waits until the
+    host's folder is done.
 
+    Args:
+        save: keeps the new base, on the thread that has changed the host's folder.
     Raises:
         AgentError: the guest is gone, or says what makes no sense.
         HostError: the host has no room for it, or it is more than `limit_bytes`.
@@ -112,27 +126,31 @@ async def copy_back(
             f"the guest has {total_bytes} bytes of changed files in {GUEST_FOLDER}, and "
             f"{limit_bytes} may be copied back: nothing was; remove some there, or allow more"
         )
-    fetched, outcome = 0, Outcome([], [], [], [], {})
-    lost: dict[Parts, str] = {}
-    gone: dict[Parts, str] = {}
+    fetched, outcome, new_base = _Fetched(0, {}, {}), Outcome([], [], [], [], {}), base
     if any(changes[:4]):
-        staging = await asyncio.to_thread(_make_staging, path)
+        staging = Staging(path)
         try:
-            fetched, lost, gone = await _fetch(session, path, staging, changes, now, limit_s)
-            outcome = await asyncio.to_thread(_merge, path, staging, base, now, changes)
+            await threads.in_thread(staging.make)
+            fetched = await _fetch(session, path, staging, changes, now, limit_s)
+            outcome, new_base = await threads.in_thread(
+                _merge, path, staging, base, now, changes, fetched, save
+            )
         finally:
-            await asyncio.to_thread(_remove_staging, path, staging)
+            await threads.in_thread(staging.close)
+    else:
+        new_base = Manifest(base.host, now)
+        await threads.in_thread(save, new_base)
     result = WorkspaceResult(
         added=tuple(outcome.added),
         changed=tuple(outcome.changed),
         deleted=tuple(outcome.deleted),
         conflicts=tuple(outcome.conflicts),
-        skipped=(*changes.skipped, *gone.values()),
-        failed=(*lost.values(), *outcome.failed.values()),
-        bytes=fetched,
+        skipped=(*changes.skipped, *fetched.gone.values()),
+        failed=(*fetched.lost.values(), *outcome.failed.values()),
+        bytes=fetched.bytes,
         seconds=time.monotonic() - started,
     )
-    return result, Manifest(base.host, _new_base(base, now, (*lost, *gone, *outcome.failed)))
+    return result, new_base
 
 
 def _new_base(
@@ -172,45 +190,46 @@ async def _list(session: Session, limit_s: float) -> dict[Parts, GuestItem]:
     return found
 
 
-def _make_staging(path: str) -> str:
-    name = f"{STAGING_PREFIX}{os.urandom(6).hex()}"
-    try:
-        os.mkdir(os.path.join(path, name), 0o700)
-    except OSError as error:
-        raise HostError(f"cannot write into {path}: {error.strerror}", error.errno or 0) from error
-    return name
-
-
-def _remove_staging(path: str, staging: str) -> None:
-    with contextlib.suppress(OSError):  # removed by somebody else, say
-        shutil.rmtree(os.path.join(path, staging))
-
-
 async def _fetch(
     session: Session,
     path: str,
-    staging: str,
+    staging: Staging,
     changes: Changes,
     now: dict[Parts, GuestItem],
     limit_s: float,
-) -> tuple[int, dict[Parts, str], dict[Parts, str]]:
-    """Copy the files that may have changed; return their bytes, what was lost, what is gone."""
+) -> _Fetched:
+    """Copy the files that may have changed."""
     download = Download(session, f"copy back into {path}", _ROOT, None, limit_s)
     entries: Sequence[Entry] = [
         Entry(parts, now[parts].size, now[parts].mode, now[parts].mtime_ns)
         for parts in changes.files
     ]
-    with await asyncio.to_thread(HostFolder, os.path.join(path, staging)) as host:
+    with HostFolder.of(os.dup(staging.fd), os.path.join(path, staging.name)) as host:
         result = await download.run(download.some(GUEST_FOLDER, host, entries))
-    return result.bytes, download.lost, download.gone
+    return _Fetched(result.bytes, download.lost, download.gone)
 
 
 def _merge(
-    path: str, staging: str, base: Manifest, now: dict[Parts, GuestItem], changes: Changes
-) -> Outcome:
-    merge = Merge(path, staging, base, now)
+    path: str,
+    staging: Staging,
+    base: Manifest,
+    now: dict[Parts, GuestItem],
+    changes: Changes,
+    fetched: _Fetched,
+    save: Callable[[Manifest], None],
+) -> tuple[Outcome, Manifest]:
+    """Change the host's folder, and keep the new base: no cancellation comes between."""
+    missing = {*fetched.lost, *fetched.gone}
+    came = [parts for parts in changes.files if parts not in missing]
+    merge = Merge(staging.root_fd, staging.fd, base, now)
+    merge.apply(changes._replace(files=came))
+    guest = _new_base(base, now, (*missing, *merge.outcome.failed))
+    new_base = Manifest(base.host, guest)
     try:
-        merge.apply(changes)
-    finally:
-        merge.close()
-    return merge.outcome
+        save(new_base)
+    except HostError as error:
+        raise NotSaved(
+            f"the changes are in {path}, but the next time they are looked at again: {error}",
+            error.errno,
+        ) from error
+    return merge.outcome, new_base

@@ -9,12 +9,12 @@ NAME.voidbox-conflict. Every folder on the way is opened below the one before, n
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from voidbox.agent.core import printable
-from voidbox.errors import ConfigError
 from voidbox.sandbox.workspace.changes import Changes
 from voidbox.sandbox.workspace.manifest import (
     FILE,
@@ -52,27 +52,21 @@ class Merge:
     """One merge. Thread: any, one.
 
     Args:
-        path: the host's folder.
-        staging: the folder in it that holds what was fetched, by the same names.
+        root_fd: the host's folder; the caller's.
+        staging_fd: the folder in it that holds what was fetched, by the same names; the caller's.
         base: both sides as they were; `host` is brought up to date.
         now: the guest's side.
     """
 
-    def __init__(self, path: str, staging: str, base: Manifest, now: dict[Parts, GuestItem]):
+    def __init__(
+        self, root_fd: int, staging_fd: int, base: Manifest, now: dict[Parts, GuestItem]
+    ) -> None:
+        self._root_fd = root_fd
+        self._staging_fd = staging_fd
         self._base = base
         self._now = now
         self._moved: dict[Parts, Parts] = {}  # folders whose place was taken
         self.outcome = Outcome([], [], [], [], {})
-        try:
-            self._root_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._staging_fd = os.open(staging, _FOLDER_FLAGS, dir_fd=self._root_fd)
-        except OSError as error:
-            raise ConfigError(f"cannot write into {path}: {error.strerror}") from error
-
-    def close(self) -> None:
-        """Free it."""
-        os.close(self._staging_fd)
-        os.close(self._root_fd)
 
     def apply(self, changes: Changes) -> None:
         """Bring the changes to the host."""
@@ -199,14 +193,11 @@ class Merge:
         self._base.host[parts] = item
 
     def _put_file(self, parts: Parts) -> None:
-        try:
-            with self._folder(parts[:-1], root_fd=self._staging_fd) as staged_fd:
-                fetched = look(staged_fd, parts[-1])
-                if fetched is None or fetched.kind != FILE:
-                    return  # it was removed in the guest meanwhile
-                self._put(parts, fetched, staged_fd)
-        except FileNotFoundError:
-            return
+        with self._folder(parts[:-1], root_fd=self._staging_fd) as staged_fd:
+            fetched = look(staged_fd, parts[-1])
+            if fetched is None or fetched.kind != FILE:
+                raise FileNotFoundError(errno.ENOENT, "what was fetched is not there any more")
+            self._put(parts, fetched, staged_fd)
 
     def _put_link(self, parts: Parts) -> None:
         made = HostItem(LINK, 0o777, 0, 0, "", self._now[parts].target)
@@ -288,7 +279,7 @@ def _free_name(folder_fd: int, name: str) -> str:
         found = os.fsdecode(start) + suffix
         if look_kind(folder_fd, found) is None:
             return found
-    raise FileExistsError(17, "too many conflicts of this name")
+    raise FileExistsError(errno.EEXIST, "too many conflicts of this name")
 
 
 def look_kind(folder_fd: int, name: str) -> os.stat_result | None:

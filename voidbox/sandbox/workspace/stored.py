@@ -13,7 +13,13 @@ from voidbox.errors import AgentError, ConfigError, VoidboxError
 from voidbox.sandbox.session import Session
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
-from voidbox.sandbox.workspace.copying import LIMIT_BYTES, WorkspaceResult, copy_back, copy_in
+from voidbox.sandbox.workspace.copying import (
+    LIMIT_BYTES,
+    NotSaved,
+    WorkspaceResult,
+    copy_back,
+    copy_in,
+)
 from voidbox.sandbox.workspace.manifest import Manifest
 
 _MANIFEST, _LOCK = "workspace.json", "workspace.lock"
@@ -55,10 +61,14 @@ class StoredWorkspace:
             raise ConfigError(f"{self._session.name} has no workspace that was copied in")
         with self._locked():
             base = await asyncio.to_thread(Manifest.load, self._manifest_path)
-            result, manifest = await copy_back(
-                self._session, self._path, base, limit_s, limit_bytes
+            result, _ = await copy_back(
+                self._session,
+                self._path,
+                base,
+                limit_s,
+                limit_bytes,
+                lambda manifest: manifest.save(self._manifest_path),
             )
-            await asyncio.to_thread(manifest.save, self._manifest_path)
         return result
 
     async def settle(self, limit_s: float, is_failing: bool) -> None:
@@ -76,6 +86,8 @@ class StoredWorkspace:
             result = await self.copy_back(limit_s)
         except VoidboxError as error:
             story = f"{name}: nothing was copied back, and {self._path} is untouched: {error}"
+            if isinstance(error, NotSaved):
+                story = f"{name}: {error}"
             _logger.warning("%s", story)
             if not is_failing:
                 raise AgentError(story) from error
