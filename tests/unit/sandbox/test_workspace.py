@@ -509,3 +509,12 @@ def test_staging_that_was_left_behind_is_removed(tmp_path: Path) -> None:
     new.close()
     new.close()
     assert os.listdir(tmp_path) == [".voidbox-sync-mine"]
+
+
+def test_what_is_too_deep_is_left_out() -> None:
+    item = GuestItem("folder", 0o755, 0, 0, 0, 0)
+    now = {("d",) * depth: item for depth in range(1, 1200)}
+    changes = compare(Manifest({}, {}), now)
+    assert max(map(len, changes.folders)) == 200
+    assert len(changes.skipped) == 999
+    assert "more than 200 folders" in changes.skipped[0]

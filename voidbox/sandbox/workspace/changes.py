@@ -19,6 +19,8 @@ from voidbox.sandbox.workspace.manifest import (
 )
 
 _I64_MAX = (1 << 63) - 1
+_DEPTH_MAX = 200  # folders in folders that are brought to the host, where much goes by recursion
+_SHOWN_MAX = 100
 
 
 class Changes(NamedTuple):
@@ -88,7 +90,7 @@ def compare(base: Manifest, now: dict[Parts, GuestItem]) -> Changes:
 
 
 def _is_kept(parts: Parts, item: GuestItem) -> bool:
-    if parts[0].startswith(STAGING_PREFIX):
+    if parts[0].startswith(STAGING_PREFIX) or len(parts) > _DEPTH_MAX:
         return False
     if item.kind == LINK:
         return is_safe_link(parts, item.target)
@@ -97,6 +99,8 @@ def _is_kept(parts: Parts, item: GuestItem) -> bool:
 
 def _why_not(parts: Parts, item: GuestItem) -> str:
     shown = printable("/".join(parts))
+    if len(parts) > _DEPTH_MAX:
+        return f"{shown[:_SHOWN_MAX]}…: below more than {_DEPTH_MAX} folders"
     if item.kind == LINK:
         return f"{shown}: a link to {printable(item.target)!r}, outside the folder"
     if item.kind in (FILE, FOLDER):
