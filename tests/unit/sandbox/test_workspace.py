@@ -518,3 +518,12 @@ def test_what_is_too_deep_is_left_out() -> None:
     assert max(map(len, changes.folders)) == 200
     assert len(changes.skipped) == 999
     assert "more than 200 folders" in changes.skipped[0]
+
+
+@in_event_loop
+async def test_a_folder_stays_writable_for_its_owner(work: Work) -> None:
+    await work.copy_in()
+    (work.guest / "src/new").write_text("x")
+    (work.guest / "src").chmod(0o550)
+    assert (await work.back()).added == ("src/new",)
+    assert (work.host / "src").stat().st_mode & 0o777 == 0o750  # or nothing could come into it

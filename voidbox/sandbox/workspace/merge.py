@@ -167,11 +167,11 @@ class Merge:
 
     def _put_folder(self, parts: Parts) -> None:
         place = self._place(parts)
-        mode = self._now[parts].mode
+        mode = self._now[parts].mode | 0o700  # what else is new has to go into it
         with self._folder(place[:-1], makes=True) as fd:
             item = look(fd, place[-1])
             if item is None:
-                os.mkdir(place[-1], mode | 0o700, dir_fd=fd)
+                os.mkdir(place[-1], mode, dir_fd=fd)
                 self._done(parts, None, HostItem(FOLDER, mode, 0, 0))
             elif item.kind == FOLDER:
                 base = self._base.host.get(parts)
@@ -183,7 +183,7 @@ class Merge:
                     self._base.host[parts] = item
             else:
                 name = _free_name(fd, place[-1])
-                os.mkdir(name, mode | 0o700, dir_fd=fd)
+                os.mkdir(name, mode, dir_fd=fd)
                 self._moved[parts] = (*place[:-1], name)
                 self._conflict(parts, f"a folder in the sandbox: put into {_shown((name,))}")
 
