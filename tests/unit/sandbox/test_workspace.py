@@ -527,3 +527,17 @@ async def test_a_folder_stays_writable_for_its_owner(work: Work) -> None:
     (work.guest / "src").chmod(0o550)
     assert (await work.back()).added == ("src/new",)
     assert (work.host / "src").stat().st_mode & 0o777 == 0o750  # or nothing could come into it
+
+
+@in_event_loop
+async def test_a_change_of_the_host_is_seen_by_its_contents(work: Work) -> None:
+    await work.copy_in()
+    for name in ("a.txt", "b.txt"):
+        file = work.host / name
+        before = file.stat()
+        file.write_text("h\n")
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    (work.guest / "a.txt").write_text("the guest's\n")
+    (work.guest / "b.txt").unlink()
+    assert len((await work.back()).conflicts) == 2
+    assert (work.host / "a.txt").read_text() == (work.host / "b.txt").read_text() == "h\n"

@@ -120,11 +120,11 @@ def digest_of(fd: int) -> str:
     return digest.hexdigest()
 
 
-def look(folder_fd: int, name: str, known: HostItem | None = None) -> HostItem | None:
+def look(folder_fd: int, name: str) -> HostItem | None:
     """Return what a name in a folder of the host stands for; None for nothing.
 
-    Args:
-        known: a file of the same size and time is taken for the same without being read.
+    A file is read, for what has another content may have the same size and time.
+
     Raises:
         OSError: it cannot be read.
     """
@@ -138,8 +138,6 @@ def look(folder_fd: int, name: str, known: HostItem | None = None) -> HostItem |
     if kind != FILE:
         return HostItem(kind, mode, 0, 0)
     size, mtime_ns = status.st_size, status.st_mtime_ns
-    if known is not None and (known.kind, known.size, known.mtime_ns) == (kind, size, mtime_ns):
-        return HostItem(kind, mode, size, mtime_ns, known.digest)
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(name, flags, dir_fd=folder_fd)
     try:

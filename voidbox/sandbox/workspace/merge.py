@@ -136,7 +136,7 @@ class Merge:
             return  # it was never here
         try:
             with self._folder(parts[:-1]) as fd:
-                item = look(fd, parts[-1], base)
+                item = look(fd, parts[-1])
                 if item is None:
                     self._base.host.pop(parts)
                     return
@@ -209,7 +209,7 @@ class Merge:
         """Give what was fetched its place, or one beside."""
         base, place = self._base.host.get(parts), self._place(parts)
         with self._folder(place[:-1], makes=True) as fd:
-            item = look(fd, place[-1], base)
+            item = look(fd, place[-1])
             mode = self._mode(parts, base, item)
             if item is not None and _content(item) == _content(new):
                 if new.kind == FILE and item.mode != mode:
