@@ -541,3 +541,16 @@ async def test_a_change_of_the_host_is_seen_by_its_contents(work: Work) -> None:
     (work.guest / "b.txt").unlink()
     assert len((await work.back()).conflicts) == 2
     assert (work.host / "a.txt").read_text() == (work.host / "b.txt").read_text() == "h\n"
+
+
+@in_event_loop
+async def test_what_was_never_copied_in_is_not_replaced(work: Work) -> None:
+    os.mkfifo(work.host / "fifo")
+    os.mkfifo(work.host / "other")
+    await work.copy_in()
+    (work.guest / "fifo").write_text("x")
+    (work.guest / "other").symlink_to("a.txt")
+    result = await work.back()
+    assert {line.partition(":")[0] for line in result.conflicts} == {"fifo", "other"}
+    assert (work.host / "fifo").is_fifo() and (work.host / "other").is_fifo()
+    assert (work.host / f"fifo{CONFLICT_SUFFIX}").read_text() == "x"

@@ -121,9 +121,14 @@ class Merge:
                 return (*moved, *parts[depth:])
         return parts
 
+    def _copied(self, parts: Parts) -> HostItem | None:
+        """Return what the host had, if that was copied in: a FIFO, say, was not."""
+        base, guest = self._base.host.get(parts), self._base.guest.get(parts)
+        return base if base is not None and guest is not None and base.kind == guest.kind else None
+
     def _is_unchanged(self, parts: Parts, item: HostItem | None) -> bool:
         """Whether the host has it as it was copied in."""
-        base = self._base.host.get(parts)
+        base = self._copied(parts)
         if base is None or item is None:
             return base is item
         return _content(base) == _content(item)
@@ -131,7 +136,7 @@ class Merge:
     # Deleting.
 
     def _delete(self, parts: Parts) -> None:
-        base = self._base.host.get(parts)
+        base = self._copied(parts)
         if base is None:
             return  # it was never here
         try:
@@ -207,7 +212,7 @@ class Merge:
 
     def _put(self, parts: Parts, new: HostItem, staged_fd: int) -> None:
         """Give what was fetched its place, or one beside."""
-        base, place = self._base.host.get(parts), self._place(parts)
+        base, place = self._copied(parts), self._place(parts)
         with self._folder(place[:-1], makes=True) as fd:
             item = look(fd, place[-1])
             mode = self._mode(parts, base, item)
