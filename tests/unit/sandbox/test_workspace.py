@@ -554,3 +554,24 @@ async def test_what_was_never_copied_in_is_not_replaced(work: Work) -> None:
     assert {line.partition(":")[0] for line in result.conflicts} == {"fifo", "other"}
     assert (work.host / "fifo").is_fifo() and (work.host / "other").is_fifo()
     assert (work.host / f"fifo{CONFLICT_SUFFIX}").read_text() == "x"
+
+
+@in_event_loop
+async def test_permissions_of_the_host_stay(work: Work) -> None:
+    await work.copy_in()
+    (work.host / "a.txt").chmod(0o600)
+    (work.guest / "a.txt").write_text("changed\n")
+    (work.guest / "a.txt").chmod(0o755)
+    (work.host / "both").write_text("same")
+    (work.host / "both").chmod(0o600)
+    (work.guest / "both").write_text("same")
+    (work.guest / "new").write_text("x")
+    (work.guest / "new").chmod(0o666)
+    before = os.umask(0o027)
+    try:
+        await work.back()
+    finally:
+        os.umask(before)
+    modes = [(work.host / name).stat().st_mode & 0o777 for name in ("a.txt", "both", "new")]
+    assert modes == [0o600, 0o600, 0o640]
+    assert (work.host / "a.txt").read_text() == "changed\n"

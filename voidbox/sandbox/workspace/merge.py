@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from voidbox.agent.core import printable
+from voidbox.sandbox.transfer.host_tree import umask
 from voidbox.sandbox.workspace.changes import Changes
 from voidbox.sandbox.workspace.manifest import (
     FILE,
@@ -63,6 +64,7 @@ class Merge:
     ) -> None:
         self._root_fd = root_fd
         self._staging_fd = staging_fd
+        self._umask = umask()
         self._base = base
         self._now = now
         self._moved: dict[Parts, Parts] = {}  # folders whose place was taken
@@ -252,9 +254,11 @@ class Merge:
             self._done(parts, base, base._replace(mode=mode))
 
     def _mode(self, parts: Parts, base: HostItem | None, item: HostItem | None) -> int:
-        """Return a file's permissions: the guest's if it changed them, else the host's."""
+        """Return a file's permissions: the guest's if it alone changed them, else the host's."""
         now, was = self._now[parts].mode, self._base.guest.get(parts)
-        if item is not None and item.kind == FILE and was is not None and was.mode == now:
+        if item is None or item.kind != FILE:
+            return now & ~self._umask
+        if base is None or was is None or was.mode == now or item.mode != base.mode:
             return item.mode
         return now
 
