@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.unit.sandbox.conftest import Box, in_event_loop
 from voidbox.agent.call import RequestFailed
 from voidbox.errors import AgentError, ConfigError, HostError
+from voidbox.sandbox.session import Session
 from voidbox.sandbox.transfer.download import Download
 from voidbox.sandbox.transfer.host_tree import HostFolder
 from voidbox.sandbox.transfer.trees import Entry
@@ -246,7 +247,9 @@ async def test_a_file_that_is_lost_is_fetched_again(
     (work.guest / "a.txt").write_text("the guest's\n")
     (work.guest / "b.txt").write_text("gone soon\n")
 
-    async def losing(self: Download, path: str, host: object, files: list[Entry]) -> None:
+    async def losing(
+        self: Download, path: str, host: object, files: list[Entry], limit_bytes: int
+    ) -> None:
         (work.guest / "b.txt").unlink()
         for entry in files:
             code = "EIO" if entry.parts == ("a.txt",) else "ENOENT"
@@ -575,3 +578,26 @@ async def test_permissions_of_the_host_stay(work: Work) -> None:
     modes = [(work.host / name).stat().st_mode & 0o777 for name in ("a.txt", "both", "new")]
     assert modes == [0o600, 0o600, 0o640]
     assert (work.host / "a.txt").read_text() == "changed\n"
+
+
+@in_event_loop
+async def test_the_limit_is_for_what_comes_not_for_what_was_announced(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await work.copy_in()
+    before = contents(work.host)
+    for number in range(20):
+        (work.guest / f"small{number}").write_bytes(bytes(60_000))
+    (work.guest / "big").write_bytes(bytes(3_000_000))
+    list_all = copying._list
+
+    async def lying(session: Session, limit_s: float) -> dict[tuple[str, ...], GuestItem]:
+        found = await list_all(session, limit_s)
+        return {parts: item._replace(size=1) for parts, item in found.items()}
+
+    monkeypatch.setattr(copying, "_list", lying)
+    for limit_bytes in (1_000_000, 3_500_000):
+        with pytest.raises(HostError, match="which is the limit"):
+            await work.back(limit_bytes=limit_bytes)
+    assert contents(work.host) == before
+    assert len((await work.back(limit_bytes=4_600_000)).added) == 21

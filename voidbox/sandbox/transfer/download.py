@@ -49,6 +49,14 @@ class Download(Transfer):
         super().__init__(session, what, user, progress, limit_s)
         self.lost: dict[tuple[str, ...], str] = {}
         self.gone: dict[tuple[str, ...], str] = {}
+        self._limit_bytes: int | None = None
+
+    def _on_bytes(self, count: int) -> None:
+        super()._on_bytes(count)
+        if self._limit_bytes is not None and self._done_bytes > self._limit_bytes:
+            raise HostError(
+                f"the guest sent more than {self._limit_bytes} bytes, which is the limit"
+            )
 
     async def file(self, path: str, size: int, target: str) -> None:
         """Copy a file of the guest that was `size` bytes long a moment ago."""
@@ -95,8 +103,15 @@ class Download(Transfer):
             # Last of all, for whatever is put into a folder changes its time.
             await threads.in_thread(finish_folders, host, made)
 
-    async def some(self, path: str, host: HostFolder, files: Sequence[Entry]) -> None:
-        """Copy some files of a folder of the guest, by their names in it."""
+    async def some(
+        self, path: str, host: HostFolder, files: Sequence[Entry], limit_bytes: int
+    ) -> None:
+        """Copy some files of a folder of the guest, by their names in it.
+
+        Raises:
+            HostError: they are more than so many bytes.
+        """
+        self._limit_bytes = limit_bytes
         self._begin(sum(entry.size for entry in files))
         await self._copy_all(path, host, files)
 

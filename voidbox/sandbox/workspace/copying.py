@@ -131,7 +131,7 @@ async def copy_back(
         staging = Staging(path)
         try:
             await threads.in_thread(staging.make)
-            fetched = await _fetch(session, path, staging, changes, now, limit_s)
+            fetched = await _fetch(session, path, staging, changes, now, limit_s, limit_bytes)
             outcome, new_base = await threads.in_thread(
                 _merge, path, staging, base, now, changes, fetched, save
             )
@@ -197,6 +197,7 @@ async def _fetch(
     changes: Changes,
     now: dict[Parts, GuestItem],
     limit_s: float,
+    limit_bytes: int,
 ) -> _Fetched:
     """Copy the files that may have changed."""
     download = Download(session, f"copy back into {path}", _ROOT, None, limit_s)
@@ -205,7 +206,7 @@ async def _fetch(
         for parts in changes.files
     ]
     with HostFolder.of(os.dup(staging.fd), os.path.join(path, staging.name)) as host:
-        result = await download.run(download.some(GUEST_FOLDER, host, entries))
+        result = await download.run(download.some(GUEST_FOLDER, host, entries, limit_bytes))
     return _Fetched(result.bytes, download.lost, download.gone)
 
 
