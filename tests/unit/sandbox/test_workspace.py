@@ -307,7 +307,6 @@ async def test_a_host_folder_that_cannot_be_read(work: Work) -> None:
         {"name": "a", "type": "file", "size": "1"}, {"name": "a", "type": "file", "size": 1 << 70},
         {"name": "a", "type": "link", "target": 5}, {"name": "/a", "type": "file"},
         {"name": "a", "type": "file", "mode": True},
-        {"name": "a", "type": "folder", "error": "Permission denied"},
     ],
 )  # fmt: skip
 def test_listings_without_sense(item: object) -> None:
@@ -591,9 +590,9 @@ async def test_the_limit_is_for_what_comes_not_for_what_was_announced(
     (work.guest / "big").write_bytes(bytes(3_000_000))
     list_all = copying._list
 
-    async def lying(session: Session, limit_s: float) -> dict[tuple[str, ...], GuestItem]:
-        found = await list_all(session, limit_s)
-        return {parts: item._replace(size=1) for parts, item in found.items()}
+    async def lying(session: Session, limit_s: float) -> object:
+        found, unread = await list_all(session, limit_s)
+        return {parts: item._replace(size=1) for parts, item in found.items()}, unread
 
     monkeypatch.setattr(copying, "_list", lying)
     for limit_bytes in (1_000_000, 3_500_000):
@@ -601,3 +600,27 @@ async def test_the_limit_is_for_what_comes_not_for_what_was_announced(
             await work.back(limit_bytes=limit_bytes)
     assert contents(work.host) == before
     assert len((await work.back(limit_bytes=4_600_000)).added) == 21
+
+
+@in_event_loop
+async def test_a_folder_that_cannot_be_listed(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    await work.copy_in()
+    (work.guest / "a.txt").write_text("changed\n")
+    (work.guest / "b.txt").unlink()
+    list_all = copying._list
+
+    async def failing(session: Session, limit_s: float) -> object:
+        found, _ = await list_all(session, limit_s)
+        shown = {parts: item for parts, item in found.items() if parts[:2] != ("src", "deep")}
+        shown[("src", "deep")] = found[("src", "deep")]._replace(mode=0)
+        return shown, {("src", "deep"): "src/deep: input/output error"}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(copying, "_list", failing)
+        result = await work.back()
+    assert result[:3] == ((), ("a.txt",), ("b.txt",))
+    assert result.failed == ("src/deep: input/output error",)
+    assert (work.host / "src/deep/big").exists()
+    (work.guest / "src/deep/f").unlink()
+    assert (await work.back()).deleted == ("src/deep/f",)
+    assert contents(work.host) == contents(work.guest)

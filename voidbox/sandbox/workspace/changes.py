@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from voidbox.agent.core import printable
@@ -45,12 +46,10 @@ def parse_listed(item: object) -> tuple[Parts, GuestItem]:
     """Return an entry of the guest's listing.
 
     Raises:
-        AgentError: it cannot be in a folder, could not be read, or is described without sense.
+        AgentError: it cannot be in a folder, or is described without sense.
     """
     values = item if isinstance(item, dict) else {}
     parts = split_name(values.get("name"))
-    if values.get("error"):  # what is in it would seem to have been deleted
-        raise AgentError(f"{printable('/'.join(parts))}: {error_of(values)}")
     names = ("mode", "size", "mtime_ns", "ctime_ns", "file")
     numbers = [values.get(name, 0) for name in names]
     kind, target = values.get("type"), values.get("target", "")
@@ -62,16 +61,39 @@ def parse_listed(item: object) -> tuple[Parts, GuestItem]:
     return parts, GuestItem(kind, mode & 0o777, max(0, size), mtime_ns, ctime_ns, file, target)
 
 
-def compare(base: Manifest, now: dict[Parts, GuestItem]) -> Changes:
-    """Return what has changed in the guest. What `base` says of the host does not matter here."""
+def error_in(item: object) -> str:
+    """Return why an entry of the guest's listing, or what is in it, could not be read, or ""."""
+    return error_of(item) if isinstance(item, dict) else ""
+
+
+def below(unread: Collection[Parts], names: Iterable[Parts]) -> list[Parts]:
+    """Return those names that are among others, or in folders that are."""
+    if not unread:
+        return []
+    return [
+        parts
+        for parts in names
+        if any(parts[:depth] in unread for depth in range(1, len(parts) + 1))
+    ]
+
+
+def compare(base: Manifest, now: dict[Parts, GuestItem], unread: Collection[Parts] = ()) -> Changes:
+    """Return what has changed in the guest. What `base` says of the host does not matter here.
+
+    Args:
+        unread: what could not be read: nothing is said of it, nor of what is in it.
+    """
     changes = Changes([], [], [], [], [])
+    hidden = set(below(unread, {**base.guest, **now}))
     for parts in base.guest:
+        if parts in hidden:
+            continue
         item = now.get(parts)
         if item is None or (item.kind != base.guest[parts].kind and _is_kept(parts, item)):
             changes.deleted.append(parts)
     for parts, item in now.items():
         was = base.guest.get(parts)
-        if was == item:
+        if was == item or parts in hidden:
             continue
         if not _is_kept(parts, item):
             if was is None or was.kind != item.kind or was.target != item.target:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from voidbox.agent import protocol
-from voidbox.agent.core import Data
+from voidbox.agent.core import Data, printable
 from voidbox.errors import AgentError, HostError
 from voidbox.sandbox.session import WORKDIR, Session
 from voidbox.sandbox.transfer import threads
@@ -17,7 +17,7 @@ from voidbox.sandbox.transfer.host_tree import HostFolder
 from voidbox.sandbox.transfer.listing import ENTRIES_MAX
 from voidbox.sandbox.transfer.trees import Entry
 from voidbox.sandbox.transfer.upload import Upload
-from voidbox.sandbox.workspace.changes import Changes, compare, parse_listed
+from voidbox.sandbox.workspace.changes import Changes, below, compare, error_in, parse_listed
 from voidbox.sandbox.workspace.manifest import (
     GuestItem,
     Manifest,
@@ -94,7 +94,10 @@ async def copy_in(session: Session, path: str, limit_s: float) -> Manifest:
     host = await threads.in_thread(scan_host, path)
     upload = Upload(session, f"copy {path} in", None, None, limit_s)
     await upload.run(upload.folder(path, GUEST_FOLDER))
-    return Manifest(host, await _list(session, limit_s))
+    now, unread = await _list(session, limit_s)
+    if unread:  # nothing else has been in there: it could not be told from what is new
+        raise AgentError(f"cannot list {GUEST_FOLDER}: {next(iter(unread.values()))}")
+    return Manifest(host, now)
 
 
 async def copy_back(
@@ -118,8 +121,8 @@ async def copy_back(
     """
     started = time.monotonic()
     base = Manifest(dict(base.host), base.guest)
-    now = await _list(session, limit_s)
-    changes = compare(base, now)
+    now, unread = await _list(session, limit_s)
+    changes = compare(base, now, unread)
     total_bytes = sum(now[parts].size for parts in changes.files)
     if total_bytes > limit_bytes:
         raise HostError(
@@ -133,12 +136,12 @@ async def copy_back(
             await threads.in_thread(staging.make)
             fetched = await _fetch(session, path, staging, changes, now, limit_s, limit_bytes)
             outcome, new_base = await threads.in_thread(
-                _merge, path, staging, base, now, changes, fetched, save
+                _merge, path, staging, base, now, changes, fetched, unread, save
             )
         finally:
             await threads.in_thread(staging.close)
     else:
-        new_base = Manifest(base.host, now)
+        new_base = Manifest(base.host, _new_base(base, now, unread))
         await threads.in_thread(save, new_base)
     result = WorkspaceResult(
         added=tuple(outcome.added),
@@ -146,7 +149,7 @@ async def copy_back(
         deleted=tuple(outcome.deleted),
         conflicts=tuple(outcome.conflicts),
         skipped=(*changes.skipped, *fetched.gone.values()),
-        failed=(*fetched.lost.values(), *outcome.failed.values()),
+        failed=(*unread.values(), *fetched.lost.values(), *outcome.failed.values()),
         bytes=fetched.bytes,
         seconds=time.monotonic() - started,
     )
@@ -159,10 +162,12 @@ def _new_base(
     """Return what the guest's next listing is compared with.
 
     Args:
-        again: what was not brought: it stays as it was, and so is a change the next time as well.
+        again: what was not brought, nor what is in it: it stays as it was, and so is a change the
+            next time as well.
     """
     guest = dict(now)
-    for parts in again:
+    again = set(again)
+    for parts in below(again, {**base.guest, **now}):
         if parts in base.guest:
             guest[parts] = base.guest[parts]
         else:
@@ -170,9 +175,12 @@ def _new_base(
     return guest
 
 
-async def _list(session: Session, limit_s: float) -> dict[Parts, GuestItem]:
-    """Return what is in the guest's folder."""
+async def _list(
+    session: Session, limit_s: float
+) -> tuple[dict[Parts, GuestItem], dict[Parts, str]]:
+    """Return what is in the guest's folder; and what of it could not be read, with the reason."""
     found: dict[Parts, GuestItem] = {}
+    unread: dict[Parts, str] = {}
     names_bytes = 0
     values = session.values(_ROOT, path=GUEST_FOLDER, depth=_DEPTH)
     what = f"list {GUEST_FOLDER}"
@@ -182,12 +190,15 @@ async def _list(session: Session, limit_s: float) -> dict[Parts, GuestItem]:
                 entries = None if isinstance(event, Data) else event.values.get("entries")
                 if not isinstance(entries, list):
                     raise AgentError("the guest's agent gave no list of entries")
-                for parts, item in map(parse_listed, entries):
+                for entry in entries:
+                    parts, item = parse_listed(entry)
+                    if error := error_in(entry):
+                        unread[parts] = f"{printable('/'.join(parts)[:100])}: {error}"
                     names_bytes += sum(map(len, parts)) + len(item.target)
                     found[parts] = item
                 if len(found) > ENTRIES_MAX or names_bytes > _NAMES_BYTES_MAX:
                     raise AgentError(f"{GUEST_FOLDER}: more files than anybody could want")
-    return found
+    return found, unread
 
 
 async def _fetch(
@@ -217,6 +228,7 @@ def _merge(
     now: dict[Parts, GuestItem],
     changes: Changes,
     fetched: _Fetched,
+    unread: Collection[Parts],
     save: Callable[[Manifest], None],
 ) -> tuple[Outcome, Manifest]:
     """Change the host's folder, and keep the new base: no cancellation comes between."""
@@ -224,7 +236,7 @@ def _merge(
     came = [parts for parts in changes.files if parts not in missing]
     merge = Merge(staging.root_fd, staging.fd, base, now)
     merge.apply(changes._replace(files=came))
-    guest = _new_base(base, now, (*missing, *merge.outcome.failed))
+    guest = _new_base(base, now, (*missing, *merge.outcome.failed, *unread))
     new_base = Manifest(base.host, guest)
     try:
         save(new_base)
