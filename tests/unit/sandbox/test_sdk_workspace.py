@@ -122,6 +122,15 @@ async def test_a_sandbox_goes_on_if_not_all_was_copied_back(
 
 
 @in_event_loop
+async def test_a_sandbox_that_was_removed(options: dict[str, Any], host: Path, guest: Path) -> None:
+    async with await AsyncSandbox.create(**options, workspace=host) as sandbox:
+        sandbox._workspace._lock_path = str(host / "gone/workspace.lock")
+        with pytest.raises(ConfigError, match="cannot open"):
+            await sandbox.sync_back()
+        await sandbox.kill()
+
+
+@in_event_loop
 async def test_what_makes_no_sense(options: dict[str, Any], host: Path) -> None:
     for values in (
         {"workspace": host / "none"},

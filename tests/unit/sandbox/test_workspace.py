@@ -21,7 +21,7 @@ from voidbox.sandbox.session import Session
 from voidbox.sandbox.transfer.download import Download
 from voidbox.sandbox.transfer.host_tree import HostFolder
 from voidbox.sandbox.transfer.trees import Entry
-from voidbox.sandbox.workspace import copying
+from voidbox.sandbox.workspace import copying, manifest
 from voidbox.sandbox.workspace.changes import Changes, compare, parse_listed
 from voidbox.sandbox.workspace.copying import WorkspaceResult
 from voidbox.sandbox.workspace.manifest import GuestItem, Manifest, kind_of, scan_host
@@ -320,10 +320,10 @@ def test_a_manifest_is_kept(tmp_path: Path) -> None:
     (folder / os.fsdecode(b"odd\xff\nname")).write_text("x")
     (folder / "d/link").symlink_to("zwölf")
     guest = {("a", "b"): GuestItem("file", 0o644, 1, 2, 3, 4)}
-    manifest = Manifest(scan_host(str(folder)), guest)
+    written = Manifest(scan_host(str(folder)), guest)
     path = str(tmp_path / "workspace.json")
-    manifest.save(path)
-    assert Manifest.load(path) == manifest
+    written.save(path)
+    assert Manifest.load(path) == written
     for text in ("", "{", "[]", '{"version": 9}', '{"version": 1, "host": [[]], "guest": []}'):
         Path(path).write_text(text)
         with pytest.raises(ConfigError, match="cannot tell"):
@@ -624,3 +624,29 @@ async def test_a_folder_that_cannot_be_listed(work: Work, monkeypatch: pytest.Mo
     (work.guest / "src/deep/f").unlink()
     assert (await work.back()).deleted == ("src/deep/f",)
     assert contents(work.host) == contents(work.guest)
+
+
+@in_event_loop
+async def test_staging_is_not_copied_in(work: Work) -> None:
+    (work.host / ".voidbox-sync-0123456789ab").mkdir()
+    (work.host / ".voidbox-sync-0123456789ab/f").write_text("of a run that crashed")
+    (work.host / "src/.voidbox-sync-notes").write_text("the user's")
+    await work.copy_in()
+    assert ".voidbox-sync-0123456789ab" not in os.listdir(work.guest)
+    assert (work.guest / "src/.voidbox-sync-notes").exists()
+    (work.guest / "src/.voidbox-sync-notes").unlink()
+    assert (await work.back()).deleted == ("src/.voidbox-sync-notes",)  # and the old one is removed
+
+
+def test_a_file_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/secret").write_text("x")
+
+    def refuse(fd: int) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(manifest, "digest_of", refuse)
+    with pytest.raises(ConfigError, match="d/secret: Permission denied"):
+        scan_host(str(tmp_path))

@@ -19,6 +19,7 @@ from voidbox.sandbox.transfer.trees import Entry
 from voidbox.sandbox.transfer.upload import Upload
 from voidbox.sandbox.workspace.changes import Changes, below, compare, error_in, parse_listed
 from voidbox.sandbox.workspace.manifest import (
+    STAGING_PREFIX,
     GuestItem,
     Manifest,
     Parts,
@@ -93,7 +94,7 @@ async def copy_in(session: Session, path: str, limit_s: float) -> Manifest:
     """
     host = await threads.in_thread(scan_host, path)
     upload = Upload(session, f"copy {path} in", None, None, limit_s)
-    await upload.run(upload.folder(path, GUEST_FOLDER))
+    await upload.run(upload.folder(path, GUEST_FOLDER, STAGING_PREFIX))
     now, unread = await _list(session, limit_s)
     if unread:  # nothing else has been in there: it could not be told from what is new
         raise AgentError(f"cannot list {GUEST_FOLDER}: {next(iter(unread.values()))}")

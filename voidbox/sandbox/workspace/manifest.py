@@ -8,6 +8,7 @@ import os
 import stat
 from typing import Any, NamedTuple
 
+from voidbox.agent.core import printable
 from voidbox.errors import ConfigError, HostError
 
 STAGING_PREFIX = ".voidbox-sync-"
@@ -156,13 +157,16 @@ def scan_host(path: str) -> dict[Parts, HostItem]:
     waiting: list[Parts] = [()]
     while waiting:
         folder = waiting.pop()
-        where = "/".join((path, *folder))
+        where = folder_path = "/".join((path, *folder))
         try:
-            fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = os.open(folder_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 for name in os.listdir(fd):
+                    if not folder and name.startswith(STAGING_PREFIX):
+                        continue
+                    where = f"{folder_path}/{name}"
                     item = look(fd, name)
-                    if item is None or name.startswith(STAGING_PREFIX):
+                    if item is None:
                         continue
                     found[(*folder, name)] = item
                     if item.kind == FOLDER:
@@ -170,5 +174,5 @@ def scan_host(path: str) -> dict[Parts, HostItem]:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise ConfigError(f"cannot read {where}: {error.strerror}") from error
+            raise ConfigError(f"cannot read {printable(where)}: {error.strerror}") from error
     return found
