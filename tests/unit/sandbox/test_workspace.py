@@ -21,10 +21,10 @@ from voidbox.sandbox.session import Session
 from voidbox.sandbox.transfer.download import Download
 from voidbox.sandbox.transfer.host_tree import HostFolder
 from voidbox.sandbox.transfer.trees import Entry
-from voidbox.sandbox.workspace import copying, manifest
+from voidbox.sandbox.workspace import copying, manifest, merge
 from voidbox.sandbox.workspace.changes import Changes, compare, parse_listed
 from voidbox.sandbox.workspace.copying import WorkspaceResult
-from voidbox.sandbox.workspace.manifest import GuestItem, Manifest, kind_of, scan_host
+from voidbox.sandbox.workspace.manifest import GuestItem, HostItem, Manifest, kind_of, scan_host
 from voidbox.sandbox.workspace.merge import CONFLICT_SUFFIX, Merge
 from voidbox.sandbox.workspace.staging import Staging
 
@@ -408,8 +408,8 @@ def test_nothing_is_lost(
             staged = host.joinpath(staging.name, *parts)
             staged.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(guest.joinpath(*parts), staged)
-        merge = Merge(staging.root_fd, staging.fd, base, now)
-        merge.apply(changes)
+        merged_by = Merge(staging.root_fd, staging.fd, base, now)
+        merged_by.apply(changes)
         staging.close()
         merged = files(host)
         if not host_steps:
@@ -423,7 +423,7 @@ def test_nothing_is_lost(
         for name, text in guests.items():
             if original.get(name) != text:
                 assert text in merged.values(), "the guest's change is gone"
-        failed = merge.outcome.failed
+        failed = merged_by.outcome.failed
         assert not failed, failed
     finally:
         shutil.rmtree(base_folder)
@@ -650,3 +650,27 @@ def test_a_file_that_cannot_be_read_is_named(
     monkeypatch.setattr(manifest, "digest_of", refuse)
     with pytest.raises(ConfigError, match="d/secret: Permission denied"):
         scan_host(str(tmp_path))
+
+
+@in_event_loop
+async def test_files_that_nobody_may_read(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    await work.copy_in()
+    for name, size in (("none", 5), ("big", 100_000)):
+        (work.guest / name).write_bytes(bytes(size))
+        (work.guest / name).chmod(0)
+    (work.guest / "a.txt").chmod(0o200)
+    staged = set()
+    look = merge.look
+
+    def looking(folder_fd: int, name: str) -> HostItem | None:
+        found = look(folder_fd, name)
+        staged.add((name, found.mode if found is not None else None))
+        return found
+
+    monkeypatch.setattr(merge, "look", looking)
+    result = await work.back()
+    assert (result.added, result.failed) == (("big", "none"), ())
+    assert {("none", 0o600), ("big", 0o600), ("a.txt", 0o600)} <= staged
+    assert [(work.host / name).stat().st_mode & 0o777 for name in ("none", "big", "a.txt")] == [
+        0o400, 0o400, 0o600,
+    ]  # fmt: skip

@@ -50,6 +50,7 @@ class Download(Transfer):
         self.lost: dict[tuple[str, ...], str] = {}
         self.gone: dict[tuple[str, ...], str] = {}
         self._limit_bytes: int | None = None
+        self._mode = 0  # what the host's user may do with any file that comes
 
     def _on_bytes(self, count: int) -> None:
         super()._on_bytes(count)
@@ -78,7 +79,7 @@ class Download(Transfer):
                     takes_growth=takes_growth,
                 )
                 try:
-                    await threads.in_thread(file.commit, info.mode, info.mtime_ns)
+                    await threads.in_thread(file.commit, info.mode | self._mode, info.mtime_ns)
                 except OSError as error:
                     raise HostError(
                         f"cannot write {file.name}: {error.strerror}", error.errno or 0
@@ -108,10 +109,12 @@ class Download(Transfer):
     ) -> None:
         """Copy some files of a folder of the guest, by their names in it.
 
+        The host's user may read and write them, whatever their permissions are in the guest.
+
         Raises:
             HostError: they are more than so many bytes.
         """
-        self._limit_bytes = limit_bytes
+        self._limit_bytes, self._mode = limit_bytes, 0o600
         self._begin(sum(entry.size for entry in files))
         await self._copy_all(path, host, files)
 
@@ -173,7 +176,7 @@ class Download(Transfer):
             for entry, data, info in found
             if info.is_as(info) and (len(data) == info.size or len(data) < SMALL_BYTES)
         ]
-        await threads.in_thread(write_all, host, whole)
+        await threads.in_thread(write_all, host, whole, self._mode)
         self._files += len(whole)
         self._on_bytes(sum(len(data) for _, data, _ in whole))
         done = {entry.parts for entry, _, _ in whole}

@@ -170,7 +170,9 @@ def finish_folders(host: HostFolder, folders: Sequence[Entry]) -> None:
         host.finish_folder(entry.parts, entry.mode, entry.mtime_ns)
 
 
-def write_all(host: HostFolder, found: Sequence[tuple[Entry, bytes, ReadInfo]]) -> None:
-    """Write small files."""
+def write_all(
+    host: HostFolder, found: Sequence[tuple[Entry, bytes, ReadInfo]], mode: int = 0
+) -> None:
+    """Write small files, with these permissions beside their own."""
     for entry, data, info in found:
-        host.write_file(entry.parts, data, info.mode, info.mtime_ns)
+        host.write_file(entry.parts, data, info.mode | mode, info.mtime_ns)

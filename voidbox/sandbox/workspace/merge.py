@@ -246,19 +246,27 @@ class Merge:
         self, parts: Parts, base: HostItem, item: HostItem | None, fd: int, name: str
     ) -> None:
         """The guest changed no more than permissions; the host, the contents perhaps."""
-        mode, was = self._now[parts].mode, self._base.guest.get(parts)
-        if item is None or item.kind != FILE or was is None or was.mode == mode:
+        mode, was = self._now[parts].mode | 0o400, self._base.guest.get(parts)
+        if item is None or item.kind != FILE or was is None or was.mode == self._now[parts].mode:
             return
         if item.mode == base.mode != mode:
             _set_mode(fd, name, mode)
             self._done(parts, base, base._replace(mode=mode))
 
     def _mode(self, parts: Parts, base: HostItem | None, item: HostItem | None) -> int:
-        """Return a file's permissions: the guest's if it alone changed them, else the host's."""
-        now, was = self._now[parts].mode, self._base.guest.get(parts)
+        """Return a file's permissions: the guest's if it alone changed them, else the host's.
+
+        Its owner may read it: else it could not be looked at the next time.
+        """
+        now, was = self._now[parts].mode | 0o400, self._base.guest.get(parts)
         if item is None or item.kind != FILE:
             return now & ~self._umask
-        if base is None or was is None or was.mode == now or item.mode != base.mode:
+        if (
+            base is None
+            or was is None
+            or was.mode == self._now[parts].mode
+            or item.mode != base.mode
+        ):
             return item.mode
         return now
 
