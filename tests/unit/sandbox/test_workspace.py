@@ -674,3 +674,20 @@ async def test_files_that_nobody_may_read(work: Work, monkeypatch: pytest.Monkey
     assert [(work.host / name).stat().st_mode & 0o777 for name in ("none", "big", "a.txt")] == [
         0o400, 0o400, 0o600,
     ]  # fmt: skip
+
+
+@in_event_loop
+async def test_what_replaces_a_file_is_on_the_disk(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await work.copy_in()
+    (work.guest / "a.txt").write_text("changed\n")
+    (work.guest / "new").write_text("new\n")
+    synced = []
+
+    def sync(fd: int) -> None:
+        synced.append(os.pread(fd, 100, 0))
+
+    monkeypatch.setattr(os, "fsync", sync)
+    await work.back()
+    assert synced == [b"changed\n"]

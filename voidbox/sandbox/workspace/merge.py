@@ -233,7 +233,8 @@ class Merge:
             if is_conflict:
                 name = _free_name(fd, name)
             if new.kind == FILE:
-                _set_mode(staged_fd, parts[-1], mode)
+                # Or a crash of the host may leave neither the old nor the new one.
+                _set_mode(staged_fd, parts[-1], mode, syncs=item is not None)
             os.rename(parts[-1], name, src_dir_fd=staged_fd, dst_dir_fd=fd)
             if not is_conflict:
                 self._done(parts, base, new._replace(mode=mode))
@@ -275,11 +276,13 @@ def _content(item: HostItem) -> tuple[str, str, str]:
     return item.kind, item.digest, item.target
 
 
-def _set_mode(folder_fd: int, name: str, mode: int) -> None:
+def _set_mode(folder_fd: int, name: str, mode: int, syncs: bool = False) -> None:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(name, flags, dir_fd=folder_fd)
     try:
         os.fchmod(fd, mode & 0o777)
+        if syncs:
+            os.fsync(fd)
     finally:
         os.close(fd)
 
