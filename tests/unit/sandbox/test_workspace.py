@@ -691,3 +691,54 @@ async def test_what_replaces_a_file_is_on_the_disk(
     monkeypatch.setattr(os, "fsync", sync)
     await work.back()
     assert synced == [b"changed\n"]
+
+
+@in_event_loop
+async def test_nothing_is_deleted_before_its_replacement_is_there(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (work.host / "out").symlink_to("/etc/hostname")
+    (work.host / "was-link").symlink_to("a.txt")
+    await work.copy_in()
+    g = work.guest
+    os.rename(g / "out", g / "moved")  # which cannot come back
+    (g / "empty").rmdir()
+    for name in ("empty", "was-link"):
+        if name == "was-link":
+            (g / name).unlink()
+        (g / name).write_text("a file now")
+
+    async def losing(self: Download, path: str, host: object, files: list[Entry], _: int) -> None:
+        for entry in files:
+            self._leave_out(entry, RequestFailed("EIO", "input/output error"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Download, "some", losing)
+        result = await work.back()
+    assert result.deleted == ()
+    assert result.conflicts == ("out: deleted in the sandbox: a link that cannot come back: kept",)
+    assert os.readlink(work.host / "was-link") == "a.txt"
+    assert os.readlink(work.host / "out") == "/etc/hostname"
+    assert (work.host / "empty").is_dir()
+    assert set((await work.back()).changed) == {"empty", "was-link"}
+
+
+@in_event_loop
+async def test_a_folder_that_is_kept_is_told(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    await work.copy_in()
+    (work.host / "src/mine").write_text("the host's")
+    shutil.rmtree(work.guest / "src")
+    (work.guest / "empty").rmdir()
+    rmdir = os.rmdir
+
+    def refusing(path: str, *, dir_fd: int) -> None:
+        if path == "empty":
+            raise PermissionError(13, "Permission denied")
+        rmdir(path, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refusing)
+        result = await work.back()
+    assert result.conflicts == ("src: deleted in the sandbox, not empty here: kept",)
+    assert result.failed == ("empty: Permission denied",)
+    assert (await work.back()).deleted == ("empty",)

@@ -236,7 +236,8 @@ def _merge(
     missing = {*fetched.lost, *fetched.gone}
     came = [parts for parts in changes.files if parts not in missing]
     merge = Merge(staging.root_fd, staging.fd, base, now)
-    merge.apply(changes._replace(files=came))
+    gone = [parts for parts in changes.deleted if parts not in missing]
+    merge.apply(changes._replace(files=came, deleted=gone))
     guest = _new_base(base, now, (*missing, *merge.outcome.failed, *unread))
     new_base = Manifest(base.host, guest)
     try:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from voidbox.agent.core import printable
-from voidbox.sandbox.transfer.host_tree import umask
+from voidbox.sandbox.transfer.host_tree import is_safe_link, umask
 from voidbox.sandbox.workspace.changes import Changes
 from voidbox.sandbox.workspace.manifest import (
     FILE,
@@ -128,26 +128,24 @@ class Merge:
         base, guest = self._base.host.get(parts), self._base.guest.get(parts)
         return base if base is not None and guest is not None and base.kind == guest.kind else None
 
-    def _is_unchanged(self, parts: Parts, item: HostItem | None) -> bool:
-        """Whether the host has it as it was copied in."""
-        base = self._copied(parts)
-        if base is None or item is None:
-            return base is item
-        return _content(base) == _content(item)
-
     # Deleting.
 
     def _delete(self, parts: Parts) -> None:
-        base = self._copied(parts)
+        base, now = self._copied(parts), self._now.get(parts)
         if base is None:
             return  # it was never here
+        if now is not None and FOLDER not in (base.kind, now.kind):
+            return  # what is there instead replaces it, once it is known to be there
+        if base.kind == LINK and not is_safe_link(parts, base.target):
+            self._conflict(parts, "deleted in the sandbox: a link that cannot come back: kept")
+            return
         try:
             with self._folder(parts[:-1]) as fd:
                 item = look(fd, parts[-1])
                 if item is None:
                     self._base.host.pop(parts)
                     return
-                if not self._is_unchanged(parts, item):
+                if not _is_same(base, item):
                     self._conflict(parts, "deleted in the sandbox, changed here: kept")
                     return
                 if item.kind == FOLDER:
@@ -157,14 +155,15 @@ class Merge:
         except FileNotFoundError:
             self._base.host.pop(parts)
             return
-        except OSError:
-            # A folder that is not empty: what is in it is the host's, and stays.
-            if base.kind != FOLDER:
+        except OSError as error:
+            has_failed = any(failed[: len(parts)] == parts for failed in self.outcome.failed)
+            if base.kind != FOLDER or error.errno != errno.ENOTEMPTY or has_failed:
                 raise
-            self._base.host.pop(parts, None)
+            self._base.host.pop(parts)
+            self._conflict(parts, "deleted in the sandbox, not empty here: kept")
             return
         self._base.host.pop(parts)
-        if self._now.get(parts) is None:
+        if now is None:
             self.outcome.deleted.append(_shown(parts))
 
     def _conflict(self, parts: Parts, what: str) -> None:
@@ -229,7 +228,7 @@ class Merge:
                 self._put_mode(parts, base, item, fd, place[-1])
                 return
             name = place[-1]
-            is_conflict = not self._is_unchanged(parts, item)
+            is_conflict = not _is_same(base, item)
             if is_conflict:
                 name = _free_name(fd, name)
             if new.kind == FILE:
@@ -274,6 +273,13 @@ class Merge:
 
 def _content(item: HostItem) -> tuple[str, str, str]:
     return item.kind, item.digest, item.target
+
+
+def _is_same(base: HostItem | None, item: HostItem | None) -> bool:
+    """Whether the host has something as it was copied in."""
+    if base is None or item is None:
+        return base is item
+    return _content(base) == _content(item)
 
 
 def _set_mode(folder_fd: int, name: str, mode: int, syncs: bool = False) -> None:
