@@ -243,7 +243,7 @@ def _sandbox(folder: Path, agent: Agent, **options: Any) -> Iterator[Sandbox]:
         yield sandbox
         copied = sandbox.sync_back()
         say(f"copied back: {copied}")
-        for text in (*copied.conflicts, *copied.skipped):
+        for text in (*copied.conflicts, *copied.skipped, *copied.failed):
             say(f"  {text}")
 
 

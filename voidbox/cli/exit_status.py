@@ -4,7 +4,7 @@ from __future__ import annotations
 
 OK = 0  # the guest powered off or rebooted; the user quit with Ctrl-A x
 NOT_DELIVERED = 1  # a message of `voidbox send`
-INCOMPLETE = 1  # `voidbox cp`: something could not be read
+INCOMPLETE = 1  # `voidbox cp`: something could not be read; `voidbox workspace pull`: copied back
 USAGE = 2  # bad arguments, an unusable file, a host that cannot run VMs
 PANIC = 120  # the guest's kernel panicked
 CRASH = 121  # the guest crashed: a triple fault, an exit that cannot be handled

@@ -77,16 +77,16 @@ def _copy_back(store: Store, record: SandboxRecord, is_verbose: bool, status: in
     """Copy the workspace back, or say why not; returns the exit status."""
     if record.workspace is None:
         return status
-    from voidbox.cli.workspace_back import complain_untouched, copy_back, is_copied
+    from voidbox.cli.workspace_back import complain_failed, copy_back, is_copied
 
     if not is_copied(record):
         return status
     try:
-        copy_back(store, record, is_verbose)
+        has_failed = bool(copy_back(store, record, is_verbose).failed)
     except VoidboxError as error:
-        complain_untouched(record.workspace, str(error))
-        return exit_status.AGENT if status == exit_status.OK else status
-    return status
+        complain_failed(record.workspace, error)
+        has_failed = True
+    return exit_status.AGENT if has_failed and status == exit_status.OK else status
 
 
 def _discard(store: Store, record: SandboxRecord) -> None:

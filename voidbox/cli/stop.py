@@ -7,6 +7,7 @@ import argparse
 from voidbox.cli.ending import begin_stop, finish_stop
 from voidbox.cli.parser import make_parser, parse_number
 from voidbox.cli.sandboxes import add_names, for_each, open_store
+from voidbox.errors import HostError
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
@@ -50,5 +51,9 @@ def _begin(store: Store, record: SandboxRecord, timeout_s: float) -> None:
         from voidbox.cli.workspace_back import copy_back, is_copied
 
         if is_copied(record):
-            copy_back(store, record, is_verbose=False)
+            result = copy_back(store, record, is_verbose=False)
+            if result.failed:
+                raise HostError(
+                    f"{record.name}: not all was copied back to {record.workspace}: it goes on"
+                )
     begin_stop(store, record, timeout_s)

@@ -48,4 +48,4 @@ def main(argv: list[str]) -> int:
         print_json({"name": record.name, "id": record.id, **result._asdict()})
     elif not options.verbose:
         print(result)
-    return exit_status.OK
+    return exit_status.INCOMPLETE if result.failed else exit_status.OK

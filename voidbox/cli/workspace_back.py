@@ -30,6 +30,18 @@ def report(result: WorkspaceResult, path: str, is_verbose: bool) -> None:
         complain(f"voidbox: conflict: {line}")
     for line in result.skipped:
         complain(f"voidbox: left out {line}")
+    for line in result.failed:
+        complain(f"voidbox: cannot copy back {line}")
+
+
+def complain_failed(path: str, error: VoidboxError) -> None:
+    """Say why it was not copied back, and that the host's folder is as it was if it is."""
+    from voidbox.sandbox.workspace.copying import NotSaved
+
+    if isinstance(error, NotSaved):
+        complain(f"voidbox: {error}")
+    else:
+        complain_untouched(path, str(error))
 
 
 def complain_untouched(path: str, reason: str) -> None:
@@ -41,7 +53,7 @@ class RunWorkspace:
     """The workspace of a VM of this process's own. Thread: the caller's.
 
     Attributes:
-        has_failed: it was not copied back.
+        has_failed: it was not copied back, or not all.
     """
 
     def __init__(self, guest: Guest, path: str, is_verbose: bool) -> None:
@@ -76,9 +88,9 @@ class RunWorkspace:
             with self._guest.session() as session:
                 result, _ = asyncio.run(copy_back(session, self._path, self._base, LIMIT_S))
         except VoidboxError as error:
-            complain_untouched(self._path, str(error))
+            complain_failed(self._path, error)
             return
-        self.has_failed = False
+        self.has_failed = bool(result.failed)
         report(result, self._path, self._is_verbose)
 
 

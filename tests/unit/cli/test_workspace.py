@@ -77,6 +77,31 @@ def test_a_sandbox_that_dies_before(cli: Cli, guest: Path, work: Path) -> None:
     assert (work / "a").read_text() == "a\n"
 
 
+def test_what_could_not_be_copied_back(cli: Cli, guest: Path, work: Path) -> None:
+    (work / "d").mkdir()
+    script = f"echo c > {guest}/d/c; mv {work}/d {work}/e; ln -s e {work}/d"
+    result = cli(*run(cli, "--name", "box", "--workspace", "work", "--", "sh", "-c", script))
+    assert result.returncode == 122
+    assert "cannot copy back d/c: something on the way is a link" in result.stderr
+
+
+@pytest.mark.slow
+def test_stop_and_pull_say_what_they_could_not_copy(cli: Cli, guest: Path, work: Path) -> None:
+    (work / "d").mkdir()
+    cli.ok(*run(cli, "--detach", "--name", "box", "--workspace", "work"))
+    (guest / "d/c").write_text("c")
+    os.rename(work / "d", work / "e")
+    (work / "d").symlink_to("e")
+    assert cli("workspace", "pull", "box").returncode == 1
+    result = cli("stop", "box")
+    assert result.returncode == 2
+    assert "not all was copied back" in result.stderr
+    (work / "d").unlink()
+    os.rename(work / "e", work / "d")
+    cli.ok("stop", "box")
+    assert os.listdir(work / "d") == ["c"]
+
+
 @pytest.mark.slow
 def test_pull_and_stop(cli: Cli, guest: Path, work: Path) -> None:
     cli.ok(*run(cli, "--detach", "--name", "box", "--workspace", "work"))

@@ -101,6 +101,36 @@ async def test_a_sandbox_that_died_says_that_nothing_came(
 
 
 @in_event_loop
+async def test_a_sandbox_goes_on_if_not_all_was_copied_back(
+    options: dict[str, Any], host: Path, guest: Path
+) -> None:
+    (host / "d").mkdir()
+    sandbox = await AsyncSandbox.create(**options, workspace=host)
+    (guest / "b").write_text("b")
+    (guest / "d/c").write_text("c")
+    os.rename(host / "d", host / "e")
+    (host / "d").symlink_to("e")
+    with pytest.raises(AgentError, match="not all was copied back"):
+        await sandbox.stop()
+    assert await sandbox.is_running()
+    (host / "d").unlink()
+    os.rename(host / "e", host / "d")
+    await sandbox.stop()
+    assert sorted(os.listdir(host)) == ["a", "b", "d"]
+    assert os.listdir(host / "d") == ["c"]
+    await sandbox.kill()
+
+
+@in_event_loop
+async def test_a_sandbox_that_was_removed(options: dict[str, Any], host: Path, guest: Path) -> None:
+    async with await AsyncSandbox.create(**options, workspace=host) as sandbox:
+        sandbox._workspace._lock_path = str(host / "gone/workspace.lock")
+        with pytest.raises(ConfigError, match="cannot open"):
+            await sandbox.sync_back()
+        await sandbox.kill()
+
+
+@in_event_loop
 async def test_what_makes_no_sense(options: dict[str, Any], host: Path) -> None:
     for values in (
         {"workspace": host / "none"},

@@ -9,11 +9,13 @@ from voidbox.agent import protocol
 from voidbox.agent.call import RequestFailed
 from voidbox.agent.core import printable
 from voidbox.errors import HostError
+from voidbox.sandbox.session import Session
 from voidbox.sandbox.transfer import pieces, threads
 from voidbox.sandbox.transfer.again import again
 from voidbox.sandbox.transfer.host_tree import HostFolder
 from voidbox.sandbox.transfer.listing import read_list
 from voidbox.sandbox.transfer.steady import ReadInfo, steady
+from voidbox.sandbox.transfer.telling import Progress
 from voidbox.sandbox.transfer.transfer import Calls, Transfer, join
 from voidbox.sandbox.transfer.trees import (
     SMALL_BYTES,
@@ -29,7 +31,33 @@ _DEPTH = 100_000
 
 
 class Download(Transfer):
-    """One download: run() what one of these returns."""
+    """One download: run() what one of these returns.
+
+    Attributes:
+        lost: files that could not be read, each with a line that says why.
+        gone: files that were removed meanwhile.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        what: str,
+        user: str | None,
+        progress: Progress | None,
+        limit_s: float,
+    ) -> None:
+        super().__init__(session, what, user, progress, limit_s)
+        self.lost: dict[tuple[str, ...], str] = {}
+        self.gone: dict[tuple[str, ...], str] = {}
+        self._limit_bytes: int | None = None
+        self._mode = 0  # what the host's user may do with any file that comes
+
+    def _on_bytes(self, count: int) -> None:
+        super()._on_bytes(count)
+        if self._limit_bytes is not None and self._done_bytes > self._limit_bytes:
+            raise HostError(
+                f"the guest sent more than {self._limit_bytes} bytes, which is the limit"
+            )
 
     async def file(self, path: str, size: int, target: str) -> None:
         """Copy a file of the guest that was `size` bytes long a moment ago."""
@@ -51,7 +79,7 @@ class Download(Transfer):
                     takes_growth=takes_growth,
                 )
                 try:
-                    await threads.in_thread(file.commit, info.mode, info.mtime_ns)
+                    await threads.in_thread(file.commit, info.mode | self._mode, info.mtime_ns)
                 except OSError as error:
                     raise HostError(
                         f"cannot write {file.name}: {error.strerror}", error.errno or 0
@@ -76,8 +104,17 @@ class Download(Transfer):
             # Last of all, for whatever is put into a folder changes its time.
             await threads.in_thread(finish_folders, host, made)
 
-    async def some(self, path: str, host: HostFolder, files: Sequence[Entry]) -> None:
-        """Copy some files of a folder of the guest, by their names in it."""
+    async def some(
+        self, path: str, host: HostFolder, files: Sequence[Entry], limit_bytes: int
+    ) -> None:
+        """Copy some files of a folder of the guest, by their names in it.
+
+        The host's user may read and write them, whatever their permissions are in the guest.
+
+        Raises:
+            HostError: they are more than so many bytes.
+        """
+        self._limit_bytes, self._mode = limit_bytes, 0o600
         self._begin(sum(entry.size for entry in files))
         await self._copy_all(path, host, files)
 
@@ -139,16 +176,17 @@ class Download(Transfer):
             for entry, data, info in found
             if info.is_as(info) and (len(data) == info.size or len(data) < SMALL_BYTES)
         ]
-        await threads.in_thread(write_all, host, whole)
+        await threads.in_thread(write_all, host, whole, self._mode)
         self._files += len(whole)
         self._on_bytes(sum(len(data) for _, data, _ in whole))
         done = {entry.parts for entry, _, _ in whole}
         return [entry for entry, _, _ in found if entry.parts not in done]
 
     def _leave_out(self, entry: Entry, error: RequestFailed) -> None:
+        shown = printable("/".join(entry.parts))
         if error.code == "ENOENT":
-            reason = "it was removed meanwhile"
+            line = self.gone[entry.parts] = f"{shown}: it was removed meanwhile"
         else:
-            reason = str(error).rpartition(": ")[2]
+            line = self.lost[entry.parts] = f"{shown}: {str(error).rpartition(': ')[2]}"
             self._errors += 1
-        self._skipped.append(f"{printable('/'.join(entry.parts))}: {reason}")
+        self._skipped.append(line)

@@ -92,7 +92,7 @@ class HostFile:
     def commit(self, mode: int | None = None, mtime_ns: int = 0) -> None:
         """Give it its name."""
         if mode is not None:
-            os.fchmod(self._fd, mode & 0o777 & ~_umask())
+            os.fchmod(self._fd, mode & 0o777 & ~umask())
         _set_time(self._fd, mtime_ns)
         if self._is_replacing:  # or a crash of the host may leave neither the old nor the new one
             os.fsync(self._fd)
@@ -123,7 +123,7 @@ def _set_time(fd: int, mtime_ns: int) -> None:
         os.utime(fd, ns=(mtime_ns, mtime_ns))
 
 
-def _umask() -> int:
+def umask() -> int:
     """Return this process's umask, without changing it for a moment as umask(2) would."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         for line in file:
@@ -149,6 +149,13 @@ class HostFolder:
             self._fd = os.open(path, _FOLDER_FLAGS & ~os.O_NOFOLLOW)  # the user's own may be a link
         except OSError as error:
             raise ConfigError(f"cannot write into {path}: {error.strerror}") from error
+
+    @classmethod
+    def of(cls, fd: int, path: str) -> HostFolder:
+        """Return one that is open already. The descriptor is taken over; the path is for errors."""
+        host = cls.__new__(cls)
+        host.path, host.is_new, host._fd = path, False, fd
+        return host
 
     def _open(self, parts: tuple[str, ...], makes: bool = True) -> int:
         """Return a descriptor of a folder in this one."""
@@ -196,7 +203,7 @@ class HostFolder:
         with self._says(parts):
             fd = self._open(parts, makes=False)
             try:
-                os.fchmod(fd, mode & 0o777 & ~_umask() | 0o700)  # what is in it can be removed
+                os.fchmod(fd, mode & 0o777 & ~umask() | 0o700)  # what is in it can be removed
                 _set_time(fd, mtime_ns)
             finally:
                 os.close(fd)

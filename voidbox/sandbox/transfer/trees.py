@@ -69,8 +69,12 @@ def open_source(path: str, follows: bool = True) -> io.FileIO:
     return file
 
 
-def scan(source: str) -> Tree:
-    """Return what is in a folder of the host. Links are not followed."""
+def scan(source: str, leaving_out: str | None = None) -> Tree:
+    """Return what is in a folder of the host. Links are not followed.
+
+    Args:
+        leaving_out: what begins with this is, at the top.
+    """
     tree = Tree()
     waiting: list[tuple[str, ...]] = [()]
     while waiting:
@@ -78,6 +82,8 @@ def scan(source: str) -> Tree:
         try:
             with os.scandir("/".join((source, *folder))) as entries:
                 for entry in entries:
+                    if leaving_out and not folder and entry.name.startswith(leaving_out):
+                        continue
                     parts = (*folder, entry.name)
                     if _sort_host(entry, parts, tree):
                         waiting.append(parts)
@@ -164,7 +170,9 @@ def finish_folders(host: HostFolder, folders: Sequence[Entry]) -> None:
         host.finish_folder(entry.parts, entry.mode, entry.mtime_ns)
 
 
-def write_all(host: HostFolder, found: Sequence[tuple[Entry, bytes, ReadInfo]]) -> None:
-    """Write small files."""
+def write_all(
+    host: HostFolder, found: Sequence[tuple[Entry, bytes, ReadInfo]], mode: int = 0
+) -> None:
+    """Write small files, with these permissions beside their own."""
     for entry, data, info in found:
-        host.write_file(entry.parts, data, info.mode, info.mtime_ns)
+        host.write_file(entry.parts, data, info.mode | mode, info.mtime_ns)

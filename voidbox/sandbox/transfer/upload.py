@@ -37,9 +37,9 @@ class Upload(Transfer):
         )
         self._files += 1
 
-    async def folder(self, source: str, path: str) -> None:
-        """Copy a folder of the host into one of the guest, which may exist."""
-        tree = await asyncio.to_thread(scan, source)
+    async def folder(self, source: str, path: str, leaving_out: str | None = None) -> None:
+        """Copy a folder of the host into one of the guest, which may exist; see scan()."""
+        tree = await asyncio.to_thread(scan, source, leaving_out)
         self._skipped += tree.skipped
         self._begin(sum(entry.size for entry in tree.files))
         made = await self._make_folders(path, [entry_of((), os.stat(source)), *tree.folders])

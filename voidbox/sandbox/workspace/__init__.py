@@ -3,5 +3,6 @@
 manifest    what was on both sides when it was copied in
 changes     what the guest has done since, by comparing two listings
 merge       the host's side: what has changed meanwhile is kept, and nothing is lost
+staging     where what was fetched waits until all has come
 copying     the whole way, in and back
 """

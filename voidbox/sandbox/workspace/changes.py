@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 from voidbox.agent.core import printable
@@ -19,6 +20,8 @@ from voidbox.sandbox.workspace.manifest import (
 )
 
 _I64_MAX = (1 << 63) - 1
+_DEPTH_MAX = 200  # folders in folders that are brought to the host, where much goes by recursion
+_SHOWN_MAX = 100
 
 
 class Changes(NamedTuple):
@@ -43,12 +46,10 @@ def parse_listed(item: object) -> tuple[Parts, GuestItem]:
     """Return an entry of the guest's listing.
 
     Raises:
-        AgentError: it cannot be in a folder, could not be read, or is described without sense.
+        AgentError: it cannot be in a folder, or is described without sense.
     """
     values = item if isinstance(item, dict) else {}
     parts = split_name(values.get("name"))
-    if values.get("error"):  # what is in it would seem to have been deleted
-        raise AgentError(f"{printable('/'.join(parts))}: {error_of(values)}")
     names = ("mode", "size", "mtime_ns", "ctime_ns", "file")
     numbers = [values.get(name, 0) for name in names]
     kind, target = values.get("type"), values.get("target", "")
@@ -60,16 +61,39 @@ def parse_listed(item: object) -> tuple[Parts, GuestItem]:
     return parts, GuestItem(kind, mode & 0o777, max(0, size), mtime_ns, ctime_ns, file, target)
 
 
-def compare(base: Manifest, now: dict[Parts, GuestItem]) -> Changes:
-    """Return what has changed in the guest. What `base` says of the host does not matter here."""
+def error_in(item: object) -> str:
+    """Return why an entry of the guest's listing, or what is in it, could not be read, or ""."""
+    return error_of(item) if isinstance(item, dict) else ""
+
+
+def below(unread: Collection[Parts], names: Iterable[Parts]) -> list[Parts]:
+    """Return those names that are among others, or in folders that are."""
+    if not unread:
+        return []
+    return [
+        parts
+        for parts in names
+        if any(parts[:depth] in unread for depth in range(1, len(parts) + 1))
+    ]
+
+
+def compare(base: Manifest, now: dict[Parts, GuestItem], unread: Collection[Parts] = ()) -> Changes:
+    """Return what has changed in the guest. What `base` says of the host does not matter here.
+
+    Args:
+        unread: what could not be read: nothing is said of it, nor of what is in it.
+    """
     changes = Changes([], [], [], [], [])
+    hidden = set(below(unread, {**base.guest, **now}))
     for parts in base.guest:
+        if parts in hidden:
+            continue
         item = now.get(parts)
         if item is None or (item.kind != base.guest[parts].kind and _is_kept(parts, item)):
             changes.deleted.append(parts)
     for parts, item in now.items():
         was = base.guest.get(parts)
-        if was == item:
+        if was == item or parts in hidden:
             continue
         if not _is_kept(parts, item):
             if was is None or was.kind != item.kind or was.target != item.target:
@@ -88,7 +112,7 @@ def compare(base: Manifest, now: dict[Parts, GuestItem]) -> Changes:
 
 
 def _is_kept(parts: Parts, item: GuestItem) -> bool:
-    if parts[0].startswith(STAGING_PREFIX):
+    if parts[0].startswith(STAGING_PREFIX) or len(parts) > _DEPTH_MAX:
         return False
     if item.kind == LINK:
         return is_safe_link(parts, item.target)
@@ -97,6 +121,8 @@ def _is_kept(parts: Parts, item: GuestItem) -> bool:
 
 def _why_not(parts: Parts, item: GuestItem) -> str:
     shown = printable("/".join(parts))
+    if len(parts) > _DEPTH_MAX:
+        return f"{shown[:_SHOWN_MAX]}…: below more than {_DEPTH_MAX} folders"
     if item.kind == LINK:
         return f"{shown}: a link to {printable(item.target)!r}, outside the folder"
     if item.kind in (FILE, FOLDER):

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from voidbox.agent import protocol
-from voidbox.agent.core import Data
+from voidbox.agent.core import Data, printable
 from voidbox.errors import AgentError, HostError
 from voidbox.sandbox.session import WORKDIR, Session
+from voidbox.sandbox.transfer import threads
 from voidbox.sandbox.transfer.download import Download
 from voidbox.sandbox.transfer.host_tree import HostFolder
 from voidbox.sandbox.transfer.listing import ENTRIES_MAX
 from voidbox.sandbox.transfer.trees import Entry
 from voidbox.sandbox.transfer.upload import Upload
-from voidbox.sandbox.workspace.changes import Changes, compare, parse_listed
+from voidbox.sandbox.workspace.changes import Changes, below, compare, error_in, parse_listed
 from voidbox.sandbox.workspace.manifest import (
     STAGING_PREFIX,
     GuestItem,
@@ -28,6 +26,7 @@ from voidbox.sandbox.workspace.manifest import (
     scan_host,
 )
 from voidbox.sandbox.workspace.merge import Merge, Outcome
+from voidbox.sandbox.workspace.staging import Staging
 
 GUEST_FOLDER = WORKDIR
 LIMIT_BYTES = 8 << 30  # of what a guest may bring back at a time
@@ -43,7 +42,8 @@ class WorkspaceResult(NamedTuple):
         added, changed, deleted: on the host.
         conflicts: what was changed on both sides, each with what became of it: the host's version
             stays, the guest's is beside it as NAME.voidbox-conflict.
-        skipped: what was not copied, each with the reason.
+        skipped: what is never copied, each with the reason: links that lead outside, devices.
+        failed: what could not be copied, each with the reason. It is tried again the next time.
         bytes: that came from the guest.
         seconds: how long it took.
     """
@@ -53,6 +53,7 @@ class WorkspaceResult(NamedTuple):
     deleted: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
     bytes: int = 0
     seconds: float = 0.0
 
@@ -62,10 +63,26 @@ class WorkspaceResult(NamedTuple):
         )
         more = [
             f"{len(found)} {name}"
-            for name, found in (("conflicts", self.conflicts), ("left out", self.skipped))
+            for name, found in (
+                ("conflicts", self.conflicts),
+                ("left out", self.skipped),
+                ("failed", self.failed),
+            )
             if found
         ]
         return ", ".join([counts, *more])
+
+
+class NotSaved(HostError):
+    """All was copied back, but not what is to be compared with the next time."""
+
+
+class _Fetched(NamedTuple):
+    """What came; `lost` could not be read, `gone` was removed meanwhile: a line for each."""
+
+    bytes: int
+    lost: dict[Parts, str]
+    gone: dict[Parts, str]
 
 
 async def copy_in(session: Session, path: str, limit_s: float) -> Manifest:
@@ -75,10 +92,13 @@ async def copy_in(session: Session, path: str, limit_s: float) -> Manifest:
         ConfigError: it cannot be read.
         AgentError: the guest cannot take it.
     """
-    host = await asyncio.to_thread(scan_host, path)
+    host = await threads.in_thread(scan_host, path)
     upload = Upload(session, f"copy {path} in", None, None, limit_s)
-    await upload.run(upload.folder(path, GUEST_FOLDER))
-    return Manifest(host, await _list(session, limit_s))
+    await upload.run(upload.folder(path, GUEST_FOLDER, STAGING_PREFIX))
+    now, unread = await _list(session, limit_s)
+    if unread:  # nothing else has been in there: it could not be told from what is new
+        raise AgentError(f"cannot list {GUEST_FOLDER}: {next(iter(unread.values()))}")
+    return Manifest(host, now)
 
 
 async def copy_back(
@@ -87,49 +107,81 @@ async def copy_back(
     base: Manifest,
     limit_s: float,
     limit_bytes: int = LIMIT_BYTES,
+    save: Callable[[Manifest], None] = lambda base: None,
 ) -> tuple[WorkspaceResult, Manifest]:
     """Bring what the guest changed to the host's folder; return what was done, and a new base.
 
-    Nothing of the host's changes before all has come.
+    Nothing of the host's changes before all has come. From then on whoever gives up waits until the
+    host's folder is done.
 
+    Args:
+        save: keeps the new base, on the thread that has changed the host's folder.
     Raises:
         AgentError: the guest is gone, or says what makes no sense.
         HostError: the host has no room for it, or it is more than `limit_bytes`.
     """
     started = time.monotonic()
     base = Manifest(dict(base.host), base.guest)
-    now = await _list(session, limit_s)
-    changes = compare(base, now)
+    now, unread = await _list(session, limit_s)
+    changes = compare(base, now, unread)
     total_bytes = sum(now[parts].size for parts in changes.files)
     if total_bytes > limit_bytes:
         raise HostError(
             f"the guest has {total_bytes} bytes of changed files in {GUEST_FOLDER}, and "
             f"{limit_bytes} may be copied back: nothing was; remove some there, or allow more"
         )
-    fetched, outcome = 0, Outcome([], [], [], [], [])
-    lost: list[str] = []
+    fetched, outcome, new_base = _Fetched(0, {}, {}), Outcome([], [], [], [], {}), base
     if any(changes[:4]):
-        staging = await asyncio.to_thread(_make_staging, path)
+        staging = Staging(path)
         try:
-            fetched, lost = await _fetch(session, path, staging, changes, now, limit_s)
-            outcome = await asyncio.to_thread(_merge, path, staging, base, now, changes)
+            await threads.in_thread(staging.make)
+            fetched = await _fetch(session, path, staging, changes, now, limit_s, limit_bytes)
+            outcome, new_base = await threads.in_thread(
+                _merge, path, staging, base, now, changes, fetched, unread, save
+            )
         finally:
-            await asyncio.to_thread(_remove_staging, path, staging)
+            await threads.in_thread(staging.close)
+    else:
+        new_base = Manifest(base.host, _new_base(base, now, unread))
+        await threads.in_thread(save, new_base)
     result = WorkspaceResult(
         added=tuple(outcome.added),
         changed=tuple(outcome.changed),
         deleted=tuple(outcome.deleted),
         conflicts=tuple(outcome.conflicts),
-        skipped=(*changes.skipped, *lost, *outcome.failed),
-        bytes=fetched,
+        skipped=(*changes.skipped, *fetched.gone.values()),
+        failed=(*unread.values(), *fetched.lost.values(), *outcome.failed.values()),
+        bytes=fetched.bytes,
         seconds=time.monotonic() - started,
     )
-    return result, Manifest(base.host, now)
+    return result, new_base
 
 
-async def _list(session: Session, limit_s: float) -> dict[Parts, GuestItem]:
-    """Return what is in the guest's folder."""
+def _new_base(
+    base: Manifest, now: dict[Parts, GuestItem], again: Iterable[Parts]
+) -> dict[Parts, GuestItem]:
+    """Return what the guest's next listing is compared with.
+
+    Args:
+        again: what was not brought, nor what is in it: it stays as it was, and so is a change the
+            next time as well.
+    """
+    guest = dict(now)
+    again = set(again)
+    for parts in below(again, {**base.guest, **now}):
+        if parts in base.guest:
+            guest[parts] = base.guest[parts]
+        else:
+            guest.pop(parts, None)
+    return guest
+
+
+async def _list(
+    session: Session, limit_s: float
+) -> tuple[dict[Parts, GuestItem], dict[Parts, str]]:
+    """Return what is in the guest's folder; and what of it could not be read, with the reason."""
     found: dict[Parts, GuestItem] = {}
+    unread: dict[Parts, str] = {}
     names_bytes = 0
     values = session.values(_ROOT, path=GUEST_FOLDER, depth=_DEPTH)
     what = f"list {GUEST_FOLDER}"
@@ -139,53 +191,60 @@ async def _list(session: Session, limit_s: float) -> dict[Parts, GuestItem]:
                 entries = None if isinstance(event, Data) else event.values.get("entries")
                 if not isinstance(entries, list):
                     raise AgentError("the guest's agent gave no list of entries")
-                for parts, item in map(parse_listed, entries):
+                for entry in entries:
+                    parts, item = parse_listed(entry)
+                    if error := error_in(entry):
+                        unread[parts] = f"{printable('/'.join(parts)[:100])}: {error}"
                     names_bytes += sum(map(len, parts)) + len(item.target)
                     found[parts] = item
                 if len(found) > ENTRIES_MAX or names_bytes > _NAMES_BYTES_MAX:
                     raise AgentError(f"{GUEST_FOLDER}: more files than anybody could want")
-    return found
-
-
-def _make_staging(path: str) -> str:
-    name = f"{STAGING_PREFIX}{os.urandom(6).hex()}"
-    try:
-        os.mkdir(os.path.join(path, name), 0o700)
-    except OSError as error:
-        raise HostError(f"cannot write into {path}: {error.strerror}", error.errno or 0) from error
-    return name
-
-
-def _remove_staging(path: str, staging: str) -> None:
-    with contextlib.suppress(OSError):  # removed by somebody else, say
-        shutil.rmtree(os.path.join(path, staging))
+    return found, unread
 
 
 async def _fetch(
     session: Session,
     path: str,
-    staging: str,
+    staging: Staging,
     changes: Changes,
     now: dict[Parts, GuestItem],
     limit_s: float,
-) -> tuple[int, list[str]]:
-    """Copy the files that may have changed; return their bytes, and what was not to be had."""
+    limit_bytes: int,
+) -> _Fetched:
+    """Copy the files that may have changed."""
     download = Download(session, f"copy back into {path}", _ROOT, None, limit_s)
     entries: Sequence[Entry] = [
         Entry(parts, now[parts].size, now[parts].mode, now[parts].mtime_ns)
         for parts in changes.files
     ]
-    with await asyncio.to_thread(HostFolder, os.path.join(path, staging)) as host:
-        result = await download.run(download.some(GUEST_FOLDER, host, entries))
-    return result.bytes, list(result.skipped)
+    with HostFolder.of(os.dup(staging.fd), os.path.join(path, staging.name)) as host:
+        result = await download.run(download.some(GUEST_FOLDER, host, entries, limit_bytes))
+    return _Fetched(result.bytes, download.lost, download.gone)
 
 
 def _merge(
-    path: str, staging: str, base: Manifest, now: dict[Parts, GuestItem], changes: Changes
-) -> Outcome:
-    merge = Merge(path, staging, base, now)
+    path: str,
+    staging: Staging,
+    base: Manifest,
+    now: dict[Parts, GuestItem],
+    changes: Changes,
+    fetched: _Fetched,
+    unread: Collection[Parts],
+    save: Callable[[Manifest], None],
+) -> tuple[Outcome, Manifest]:
+    """Change the host's folder, and keep the new base: no cancellation comes between."""
+    missing = {*fetched.lost, *fetched.gone}
+    came = [parts for parts in changes.files if parts not in missing]
+    merge = Merge(staging.root_fd, staging.fd, base, now)
+    gone = [parts for parts in changes.deleted if parts not in missing]
+    merge.apply(changes._replace(files=came, deleted=gone))
+    guest = _new_base(base, now, (*missing, *merge.outcome.failed, *unread))
+    new_base = Manifest(base.host, guest)
     try:
-        merge.apply(changes)
-    finally:
-        merge.close()
-    return merge.outcome
+        save(new_base)
+    except HostError as error:
+        raise NotSaved(
+            f"the changes are in {path}, but the next time they are looked at again: {error}",
+            error.errno,
+        ) from error
+    return merge.outcome, new_base

@@ -8,6 +8,7 @@ import os
 import stat
 from typing import Any, NamedTuple
 
+from voidbox.agent.core import printable
 from voidbox.errors import ConfigError, HostError
 
 STAGING_PREFIX = ".voidbox-sync-"
@@ -120,11 +121,11 @@ def digest_of(fd: int) -> str:
     return digest.hexdigest()
 
 
-def look(folder_fd: int, name: str, known: HostItem | None = None) -> HostItem | None:
+def look(folder_fd: int, name: str) -> HostItem | None:
     """Return what a name in a folder of the host stands for; None for nothing.
 
-    Args:
-        known: a file of the same size and time is taken for the same without being read.
+    A file is read, for what has another content may have the same size and time.
+
     Raises:
         OSError: it cannot be read.
     """
@@ -138,8 +139,6 @@ def look(folder_fd: int, name: str, known: HostItem | None = None) -> HostItem |
     if kind != FILE:
         return HostItem(kind, mode, 0, 0)
     size, mtime_ns = status.st_size, status.st_mtime_ns
-    if known is not None and (known.kind, known.size, known.mtime_ns) == (kind, size, mtime_ns):
-        return HostItem(kind, mode, size, mtime_ns, known.digest)
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(name, flags, dir_fd=folder_fd)
     try:
@@ -158,13 +157,16 @@ def scan_host(path: str) -> dict[Parts, HostItem]:
     waiting: list[Parts] = [()]
     while waiting:
         folder = waiting.pop()
-        where = "/".join((path, *folder))
+        where = folder_path = "/".join((path, *folder))
         try:
-            fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = os.open(folder_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 for name in os.listdir(fd):
+                    if not folder and name.startswith(STAGING_PREFIX):
+                        continue
+                    where = f"{folder_path}/{name}"
                     item = look(fd, name)
-                    if item is None or name.startswith(STAGING_PREFIX):
+                    if item is None:
                         continue
                     found[(*folder, name)] = item
                     if item.kind == FOLDER:
@@ -172,5 +174,5 @@ def scan_host(path: str) -> dict[Parts, HostItem]:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise ConfigError(f"cannot read {where}: {error.strerror}") from error
+            raise ConfigError(f"cannot read {printable(where)}: {error.strerror}") from error
     return found

@@ -9,12 +9,13 @@ NAME.voidbox-conflict. Every folder on the way is opened below the one before, n
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from voidbox.agent.core import printable
-from voidbox.errors import ConfigError
+from voidbox.sandbox.transfer.host_tree import is_safe_link, umask
 from voidbox.sandbox.workspace.changes import Changes
 from voidbox.sandbox.workspace.manifest import (
     FILE,
@@ -38,41 +39,36 @@ class Outcome(NamedTuple):
 
     Attributes:
         conflicts: "path: what was done".
-        failed: "path: why not": what the host refused.
+        failed: what the host refused, each with "path: why not".
     """
 
     added: list[str]
     changed: list[str]
     deleted: list[str]
     conflicts: list[str]
-    failed: list[str]
+    failed: dict[Parts, str]
 
 
 class Merge:
     """One merge. Thread: any, one.
 
     Args:
-        path: the host's folder.
-        staging: the folder in it that holds what was fetched, by the same names.
+        root_fd: the host's folder; the caller's.
+        staging_fd: the folder in it that holds what was fetched, by the same names; the caller's.
         base: both sides as they were; `host` is brought up to date.
         now: the guest's side.
     """
 
-    def __init__(self, path: str, staging: str, base: Manifest, now: dict[Parts, GuestItem]):
+    def __init__(
+        self, root_fd: int, staging_fd: int, base: Manifest, now: dict[Parts, GuestItem]
+    ) -> None:
+        self._root_fd = root_fd
+        self._staging_fd = staging_fd
+        self._umask = umask()
         self._base = base
         self._now = now
         self._moved: dict[Parts, Parts] = {}  # folders whose place was taken
-        self.outcome = Outcome([], [], [], [], [])
-        try:
-            self._root_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            self._staging_fd = os.open(staging, _FOLDER_FLAGS, dir_fd=self._root_fd)
-        except OSError as error:
-            raise ConfigError(f"cannot write into {path}: {error.strerror}") from error
-
-    def close(self) -> None:
-        """Free it."""
-        os.close(self._staging_fd)
-        os.close(self._root_fd)
+        self.outcome = Outcome([], [], [], [], {})
 
     def apply(self, changes: Changes) -> None:
         """Bring the changes to the host."""
@@ -97,7 +93,7 @@ class Merge:
             reason = error.strerror
             if isinstance(error, NotADirectoryError):
                 reason = "something on the way is a link or a file on the host"
-            self.outcome.failed.append(f"{_shown(parts)}: {reason}")
+            self.outcome.failed[parts] = f"{_shown(parts)}: {reason}"
 
     @contextlib.contextmanager
     def _folder(self, parts: Parts, makes: bool = False, root_fd: int = -1) -> Iterator[int]:
@@ -127,26 +123,29 @@ class Merge:
                 return (*moved, *parts[depth:])
         return parts
 
-    def _is_unchanged(self, parts: Parts, item: HostItem | None) -> bool:
-        """Whether the host has it as it was copied in."""
-        base = self._base.host.get(parts)
-        if base is None or item is None:
-            return base is item
-        return _content(base) == _content(item)
+    def _copied(self, parts: Parts) -> HostItem | None:
+        """Return what the host had, if that was copied in: a FIFO, say, was not."""
+        base, guest = self._base.host.get(parts), self._base.guest.get(parts)
+        return base if base is not None and guest is not None and base.kind == guest.kind else None
 
     # Deleting.
 
     def _delete(self, parts: Parts) -> None:
-        base = self._base.host.get(parts)
+        base, now = self._copied(parts), self._now.get(parts)
         if base is None:
             return  # it was never here
+        if now is not None and FOLDER not in (base.kind, now.kind):
+            return  # what is there instead replaces it, once it is known to be there
+        if base.kind == LINK and not is_safe_link(parts, base.target):
+            self._conflict(parts, "deleted in the sandbox: a link that cannot come back: kept")
+            return
         try:
             with self._folder(parts[:-1]) as fd:
-                item = look(fd, parts[-1], base)
+                item = look(fd, parts[-1])
                 if item is None:
                     self._base.host.pop(parts)
                     return
-                if not self._is_unchanged(parts, item):
+                if not _is_same(base, item):
                     self._conflict(parts, "deleted in the sandbox, changed here: kept")
                     return
                 if item.kind == FOLDER:
@@ -156,14 +155,15 @@ class Merge:
         except FileNotFoundError:
             self._base.host.pop(parts)
             return
-        except OSError:
-            # A folder that is not empty: what is in it is the host's, and stays.
-            if base.kind != FOLDER:
+        except OSError as error:
+            has_failed = any(failed[: len(parts)] == parts for failed in self.outcome.failed)
+            if base.kind != FOLDER or error.errno != errno.ENOTEMPTY or has_failed:
                 raise
-            self._base.host.pop(parts, None)
+            self._base.host.pop(parts)
+            self._conflict(parts, "deleted in the sandbox, not empty here: kept")
             return
         self._base.host.pop(parts)
-        if self._now.get(parts) is None:
+        if now is None:
             self.outcome.deleted.append(_shown(parts))
 
     def _conflict(self, parts: Parts, what: str) -> None:
@@ -173,11 +173,11 @@ class Merge:
 
     def _put_folder(self, parts: Parts) -> None:
         place = self._place(parts)
-        mode = self._now[parts].mode
+        mode = self._now[parts].mode | 0o700  # what else is new has to go into it
         with self._folder(place[:-1], makes=True) as fd:
             item = look(fd, place[-1])
             if item is None:
-                os.mkdir(place[-1], mode | 0o700, dir_fd=fd)
+                os.mkdir(place[-1], mode, dir_fd=fd)
                 self._done(parts, None, HostItem(FOLDER, mode, 0, 0))
             elif item.kind == FOLDER:
                 base = self._base.host.get(parts)
@@ -189,7 +189,7 @@ class Merge:
                     self._base.host[parts] = item
             else:
                 name = _free_name(fd, place[-1])
-                os.mkdir(name, mode | 0o700, dir_fd=fd)
+                os.mkdir(name, mode, dir_fd=fd)
                 self._moved[parts] = (*place[:-1], name)
                 self._conflict(parts, f"a folder in the sandbox: put into {_shown((name,))}")
 
@@ -199,14 +199,11 @@ class Merge:
         self._base.host[parts] = item
 
     def _put_file(self, parts: Parts) -> None:
-        try:
-            with self._folder(parts[:-1], root_fd=self._staging_fd) as staged_fd:
-                fetched = look(staged_fd, parts[-1])
-                if fetched is None or fetched.kind != FILE:
-                    return  # it was removed in the guest meanwhile
-                self._put(parts, fetched, staged_fd)
-        except FileNotFoundError:
-            return
+        with self._folder(parts[:-1], root_fd=self._staging_fd) as staged_fd:
+            fetched = look(staged_fd, parts[-1])
+            if fetched is None or fetched.kind != FILE:
+                raise FileNotFoundError(errno.ENOENT, "what was fetched is not there any more")
+            self._put(parts, fetched, staged_fd)
 
     def _put_link(self, parts: Parts) -> None:
         made = HostItem(LINK, 0o777, 0, 0, "", self._now[parts].target)
@@ -216,9 +213,9 @@ class Merge:
 
     def _put(self, parts: Parts, new: HostItem, staged_fd: int) -> None:
         """Give what was fetched its place, or one beside."""
-        base, place = self._base.host.get(parts), self._place(parts)
+        base, place = self._copied(parts), self._place(parts)
         with self._folder(place[:-1], makes=True) as fd:
-            item = look(fd, place[-1], base)
+            item = look(fd, place[-1])
             mode = self._mode(parts, base, item)
             if item is not None and _content(item) == _content(new):
                 if new.kind == FILE and item.mode != mode:
@@ -231,11 +228,12 @@ class Merge:
                 self._put_mode(parts, base, item, fd, place[-1])
                 return
             name = place[-1]
-            is_conflict = not self._is_unchanged(parts, item)
+            is_conflict = not _is_same(base, item)
             if is_conflict:
                 name = _free_name(fd, name)
             if new.kind == FILE:
-                _set_mode(staged_fd, parts[-1], mode)
+                # Or a crash of the host may leave neither the old nor the new one.
+                _set_mode(staged_fd, parts[-1], mode, syncs=item is not None)
             os.rename(parts[-1], name, src_dir_fd=staged_fd, dst_dir_fd=fd)
             if not is_conflict:
                 self._done(parts, base, new._replace(mode=mode))
@@ -248,17 +246,27 @@ class Merge:
         self, parts: Parts, base: HostItem, item: HostItem | None, fd: int, name: str
     ) -> None:
         """The guest changed no more than permissions; the host, the contents perhaps."""
-        mode, was = self._now[parts].mode, self._base.guest.get(parts)
-        if item is None or item.kind != FILE or was is None or was.mode == mode:
+        mode, was = self._now[parts].mode | 0o400, self._base.guest.get(parts)
+        if item is None or item.kind != FILE or was is None or was.mode == self._now[parts].mode:
             return
         if item.mode == base.mode != mode:
             _set_mode(fd, name, mode)
             self._done(parts, base, base._replace(mode=mode))
 
     def _mode(self, parts: Parts, base: HostItem | None, item: HostItem | None) -> int:
-        """Return a file's permissions: the guest's if it changed them, else the host's."""
-        now, was = self._now[parts].mode, self._base.guest.get(parts)
-        if item is not None and item.kind == FILE and was is not None and was.mode == now:
+        """Return a file's permissions: the guest's if it alone changed them, else the host's.
+
+        Its owner may read it: else it could not be looked at the next time.
+        """
+        now, was = self._now[parts].mode | 0o400, self._base.guest.get(parts)
+        if item is None or item.kind != FILE:
+            return now & ~self._umask
+        if (
+            base is None
+            or was is None
+            or was.mode == self._now[parts].mode
+            or item.mode != base.mode
+        ):
             return item.mode
         return now
 
@@ -267,11 +275,20 @@ def _content(item: HostItem) -> tuple[str, str, str]:
     return item.kind, item.digest, item.target
 
 
-def _set_mode(folder_fd: int, name: str, mode: int) -> None:
+def _is_same(base: HostItem | None, item: HostItem | None) -> bool:
+    """Whether the host has something as it was copied in."""
+    if base is None or item is None:
+        return base is item
+    return _content(base) == _content(item)
+
+
+def _set_mode(folder_fd: int, name: str, mode: int, syncs: bool = False) -> None:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     fd = os.open(name, flags, dir_fd=folder_fd)
     try:
         os.fchmod(fd, mode & 0o777)
+        if syncs:
+            os.fsync(fd)
     finally:
         os.close(fd)
 
@@ -288,7 +305,7 @@ def _free_name(folder_fd: int, name: str) -> str:
         found = os.fsdecode(start) + suffix
         if look_kind(folder_fd, found) is None:
             return found
-    raise FileExistsError(17, "too many conflicts of this name")
+    raise FileExistsError(errno.EEXIST, "too many conflicts of this name")
 
 
 def look_kind(folder_fd: int, name: str) -> os.stat_result | None:

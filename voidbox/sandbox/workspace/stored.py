@@ -13,7 +13,13 @@ from voidbox.errors import AgentError, ConfigError, VoidboxError
 from voidbox.sandbox.session import Session
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
-from voidbox.sandbox.workspace.copying import LIMIT_BYTES, WorkspaceResult, copy_back, copy_in
+from voidbox.sandbox.workspace.copying import (
+    LIMIT_BYTES,
+    NotSaved,
+    WorkspaceResult,
+    copy_back,
+    copy_in,
+)
 from voidbox.sandbox.workspace.manifest import Manifest
 
 _MANIFEST, _LOCK = "workspace.json", "workspace.lock"
@@ -55,10 +61,14 @@ class StoredWorkspace:
             raise ConfigError(f"{self._session.name} has no workspace that was copied in")
         with self._locked():
             base = await asyncio.to_thread(Manifest.load, self._manifest_path)
-            result, manifest = await copy_back(
-                self._session, self._path, base, limit_s, limit_bytes
+            result, _ = await copy_back(
+                self._session,
+                self._path,
+                base,
+                limit_s,
+                limit_bytes,
+                lambda manifest: manifest.save(self._manifest_path),
             )
-            await asyncio.to_thread(manifest.save, self._manifest_path)
         return result
 
     async def settle(self, limit_s: float, is_failing: bool) -> None:
@@ -67,7 +77,7 @@ class StoredWorkspace:
         Args:
             is_failing: an error is on its way already: no other may hide it.
         Raises:
-            AgentError: nothing was copied back.
+            AgentError: nothing was copied back, or not all.
         """
         if not self.is_owed:
             return
@@ -76,14 +86,19 @@ class StoredWorkspace:
             result = await self.copy_back(limit_s)
         except VoidboxError as error:
             story = f"{name}: nothing was copied back, and {self._path} is untouched: {error}"
+            if isinstance(error, NotSaved):
+                story = f"{name}: {error}"
             _logger.warning("%s", story)
             if not is_failing:
                 raise AgentError(story) from error
             return
-        self.is_owed = False
         _logger.info("%s: workspace: %s", name, result)
-        for line in (*result.conflicts, *result.skipped):
+        for line in (*result.conflicts, *result.skipped, *result.failed):
             _logger.warning("%s: workspace: %s", name, line)
+        if not result.failed:
+            self.is_owed = False
+        elif not is_failing:
+            raise AgentError(f"{name}: not all was copied back to {self._path}: {result.failed[0]}")
 
     def close(self) -> None:
         """End the connection. Idempotent."""
@@ -91,7 +106,10 @@ class StoredWorkspace:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:  # with its folder, if somebody has removed the sandbox
+            raise ConfigError(f"cannot open {self._lock_path}: {error.strerror}") from error
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
