@@ -63,9 +63,9 @@ def sh(sandbox: Sandbox, text: str) -> str:
 def test_live_with_the_root_on_disks(machine: dict[str, str], host: Path) -> None:
     on_disks = {"kernel": machine["kernel"], "memory": "128M"}
     with create(on_disks, host, "rw") as sandbox:
-        assert sh(sandbox, "cat hello; echo back >new; grep -o "^overlay / overlay" /proc/mounts") == (
-            "from the host\noverlay / overlay\n"
-        )
+        assert sh(
+            sandbox, "cat hello; echo back >new; grep -o '^overlay / overlay' /proc/mounts"
+        ) == ("from the host\noverlay / overlay\n")
         assert (host / "new").read_text() == "back\n"
 
 
