@@ -742,3 +742,20 @@ async def test_a_folder_that_is_kept_is_told(work: Work, monkeypatch: pytest.Mon
     assert result.conflicts == ("src: deleted in the sandbox, not empty here: kept",)
     assert result.failed == ("empty: Permission denied",)
     assert (await work.back()).deleted == ("empty",)
+
+
+@in_event_loop
+async def test_a_folder_that_is_a_file_on_the_host_now(work: Work) -> None:
+    await work.copy_in()
+    shutil.rmtree(work.host / "src")
+    (work.host / "src").write_text("the host's")
+    (work.guest / "src/deep/f").write_text("the guest's")
+    (work.guest / "src/new").mkdir()
+    result = await work.back()
+    assert result.failed == ()
+    assert result.conflicts == (
+        "src: a folder in the sandbox, a file here: put into src.voidbox-conflict",
+    )
+    assert (work.host / "src").read_text() == "the host's"
+    assert (work.host / "src.voidbox-conflict/deep/f").read_text() == "the guest's"
+    assert (work.host / "src.voidbox-conflict/new").is_dir()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -123,6 +124,32 @@ class Merge:
                 return (*moved, *parts[depth:])
         return parts
 
+    @contextlib.contextmanager
+    def _parent(self, parts: Parts) -> Iterator[tuple[int, Parts]]:
+        """Open the folder that something goes into; gives its descriptor and the whole place."""
+        with contextlib.ExitStack() as stack:
+            place = self._place(parts)
+            try:
+                fd = stack.enter_context(self._folder(place[:-1], makes=True))
+            except NotADirectoryError:
+                self._make_way(parts)
+                place = self._place(parts)
+                fd = stack.enter_context(self._folder(place[:-1], makes=True))
+            yield fd, place
+
+    def _make_way(self, parts: Parts) -> None:
+        """Make folders beside those whose names files of the host have now."""
+        for depth in range(1, len(parts)):
+            place = self._place(parts[:depth])
+            with self._folder(place[:-1], makes=True) as fd:
+                status = look_kind(fd, place[-1])
+                if status is not None and stat.S_ISREG(status.st_mode):
+                    name = _free_name(fd, place[-1])
+                    os.mkdir(name, dir_fd=fd)
+                    self._moved[parts[:depth]] = (*place[:-1], name)
+                    what = f"a folder in the sandbox, a file here: put into {_shown((name,))}"
+                    self._conflict(parts[:depth], what)
+
     def _copied(self, parts: Parts) -> HostItem | None:
         """Return what the host had, if that was copied in: a FIFO, say, was not."""
         base, guest = self._base.host.get(parts), self._base.guest.get(parts)
@@ -172,9 +199,8 @@ class Merge:
     # Putting.
 
     def _put_folder(self, parts: Parts) -> None:
-        place = self._place(parts)
         mode = self._now[parts].mode | 0o700  # what else is new has to go into it
-        with self._folder(place[:-1], makes=True) as fd:
+        with self._parent(parts) as (fd, place):
             item = look(fd, place[-1])
             if item is None:
                 os.mkdir(place[-1], mode, dir_fd=fd)
@@ -213,8 +239,8 @@ class Merge:
 
     def _put(self, parts: Parts, new: HostItem, staged_fd: int) -> None:
         """Give what was fetched its place, or one beside."""
-        base, place = self._copied(parts), self._place(parts)
-        with self._folder(place[:-1], makes=True) as fd:
+        with self._parent(parts) as (fd, place):
+            base = self._copied(parts) if place == parts else None
             item = look(fd, place[-1])
             mode = self._mode(parts, base, item)
             if item is not None and _content(item) == _content(new):
