@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
 from functools import partial
 
 from voidbox.errors import HostError
@@ -149,16 +148,20 @@ class _Pull:
             stage = progress.LAYER if was_fetched else progress.CACHED
             tally.layer(stage, layer.digest, layer.size_bytes)
 
-        with ExitStack() as at_end:
-            threads = ThreadPoolExecutor(_AT_ONCE, "voidbox-pull")
-            at_end.callback(threads.shutdown, cancel_futures=True)
-            at_end.callback(self._stop.set)  # whatever ends this ends the threads' waiting first
+        threads = ThreadPoolExecutor(_AT_ONCE, "voidbox-pull")
+        try:
             futures: list[Future[None]] = [
                 threads.submit(fetch, layer) for layer in missing.values()
             ]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
+        except BaseException:
+            self._stop.set()  # nobody waits for another attempt, nor for what a server may say
+            self._registry.cut()
+            raise
+        finally:
+            threads.shutdown(cancel_futures=True)
 
     def _check_room(self, needed_bytes: int) -> None:
         room = os.statvfs(self._store.path)

@@ -73,6 +73,10 @@ class Registry:
         self._authorization = ""
         self._lock = threading.Lock()  # for whoever gets a token
 
+    def cut(self) -> None:
+        """End all that others read of it just now: Lost. It cannot be asked any more."""
+        self._transport.cut()
+
     def close(self) -> None:
         """Close all connections. Idempotent."""
         self._transport.close()

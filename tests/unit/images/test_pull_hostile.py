@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -388,6 +389,35 @@ def test_a_document_that_takes_too_long(
 
     registry.on("/manifests/", drip)
     refuse(registry, stored, "does not come to an end with a manifest", timeout_s=0.05)
+
+
+@pytest.mark.parametrize("start", [b"", b"x"], ids=["headers", "content"])
+def test_what_fails_does_not_wait_for_what_hangs(
+    registry: FakeRegistry, stored: StoreFolder, start: bytes
+) -> None:
+    image = make_image(BASE, {"a": b"other"})
+    registry.add(image)
+    hanging, wrong = image.layers
+    hangs = threading.Event()
+
+    def hang(handler: Handler, request: Request) -> bool:
+        if start:
+            handler.reply(200, start, Content_Length="1000")
+        hangs.set()
+        registry.release.wait(20)
+        handler.hang_up()
+        return True
+
+    def lie(handler: Handler, request: Request) -> bool:
+        hangs.wait(20)
+        handler.reply(200, bytes(len(image.blobs[wrong])))
+        return True
+
+    registry.on(hanging, hang)
+    registry.on(wrong, lie)
+    began = time.monotonic()
+    refuse(registry, stored, f"does not tell the truth: the layer {wrong}")
+    assert time.monotonic() - began < 5
 
 
 def test_nobody_there(stored: StoreFolder) -> None:
