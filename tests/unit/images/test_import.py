@@ -20,6 +20,7 @@ import pytest
 from tests.unit.images.made import StoreFolder, digest_of
 from tests.unit.images.oci import OCI_INDEX, OciImage, descriptor, make_image, make_index, tar_of
 from voidbox.errors import ConfigError, VoidboxError
+from voidbox.images import archive as archive_module
 from voidbox.images.boxes import FolderBox
 from voidbox.images.errors import ImageError
 from voidbox.images.importing import import_
@@ -179,6 +180,29 @@ def test_several_images_in_an_archive(stored: StoreFolder, tmp_path: Path) -> No
     assert import_("b", saved, store=stored.store).id == other.id  # the one of that name
     folder = write_folder(tmp_path / "oci", oci_layout((GZIP, "one"), (other, "The Other")))
     assert import_("name", folder, tag="The Other", store=stored.store).id == other.id
+
+
+@pytest.mark.parametrize("kind", ["docker", "oci"])
+def test_what_many_images_share_is_parsed_once(
+    stored: StoreFolder, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_module, "_DOCUMENTS_BYTES_MAX", 400_000)
+    image = make_image(FILES[0], config={"Labels": {"a": "x" * 100_000}}, raw=True)
+    names = [f"n{index}" for index in range(100)]
+    files = docker_archive(*((image, [name]) for name in names))
+    if kind == "oci":
+        files = oci_layout(*((image, name) for name in names))
+    saved = write_tar(tmp_path / "saved", files)
+    assert import_("app", saved, tag="n7", store=stored.store).id == image.id
+    others = [
+        make_image(FILES[0], config={"Labels": {"a": letter * 100_000}}, raw=True)
+        for letter in "abcde"
+    ]
+    files = docker_archive(*((image, [image.id[7:12]]) for image in others))
+    if kind == "oci":
+        files = oci_layout(*((image, image.id[7:12]) for image in others))
+    with pytest.raises(ImageError, match="configurations have more than 400,000 bytes"):
+        import_("app", write_tar(saved, files), tag="n7", store=stored.store)
 
 
 def test_an_archive_for_several_platforms(stored: StoreFolder, tmp_path: Path) -> None:
