@@ -67,9 +67,7 @@ class Registry:
         # Plain first on this machine, where a server without TLS may wait for more of a hello.
         schemes = ["http", "https"] if is_local else ["https", "http"] if is_insecure else ["https"]
         self._bases = [f"{scheme}://{host}/v2/{self._repository}" for scheme in schemes]
-        self._authorizer = Authorizer(
-            self._transport, self.name, f"repository:{self._repository}:pull"
-        )
+        self._authorizer = Authorizer(self._transport, self.name, self._repository)
         self._authorization = ""
         self._lock = threading.Lock()  # for whoever gets a token
 

@@ -608,13 +608,27 @@ def test_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert find_credentials("h") is None
     config.write_text('{"auths":{"h":{"username":"u","password":"p"}}}')
     assert find_credentials("h") == Credentials("u", "p")
-    (tmp_path / "auth.json").write_text('{"auths":{"h/some/path":{"auth":"bWU6c2VjcmV0"}}}')
+    (tmp_path / "auth.json").write_text('{"auths":{"H/v1/":{"auth":"bWU6c2VjcmV0"}}}')
     monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
     assert find_credentials("h") == Credentials("me", "secret")
     (tmp_path / "containers").mkdir()
     (tmp_path / "auth.json").rename(tmp_path / "containers/auth.json")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert find_credentials("h") == Credentials("me", "secret")
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_credentials_of_namespaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ("h.example/team-a", "H.example", "h.example/team-b/app", "h.example/team-b")
+    auths = {key: {"username": key, "password": "p"} for key in keys}
+    (tmp_path / "auth.json").write_text(json.dumps({"auths": auths}))
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
+    for repository, key in (
+        ("team-a/x", keys[0]), ("team-b/app", keys[2]), ("team-b/app/more", keys[2]),
+        ("team-b/application", keys[3]), ("team-c/x", keys[1]), ("", keys[1]),
+    ):  # fmt: skip
+        assert find_credentials("h.example", repository) == Credentials(key, "p")
+    assert find_credentials("other.example", "team-a/x") is None
 
 
 # --- a full disk ----------------------------------------------------------------------------------
