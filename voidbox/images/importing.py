@@ -33,7 +33,7 @@ from voidbox.images.limits import DEFAULT_LIMITS
 from voidbox.images.manifest import parse_platform
 from voidbox.images.progress import OnProgress
 from voidbox.images.record import ImageRecord, Layer
-from voidbox.images.reference import Reference, parse_reference
+from voidbox.images.reference import Reference, parse_new_name
 from voidbox.images.store import Image, ImageStore
 from voidbox.images.unpack import unpack
 from voidbox.storage import durable
@@ -78,7 +78,7 @@ def import_(
         ImageError: it cannot be made an image.
         HostError: the disk is full, say; nothing has changed.
     """
-    reference = parse_reference(name)
+    reference = parse_new_name(name)
     change = ConfigChange(env, workdir, user, entrypoint, cmd)
     change.apply(ImageConfig())  # refuses what is wrong before any work
     parse_platform(platform)

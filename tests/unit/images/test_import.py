@@ -22,6 +22,7 @@ from tests.unit.images.oci import OCI_INDEX, OciImage, descriptor, make_image, m
 from voidbox.errors import ConfigError, VoidboxError
 from voidbox.images import archive as archive_module
 from voidbox.images.boxes import FolderBox
+from voidbox.images.building import build
 from voidbox.images.errors import ImageError
 from voidbox.images.importing import import_
 
@@ -262,6 +263,12 @@ def test_standard_input(stored: StoreFolder, tmp_path: Path) -> None:
         )  # fmt: skip
         assert result.stdout.decode() == f"{RAW.id}\n"
     assert not stored.leftovers()
+
+
+def test_what_is_made_here_has_no_digest(tmp_path: Path) -> None:
+    for make in (lambda name: import_(name, tmp_path), build):
+        with pytest.raises(ConfigError, match="a digest comes from a registry"):
+            make(f"a@{RAW.id}")
 
 
 # --- bad input ------------------------------------------------------------------------------------
