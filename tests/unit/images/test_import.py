@@ -11,6 +11,8 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -269,6 +271,27 @@ def test_what_is_made_here_has_no_digest(tmp_path: Path) -> None:
     for make in (lambda name: import_(name, tmp_path), build):
         with pytest.raises(ConfigError, match="a digest comes from a registry"):
             make(f"a@{RAW.id}")
+
+
+@pytest.mark.parametrize("pack", [*PACKERS, bytes])
+def test_a_pipe_that_begins_slowly(
+    stored: StoreFolder, pack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = pack(tar_of(docker_archive((RAW, []))))
+    reader, writer = os.pipe()
+
+    def write() -> None:
+        with open(writer, "wb", buffering=0) as file:
+            for piece in (content[:1], content[1:4], content[4:]):
+                file.write(piece)
+                time.sleep(0.02)
+
+    thread = threading.Thread(target=write)
+    with open(reader, "rb") as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        thread.start()
+        assert import_("app", "-", store=stored.store).id == RAW.id
+    thread.join()
 
 
 # --- bad input ------------------------------------------------------------------------------------
