@@ -98,14 +98,17 @@ class _Pull:
 
     def run(self, platform: Platform) -> Image:
         try:
-            resolved = self._registry.resolve(self._reference, platform)
-            id = resolved.manifest.config.digest
-            config = manifest.parse_config(
-                self._registry.document(resolved.manifest.config, "configuration")
-            )
-            self._check(resolved, config, platform)
+            return self._run(platform)
         except ImageError as error:
             raise type(error)(f"{self._reference.familiar}: {error}") from error
+
+    def _run(self, platform: Platform) -> Image:
+        resolved = self._registry.resolve(self._reference, platform)
+        id = resolved.manifest.config.digest
+        config = manifest.parse_config(
+            self._registry.document(resolved.manifest.config, "configuration")
+        )
+        self._check(resolved, config, platform)
         with OwnedFile(f"{self._store.path}/partial/image-{id[7:]}") as lock:
             try:
                 if self._store.name(self._reference, id):

@@ -27,7 +27,7 @@ from voidbox.images import transport as transport_module
 from voidbox.images.authorization import parse_challenges
 from voidbox.images.credentials import Credentials, find_credentials
 from voidbox.images.errors import ImageError
-from voidbox.images.manifest import DOCKER_SCHEMA_1, OCI_INDEX
+from voidbox.images.manifest import DOCKER_SCHEMA_1, OCI_INDEX, parse_config
 from voidbox.images.pulling import pull
 from voidbox.images.transport import RegistryError, Transport, Url, is_loopback, parse_url
 
@@ -73,7 +73,8 @@ def test_a_layer_that_is_another(
     (layer,) = image.layers
     size = len(image.blobs[layer])
     registry.on(layer, replies(os.urandom(size)))
-    refuse(registry, stored, f"does not tell the truth: the layer {layer} is sha256:")
+    why = f"{registry.address}/app:latest: .*does not tell the truth: the layer {layer} is sha256:"
+    refuse(registry, stored, why)
     assert not list((stored.images / "partial").iterdir())
     registry.faults.clear()
     registry.on(layer, replies(image.blobs[layer] + b"x"))
@@ -165,6 +166,20 @@ def test_a_manifest_without_end(
 
     registry.on("/manifests/", endless)
     refuse(registry, stored, "sends a manifest of more than 4,194,304 bytes")
+
+
+def test_an_index_that_is_wrong_about_a_size(
+    registry: FakeRegistry, stored: StoreFolder, image: OciImage
+) -> None:
+    index = json.loads(make_index((image, "linux", "amd64")))
+    index["manifests"][0]["size"] += 1
+    registry.add(image, index=json.dumps(index).encode(), index_type=OCI_INDEX)
+    refuse(registry, stored, "a manifest of .* bytes instead of")
+
+
+def test_no_time_at_all() -> None:
+    for text, seconds in (("0001-01-01T00:00:00Z", None), ("1970-01-01T00:00:00Z", 0)):
+        assert parse_config(json.dumps({"created": text}).encode()).created_at == seconds
 
 
 def test_indexes_in_indexes(registry: FakeRegistry, stored: StoreFolder, image: OciImage) -> None:
