@@ -24,6 +24,7 @@ from voidbox.images.reference import Reference, parse_reference
 
 _DOCKER, _OCI, _OCI_LAYOUT = "manifest.json", "index.json", "oci-layout"
 _IMAGES_MAX, _NESTED_MAX = 1024, 4
+_DOCUMENTS_BYTES_MAX = 16 << 20  # of all images together: each is parsed, and kept
 _MEMBER = re.compile(
     r"\.|blobs(/.*)?|[0-9a-f]{64}(/(VERSION|json|layer\.tar)?)?|[0-9a-f]{64}(\.json|\.tar(\.gz)?)"
     r"|manifest\.json|index\.json|oci-layout|repositories"
@@ -77,7 +78,8 @@ def read_archive(box: Box, platform: Platform) -> list[ArchivedImage]:
     Raises:
         ImageError: something is missing or wrong.
     """
-    found = _read_docker(box) if box.has(_DOCKER) else _read_oci(box, platform)
+    documents = _Documents(box)
+    found = _read_docker(documents) if box.has(_DOCKER) else _read_oci(documents, platform)
     if not found:
         raise ImageError("there is no image in it")
     return found
@@ -112,56 +114,98 @@ def _key(name: str) -> str:
         return name
 
 
-def _read_docker(box: Box) -> list[ArchivedImage]:
+class _Documents:
+    """What tells of the images in an archive: each document is parsed once, and not too many."""
+
+    def __init__(self, box: Box) -> None:
+        self.box = box
+        self._left = _DOCUMENTS_BYTES_MAX
+        self._configs: dict[str, tuple[str, OciConfig]] = {}
+
+    def read(self, name: str) -> bytes:
+        content = read_small(self.box, name, DOCUMENT_BYTES_MAX)
+        self._left -= len(content)
+        if self._left < 0:
+            raise ImageError(
+                f"its manifests and configurations have more than {_DOCUMENTS_BYTES_MAX:,} bytes"
+            )
+        return content
+
+    def read_blob(self, descriptor: Descriptor) -> bytes:
+        content = self.read(_blob(descriptor))
+        if _digest(content) != descriptor.digest:
+            raise ImageError(f"its {descriptor.digest} is {_digest(content)}: it is damaged")
+        return content
+
+    def config(self, name: str) -> tuple[str, OciConfig]:
+        """Return a configuration with its digest."""
+        if name not in self._configs:
+            content = self.read(name)
+            self._configs[name] = _digest(content), manifest.parse_config(content)
+        return self._configs[name]
+
+
+def _read_docker(documents: _Documents) -> list[ArchivedImage]:
     try:
-        entries = json.loads(read_small(box, _DOCKER, DOCUMENT_BYTES_MAX))
+        entries = json.loads(documents.read(_DOCKER))
     except (ValueError, RecursionError) as error:
         raise ImageError(f"its {_DOCKER} is no JSON ({error})") from error
     if not isinstance(entries, list) or len(entries) > _IMAGES_MAX:
         raise ImageError(f"its {_DOCKER} is no list of images")
-    return [_read_docker_image(box, entry) for entry in entries]
+    return [_read_docker_image(documents, entry) for entry in entries]
 
 
-def _read_docker_image(box: Box, entry: Any) -> ArchivedImage:
+def _read_docker_image(documents: _Documents, entry: Any) -> ArchivedImage:
     if not isinstance(entry, dict) or not isinstance(entry.get("Config"), str):
         raise ImageError(f"its {_DOCKER} names no configuration")
     names, tags = _strings(entry, "Layers"), _strings(entry, "RepoTags")
-    content = read_small(box, entry["Config"], DOCUMENT_BYTES_MAX)
-    config = manifest.parse_config(content)
+    id, config = documents.config(entry["Config"])
+    box = documents.box
     _check_count(config, len(names))
     layers = tuple(
         LayerSource(diff_id, diff_id, box.size(name), partial(box.open, name))
         for name, diff_id in zip(names, config.diff_ids, strict=True)
     )
-    return ArchivedImage(_digest(content), tags, "", config, layers)
+    return ArchivedImage(id, tags, "", config, layers)
 
 
-def _read_oci(box: Box, platform: Platform) -> list[ArchivedImage]:
-    index = manifest.parse_manifest(read_small(box, _OCI, DOCUMENT_BYTES_MAX), manifest.OCI_INDEX)
+def _read_oci(documents: _Documents, platform: Platform) -> list[ArchivedImage]:
+    index = manifest.parse_manifest(documents.read(_OCI), manifest.OCI_INDEX)
     if not isinstance(index, Index):
         raise ImageError(f"its {_OCI} is no index")
     named = [descriptor for descriptor in index.manifests if descriptor.name]
     if not named and any(descriptor.platform for descriptor in index.manifests):
         named = [manifest.choose(index, platform)]  # one image, for several platforms
-    return [_read_oci_image(box, descriptor, platform) for descriptor in named or index.manifests]
+    found: dict[str, ArchivedImage] = {}
+    images = []
+    for descriptor in named or index.manifests:
+        if descriptor.digest not in found:
+            found[descriptor.digest] = _read_oci_image(documents, descriptor, platform)
+        names = (descriptor.name,) if descriptor.name else ()
+        images.append(found[descriptor.digest]._replace(names=names))
+    return images
 
 
-def _read_oci_image(box: Box, descriptor: Descriptor, platform: Platform) -> ArchivedImage:
-    names = (descriptor.name,) if descriptor.name else ()
+def _read_oci_image(
+    documents: _Documents, descriptor: Descriptor, platform: Platform
+) -> ArchivedImage:
     for _ in range(_NESTED_MAX):
-        found = manifest.parse_manifest(_read_blob(box, descriptor), descriptor.media_type)
+        found = manifest.parse_manifest(documents.read_blob(descriptor), descriptor.media_type)
         if not isinstance(found, Index):
             break
         descriptor = manifest.choose(found, platform)
     else:
         raise ImageError("there are indexes in indexes without end")
-    config = manifest.parse_config(_read_blob(box, found.config))
+    id, config = documents.config(_blob(found.config))
+    if id != found.config.digest:
+        raise ImageError(f"its {found.config.digest} is {id}: it is damaged")
+    box = documents.box
     _check_count(config, len(found.layers))
     layers = tuple(
         LayerSource(layer.digest, diff_id, box.size(_blob(layer)), partial(box.open, _blob(layer)))
         for layer, diff_id in zip(found.layers, config.diff_ids, strict=True)
     )
-    return ArchivedImage(found.config.digest, names, descriptor.digest, config, layers)
+    return ArchivedImage(id, (), descriptor.digest, config, layers)
 
 
 def _check_count(config: OciConfig, count: int) -> None:
@@ -169,13 +213,6 @@ def _check_count(config: OciConfig, count: int) -> None:
         raise ImageError(
             f"its configuration tells of {len(config.diff_ids)} layers, its manifest of {count}"
         )
-
-
-def _read_blob(box: Box, descriptor: Descriptor) -> bytes:
-    content = read_small(box, _blob(descriptor), DOCUMENT_BYTES_MAX)
-    if _digest(content) != descriptor.digest:
-        raise ImageError(f"its {descriptor.digest} is {_digest(content)}: it is damaged")
-    return content
 
 
 def _blob(descriptor: Descriptor) -> str:

@@ -52,13 +52,13 @@ class Authorizer:
 
     Args:
         registry: whom the credentials are for.
-        scope: what we want to do there, such as repository:library/python:pull.
+        repository: that is to be pulled, such as library/python.
     """
 
-    def __init__(self, transport: Transport, registry: str, scope: str) -> None:
+    def __init__(self, transport: Transport, registry: str, repository: str) -> None:
         self._transport = transport
         self._registry = registry
-        self._scope = scope
+        self._repository = repository
 
     def answer(self, header: str) -> str:
         """Return the value of the Authorization header that a challenge asks for.
@@ -68,7 +68,7 @@ class Authorizer:
             ConfigError: the user's credentials cannot be read.
         """
         offers = {challenge.scheme: challenge.parameters for challenge in parse_challenges(header)}
-        credentials = find_credentials(self._registry)
+        credentials = find_credentials(self._registry, self._repository)
         if "bearer" in offers:
             return f"Bearer {self._token(offers['bearer'], credentials)}"
         if "basic" not in offers:
@@ -81,7 +81,7 @@ class Authorizer:
         realm = parse_url(parameters.get("realm", ""))
         if realm.is_local and not parse_url(f"https://{self._registry}").is_local:
             raise RegistryError(f"{self._registry} sends us to this machine for a token: refused")
-        query = {"scope": self._scope}
+        query = {"scope": f"repository:{self._repository}:pull"}
         if "service" in parameters:
             query["service"] = parameters["service"]
         glue = "&" if "?" in realm.text else "?"

@@ -14,7 +14,7 @@ from voidbox.images.config_change import ConfigChange
 from voidbox.images.debian import DEFAULT_SUITE, build_debian
 from voidbox.images.progress import INSTALL, ImageProgress, OnProgress
 from voidbox.images.record import ImageRecord
-from voidbox.images.reference import parse_reference
+from voidbox.images.reference import parse_new_name
 from voidbox.images.store import Image, ImageStore
 from voidbox.images.tree import Tree
 from voidbox.storage import durable
@@ -52,7 +52,7 @@ def build(
         ImageError: there is no program to do it, or it failed: with what it said.
         HostError: the disk is full, say; nothing has changed.
     """
-    reference = parse_reference(name)
+    reference = parse_new_name(name)
     if mirror is not None and not _MIRROR.fullmatch(mirror):
         raise ConfigError(f"the mirror {mirror!r} is no address: write it as http://HOST/debian")
     change = ConfigChange(env, workdir, user, entrypoint, cmd)

@@ -32,19 +32,25 @@ class Credentials(NamedTuple):
         return f"Credentials({self.user!r}, …)"
 
 
-def find_credentials(registry: str) -> Credentials | None:
-    """Return what is known for a registry: see _files() for where.
+def find_credentials(registry: str, repository: str = "") -> Credentials | None:
+    """Return what is known for a repository of a registry: see _files() for where.
+
+    Of several the most specific one counts: a user may be another one in each namespace.
 
     Raises:
         ConfigError: a file is there, but cannot be used.
     """
-    wanted = {registry, *(_DOCKER_IO if registry == DEFAULT_REGISTRY else ())}
+    hosts = (registry, *(_DOCKER_IO if registry == DEFAULT_REGISTRY else ()))
+    parts = repository.split("/") if repository else []
     for path in _files():
-        for key, entry in _read(path).items():
-            if _host(key) in wanted and isinstance(entry, dict):
-                found = _parse(entry, path, registry)
-                if found is not None:
-                    return found
+        entries = [(_meant(key), entry) for key, entry in _read(path).items()]
+        for count in range(len(parts), -1, -1):
+            wanted = {"/".join((host.lower(), *parts[:count])) for host in hosts}
+            for name, entry in entries:
+                if name in wanted and isinstance(entry, dict):
+                    found = _parse(entry, path, registry)
+                    if found is not None:
+                        return found
     return None
 
 
@@ -74,9 +80,12 @@ def _read(path: str) -> dict[str, object]:
     return auths if isinstance(auths, dict) else {}
 
 
-def _host(key: str) -> str:
-    """Return the registry that a key of "auths" means: some are addresses."""
-    return key.partition("://")[2].partition("/")[0] if "://" in key else key.partition("/")[0]
+def _meant(key: str) -> str:
+    """Return what a key of "auths" means: HOST[/NAMESPACE…]. Of an address only the host counts."""
+    host, _, path = key.rpartition("://")[2].rstrip("/").partition("/")
+    if "://" in key or path in ("", "v1", "v2"):  # docker's protocols, which are no namespaces
+        return host.lower()
+    return f"{host.lower()}/{path}"
 
 
 def _parse(entry: dict[str, object], path: str, registry: str) -> Credentials | None:

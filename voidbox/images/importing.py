@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from io import BufferedReader
 from typing import BinaryIO
 
 from voidbox.errors import ConfigError
@@ -33,7 +32,7 @@ from voidbox.images.limits import DEFAULT_LIMITS
 from voidbox.images.manifest import parse_platform
 from voidbox.images.progress import OnProgress
 from voidbox.images.record import ImageRecord, Layer
-from voidbox.images.reference import Reference, parse_reference
+from voidbox.images.reference import Reference, parse_new_name
 from voidbox.images.store import Image, ImageStore
 from voidbox.images.unpack import unpack
 from voidbox.storage import durable
@@ -78,7 +77,7 @@ def import_(
         ImageError: it cannot be made an image.
         HostError: the disk is full, say; nothing has changed.
     """
-    reference = parse_reference(name)
+    reference = parse_new_name(name)
     change = ConfigChange(env, workdir, user, entrypoint, cmd)
     change.apply(ImageConfig())  # refuses what is wrong before any work
     parse_platform(platform)
@@ -200,22 +199,37 @@ def _plain(file: BinaryIO, spool: BinaryIO) -> BinaryIO:
         OSError: the disk is full, say.
     """
     is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-    start = file.peek(6)[:6] if isinstance(file, BufferedReader) else b""
+    start = file.read(6)  # as often as it takes: a pipe may come by a byte at a time
+    if is_regular:
+        file.seek(0)
+    source: BinaryIO = file if is_regular else _Started(start, file)  # type: ignore[assignment]
     if start.startswith(_STANDARD_LIBRARYS):
-        _unpack_by_library(file, start, spool)
+        size = os.fstat(file.fileno()).st_size if is_regular else None
+        _unpack_by_library(source, start, size, spool)
     elif is_regular and not start.startswith(_UNPACKS):
         return file
     else:
-        unpack(file, spool, DEFAULT_LIMITS)
+        unpack(source, spool, DEFAULT_LIMITS)
     return spool
 
 
-def _unpack_by_library(file: BinaryIO, start: bytes, spool: BinaryIO) -> None:
+class _Started:
+    """A stream whose start has been read."""
+
+    def __init__(self, start: bytes, rest: BinaryIO) -> None:
+        self._start = start
+        self._rest = rest
+
+    def read(self, size: int) -> bytes:
+        start, self._start = self._start, b""
+        return start or self._rest.read(size)
+
+
+def _unpack_by_library(file: BinaryIO, start: bytes, size: int | None, spool: BinaryIO) -> None:
     """Unpack xz or bzip2, where nobody counts what is read for what comes out: count the whole."""
     limits = DEFAULT_LIMITS
-    found = os.fstat(file.fileno())
-    if stat.S_ISREG(found.st_mode):
-        most = max(limits.ratio_from_bytes, limits.ratio * found.st_size)
+    if size is not None:
+        most = max(limits.ratio_from_bytes, limits.ratio * size)
         limits = limits._replace(total_bytes=min(most, limits.total_bytes))
     limits = limits._replace(ratio=1 << 20)
     reader = lzma.LZMAFile if start.startswith(_XZ) else bz2.BZ2File

@@ -249,6 +249,7 @@ def _text(values: dict[str, Any], key: str) -> str:
 
 def _moment(text: str) -> float | None:
     try:
-        return datetime.fromisoformat(text).timestamp()
+        moment = datetime.fromisoformat(text).timestamp()
+        return moment if moment >= 0 else None  # year 1 is what Go writes for no time at all
     except (ValueError, OverflowError, OSError):
         return None

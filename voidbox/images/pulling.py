@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack
 from functools import partial
 
 from voidbox.errors import HostError
@@ -99,14 +98,17 @@ class _Pull:
 
     def run(self, platform: Platform) -> Image:
         try:
-            resolved = self._registry.resolve(self._reference, platform)
-            id = resolved.manifest.config.digest
-            config = manifest.parse_config(
-                self._registry.document(resolved.manifest.config, "configuration")
-            )
-            self._check(resolved, config, platform)
+            return self._run(platform)
         except ImageError as error:
             raise type(error)(f"{self._reference.familiar}: {error}") from error
+
+    def _run(self, platform: Platform) -> Image:
+        resolved = self._registry.resolve(self._reference, platform)
+        id = resolved.manifest.config.digest
+        config = manifest.parse_config(
+            self._registry.document(resolved.manifest.config, "configuration")
+        )
+        self._check(resolved, config, platform)
         with OwnedFile(f"{self._store.path}/partial/image-{id[7:]}") as lock:
             try:
                 if self._store.name(self._reference, id):
@@ -149,16 +151,20 @@ class _Pull:
             stage = progress.LAYER if was_fetched else progress.CACHED
             tally.layer(stage, layer.digest, layer.size_bytes)
 
-        with ExitStack() as at_end:
-            threads = ThreadPoolExecutor(_AT_ONCE, "voidbox-pull")
-            at_end.callback(threads.shutdown, cancel_futures=True)
-            at_end.callback(self._stop.set)  # whatever ends this ends the threads' waiting first
+        threads = ThreadPoolExecutor(_AT_ONCE, "voidbox-pull")
+        try:
             futures: list[Future[None]] = [
                 threads.submit(fetch, layer) for layer in missing.values()
             ]
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
+        except BaseException:
+            self._stop.set()  # nobody waits for another attempt, nor for what a server may say
+            self._registry.cut()
+            raise
+        finally:
+            threads.shutdown(cancel_futures=True)
 
     def _check_room(self, needed_bytes: int) -> None:
         room = os.statvfs(self._store.path)

@@ -76,6 +76,18 @@ def parse_reference(text: str) -> Reference:
     return Reference(registry, repository, "" if digest else tag or DEFAULT_TAG, digest)
 
 
+def parse_new_name(text: str) -> Reference:
+    """Return what the name of an image that is made here means: a digest is a registry's word.
+
+    Raises:
+        ConfigError: it is none, or has a digest.
+    """
+    reference = parse_reference(text)
+    if reference.digest:
+        raise _refusal(text, "a digest comes from a registry, not with an image that is made here")
+    return reference
+
+
 def is_digest(text: str) -> bool:
     """Whether a text is a digest, of the one kind that is in use. Safe as a file's name then."""
     return _DIGEST.fullmatch(text) is not None

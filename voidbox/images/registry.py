@@ -67,11 +67,13 @@ class Registry:
         # Plain first on this machine, where a server without TLS may wait for more of a hello.
         schemes = ["http", "https"] if is_local else ["https", "http"] if is_insecure else ["https"]
         self._bases = [f"{scheme}://{host}/v2/{self._repository}" for scheme in schemes]
-        self._authorizer = Authorizer(
-            self._transport, self.name, f"repository:{self._repository}:pull"
-        )
+        self._authorizer = Authorizer(self._transport, self.name, self._repository)
         self._authorization = ""
         self._lock = threading.Lock()  # for whoever gets a token
+
+    def cut(self) -> None:
+        """End all that others read of it just now: Lost. It cannot be asked any more."""
+        self._transport.cut()
 
     def close(self) -> None:
         """Close all connections. Idempotent."""
@@ -94,8 +96,8 @@ class Registry:
         for _ in range(4):
             if isinstance(found, Manifest):
                 return Resolved(digest, found)
-            digest = manifest.choose(found, platform).digest
-            digest, found = self._manifest(digest, digest)
+            chosen = manifest.choose(found, platform)
+            digest, found = self._manifest(chosen.digest, chosen.digest, chosen.size_bytes)
         raise RegistryError(f"{self.name} has indexes in indexes without end")
 
     def document(self, descriptor: Descriptor, what: str) -> bytes:
@@ -163,7 +165,9 @@ class Registry:
         if self._stop.wait(after_s * BACKOFF_S):
             raise error
 
-    def _manifest(self, which: str, expected: str) -> tuple[str, Manifest | Index]:
+    def _manifest(
+        self, which: str, expected: str, size_bytes: int | None = None
+    ) -> tuple[str, Manifest | Index]:
         headers = {"Accept": ", ".join(manifest.ACCEPTED)}
         content, answer = self.retrying(
             lambda: self._read(f"manifests/{which}", "manifest", headers)
@@ -173,6 +177,11 @@ class Registry:
             self._check(content, expected, "manifest")
         elif stated.startswith("sha256:"):
             self._check(content, stated, "manifest")
+        if size_bytes not in (None, len(content)):
+            raise RegistryError(
+                f"{self.name} does not tell the truth: a manifest of {len(content):,} bytes "
+                f"instead of {size_bytes:,}"
+            )
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         return digest, manifest.parse_manifest(content, answer.headers.get("Content-Type", ""))
 

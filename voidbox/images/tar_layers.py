@@ -246,6 +246,8 @@ class _Layer:
         else:
             raise ImageError(f"an unknown type of entry, {entry.type.decode('latin-1')!a}")
         self._describe(node, entry)
+        if isinstance(node, Symlink):
+            node.mode = 0o777  # as Linux has them all, whatever an archive says
         return node
 
     def _new_file(self, entry: Entry) -> Regular:

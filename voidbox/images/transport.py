@@ -16,6 +16,7 @@ import socket
 import threading
 import time
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -200,6 +201,9 @@ class Transport:
         self.is_insecure = is_insecure
         self.timeout_s = timeout_s
         self._managers: dict[str, urllib3.PoolManager] = {}
+        self._lock = threading.Lock()  # for the next two
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._is_cut = False
         self._is_home: bool | None = None  # whether the first connection led to this machine
 
     def get(
@@ -238,6 +242,14 @@ class Transport:
                 authorization = ""  # nor on the way back
         raise RegistryError(f"{first.host} redirects again and again")
 
+    def cut(self) -> None:
+        """End what other threads read, and wait for: Lost. Nobody can be asked any more."""
+        with self._lock:
+            self._is_cut = True
+            sockets = list(self._sockets)
+        for sock in sockets:
+            _shut_down(sock)
+
     def close(self) -> None:
         """Close all connections. Idempotent."""
         for manager in self._managers.values():
@@ -263,6 +275,13 @@ class Transport:
         if is_here and not self._is_home:
             sock.close()
             raise RegistryError(f"the registry sends us to this machine ({host}): refused")
+
+    def _enter(self, sock: socket.socket) -> None:
+        """Note a socket that something is read from; it goes with the connection."""
+        with self._lock:
+            if self._is_cut:
+                raise ProtocolError("it is not needed any more")
+            self._sockets.add(sock)
 
     def _request(self, url: Url, headers: Mapping[str, str]) -> Answer:
         timeout = urllib3.Timeout(connect=min(CONNECT_S, self.timeout_s), read=self.timeout_s)
@@ -307,30 +326,35 @@ class Transport:
             )
             if proxy and self._is_home is None:
                 self._is_home = False  # and whom the proxy asks is its own affair
-            check = None if proxy else self._check_peer
+            hooks = _Hooks(self._enter, None if proxy else self._check_peer)
             pools: dict[str, Any] = {
-                "http": partial(_new_pool, urllib3.HTTPConnectionPool, _HttpConnection, check),
-                "https": partial(_new_pool, urllib3.HTTPSConnectionPool, _HttpsConnection, check),
+                "http": partial(_new_pool, urllib3.HTTPConnectionPool, _HttpConnection, hooks),
+                "https": partial(_new_pool, urllib3.HTTPSConnectionPool, _HttpsConnection, hooks),
             }
             made.pool_classes_by_scheme = pools
             manager = self._managers.setdefault(proxy, made)
         return manager
 
 
-_CheckPeer = Callable[[socket.socket, str], None] | None
+class _Hooks(NamedTuple):
+    """What a connection calls.
+
+    Attributes:
+        enter: with the socket that an answer is read from, before it is.
+        check_peer: with the socket and the host, before anything is sent; None through a proxy.
+    """
+
+    enter: Callable[[socket.socket], None]
+    check_peer: Callable[[socket.socket, str], None] | None
 
 
 class _HttpConnection(urllib3.connection.HTTPConnection):
-    """Gives up a server whose headers come, but never end: each piece alone is in time.
+    """Gives up a server whose headers come, but never end: each piece alone is in time."""
 
-    Attributes:
-        check_peer: told where a connection leads, before anything is sent.
-    """
-
-    check_peer: _CheckPeer = None
+    hooks: _Hooks
 
     def _new_conn(self) -> socket.socket:
-        return _checked(super()._new_conn(), self.host, self.check_peer)
+        return _checked(super()._new_conn(), self.host, self.hooks)
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
         return _timed(self, super().getresponse)
@@ -339,19 +363,25 @@ class _HttpConnection(urllib3.connection.HTTPConnection):
 class _HttpsConnection(urllib3.connection.HTTPSConnection):
     """See _HttpConnection."""
 
-    check_peer: _CheckPeer = None
+    hooks: _Hooks
 
     def _new_conn(self) -> socket.socket:
-        return _checked(super()._new_conn(), self.host, self.check_peer)
+        return _checked(super()._new_conn(), self.host, self.hooks)
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
         return _timed(self, super().getresponse)
 
 
-def _checked(sock: socket.socket, host: str, check: _CheckPeer) -> socket.socket:
-    if check is not None:
-        check(sock, host)
+def _checked(sock: socket.socket, host: str, hooks: _Hooks) -> socket.socket:
+    if hooks.check_peer is not None:
+        hooks.check_peer(sock, host)
     return sock
+
+
+def _shut_down(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        # TLS' own would have the reader go on without it, and take for content what is encrypted.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def _leads_here(sock: socket.socket) -> bool:
@@ -359,14 +389,14 @@ def _leads_here(sock: socket.socket) -> bool:
 
 
 def _new_pool(
-    kind: type[urllib3.HTTPConnectionPool], connection: type, check: _CheckPeer, *words: Any,
+    kind: type[urllib3.HTTPConnectionPool], connection: type, hooks: _Hooks, *words: Any,
     **options: Any,
 ) -> urllib3.HTTPConnectionPool:  # fmt: skip
     """Return a pool whose connections are of a kind of ours."""
 
     def connect(*words: Any, **options: Any) -> Any:
         made = connection(*words, **options)
-        made.check_peer = check
+        made.hooks = hooks
         return made
 
     pool = kind(*words, **options)
@@ -375,10 +405,12 @@ def _new_pool(
 
 
 def _timed(
-    connection: urllib3.connection.HTTPConnection, ask: Callable[[], urllib3.HTTPResponse]
+    connection: _HttpConnection | _HttpsConnection, ask: Callable[[], urllib3.HTTPResponse]
 ) -> urllib3.HTTPResponse:
     """Return an answer whose headers came in time; it knows its socket."""
     sock = connection.sock  # forgotten there where the answer is to be the last one
+    if sock is not None:
+        connection.hooks.enter(sock)
     with contextlib.ExitStack() as undo:
         with _cut_after(sock, connection.timeout):
             response = ask()
@@ -400,8 +432,7 @@ def _cut_after(sock: socket.socket | None, span_s: object) -> Iterator[None]:
     def cut() -> None:
         nonlocal is_cut
         is_cut = True
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
+        _shut_down(sock)
 
     timer = threading.Timer(2 * span_s, cut)
     timer.daemon = True

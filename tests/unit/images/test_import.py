@@ -11,6 +11,8 @@ import os
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,9 @@ import pytest
 from tests.unit.images.made import StoreFolder, digest_of
 from tests.unit.images.oci import OCI_INDEX, OciImage, descriptor, make_image, make_index, tar_of
 from voidbox.errors import ConfigError, VoidboxError
+from voidbox.images import archive as archive_module
 from voidbox.images.boxes import FolderBox
+from voidbox.images.building import build
 from voidbox.images.errors import ImageError
 from voidbox.images.importing import import_
 
@@ -181,6 +185,29 @@ def test_several_images_in_an_archive(stored: StoreFolder, tmp_path: Path) -> No
     assert import_("name", folder, tag="The Other", store=stored.store).id == other.id
 
 
+@pytest.mark.parametrize("kind", ["docker", "oci"])
+def test_what_many_images_share_is_parsed_once(
+    stored: StoreFolder, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive_module, "_DOCUMENTS_BYTES_MAX", 400_000)
+    image = make_image(FILES[0], config={"Labels": {"a": "x" * 100_000}}, raw=True)
+    names = [f"n{index}" for index in range(100)]
+    files = docker_archive(*((image, [name]) for name in names))
+    if kind == "oci":
+        files = oci_layout(*((image, name) for name in names))
+    saved = write_tar(tmp_path / "saved", files)
+    assert import_("app", saved, tag="n7", store=stored.store).id == image.id
+    others = [
+        make_image(FILES[0], config={"Labels": {"a": letter * 100_000}}, raw=True)
+        for letter in "abcde"
+    ]
+    files = docker_archive(*((image, [image.id[7:12]]) for image in others))
+    if kind == "oci":
+        files = oci_layout(*((image, image.id[7:12]) for image in others))
+    with pytest.raises(ImageError, match="configurations have more than 400,000 bytes"):
+        import_("app", write_tar(saved, files), tag="n7", store=stored.store)
+
+
 def test_an_archive_for_several_platforms(stored: StoreFolder, tmp_path: Path) -> None:
     arm = make_image({"a": b"arm"}, architecture="arm64")
     index = make_index((arm, "linux", "arm64"), (GZIP, "linux", "amd64"))
@@ -238,6 +265,33 @@ def test_standard_input(stored: StoreFolder, tmp_path: Path) -> None:
         )  # fmt: skip
         assert result.stdout.decode() == f"{RAW.id}\n"
     assert not stored.leftovers()
+
+
+def test_what_is_made_here_has_no_digest(tmp_path: Path) -> None:
+    for make in (lambda name: import_(name, tmp_path), build):
+        with pytest.raises(ConfigError, match="a digest comes from a registry"):
+            make(f"a@{RAW.id}")
+
+
+@pytest.mark.parametrize("pack", [*PACKERS, bytes])
+def test_a_pipe_that_begins_slowly(
+    stored: StoreFolder, pack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = pack(tar_of(docker_archive((RAW, []))))
+    reader, writer = os.pipe()
+
+    def write() -> None:
+        with open(writer, "wb", buffering=0) as file:
+            for piece in (content[:1], content[1:4], content[4:]):
+                file.write(piece)
+                time.sleep(0.02)
+
+    thread = threading.Thread(target=write)
+    with open(reader, "rb") as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        thread.start()
+        assert import_("app", "-", store=stored.store).id == RAW.id
+    thread.join()
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +27,7 @@ from voidbox.images import transport as transport_module
 from voidbox.images.authorization import parse_challenges
 from voidbox.images.credentials import Credentials, find_credentials
 from voidbox.images.errors import ImageError
-from voidbox.images.manifest import DOCKER_SCHEMA_1, OCI_INDEX
+from voidbox.images.manifest import DOCKER_SCHEMA_1, OCI_INDEX, parse_config
 from voidbox.images.pulling import pull
 from voidbox.images.transport import RegistryError, Transport, Url, is_loopback, parse_url
 
@@ -72,7 +73,8 @@ def test_a_layer_that_is_another(
     (layer,) = image.layers
     size = len(image.blobs[layer])
     registry.on(layer, replies(os.urandom(size)))
-    refuse(registry, stored, f"does not tell the truth: the layer {layer} is sha256:")
+    why = f"{registry.address}/app:latest: .*does not tell the truth: the layer {layer} is sha256:"
+    refuse(registry, stored, why)
     assert not list((stored.images / "partial").iterdir())
     registry.faults.clear()
     registry.on(layer, replies(image.blobs[layer] + b"x"))
@@ -164,6 +166,20 @@ def test_a_manifest_without_end(
 
     registry.on("/manifests/", endless)
     refuse(registry, stored, "sends a manifest of more than 4,194,304 bytes")
+
+
+def test_an_index_that_is_wrong_about_a_size(
+    registry: FakeRegistry, stored: StoreFolder, image: OciImage
+) -> None:
+    index = json.loads(make_index((image, "linux", "amd64")))
+    index["manifests"][0]["size"] += 1
+    registry.add(image, index=json.dumps(index).encode(), index_type=OCI_INDEX)
+    refuse(registry, stored, "a manifest of .* bytes instead of")
+
+
+def test_no_time_at_all() -> None:
+    for text, seconds in (("0001-01-01T00:00:00Z", None), ("1970-01-01T00:00:00Z", 0)):
+        assert parse_config(json.dumps({"created": text}).encode()).created_at == seconds
 
 
 def test_indexes_in_indexes(registry: FakeRegistry, stored: StoreFolder, image: OciImage) -> None:
@@ -390,6 +406,35 @@ def test_a_document_that_takes_too_long(
     refuse(registry, stored, "does not come to an end with a manifest", timeout_s=0.05)
 
 
+@pytest.mark.parametrize("start", [b"", b"x"], ids=["headers", "content"])
+def test_what_fails_does_not_wait_for_what_hangs(
+    registry: FakeRegistry, stored: StoreFolder, start: bytes
+) -> None:
+    image = make_image(BASE, {"a": b"other"})
+    registry.add(image)
+    hanging, wrong = image.layers
+    hangs = threading.Event()
+
+    def hang(handler: Handler, request: Request) -> bool:
+        if start:
+            handler.reply(200, start, Content_Length="1000")
+        hangs.set()
+        registry.release.wait(20)
+        handler.hang_up()
+        return True
+
+    def lie(handler: Handler, request: Request) -> bool:
+        hangs.wait(20)
+        handler.reply(200, bytes(len(image.blobs[wrong])))
+        return True
+
+    registry.on(hanging, hang)
+    registry.on(wrong, lie)
+    began = time.monotonic()
+    refuse(registry, stored, f"does not tell the truth: the layer {wrong}")
+    assert time.monotonic() - began < 5
+
+
 def test_nobody_there(stored: StoreFolder) -> None:
     with fake_registry() as registry:
         address = registry.address
@@ -578,13 +623,27 @@ def test_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert find_credentials("h") is None
     config.write_text('{"auths":{"h":{"username":"u","password":"p"}}}')
     assert find_credentials("h") == Credentials("u", "p")
-    (tmp_path / "auth.json").write_text('{"auths":{"h/some/path":{"auth":"bWU6c2VjcmV0"}}}')
+    (tmp_path / "auth.json").write_text('{"auths":{"H/v1/":{"auth":"bWU6c2VjcmV0"}}}')
     monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
     assert find_credentials("h") == Credentials("me", "secret")
     (tmp_path / "containers").mkdir()
     (tmp_path / "auth.json").rename(tmp_path / "containers/auth.json")
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     assert find_credentials("h") == Credentials("me", "secret")
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_credentials_of_namespaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ("h.example/team-a", "H.example", "h.example/team-b/app", "h.example/team-b")
+    auths = {key: {"username": key, "password": "p"} for key in keys}
+    (tmp_path / "auth.json").write_text(json.dumps({"auths": auths}))
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
+    for repository, key in (
+        ("team-a/x", keys[0]), ("team-b/app", keys[2]), ("team-b/app/more", keys[2]),
+        ("team-b/application", keys[3]), ("team-c/x", keys[1]), ("", keys[1]),
+    ):  # fmt: skip
+        assert find_credentials("h.example", repository) == Credentials(key, "p")
+    assert find_credentials("other.example", "team-a/x") is None
 
 
 # --- a full disk ----------------------------------------------------------------------------------

@@ -81,6 +81,13 @@ def test_every_kind_of_entry(tmp_path: Path) -> None:
         assert_same(tree, image_of(tree, tmp_path))
 
 
+def test_links_have_the_mode_that_linux_gives_them() -> None:
+    with Tree() as tree:
+        apply(tree, archive(symlink("link", "x", mode=0o644)))
+        node = tree.find("link")
+        assert node and node.mode == 0o777
+
+
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_both_kinds_of_long_names(form: int) -> None:
     name, target = "d" * 90 + "/" + "n" * 180, "t" * 250
