@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from voidbox.cli import exit_status
 from voidbox.cli.output import print_json
 from voidbox.cli.parser import make_parser
 from voidbox.cli.sandboxes import find_running, open_store
 from voidbox.cli.workspace_back import copy_back
-from voidbox.vmm.config import parse_memory
+from voidbox.errors import ConfigError
 
 _EPILOG = """\
 Only what the sandbox changed since it was copied in, or since the last pull, is copied, and what it
@@ -21,6 +22,23 @@ examples:
   voidbox workspace pull builder
   voidbox workspace pull --json builder
 """
+
+
+_SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([KMGT]?)")
+_FACTORS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_limit(text: str) -> int:
+    """Parse 500K, 8G, 1.5G or 4096 (bytes).
+
+    Raises:
+        ConfigError: it is no size, or nothing.
+    """
+    match = _SIZE.fullmatch(text.strip().upper())
+    limit_bytes = int(float(match[1]) * _FACTORS[match[2]]) if match is not None else 0
+    if not limit_bytes:
+        raise ConfigError(f"--limit {text}: give a size above 0, such as 500M or 8G")
+    return limit_bytes
 
 
 def make_options() -> argparse.ArgumentParser:
@@ -40,7 +58,7 @@ def make_options() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
     options = make_options().parse_args(argv)
-    limit_bytes = parse_memory(options.limit)
+    limit_bytes = parse_limit(options.limit)
     store = open_store()
     record = find_running(store, options.name)
     result = copy_back(store, record, options.verbose, limit_bytes)

@@ -137,7 +137,9 @@ def copy_back(
 
     workspace = stored(store, record)
     try:
-        result = asyncio.run(workspace.copy_back(LIMIT_S, limit_bytes or LIMIT_BYTES))
+        result = asyncio.run(
+            workspace.copy_back(LIMIT_S, LIMIT_BYTES if limit_bytes is None else limit_bytes)
+        )
     finally:
         workspace.close()
     report(result, str(record.workspace), is_verbose)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.cli.conftest import Cli
 from voidbox.cli.kept_options import parse_workspace
+from voidbox.cli.workspace import parse_limit
 from voidbox.errors import ConfigError
 
 
@@ -45,6 +46,14 @@ def test_the_option(tmp_path: Path) -> None:
     for wrong in ("", "/", f"{path}/none", f"{path}:rx", "/dev/null"):
         with pytest.raises(ConfigError, match="workspace"):
             parse_workspace(wrong if wrong else "/nowhere")
+
+
+def test_the_limit() -> None:
+    for text, size in (("1K", 1024), ("0.5k", 512), ("4096", 4096), ("8G", 8 << 30)):
+        assert parse_limit(text) == size
+    for text in ("0", "0G", "", "-1", "1Q", "0.0001"):
+        with pytest.raises(ConfigError, match="--limit"):
+            parse_limit(text)
 
 
 def test_a_command_and_its_changes(cli: Cli, guest: Path, work: Path) -> None:
