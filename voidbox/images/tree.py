@@ -145,9 +145,10 @@ class Tree:
             own folder for them if None.
 
     Attributes:
-        entry_count: of the archives that went in; `total_bytes` of the files in them, gone ones
-            too, `spooled_bytes` of the archives themselves, `metadata_bytes` of what memory holds
-            of their entries. These are what limits bound.
+        entry_count: of the archives that went in, with the folders that no entry names;
+            `total_bytes` of the files in them, gone ones too, `spooled_bytes` of the archives
+            themselves, `metadata_bytes` of what memory holds of their entries. These are what
+            limits bound.
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -280,6 +281,7 @@ class Tree:
                 if len(above) >= DEPTH_MAX:
                     raise ImageError(f"{'/'.join(parts)!r}: more than {DEPTH_MAX} folders deep")
                 child = here.children[name] = Directory()
+                self.entry_count += 1
             if isinstance(child, Symlink):
                 links += 1
                 if links > LINKS_FOLLOWED_MAX:

@@ -76,6 +76,9 @@ class FakeRegistry:
     def wait(self, number: int, error: Exception) -> NoReturn:
         raise error
 
+    def cut(self) -> None:
+        pass
+
     def __enter__(self) -> FakeRegistry:
         return self
 

@@ -339,6 +339,12 @@ def test_limits_hold_over_layers() -> None:
             apply(tree, BASE, BASE, limits=limits)
 
 
+def test_folders_without_an_entry_count() -> None:
+    deep = [file(f"{index}/" + "d/" * 100 + "f") for index in range(3)]
+    with Tree() as tree, pytest.raises(ImageError, match="more than 200 entries"):
+        apply(tree, archive(*deep), limits=Limits(entries=200))
+
+
 def test_holes_count() -> None:
     info, _ = file("sparse")
     info.pax_headers = {"GNU.sparse.size": str(1 << 50), "GNU.sparse.map": "0,0"}
