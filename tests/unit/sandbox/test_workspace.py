@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from tests.unit.sandbox.conftest import Box, in_event_loop
 from voidbox.agent.call import RequestFailed
+from voidbox.agent.core import Event
 from voidbox.errors import AgentError, ConfigError, HostError
 from voidbox.sandbox.session import Session
+from voidbox.sandbox.transfer import listing
 from voidbox.sandbox.transfer.download import Download
 from voidbox.sandbox.transfer.host_tree import HostFolder
 from voidbox.sandbox.transfer.trees import Entry
@@ -759,3 +761,39 @@ async def test_a_folder_that_is_a_file_on_the_host_now(work: Work) -> None:
     assert (work.host / "src").read_text() == "the host's"
     assert (work.host / "src.voidbox-conflict/deep/f").read_text() == "the guest's"
     assert (work.host / "src.voidbox-conflict/new").is_dir()
+
+
+@in_event_loop
+async def test_a_list_without_end(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    await work.copy_in()
+
+    async def endless(*arguments: object) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(copying, "read_list", endless)
+    monkeypatch.setattr(copying, "_LIST_S", 0.02)
+    with pytest.raises(AgentError, match="no end"):
+        await work.back()
+
+
+@in_event_loop
+async def test_a_list_of_nothing_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    class EndlessCall:
+        is_over = is_lost = False
+
+        def __enter__(self) -> EndlessCall:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        async def batch(self, limit_s: float) -> list[Event]:
+            return [Event(0, {"entries": []}, 0)] * 100
+
+    class Agent:
+        async def call(self, *_: object) -> EndlessCall:
+            return EndlessCall()
+
+    monkeypatch.setattr(listing, "LISTED_BYTES_MAX", 1 << 20)
+    with pytest.raises(AgentError, match="more names"):
+        await listing.read_list(Agent(), {"path": "/x"}, 1, lambda item: None)

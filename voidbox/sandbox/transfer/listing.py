@@ -16,6 +16,7 @@ ENTRIES_MAX = 1_000_000  # in a folder
 LISTED_BYTES_MAX = 1 << 30  # of our memory, about, for one list
 _NAME_CHARACTERS_MAX = 4096 + 256  # the longest path that can be listed, and a name in it
 _ERROR_CHARACTERS_MAX = 200
+_EVENT_BYTES = 1 << 10
 _PART_BYTES = 64  # what a part of a name costs beside its letters
 
 
@@ -122,6 +123,9 @@ async def read_list(
     with await agent.call(protocol.FILE_LIST, values, f"list {path}", limit_s) as call:
         try:
             while events := await call.batch(limit_s):
+                cost += _EVENT_BYTES * len(events)  # one without entries costs something too
+                if cost > LISTED_BYTES_MAX:
+                    raise AgentError(f"{path}: more names than fit into memory")
                 for item in (item for event in events for item in _entries(event)):
                     count += 1
                     cost += _cost(item)

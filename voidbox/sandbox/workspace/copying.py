@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from voidbox.agent import protocol
-from voidbox.agent.core import Data, printable
+from voidbox.agent.core import printable
 from voidbox.errors import AgentError, HostError
 from voidbox.sandbox.session import WORKDIR, Session
 from voidbox.sandbox.transfer import threads
+from voidbox.sandbox.transfer.again import again
 from voidbox.sandbox.transfer.download import Download
 from voidbox.sandbox.transfer.host_tree import HostFolder
-from voidbox.sandbox.transfer.listing import ENTRIES_MAX
+from voidbox.sandbox.transfer.listing import read_list
 from voidbox.sandbox.transfer.trees import Entry
 from voidbox.sandbox.transfer.upload import Upload
 from voidbox.sandbox.workspace.changes import Changes, below, compare, error_in, parse_listed
@@ -31,7 +32,7 @@ from voidbox.sandbox.workspace.staging import Staging
 GUEST_FOLDER = WORKDIR
 LIMIT_BYTES = 8 << 30  # of what a guest may bring back at a time
 _DEPTH = 100_000
-_NAMES_BYTES_MAX = 256 << 20  # of all names in a listing: what a hostile guest says fills memory
+_LIST_S = 600.0  # for a list, however many answers it comes in
 _ROOT = "root"  # who sees all that is in the guest's folder
 
 
@@ -182,23 +183,24 @@ async def _list(
     """Return what is in the guest's folder; and what of it could not be read, with the reason."""
     found: dict[Parts, GuestItem] = {}
     unread: dict[Parts, str] = {}
-    names_bytes = 0
     values = session.values(_ROOT, path=GUEST_FOLDER, depth=_DEPTH)
-    what = f"list {GUEST_FOLDER}"
-    with await session.agent.call(protocol.FILE_LIST, values, what, limit_s) as call:
-        while events := await call.batch(limit_s):
-            for event in events:
-                entries = None if isinstance(event, Data) else event.values.get("entries")
-                if not isinstance(entries, list):
-                    raise AgentError("the guest's agent gave no list of entries")
-                for entry in entries:
-                    parts, item = parse_listed(entry)
-                    if error := error_in(entry):
-                        unread[parts] = f"{printable('/'.join(parts)[:100])}: {error}"
-                    names_bytes += sum(map(len, parts)) + len(item.target)
-                    found[parts] = item
-                if len(found) > ENTRIES_MAX or names_bytes > _NAMES_BYTES_MAX:
-                    raise AgentError(f"{GUEST_FOLDER}: more files than anybody could want")
+
+    def take(entry: dict[str, Any]) -> None:
+        parts, item = parse_listed(entry)
+        found[parts] = item
+        if error := error_in(entry):
+            unread[parts] = f"{printable('/'.join(parts)[:100])}: {error}"
+
+    async def attempt() -> None:
+        found.clear()
+        unread.clear()
+        await read_list(session.agent, values, limit_s, take)
+
+    try:
+        async with asyncio.timeout(_LIST_S):  # each answer has its time, and there may be many
+            await again(session.agent, attempt, limit_s)
+    except TimeoutError:
+        raise AgentError(f"{GUEST_FOLDER}: its list has no end after {_LIST_S:g} s") from None
     return found, unread
 
 
