@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +28,13 @@ def agent() -> Iterator[FakeAgent]:
     agent = FakeAgent()
     yield agent
     agent.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.001)
 
 
 def make_run(stops: list[bool]) -> Attachment:
@@ -62,7 +70,7 @@ def test_a_guest_that_gives_no_process_id_makes_nobody_deaf(
     stops: list[bool] = []
     run = make_run(stops)
     run._process = agent.client.exec(["x"])
-    assert run._process._call.first_event() == values
+    wait_until(lambda: run._process._call.first_event() == values)  # type: ignore[union-attr]
     run._is_tty = True
     run._process.post_resize(24, 80)
     run.on_signal(signal.SIGINT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import threading
@@ -29,6 +30,7 @@ def test_a_sandbox_from_its_start_to_its_stop(sandboxes: Sandboxes) -> None:
     assert record.state is State.RUNNING
     assert record.started_at is not None
     assert os.getsid(record.pid) == record.pid != os.getsid(0)
+    pidfd = os.pidfd_open(record.pid)
     with sandboxes.connect(record) as client:
         process = client.exec(["echo", "hello"], user=str(os.getuid()), cwd="/")
         assert b"".join(part.data for part in process.output()) == b"hello\n"
@@ -41,6 +43,9 @@ def test_a_sandbox_from_its_start_to_its_stop(sandboxes: Sandboxes) -> None:
     assert not sandboxes.store.is_alive(record.id)
     assert sockets(sandboxes, record.id) == ["agent.sock"]  # which the fake machine leaves
     assert sandboxes.create().cid == record.cid
+    select.select([pidfd], [], [])  # its last words were not quite its end
+    os.close(pidfd)
+    reap()
     with pytest.raises(ChildProcessError):
         os.waitpid(record.pid, os.WNOHANG)
 
