@@ -387,7 +387,7 @@ def test_chunks_that_never_end(
         return True
 
     registry.on("/manifests/", drip)
-    refuse(registry, stored, "127.0.0.1 was lost .no answer in 0.2 s", timeout_s=0.1)
+    refuse(registry, stored, "127.0.0.1 was lost .no answer in 0.5 s", timeout_s=0.25)
 
 
 def test_a_document_that_takes_too_long(
@@ -403,7 +403,7 @@ def test_a_document_that_takes_too_long(
         return True
 
     registry.on("/manifests/", drip)
-    refuse(registry, stored, "does not come to an end with a manifest", timeout_s=0.05)
+    refuse(registry, stored, "does not come to an end with a manifest", timeout_s=0.25)
 
 
 @pytest.mark.parametrize("start", [b"", b"x"], ids=["headers", "content"])
