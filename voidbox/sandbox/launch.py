@@ -24,7 +24,7 @@ OWNER = "voidbox.sandbox.process.owner"
 _END_S = 10.0  # for a process that failed, or was told to end
 _POLL_MS_MAX = (1 << 31) - 1  # of poll(2): some 24 days
 
-_children: set[int] = set()  # of launch(), that nobody has waited for yet
+_children: dict[int, str] = {}  # of launch(), that nobody has waited for yet, and their sandboxes
 _children_lock = threading.Lock()
 
 
@@ -112,7 +112,7 @@ def _spawn(
     finally:
         os.close(log_fd)
     with _children_lock:
-        _children.add(process.pid)
+        _children[process.pid] = record.id
     process.returncode = 0  # reap() waits for it: no business of the object's
     return process.pid
 
@@ -141,7 +141,9 @@ def wait_ended(store: Store, id: str, timeout_s: float | None = None) -> bool:
     Returns:
         False if `timeout_s` seconds pass before.
     """
-    fd = store.open_owner(id)
+    fd = _open_child(id)
+    if fd is None:
+        fd = store.open_owner(id)
     if fd is not None:
         try:
             if not _wait_pidfd(fd, timeout_s):
@@ -150,6 +152,16 @@ def wait_ended(store: Store, id: str, timeout_s: float | None = None) -> bool:
             os.close(fd)
     reap()
     return True
+
+
+def _open_child(id: str) -> int | None:
+    """Return a descriptor of a sandbox's process that is our child, up to its very end."""
+    with _children_lock:  # nobody reaps it meanwhile: its number stays its own
+        for pid, owned in _children.items():
+            if owned == id:
+                with contextlib.suppress(ProcessLookupError):
+                    return os.pidfd_open(pid)
+    return None
 
 
 def reap() -> None:
@@ -161,7 +173,7 @@ def reap() -> None:
             except ChildProcessError:
                 has_ended = True  # somebody else waits for every child
             if has_ended:
-                _children.discard(pid)
+                del _children[pid]
 
 
 def _end(pid: int, is_told: bool) -> None:
