@@ -188,8 +188,9 @@ def test_a_request_to_a_shared_folder(tmp_path: Path) -> None:
     assert run() == struct.pack("<IBHIH8s", 21, 101, 0xFFFF, 8192, 8, b"9P2000.L")
     before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     run()
-    assert len(os.listdir("/proc/self/fd")) == before
-    assert threading.active_count() == threads
+    # What tests before this one left may end meanwhile.
+    assert len(os.listdir("/proc/self/fd")) <= before
+    assert threading.active_count() <= threads
     with pytest.raises(VoidboxError, match="no folder"):
         Machine(config_of(tmp_path, b"")._replace(shares=(share._replace(path="/none"),)))
 
