@@ -19,11 +19,11 @@ from types import TracebackType
 
 from voidbox.agent import protocol
 from voidbox.agent.aio import AsyncAgent
-from voidbox.sandbox.commands import AsyncCommands
-from voidbox.sandbox.files import AsyncFiles
 from voidbox.sandbox.session import Session
-from voidbox.sandbox.sync_commands import Commands
-from voidbox.sandbox.sync_files import Files
+from voidbox.sdk.commands import AsyncCommands
+from voidbox.sdk.files import AsyncFiles
+from voidbox.sdk.sync_commands import Commands
+from voidbox.sdk.sync_files import Files
 
 _ROOT = Path(__file__).resolve().parents[1]
 _START_S = 30.0

@@ -26,27 +26,27 @@ if TYPE_CHECKING:
         SandboxTimeout,
         VoidboxError,
     )
-    from voidbox.sandbox.aio import AsyncSandbox
-    from voidbox.sandbox.command_result import CommandResult, Output
-    from voidbox.sandbox.commands import CommandInfo
-    from voidbox.sandbox.info import SandboxInfo, SandboxMetrics
-    from voidbox.sandbox.sync import Sandbox
     from voidbox.sandbox.transfer.listing import FileInfo
     from voidbox.sandbox.transfer.transfer import TransferResult
-    from voidbox.sandbox.watch import FileEvent
+    from voidbox.sdk.aio import AsyncSandbox
+    from voidbox.sdk.command_result import CommandResult, Output
+    from voidbox.sdk.commands import CommandInfo
+    from voidbox.sdk.info import SandboxInfo, SandboxMetrics
+    from voidbox.sdk.sync import Sandbox
+    from voidbox.sdk.watch import FileEvent
 
 # Name to the module that it is in.
 _MODULES = {
-    "AsyncSandbox": "voidbox.sandbox.aio",
-    "Sandbox": "voidbox.sandbox.sync",
-    "CommandInfo": "voidbox.sandbox.commands",
-    "CommandResult": "voidbox.sandbox.command_result",
-    "Output": "voidbox.sandbox.command_result",
-    "FileEvent": "voidbox.sandbox.watch",
+    "AsyncSandbox": "voidbox.sdk.aio",
+    "Sandbox": "voidbox.sdk.sync",
+    "CommandInfo": "voidbox.sdk.commands",
+    "CommandResult": "voidbox.sdk.command_result",
+    "Output": "voidbox.sdk.command_result",
+    "FileEvent": "voidbox.sdk.watch",
     "FileInfo": "voidbox.sandbox.transfer.listing",
     "TransferResult": "voidbox.sandbox.transfer.transfer",
-    "SandboxInfo": "voidbox.sandbox.info",
-    "SandboxMetrics": "voidbox.sandbox.info",
+    "SandboxInfo": "voidbox.sdk.info",
+    "SandboxMetrics": "voidbox.sdk.info",
     "RequestFailed": "voidbox.agent.call",
     "AgentError": "voidbox.errors",
     "CommandFailed": "voidbox.errors",

@@ -52,7 +52,7 @@ class SandboxTimeout(VoidboxError):
 
 
 class _CommandResult(Protocol):
-    """See voidbox.sandbox.commands.CommandResult."""
+    """See voidbox.sdk.commands.CommandResult."""
 
     @property
     def stdout(self) -> str: ...

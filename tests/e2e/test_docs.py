@@ -17,7 +17,7 @@ from tests.unit import doc_pages
 from tests.unit.doc_pages import PAGES, ROOT, Block
 from voidbox import defaults
 from voidbox.sandbox.state.store import Store
-from voidbox.sandbox.sync import Sandbox
+from voidbox.sdk.sync import Sandbox
 
 pytestmark = pytest.mark.boot
 

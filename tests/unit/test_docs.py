@@ -28,13 +28,13 @@ from voidbox import defaults
 from voidbox.cli import kept_options, network
 from voidbox.cli.run import _split
 from voidbox.cli.verbs import VERBS
-from voidbox.sandbox import draft, launching, sync, sync_commands, sync_files
 from voidbox.sandbox.image_choice import Choice
 from voidbox.sandbox.launch import launch
 from voidbox.sandbox.state.lifecycle import _TRANSITIONS, Event, State
 from voidbox.sandbox.state.store import Store
-from voidbox.sandbox.sync import Sandbox
 from voidbox.sandbox.workspace import copying
+from voidbox.sdk import draft, launching, sync, sync_commands, sync_files
+from voidbox.sdk.sync import Sandbox
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 FAKE_OWNER = "tests.unit.sandbox.fake_owner"

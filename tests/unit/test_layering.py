@@ -61,6 +61,7 @@ ALLOWED: dict[str, set[str]] = {
         "storage",
         "images",
     },
+    "sdk": {"errors", "vmm", "agent", "defaults", "images", "sandbox"},
     "defaults": {"errors"},
     "cli": {
         "errors",
@@ -69,6 +70,7 @@ ALLOWED: dict[str, set[str]] = {
         "kvm",
         "agent",
         "sandbox",
+        "sdk",
         "event_loop",
         "signals",
         "file_limit",
@@ -78,9 +80,16 @@ ALLOWED: dict[str, set[str]] = {
         "images",
         "mcp_server",
     },
-    "mcp_server": {"errors", "version", "sandbox", "cli"},  # the last in __main__ alone
+    "mcp_server": {"errors", "version", "sandbox", "sdk", "cli"},  # the last in __main__ alone
     "__main__": {"cli"},
-    "__init__": {"version", "errors", "agent", "sandbox", "images"},  # looked up when they are used
+    "__init__": {
+        "version",
+        "errors",
+        "agent",
+        "sandbox",
+        "sdk",
+        "images",
+    },  # looked up when they are used
 }
 STANDARD_COMPUTATION = {"boot", "devices", "memory"}
 FORBIDDEN_IN_PURE = {"socket", "threading.Thread", "select", "subprocess", "asyncio"}

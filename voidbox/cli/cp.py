@@ -19,10 +19,10 @@ from voidbox.cli.progress import ProgressBar
 from voidbox.cli.sandboxes import check_answers, open_store
 from voidbox.errors import AgentError, ConfigError, SandboxTimeout
 from voidbox.sandbox.endpoint import StoredEndpoint
-from voidbox.sandbox.files import AsyncFiles
 from voidbox.sandbox.session import Session
 from voidbox.sandbox.state.names import is_id, is_name
 from voidbox.sandbox.transfer.transfer import TransferResult
+from voidbox.sdk.files import AsyncFiles
 
 _EPILOG = """\
 As with cp -r, a target that is a folder gets the source into it, and one that ends with / must be a

@@ -54,7 +54,7 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
     Raises:
         ConfigError: they do not fit together, or one cannot be read.
     """
-    from voidbox.sandbox import draft
+    from voidbox.sdk import draft
 
     for option, default in _IN_PROCESS.items():
         if getattr(options, option[2:].replace("-", "_")) != default:
@@ -102,7 +102,7 @@ def parse_workspace(text: str | None) -> tuple[str | None, str]:
     """
     if text is None:
         return None, "copy"
-    from voidbox.sandbox import draft
+    from voidbox.sdk import draft
 
     path, colon, mode = text.rpartition(":")
     if not colon or mode not in draft.WORKSPACE_MODES:

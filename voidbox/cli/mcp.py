@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
             raise
         raise ConfigError("the package mcp is missing: pip install 'voidbox-kvm[mcp]'") from error
     from voidbox.mcp_server.shelf import SandboxLike, Shelf
-    from voidbox.sandbox.aio import AsyncSandbox
+    from voidbox.sdk.aio import AsyncSandbox
 
     async def make() -> SandboxLike:
         return await AsyncSandbox.create(

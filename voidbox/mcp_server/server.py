@@ -15,7 +15,7 @@ from pydantic import Field
 from voidbox.errors import CommandTimeout, VoidboxError
 from voidbox.mcp_server.shelf import Shelf
 from voidbox.mcp_server.text import describe, page
-from voidbox.sandbox.command_result import CommandResult
+from voidbox.sdk.command_result import CommandResult
 from voidbox.version import __version__
 
 COMMAND_S, COMMAND_S_MAX = 60.0, 1800.0

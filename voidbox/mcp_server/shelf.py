@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from voidbox.errors import ConfigError, VoidboxError
-from voidbox.sandbox.commands import AsyncCommands
-from voidbox.sandbox.files import AsyncFiles
-from voidbox.sandbox.info import SandboxInfo
+from voidbox.sdk.commands import AsyncCommands
+from voidbox.sdk.files import AsyncFiles
+from voidbox.sdk.info import SandboxInfo
 
 SANDBOXES_MAX = 4
 

@@ -18,10 +18,10 @@ import pytest
 from tests.unit.agent.conftest import SECRET, agent_path
 from tests.unit.sandbox.owned import Sandboxes
 from voidbox.agent.aio import AsyncAgent
-from voidbox.sandbox.commands import AsyncCommands
-from voidbox.sandbox.files import AsyncFiles
-from voidbox.sandbox.pty import AsyncPty
 from voidbox.sandbox.session import Session
+from voidbox.sdk.commands import AsyncCommands
+from voidbox.sdk.files import AsyncFiles
+from voidbox.sdk.pty import AsyncPty
 
 __all__ = ["agent_path"]
 

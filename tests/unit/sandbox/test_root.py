@@ -14,7 +14,6 @@ from voidbox import defaults
 from voidbox.agent import protocol
 from voidbox.errors import ConfigError, HostError
 from voidbox.images.config import ImageConfig
-from voidbox.sandbox import draft
 from voidbox.sandbox.image_choice import Choice, choose, choose_initramfs
 from voidbox.sandbox.process import recipe
 from voidbox.sandbox.root import (
@@ -25,6 +24,7 @@ from voidbox.sandbox.root import (
     is_file_system,
     make_upper,
 )
+from voidbox.sdk import draft
 from voidbox.vmm.config import DiskConfig, MachineConfig
 
 FILES = defaults.RootFiles("/c/boot.cpio", "/c/runtime.erofs")

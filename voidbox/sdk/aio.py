@@ -18,24 +18,24 @@ from typing import Any, Literal, TypeVar, overload
 from voidbox.agent import protocol
 from voidbox.agent.aio import AsyncAgent
 from voidbox.errors import AgentError, ConfigError, SandboxTimeout, VoidboxError
-from voidbox.sandbox import draft, parent_pipe
-from voidbox.sandbox.command_handle import AsyncCommandHandle, OnText
-from voidbox.sandbox.command_result import CommandResult
-from voidbox.sandbox.commands import AsyncCommands, Stdin
 from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.endpoint import StoredEndpoint
-from voidbox.sandbox.files import AsyncFiles
-from voidbox.sandbox.info import SandboxInfo, SandboxMetrics
-from voidbox.sandbox.launching import KILL_S, Launch, read_truly, wait_gone, wait_or_kill
-from voidbox.sandbox.log_reader import read_lines
-from voidbox.sandbox.ports import AsyncPorts
-from voidbox.sandbox.pty import AsyncPty
 from voidbox.sandbox.session import Session, check_seconds
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.workspace.copying import LIMIT_BYTES, WorkspaceResult
 from voidbox.sandbox.workspace.stored import StoredWorkspace
+from voidbox.sdk import draft, parent_pipe
+from voidbox.sdk.command_handle import AsyncCommandHandle, OnText
+from voidbox.sdk.command_result import CommandResult
+from voidbox.sdk.commands import AsyncCommands, Stdin
+from voidbox.sdk.files import AsyncFiles
+from voidbox.sdk.info import SandboxInfo, SandboxMetrics
+from voidbox.sdk.launching import KILL_S, Launch, read_truly, wait_gone, wait_or_kill
+from voidbox.sdk.log_reader import read_lines
+from voidbox.sdk.ports import AsyncPorts
+from voidbox.sdk.pty import AsyncPty
 
 STOP_S = 10.0
 _STOP_GRACE_S = 10.0  # for the power button, the kill and the last words

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, overload
 
-from voidbox.sandbox.facade import Facade, blocking
-from voidbox.sandbox.files import AsyncFiles, Path
-from voidbox.sandbox.loop_thread import run, run_telling
 from voidbox.sandbox.transfer.telling import Progress
 from voidbox.sandbox.transfer.transfer import TransferResult
-from voidbox.sandbox.watch import AsyncWatch, FileEvent
+from voidbox.sdk.facade import Facade, blocking
+from voidbox.sdk.files import AsyncFiles, Path
+from voidbox.sdk.loop_thread import run, run_telling
+from voidbox.sdk.watch import AsyncWatch, FileEvent
 
 
 class Watch(Facade[AsyncWatch]):

@@ -13,8 +13,8 @@ import pytest
 from tests.unit.sandbox.conftest import Box, in_event_loop
 from voidbox.agent.call import RequestFailed
 from voidbox.errors import AgentError, CommandFailed, CommandTimeout, ConfigError, SandboxTimeout
-from voidbox.sandbox.command_handle import AsyncCommandHandle
-from voidbox.sandbox.command_result import Collector
+from voidbox.sdk.command_handle import AsyncCommandHandle
+from voidbox.sdk.command_result import Collector
 
 
 @in_event_loop
@@ -296,7 +296,7 @@ async def test_waiting_less_long_leaves_the_command_alone(box: Box) -> None:
 async def test_a_guest_that_ignores_the_time_limit_is_not_waited_for(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("voidbox.sandbox.command_handle._TIMEOUT_GRACE_S", 0.1)
+    monkeypatch.setattr("voidbox.sdk.command_handle._TIMEOUT_GRACE_S", 0.1)
     handle = await box.commands.start("sleep 60")
     handle._timeout_s = 0.1
     handle._deadline = time.monotonic() + 0.1

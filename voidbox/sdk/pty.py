@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Mapping
 from voidbox.agent import protocol
 from voidbox.agent.call import RequestFailed
 from voidbox.errors import ConfigError
-from voidbox.sandbox.command_handle import AsyncCommandHandle
-from voidbox.sandbox.command_result import CommandResult
-from voidbox.sandbox.commands import Command, begin, program
 from voidbox.sandbox.session import Session, check_seconds
+from voidbox.sdk.command_handle import AsyncCommandHandle
+from voidbox.sdk.command_result import CommandResult
+from voidbox.sdk.commands import Command, begin, program
 
 ROWS, COLUMNS = 24, 80
 SHELL = ("/bin/sh", "-l")

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from voidbox.sandbox.loop_thread import run
+from voidbox.sdk.loop_thread import run
 
 P = ParamSpec("P")
 T = TypeVar("T")

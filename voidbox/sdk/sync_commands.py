@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, overload
 
 from voidbox.errors import SandboxTimeout
-from voidbox.sandbox.command_handle import AsyncCommandHandle, left_s
-from voidbox.sandbox.command_result import CommandResult, Output
-from voidbox.sandbox.commands import AsyncCommands, Command, Stdin
-from voidbox.sandbox.facade import Facade, blocking
-from voidbox.sandbox.loop_thread import run
-from voidbox.sandbox.pty import COLUMNS, ROWS, SHELL, AsyncPty, AsyncPtyHandle
+from voidbox.sdk.command_handle import AsyncCommandHandle, left_s
+from voidbox.sdk.command_result import CommandResult, Output
+from voidbox.sdk.commands import AsyncCommands, Command, Stdin
+from voidbox.sdk.facade import Facade, blocking
+from voidbox.sdk.loop_thread import run
+from voidbox.sdk.pty import COLUMNS, ROWS, SHELL, AsyncPty, AsyncPtyHandle
 
 # Takes a piece of output as text; called on the thread of whoever waits for the command.
 OnText = Callable[[str], object]

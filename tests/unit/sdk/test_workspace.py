@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from tests.unit.sandbox.conftest import in_event_loop
-from tests.unit.sandbox.test_sdk_sandbox import options, state_folder
+from tests.unit.sdk.test_sandbox import options, state_folder
 from voidbox.errors import AgentError, ConfigError
-from voidbox.sandbox.aio import AsyncSandbox
 from voidbox.sandbox.process import recipe
 from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.sandbox.sync import Sandbox
 from voidbox.sandbox.workspace import copying
+from voidbox.sdk.aio import AsyncSandbox
+from voidbox.sdk.sync import Sandbox
 from voidbox.vmm.config import ShareConfig
 
 __all__ = ["options", "state_folder"]

@@ -12,15 +12,15 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
 
-from voidbox.sandbox.aio import AsyncSandbox
-from voidbox.sandbox.command_result import CommandResult
-from voidbox.sandbox.commands import Stdin
-from voidbox.sandbox.facade import Facade, blocking
-from voidbox.sandbox.info import SandboxInfo
-from voidbox.sandbox.loop_thread import run
-from voidbox.sandbox.ports import AsyncPorts
-from voidbox.sandbox.sync_commands import CommandHandle, Commands, OnText, Pty
-from voidbox.sandbox.sync_files import Files
+from voidbox.sdk.aio import AsyncSandbox
+from voidbox.sdk.command_result import CommandResult
+from voidbox.sdk.commands import Stdin
+from voidbox.sdk.facade import Facade, blocking
+from voidbox.sdk.info import SandboxInfo
+from voidbox.sdk.loop_thread import run
+from voidbox.sdk.ports import AsyncPorts
+from voidbox.sdk.sync_commands import CommandHandle, Commands, OnText, Pty
+from voidbox.sdk.sync_files import Files
 
 Self = TypeVar("Self", bound="Sandbox")
 

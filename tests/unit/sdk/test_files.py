@@ -15,9 +15,9 @@ from tests.unit.sandbox.conftest import Box, in_event_loop
 from voidbox.agent import protocol
 from voidbox.agent.call import RequestFailed
 from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout
-from voidbox.sandbox import files as files_module
 from voidbox.sandbox.transfer import pieces
-from voidbox.sandbox.watch import FileEvent
+from voidbox.sdk import files as files_module
+from voidbox.sdk.watch import FileEvent
 
 __all__ = ["serial_agent"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.sandbox.conftest import Box, in_event_loop
-from tests.unit.sandbox.test_sdk_files import PIECE, leftovers, small_pieces
+from tests.unit.sdk.test_files import PIECE, leftovers, small_pieces
 from voidbox.agent import protocol
 from voidbox.agent.call import RequestFailed
 from voidbox.errors import ConfigError, HostError

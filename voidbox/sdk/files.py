@@ -21,7 +21,7 @@ from voidbox.sandbox.transfer.telling import Progress
 from voidbox.sandbox.transfer.transfer import TransferResult
 from voidbox.sandbox.transfer.trees import Entry
 from voidbox.sandbox.transfer.upload import Upload
-from voidbox.sandbox.watch import AsyncWatch, OnEvent
+from voidbox.sdk.watch import AsyncWatch, OnEvent
 
 READ_BYTES_MAX = 1 << 30  # into memory: a hostile file must not fill it
 _OFFSET_MAX = (1 << 63) - 1  # loff_t

@@ -12,9 +12,9 @@ from voidbox.agent import protocol
 from voidbox.agent.client import Exit, parse_exit
 from voidbox.agent.core import Data, printable
 from voidbox.errors import AgentError, ConfigError
-from voidbox.sandbox.command_handle import AsyncCommandHandle, OnText, send_signal, to_bytes
-from voidbox.sandbox.command_result import CommandResult
 from voidbox.sandbox.session import Session, check_seconds
+from voidbox.sdk.command_handle import AsyncCommandHandle, OnText, send_signal, to_bytes
+from voidbox.sdk.command_result import CommandResult
 
 _WHAT_CHARACTERS_MAX = 80
 

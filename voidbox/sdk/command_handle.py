@@ -17,8 +17,8 @@ from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import Exit, parse_exit
 from voidbox.agent.core import Data
 from voidbox.errors import AgentError, ConfigError, SandboxTimeout
-from voidbox.sandbox.command_result import Collector, CommandResult, Output
 from voidbox.sandbox.session import Session, check_seconds
+from voidbox.sdk.command_result import Collector, CommandResult, Output
 
 # Takes a piece of output as text.
 OnText: TypeAlias = Callable[[str], object] | Callable[[str], Awaitable[object]]

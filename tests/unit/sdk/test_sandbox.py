@@ -24,14 +24,14 @@ import pytest
 from tests.unit.agent.conftest import ROOT, USER
 from tests.unit.sandbox.conftest import in_event_loop
 from voidbox.errors import AgentError, CommandTimeout, ConfigError, HostError, SandboxTimeout
-from voidbox.sandbox import draft, launching
-from voidbox.sandbox.aio import AsyncSandbox
 from voidbox.sandbox.control import ControlClient
-from voidbox.sandbox.info import SandboxMetrics
 from voidbox.sandbox.launch import launch
-from voidbox.sandbox.launching import Launch
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
+from voidbox.sdk import draft, launching
+from voidbox.sdk.aio import AsyncSandbox
+from voidbox.sdk.info import SandboxMetrics
+from voidbox.sdk.launching import Launch
 
 FAKE_OWNER = "tests.unit.sandbox.fake_owner"
 Create = Callable[..., Coroutine[Any, Any, AsyncSandbox]]
@@ -392,7 +392,7 @@ async def test_a_start_is_given_up_though_no_thread_of_the_pool_is_free(
 _PROGRAM = """
 import functools, os, sys
 from voidbox import Sandbox
-from voidbox.sandbox import launching
+from voidbox.sdk import launching
 launching.launch = functools.partial(launching.launch, owner={owner!r})
 sandbox = Sandbox.create(**{options!r})
 sandbox.commands.run("true")

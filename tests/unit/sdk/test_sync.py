@@ -17,10 +17,10 @@ import pytest
 
 from tests.unit.agent.conftest import ROOT
 from tests.unit.sandbox.conftest import Box, in_event_loop
-from tests.unit.sandbox.test_sdk_sandbox import kept, options, state_folder
+from tests.unit.sdk.test_sandbox import kept, options, state_folder
 from voidbox.agent.call import RequestFailed
 from voidbox.errors import AgentError, CommandFailed, CommandTimeout, ConfigError, SandboxTimeout
-from voidbox.sandbox import (
+from voidbox.sdk import (
     aio,
     command_handle,
     commands,
@@ -32,7 +32,7 @@ from voidbox.sandbox import (
     sync_commands,
     sync_files,
 )
-from voidbox.sandbox.sync import Sandbox
+from voidbox.sdk.sync import Sandbox
 
 __all__ = ["options", "state_folder"]
 
@@ -207,7 +207,7 @@ def test_the_thread_can_be_ended_and_comes_back(sandbox: Sandbox) -> None:
 
 
 _UNFINISHED = """
-from voidbox.sandbox.sync import Sandbox
+from voidbox.sdk.sync import Sandbox
 
 class Core:
     async def logs(self, **options):
