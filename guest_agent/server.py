@@ -30,6 +30,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from guest_agent.cgroups import Groups
+
 AGENT_VERSION = "1"
 CAPABILITIES = (
     *("exec", "pty", "background", "files", "watch", "metrics", "clock", "shutdown"),
@@ -49,12 +51,19 @@ class Agent:
     Args:
         secret: what a client must show.
         on_shutdown: called with True for a reboot.
+        groups: see ProcessTable.
     """
 
-    def __init__(self, loop: Loop, secret: bytes, on_shutdown: Callable[[bool], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        secret: bytes,
+        on_shutdown: Callable[[bool], None],
+        groups: Groups | None = None,
+    ) -> None:
         self._loop = loop
         self._secret = secret
-        table = ProcessTable(loop)
+        table = ProcessTable(groups)
         self._handlers: dict[int, Callable[[Connection, int], Request]] = {
             protocol.EXEC: partial(Exec, table),
             protocol.ATTACH: partial(Attach, table),
