@@ -47,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "sandbox": {
         "errors",
         "vmm",
+        "kvm",
         "vsock",
         "agent",
         "boot",
