@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "sandbox": {
         "errors",
         "vmm",
+        "kvm",
         "vsock",
         "agent",
         "boot",

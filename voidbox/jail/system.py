@@ -61,12 +61,11 @@ def text(path: str) -> Any:
 
 def address(pointer: Any) -> int:
     """Return the address that a pointer of ours holds."""
-    found: int = ffi.cast("long", pointer).__int__()
-    return found
+    return int(ffi.cast("long", pointer))
 
 
 def _as_long(value: Any) -> int:
-    if isinstance(value, int):
-        value &= (1 << 64) - 1
-        return value - (1 << 64) if value >> 63 else value
-    return address(value)
+    if not isinstance(value, int):
+        return address(value)
+    word: int = value & (1 << 64) - 1
+    return word - (1 << 64) if word >> 63 else word
