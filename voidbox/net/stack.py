@@ -133,7 +133,7 @@ class Stack:
             self.line.drop("ARP that asks nothing")
         elif arp.sender_ip not in (0, config.guest_ip) or arp.sender_mac != config.guest_mac:
             self.line.drop("spoofed ARP")
-        elif (arp.target_ip ^ config.guest_ip) & config.mask or arp.target_ip == config.guest_ip:
+        elif not self._policy.is_neighbour(arp.target_ip):
             self.line.drop("ARP for an address that is not here")
         else:
             self.line.queue_frame(wire.arp_reply(self.line.link, arp))

@@ -212,6 +212,9 @@ DROPPED: dict[str, tuple[list[bytes], str]] = {
     "ARP from another address": ([arp(sender=GATEWAY)], "spoofed ARP"),
     "an ARP reply": ([arp(op=2)], "ARP that asks nothing"),
     "ARP for the guest": ([arp(GUEST)], "ARP for an address that is not here"),
+    **{f"ARP for {address}, which is nobody's": ([arp(ip_of(address))],
+                                                 "ARP for an address that is not here")
+       for address in ("10.0.2.1", "10.0.2.4", "10.0.2.77", "10.0.2.0", "10.0.2.255")},
     "ARP for the world": ([arp(FAR)], "ARP for an address that is not here"),
     "a VLAN tag": ([ethernet(b"\0\1\x08\0" + ipv4(b"", 17), 0x8100)], "not IPv4 or ARP"),
     "an 802.3 frame": ([ethernet(bytes(46), 46)], "not IPv4 or ARP"),
