@@ -354,6 +354,25 @@ for size in (1473, 9000, 60000):
             assert process.returncode == 0, output
 
 
+def test_a_datagram_longer_than_the_mtu_goes_there_and_back() -> None:
+    code = """
+import socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.settimeout(20)
+sock.connect(("10.0.2.2", int(sys.argv[1])))
+for size in (1472, 1473, 9000, 65507):
+    data = (bytes(range(251)) * 300)[:size]
+    sock.send(data)
+    assert sock.recv(65536) == data, size
+"""
+    with (
+        echo_server(socket.SOCK_DGRAM) as port,
+        TapGuest(NatConfig(allow_host_ports=(port,))) as guest,
+    ):
+        guest.python(code, port)
+        assert not statistics(guest).dropped.get("unfinished datagram")
+
+
 # Asks by ARP for every address of the network, and prints those that are somebody's.
 SCAN = """
 import socket, struct, sys
