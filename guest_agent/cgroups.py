@@ -7,6 +7,7 @@ whose they are. Only with a time limit: to make one and to move into it is work 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 
 from guest_agent import syscalls
@@ -21,6 +22,27 @@ ROOT = "/sys/fs/cgroup"
 _FOLDER = "voidbox"
 # Without this whoever moves waits for the kernel's next grace period, some ten milliseconds.
 _OPTIONS = ("favordynmods", "")
+
+
+def mount(root: str = ROOT) -> None:
+    """Have a cgroup2 there.
+
+    Raises:
+        OSError: this kernel has none, or something else is there: cgroup v1, of somebody who needs
+            it.
+    """
+    if os.path.exists(f"{root}/cgroup.procs"):
+        return
+    if os.path.ismount(root):
+        raise OSError(errno.EBUSY, "something else is mounted there", root)
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    for options in _OPTIONS:
+        try:
+            syscalls.mount("cgroup2", root, "cgroup2", flags, options)
+            return
+        except OSError:
+            if not options:
+                raise
 
 
 class Group:
@@ -103,20 +125,9 @@ class Groups:
 
     def _set_up(self) -> bool:
         try:
-            if not os.path.exists(f"{self._root}/cgroup.procs"):
-                self._mount()
+            mount(self._root)
             os.makedirs(f"{self._root}/{_FOLDER}", exist_ok=True)
         except OSError as error:
             log(f"no cgroups ({error.strerror}): what leaves a command's process group lives on")
             return False
         return True
-
-    def _mount(self) -> None:
-        flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
-        for options in _OPTIONS:
-            try:
-                syscalls.mount("cgroup2", self._root, "cgroup2", flags, options)
-                return
-            except OSError:
-                if not options:
-                    raise
