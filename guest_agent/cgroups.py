@@ -89,9 +89,11 @@ class Group:
             self._groups.left.append(self)
 
     def _pids(self) -> Iterator[int]:
-        with contextlib.suppress(OSError):
+        try:
             with open(f"{self.path}/cgroup.procs", encoding="ascii") as file:
                 yield from map(int, file.read().split())
+        except OSError:
+            return  # the group is gone
 
 
 class Groups:
