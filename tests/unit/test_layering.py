@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "event_loop": {"errors"},
     "storage": {"errors"},
     "images": {"errors", "storage", "version", "zstd"},
+    "setup": {"errors", "defaults", "storage", "images", "boot"},
     "agent": {"errors", "event_loop", "loop_api"},
     "vmm": {
         "errors",
