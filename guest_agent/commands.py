@@ -21,10 +21,18 @@ _TERMINAL = "xterm-256color"
 
 
 class ProcessTable:
-    """The commands that this agent started: all that run, and background ones that ended."""
+    """The commands that this agent started: all that run, and background ones that ended.
+
+    Attributes:
+        environment: of all commands, beside what each is given.
+        keeps_foreground: a command in the foreground whose client leaves goes to the background:
+            a snapshot is being made, in which it is to live on.
+    """
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
+        self.environment: dict[str, str] = {}
+        self.keeps_foreground = False
         self._processes: dict[int, Process] = {}
 
     def add(self, process: Process) -> None:
@@ -120,7 +128,7 @@ class Exec(_Command):
         self._follower: _Follower | None = None
         is_background = arguments.flag(values, "background")
         seconds = arguments.seconds(values, "timeout")
-        program = _program(values)
+        program = _program(values, self.table.environment)
         try:
             child = spawn.start(program)
         except spawn.StartError as error:
@@ -162,6 +170,9 @@ class Exec(_Command):
         if self._follower is not None:
             self._follower.close()
         elif hasattr(self, "process"):
+            if self.table.keeps_foreground and not self._direct.is_given_up:
+                self.process.go_to_background()
+                return
             self.table.remove(self.process)
             if self.process.end is None:
                 self.process.abandon()
@@ -275,7 +286,7 @@ def _window_size(values: dict[str, Any]) -> tuple[int, int] | None:
     return min(rows, 0xFFFF), min(columns, 0xFFFF)
 
 
-def _program(values: dict[str, Any]) -> spawn.Program:
+def _program(values: dict[str, Any], extra: dict[str, str]) -> spawn.Program:
     user = users.find(arguments.text(values, "user", users.default()))
     if values.get("shell") is not None:
         argv = ["/bin/sh", "-c", arguments.text(values, "shell")]
@@ -292,7 +303,7 @@ def _program(values: dict[str, Any]) -> spawn.Program:
     }
     if window_size is not None:
         environment["TERM"] = _TERMINAL
-    environment |= arguments.text_map(values, "env")
+    environment |= extra | arguments.text_map(values, "env")
     has_stdin = arguments.flag(values, "stdin")
     return spawn.Program(argv, environment, _cwd(values, user), user, window_size, has_stdin)
 

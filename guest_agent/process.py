@@ -280,6 +280,11 @@ class Process:
             self._timer.cancel()
             self._timer = None
 
+    def go_to_background(self) -> None:
+        """Its client is gone: keep the last of its output for whoever attaches to it."""
+        self.outlet = Backlog()
+        self.resume()
+
     def abandon(self) -> None:
         """Nobody is interested any more: hang up, and end it."""
         self.outlet = _Nowhere()

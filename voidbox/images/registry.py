@@ -32,10 +32,15 @@ _T = TypeVar("_T")
 
 
 class Resolved(NamedTuple):
-    """What a name stands for in a registry, on one platform."""
+    """What a name stands for in a registry, on one platform.
+
+    Attributes:
+        platform: that an index has it for; None where there is no index.
+    """
 
     digest: str
     manifest: Manifest
+    platform: Platform | None = None
 
 
 class Registry:
@@ -91,9 +96,10 @@ class Registry:
             ImageError: it is not for the platform, or cannot be used.
         """
         digest, found = self._manifest(reference.digest or reference.tag, reference.digest)
+        chosen = None
         for _ in range(4):
             if isinstance(found, Manifest):
-                return Resolved(digest, found)
+                return Resolved(digest, found, chosen.platform if chosen is not None else None)
             chosen = manifest.choose(found, platform)
             digest, found = self._manifest(chosen.digest, chosen.digest, chosen.size_bytes)
         raise RegistryError(f"{self.name} has indexes in indexes without end")

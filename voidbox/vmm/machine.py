@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -78,6 +79,7 @@ log = logging.getLogger(__name__)
 _COALESCED_PORTS = ((COM1_PORT + UART_TX, 1), (RTC_PORT, 1), (0x80, 1), (0xCF8, 4))
 _PANIC_MARK = "Kernel panic - not syncing"
 _FLUSH_S = 1.0
+_GENERATION_ID_BYTES = 16
 _DRAIN_S = 0.1  # the longest that a coalesced write waits
 
 _POWER_REGISTERS = acpi.PowerRegisters(
@@ -205,6 +207,7 @@ class Machine:
             newc.archive(self.config.extra_files) if self.config.extra_files else b"",
         )
         cpu.write_tables(self.memory, entry)
+        self.write_generation_id()
         vcpus.set_up(kvm, handles, entry)
 
     def _open_disks(self) -> None:
@@ -380,6 +383,17 @@ class Machine:
             if self._outcome is None:  # afterwards the VM may be gone
                 self._vm.irq_line(layout.POWER_BUTTON_GSI, True)
                 self._vm.irq_line(layout.POWER_BUTTON_GSI, False)
+
+    def write_generation_id(self) -> None:
+        """Give this copy of the machine an id of its own. Before the first KVM_RUN."""
+        self.memory.write(layout.VMGENID_GPA, os.urandom(_GENERATION_ID_BYTES))
+
+    def announce_generation(self) -> None:
+        """Have the guest's kernel look at the id, if it has a driver for it. Thread: any."""
+        with self._end_lock:
+            if self._outcome is None:
+                self._vm.irq_line(layout.VMGENID_GSI, True)
+                self._vm.irq_line(layout.VMGENID_GSI, False)
 
     def adopt_vsock(self, sock: socket.socket, port: int) -> None:
         """Connect a stream socket to a port of the guest, past the host kernel. Thread: any.

@@ -354,6 +354,57 @@ for size in (1473, 9000, 60000):
             assert process.returncode == 0, output
 
 
+def test_a_datagram_longer_than_the_mtu_goes_there_and_back() -> None:
+    code = """
+import socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.settimeout(20)
+sock.connect(("10.0.2.2", int(sys.argv[1])))
+for size in (1472, 1473, 9000, 65507):
+    data = (bytes(range(251)) * 300)[:size]
+    sock.send(data)
+    assert sock.recv(65536) == data, size
+"""
+    with (
+        echo_server(socket.SOCK_DGRAM) as port,
+        TapGuest(NatConfig(allow_host_ports=(port,))) as guest,
+    ):
+        guest.python(code, port)
+        assert not statistics(guest).dropped.get("unfinished datagram")
+
+
+# Asks by ARP for every address of the network, and prints those that are somebody's.
+SCAN = """
+import socket, struct, sys
+sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x806))
+sock.bind(("tap0", 0))
+mac = bytes.fromhex("525400123456")
+for last in range(256):
+    target = bytes((10, 0, 2, last))
+    head = struct.pack("!HHBBH", 1, 0x800, 6, 4, 1)
+    body = head + mac + bytes((10, 0, 2, 15)) + bytes(6) + target
+    sock.send(b"\\xff" * 6 + mac + b"\\x08\\x06" + body)
+found = set()
+try:
+    while True:
+        sock.settimeout(20 if len(found) < int(sys.argv[1]) else 0.5)
+        frame = sock.recv(100)
+        if frame[20:22] == b"\\0\\2":
+            found.add(socket.inet_ntoa(frame[28:32]))
+except TimeoutError:
+    print(*sorted(found))
+"""
+
+
+@pytest.mark.parametrize(
+    ("allow", "found"),
+    [((), "10.0.2.2 10.0.2.3\n"), (("*", "10.0.2.77:80"), "10.0.2.2 10.0.2.3 10.0.2.77\n")],
+)
+def test_a_scan_of_the_network_finds_those_that_exist(allow: tuple[str, ...], found: str) -> None:
+    with TapGuest(NatConfig(allow=allow)) as guest:
+        assert guest.python(SCAN, len(found.split())) == found
+
+
 PING = """
 import os, socket, struct, sys, time
 sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)

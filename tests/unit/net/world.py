@@ -18,6 +18,8 @@ from voidbox.net.addresses import NetworkConfig
 from voidbox.net.datagram_table import DATAGRAM_FLOWS_MAX
 from voidbox.net.dhcp import Server as DhcpServer
 from voidbox.net.dns import Forwarder
+from voidbox.net.fragment_table import BYTES_MAX as FRAGMENT_BYTES_MAX
+from voidbox.net.fragment_table import DATAGRAMS_MAX, FRAGMENTS_MAX
 from voidbox.net.host import RESET, DatagramOwner, StreamOwner
 from voidbox.net.line import FRAMES_MAX
 from voidbox.net.name_service import NameService, NameStream
@@ -533,6 +535,12 @@ class World:
         assert len(stack.line.frames) <= FRAMES_MAX
         assert len(stack._tcp._timers) <= 3 * len(stack._tcp.flows) + 200
         assert len(stack.line.pending) <= len(stack._tcp.flows) + len(stack._datagrams.flows)
+        fragments = stack._fragments
+        assert len(fragments._datagrams) <= DATAGRAMS_MAX
+        parts = [datagram.pieces for datagram in fragments._datagrams.values()]
+        assert all(len(pieces) <= FRAGMENTS_MAX for pieces in parts)
+        held = sum(len(data) for pieces in parts for _, _, data in pieces)
+        assert held == fragments._bytes <= FRAGMENT_BYTES_MAX
         queued = set(map(id, stack.line.pending))
         assert len(queued) == len(stack.line.pending)
         streams, datagrams = [], []
