@@ -32,10 +32,15 @@ if TYPE_CHECKING:
 
 _KERNELS_OWN = ("/proc/", "/sys/")  # files there take what is written, and have no other names
 _KERNELS_BYTES_MAX = 64 << 10
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)  # what a folder answers to a new file
 
 
 class Part:
-    """A file that is not whole yet, under a temporary name. Values: see FileWrite."""
+    """A file that is not whole yet, under a temporary name. Values: see FileWrite.
+
+    Where no other file can take the place of an old one, that is written to itself, and keeps its
+    owner: in a folder that is not the user's, and where something is mounted on it.
+    """
 
     def __init__(self, path: str, user: users.User, values: dict[str, Any]) -> None:
         mode = arguments.optional_integer(values, "mode")
@@ -43,6 +48,7 @@ class Part:
         makes_parents = arguments.flag(values, "parents", True)
         self._user = user
         self.path = path
+        self.is_whole = False
         with acting_as(self._user):
             folder = os.path.dirname(self.path)
             if makes_parents:
@@ -51,15 +57,23 @@ class Part:
             self._owner = None if old is None else (old.st_uid, old.st_gid)
             old_mode = 0o644 if old is None else old.st_mode
             self._mode = stat.S_IMODE(old_mode if mode is None else mode)
-            self._temporary = temporary_name(folder)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._temporary = ""
             with _naming(self.path):
-                self._fd = os.open(self._temporary, flags, 0o600)
+                self._fd = self._open(folder, old)
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether it has its own name."""
-        return not self._temporary
+    def _open(self, folder: str, old: os.stat_result | None) -> int:
+        if old is not None and _stays(self.path, folder, old, self._user):
+            return _open_old(self.path)
+        temporary = temporary_name(folder)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            fd = os.open(temporary, flags, 0o600)
+        except OSError as error:
+            if old is None or error.errno not in _NOT_OURS:
+                raise
+            return _open_old(self.path)
+        self._temporary = temporary
+        return fd
 
     def truncate(self, size: int) -> None:
         """Forget what came after the first `size` bytes."""
@@ -77,13 +91,21 @@ class Part:
     def commit(self) -> int:
         """Give the file its name; return its size."""
         with acting_as(self._user):
-            self._keep_owner()
-            os.fchmod(self._fd, self._mode)
-            if self._mtime_ns is not None:
-                os.utime(self._fd, ns=(self._mtime_ns, self._mtime_ns))
-            os.rename(self._temporary, self.path)
+            if self._temporary:
+                self._keep_owner()
+                self._describe()
+                os.rename(self._temporary, self.path)
+            else:
+                with contextlib.suppress(PermissionError):  # it is somebody else's
+                    self._describe()
         self._temporary = ""
+        self.is_whole = True
         return os.fstat(self._fd).st_size
+
+    def _describe(self) -> None:
+        os.fchmod(self._fd, self._mode)
+        if self._mtime_ns is not None:
+            os.utime(self._fd, ns=(self._mtime_ns, self._mtime_ns))
 
     def _keep_owner(self) -> None:
         """Give it to whom the old file belongs to, as far as the user may."""
@@ -97,7 +119,7 @@ class Part:
                     os.fchown(self._fd, -1, gid)
 
     def close(self) -> None:
-        """Free it; without a commit nothing is left of it. Idempotent."""
+        """Free it; without a commit nothing is left of a temporary file. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -196,6 +218,8 @@ class Parts:
 class FileWrite(Request):
     """Write a file, whole or not at all: it gets its name when all of it is there and right.
 
+    A file that must stay where it is (see Part) is written in place: what of it came is there.
+
     Values: path, user, mode (the old file's or 0644), mtime_ns, parents (bool: make the folders
     above); part (the client's name for a file that comes in several requests) and offset (of this
     one in it). Then DATA, and END {checksum (of this request's bytes), more (bool: it goes on in
@@ -277,6 +301,25 @@ def _naming(path: str) -> Iterator[None]:
     except OSError as error:
         error.filename = path
         raise
+
+
+def _stays(path: str, folder: str, old: os.stat_result, user: users.User) -> bool:
+    """Whether no other file can be renamed to this one's name, though the folder takes new ones."""
+    from guest_agent import syscalls  # not at the start of an agent that is a program
+
+    status = os.stat(folder)
+    is_sticky = status.st_mode & stat.S_ISVTX and user.uid not in (0, status.st_uid, old.st_uid)
+    return bool(is_sticky) or syscalls.is_mount_point(path)
+
+
+def _open_old(path: str) -> int:
+    fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        require_regular(os.fstat(fd).st_mode, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _old_file(path: str) -> os.stat_result | None:
