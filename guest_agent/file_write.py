@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _KERNELS_OWN = ("/proc/", "/sys/")  # files there take what is written, and have no other names
 _KERNELS_BYTES_MAX = 64 << 10
+_OFFSET_MAX = (1 << 63) - 1  # loff_t
 _NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)  # what a folder answers to a new file
 
 
@@ -82,11 +83,19 @@ class Part:
         os.ftruncate(self._fd, size)
         os.lseek(self._fd, size, os.SEEK_SET)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Add bytes."""
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]
+
+    def skip(self, size: int) -> None:
+        """Leave a hole."""
+        end = os.lseek(self._fd, 0, os.SEEK_CUR) + size
+        if end > _OFFSET_MAX:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        os.ftruncate(self._fd, end)
+        os.lseek(self._fd, end, os.SEEK_SET)
 
     def commit(self) -> int:
         """Give the file its name; return its size."""
@@ -145,11 +154,15 @@ class KernelsFile:
             raise RequestError(protocol.GONE, f"{self.path}: fewer than {size} bytes have come")
         del self._data[size:]
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Add bytes."""
         self._data += data
         if len(self._data) > _KERNELS_BYTES_MAX:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    def skip(self, size: int) -> None:
+        """Add zeros: there are no holes here."""
+        self.write(bytes(min(size, _KERNELS_BYTES_MAX + 1)))
 
     def commit(self) -> int:
         """Give them to the kernel; return how many."""
@@ -222,7 +235,8 @@ class FileWrite(Request):
 
     Values: path, user, mode (the old file's or 0644), mtime_ns, parents (bool: make the folders
     above); part (the client's name for a file that comes in several requests) and offset (of this
-    one in it). Then DATA, and END {checksum (of this request's bytes), more (bool: it goes on in
+    one in it); extents (list of [bytes of a hole, bytes of the data after it]: where the data
+    belongs). Then DATA, and END {checksum (of this request's data), more (bool: it goes on in
     another request)}. Answers: RESULT {size (of all so far)}. Fails with "checksum" if that of
     what came differs, and with "gone" if the beginning is no longer there.
     """
@@ -238,6 +252,9 @@ class FileWrite(Request):
         self._token = arguments.optional_text(values, "part")
         self._offset = arguments.integer(values, "offset", 0)
         self._size = self._offset
+        extents = arguments.extents(values, "extents")
+        self._extents = None if extents is None else iter(extents)
+        self._run = 0  # of data, until the next hole
         part = self._parts.take(self._token) if self._token is not None else None
         if self._offset == 0:
             if part is not None:
@@ -253,10 +270,38 @@ class FileWrite(Request):
     def on_data(self, data: bytes) -> None:
         if self._part is not None:
             with _naming(self._part.path):
-                self._part.write(data)
+                self._write(self._part, data)
         self._checksum.update(data)
         self._size += len(data)
         self.used(data)
+
+    def _write(self, part: _Target, data: bytes) -> None:
+        """Put data where it belongs."""
+        if self._extents is None:
+            part.write(data)
+            return
+        view = memoryview(data)
+        while view:
+            if not self._run and not self._skip(part):
+                raise RequestError(protocol.BAD_REQUEST, "more data than there are extents for")
+            piece = view[: self._run]
+            part.write(piece)
+            self._run -= len(piece)
+            view = view[len(piece) :]
+
+    def _skip(self, part: _Target) -> bool:
+        """Leave the next hole; False if there is none."""
+        hole, self._run = next(self._extents or iter(()), (-1, 0))
+        if hole > 0:
+            part.skip(hole)
+            self._size += hole
+        return hole >= 0
+
+    def _finish_extents(self, part: _Target) -> None:
+        while not self._run and self._skip(part):
+            pass
+        if self._run:
+            raise RequestError(protocol.BAD_REQUEST, "less data than the extents say")
 
     def on_end(self, values: dict[str, Any]) -> None:
         part = self._part
@@ -265,6 +310,8 @@ class FileWrite(Request):
         if values.get("checksum") != self._checksum.digest():
             part.close()  # before the answer: who has that sees nothing left
             raise RequestError(protocol.CHECKSUM, f"{part.path}: what arrived has another checksum")
+        with _naming(part.path):
+            self._finish_extents(part)
         if self._token is not None and arguments.flag(values, "more"):
             self._part = None
             self._parts.end(self._token, self)

@@ -25,6 +25,7 @@ _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD_FILE_FLAGS = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
 _NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)  # what a folder answers to a new file
+_OFFSET_MAX = (1 << 63) - 1  # loff_t
 _MTIME_NS_MAX = 1 << 62
 
 
@@ -115,12 +116,20 @@ class HostFile:
             )
         return old if stat.S_ISREG(mode) else None
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         """Add bytes."""
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]
         return len(data)
+
+    def skip(self, size: int) -> None:
+        """Leave a hole."""
+        end = os.lseek(self._fd, 0, os.SEEK_CUR) + size
+        if end > _OFFSET_MAX:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        os.ftruncate(self._fd, end)
+        os.lseek(self._fd, end, os.SEEK_SET)
 
     def commit(self, mode: int | None = None, mtime_ns: int = 0) -> None:
         """Give it its name."""
