@@ -11,7 +11,7 @@ from voidbox.net import wire
 from voidbox.net.host import Host, Stream
 from voidbox.net.line import Line, quote
 from voidbox.net.name_service import NameService
-from voidbox.net.policy import Policy
+from voidbox.net.policy import Gate
 from voidbox.net.tcp import CONNECT_NS, U32, Connection
 from voidbox.net.tcp_flow import TcpFlow, TimerEntry
 from voidbox.net.wire import Ip, Tcp
@@ -51,7 +51,7 @@ class TcpTable:
     """
 
     def __init__(
-        self, line: Line, host: Host, policy: Policy, names: NameService, secret: bytes
+        self, line: Line, host: Host, policy: Gate, names: NameService, secret: bytes
     ) -> None:
         self.flows: dict[Key, TcpFlow] = {}
         self.opened = 0
