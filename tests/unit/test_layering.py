@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "jail": set(),
     "storage": {"errors"},
     "images": {"errors", "storage", "version", "zstd"},
+    "setup": {"errors", "defaults", "storage", "images", "boot"},
     "agent": {"errors", "event_loop", "loop_api"},
     "vmm": {
         "errors",

@@ -85,7 +85,7 @@ class Root(NamedTuple):
         if self.image:
             disks.append(DiskConfig(self.image, is_read_only=True, serial=IMAGE))
         if upper is not None:
-            disks.append(DiskConfig(upper, serial=UPPER))
+            disks.append(DiskConfig(upper, serial=UPPER, is_own=True))
         return tuple(disks)
 
     def applied_to(self, config: MachineConfig, upper: str | None) -> MachineConfig:

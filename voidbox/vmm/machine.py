@@ -46,7 +46,7 @@ from voidbox.devices.serial import (
     UART_TX,
     Serial,
 )
-from voidbox.errors import HostError
+from voidbox.errors import HostError, VoidboxError
 from voidbox.event_loop import EventLoop
 from voidbox.kvm import api
 from voidbox.kvm.kvm import KVM_DEVICE, Kvm
@@ -80,6 +80,7 @@ _COALESCED_PORTS = ((COM1_PORT + UART_TX, 1), (RTC_PORT, 1), (0x80, 1), (0xCF8, 
 _PANIC_MARK = "Kernel panic - not syncing"
 _FLUSH_S = 1.0
 _GENERATION_ID_BYTES = 16
+_PUBLISH_S = 10.0
 _DRAIN_S = 0.1  # the longest that a coalesced write waits
 
 _POWER_REGISTERS = acpi.PowerRegisters(
@@ -408,6 +409,35 @@ class Machine:
             sock.close()
             raise OSError(errno.ENODEV, "the machine has no such vsock")
         self.loop.call_soon(partial(self._unix_backend.adopt, sock, port))
+
+    def publish_vsock(self, path: str) -> None:
+        """Have host programs reach the guest through a socket, from now on. Thread: any.
+
+        For a machine whose vsock was made without a path: a restored one lets nobody in before it
+        is a machine of its own.
+
+        Raises:
+            ConfigError, HostError: it cannot be made, or the machine has ended.
+        """
+        from concurrent.futures import Future  # a boot needs none
+
+        backend, done = self._unix_backend, Future[None]()
+        if backend is None:
+            return
+
+        def publish() -> None:
+            try:
+                backend.publish(path)
+            except VoidboxError as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        self.loop.call_soon(publish)
+        try:
+            done.result(_PUBLISH_S)
+        except TimeoutError:
+            raise HostError("the machine has ended") from None
 
     def connect_serial(self) -> socket.socket | None:
         """Return a stream to the second serial port, which ends the one before. Thread: any.

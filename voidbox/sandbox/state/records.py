@@ -38,6 +38,10 @@ class SandboxRecord(NamedTuple):
         end: the machine's EndReason by name, such as "PANIC"; "" if it did not end by itself.
         workspace: the host's folder that its guest has at /workspace; None for none of the host's.
         workspace_mode: "copy", "ro" or "rw".
+        snapshot: the ID of what it was restored from; "" for one that booted.
+        is_cold: it boots, though there may be a template.
+        ran_s: for how long it had run when it was last suspended.
+        forwards: what it had published when it was suspended.
         reason: how it ended, in one line; "" while it lives.
         crash: the whole story, with registers and the console's tail; "" if there is none.
     """
@@ -71,6 +75,10 @@ class SandboxRecord(NamedTuple):
     end: str = ""
     workspace: str | None = None
     workspace_mode: str = "copy"
+    snapshot: str = ""
+    is_cold: bool = False
+    ran_s: float = 0.0
+    forwards: tuple[str, ...] = ()
     reason: str = ""
     crash: str = ""
 
@@ -89,6 +97,7 @@ class SandboxRecord(NamedTuple):
             "state": self.state.value,
             "ports": list(self.ports),
             "disks": list(self.disks),
+            "forwards": list(self.forwards),
         }
 
     @staticmethod
@@ -103,6 +112,7 @@ class SandboxRecord(NamedTuple):
             found["state"] = State(found["state"])
             found["ports"] = tuple(found.get("ports", ()))
             found["disks"] = tuple(found.get("disks", ()))
+            found["forwards"] = tuple(found.get("forwards", ()))
             record = SandboxRecord(**found)
         except (KeyError, TypeError, ValueError) as error:
             raise Corrupted(f"it is no sandbox's state ({error})") from error
@@ -188,6 +198,10 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "end": _is_text,
     "workspace": _is_text_or_none,
     "workspace_mode": _is_text,
+    "snapshot": _is_text,
+    "is_cold": _is_flag,
+    "ran_s": _is_number,
+    "forwards": _is_words,
     "reason": _is_text,
     "crash": _is_text,
 }
