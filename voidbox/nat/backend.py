@@ -16,8 +16,8 @@ from typing import NamedTuple, Protocol
 from voidbox.errors import ConfigError
 from voidbox.loop_api import Loop, TimerHandle
 from voidbox.nat.forwards import Forward, Forwards
+from voidbox.nat.limited_log import LimitedLog
 from voidbox.nat.outside import NoResolvers, Outside
-from voidbox.nat.refusal_log import RefusalLog
 from voidbox.nat.resolvers import HostResolvers, read_resolvers
 from voidbox.nat.sockets import HostSockets
 from voidbox.net.addresses import NetworkConfig
@@ -127,6 +127,8 @@ class NatBackend:
     def _build(self, config: NatConfig) -> None:
         if self._rate_bytes_s is not None and self._rate_bytes_s < 1:
             raise ConfigError(f"a rate of {self._rate_bytes_s} bytes a second: give at least 1")
+        log = LimitedLog(self._loop, self._log)
+        self._resources.callback(log.close)
         listen_on = None
         gate: Gate
         if config.outside is not None:
@@ -134,9 +136,7 @@ class NatBackend:
             listen_on = config.outside.listen
         else:
             gate = policy = config.make_policy()
-            refusals = RefusalLog(self._loop, self._log)
-            self._resources.callback(refusals.close)
-            policy.on_refused = refusals.add
+            policy.on_refused = lambda text: log.add(f"refused {text}")
             self._sockets = HostSockets(self._loop, self._after)
             self._names = self._resolve(config, policy)
         self._stack = Stack(
@@ -148,6 +148,7 @@ class NatBackend:
             os.urandom(16),
             tap=self._capture if config.pcap is not None else None,
         )
+        self._stack.line.on_note = log.add
         self._resources.callback(self._stack.reset)
         self.forwards = Forwards(self._loop, self._stack, self._sockets, self._after, listen_on)
         self._resources.callback(self.forwards.close)

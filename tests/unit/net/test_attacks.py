@@ -1114,7 +1114,7 @@ class Anything(RuleBasedStateMachine):
         elif what == "end":
             stream.has_ended = True
         elif what == "break":
-            stream.is_broken = True
+            stream.breaks = True
 
     @rule(port=st.integers(80, 82))
     def publish(self, port: int) -> None:
