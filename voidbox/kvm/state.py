@@ -161,7 +161,7 @@ def _read_vcpu(vcpu: Vcpu, indices: Sequence[int], host_tsc: int | None) -> Vcpu
         if (tsc - at_clock) & _U64 < _READING_CYCLES_MAX:
             tsc = at_clock
     return VcpuState(
-        cpuid=_cpuid_values(vcpu.get_cpuid2()),
+        cpuid=_cpuid_values(vcpu.cpuid),
         mp_state=mp_state,
         regs=_bytes(regs),
         sregs=_bytes(sregs),

@@ -22,12 +22,15 @@ class Vcpu(Handle):
 
     Attributes:
         kvm_run: `struct kvm_run *`, shared with the kernel.
+        cpuid: `struct kvm_cpuid2 *` as it was set; what KVM_GET_CPUID2 gives back is changed by
+            what the guest does, and by some KVMs beyond that.
         run_view: the same memory and what follows it (port data, the coalesced ring), as bytes.
     """
 
     def __init__(self, fd: int, vcpu_id: int, mmap_bytes: int) -> None:
         super().__init__(fd)
         self.vcpu_id = vcpu_id
+        self.cpuid: Any = None
         try:
             self._map = mmap.mmap(fd, mmap_bytes)
         except OSError as error:
@@ -216,6 +219,7 @@ class Vcpu(Handle):
     def set_cpuid2(self, cpuid: Any) -> None:
         """KVM_SET_CPUID2, once, before the first KVM_RUN."""
         self.ioctl("KVM_SET_CPUID2", api.KVM_SET_CPUID2, cpuid)
+        self.cpuid = cpuid
 
     def get_tsc_khz(self) -> int:
         """KVM_GET_TSC_KHZ: the frequency of the guest's TSC."""

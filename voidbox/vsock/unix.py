@@ -65,6 +65,7 @@ class UnixBackend:
             connections, and the guest's own are refused.
         guest_cid: the guest's address.
         loop: reports on the sockets.
+        next_port: see Muxer.
     Raises:
         ConfigError: the path cannot be used.
         HostError: the socket could not be made.
@@ -73,11 +74,11 @@ class UnixBackend:
         on_pending: set by the device: serve the guest's RX queue, for has_pending_rx() is true.
     """
 
-    def __init__(self, path: str | None, guest_cid: int, loop: Loop) -> None:
+    def __init__(self, path: str | None, guest_cid: int, loop: Loop, next_port: int = 0) -> None:
         self.path = path
         self.on_pending: Callable[[], None] = lambda: None
         self._loop = loop
-        self._muxer = Muxer(guest_cid, self._connect)
+        self._muxer = Muxer(guest_cid, self._connect, next_port)
         self._greeters: dict[int, _Greeter] = {}  # by descriptor, in order of deadline
         self._bad_greetings = self._accept_pauses = 0
         self._timer: TimerHandle | None = None
@@ -105,6 +106,11 @@ class UnixBackend:
     def has_pending_rx(self) -> bool:
         """Whether recv_pkt may have something."""
         return self._muxer.has_pending_rx()
+
+    @property
+    def next_port(self) -> int:
+        """For a snapshot; see Muxer."""
+        return self._muxer.next_port
 
     def reset(self) -> None:
         """End every connection; the listener stays."""
