@@ -36,6 +36,7 @@ from mock_anthropic_api import MockApi
 from voidbox import Sandbox, VoidboxError, defaults
 from voidbox.agent.core import printable
 from voidbox.cli import doctor
+from voidbox.cli.doctor_check import FAIL
 
 API_HOST = "api.anthropic.com"
 IMAGE = "claude"  # scripts/build_claude_rootfs.sh gives it this name
@@ -224,7 +225,7 @@ def no_vm_reason() -> str:
     """Return why no VM can run here; "" if one can."""
     if not os.environ.get("VOIDBOX_LAB"):  # made for it, though slow
         for check in doctor.examine():
-            if check.status == doctor.FAIL:
+            if check.status == FAIL:
                 return check.found
     try:
         defaults.find_image(defaults.find_kernel())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 
 from guest_agent import plain_files, protocol, syscalls, users
 from guest_agent.connection import RequestError
@@ -36,12 +37,15 @@ class Image:
     Attributes:
         user: of commands that name none.
         workdir: made if it is missing; "" for none.
+        volumes: folders that are made if they are missing, like it.
     """
 
     def __init__(self, text: str) -> None:
-        values = dict(line.partition(" ")[::2] for line in text.split("\n"))
+        pairs = [line.partition(" ")[::2] for line in text.split("\n")]
+        values = dict(pairs)
         self.user = values.get("user") or "root"
         self.workdir = values.get("workdir", "")
+        self.volumes = [value for key, value in pairs if key == "volume"]
 
 
 def read_image() -> Image | None:
@@ -62,12 +66,12 @@ def forget_files() -> None:
 def set_up_image(image: Image) -> None:
     """Give an image's root what its programs expect of any machine; raises no OSError."""
     users.set_default(image.user)
+    folders = ["/run", image.workdir, *image.volumes]
     for step in (
         lambda: plain_files.replace("/etc/hostname", f"{_HOSTNAME}\n"),
         lambda: plain_files.replace("/etc/hosts", _HOSTS),
         _make_tmp,
-        lambda: _make_folder("/run"),
-        lambda: _make_folder(image.workdir),
+        *(partial(_make_folder, folder) for folder in folders),
         lambda: _make_workspace(image.user),
         _link_relay,
         _show_modules,

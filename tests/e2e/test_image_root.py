@@ -97,7 +97,10 @@ def test_a_small_distribution_with_a_configuration(place: Place, small: Tree, ke
     """Everything of the image's: users, variables, folder; and nothing of the agent's."""
     small.put("/etc/resolv.conf", Symlink(target="/nowhere/resolv.conf"))
     content = place.pack(small).read_bytes()
-    config = ImageConfig(env={"PATH": "/bin", "FLAVOUR": "plain"}, workdir="/srv/app", user="app")
+    config = ImageConfig(
+        env={"PATH": "/bin", "FLAVOUR": "plain"}, workdir="/srv/app", user="app",
+        volumes=("/data", "/var/lib/with a blank"),
+    )  # fmt: skip
     made = place.store.add("small:1", content, config=config)
     with place.create("small:1", kernel, envs={"MINE": "1"}) as sandbox:
         assert out(sandbox, "pwd; id -u; id -g; hostname") == "/srv/app\n100\n101\nvoidbox\n"
@@ -109,6 +112,8 @@ def test_a_small_distribution_with_a_configuration(place: Place, small: Tree, ke
             "PATH": "/bin", "FLAVOUR": "plain", "MINE": "1", "HOME": "/home/app", "USER": "app",
             "LOGNAME": "app", "SHELL": "/bin/sh", "LANG": "C.UTF-8", "SHLVL": "1",
         }  # fmt: skip
+        folders = out(sandbox, "stat -c '%F %U %n' /data '/var/lib/with a blank'")
+        assert folders == "directory root /data\ndirectory root /var/lib/with a blank\n"
         # The secret is gone, and so is its place.
         assert out(sandbox, "ls /.voidbox/etc/voidbox /etc", user="0") == (
             "/.voidbox/etc/voidbox:\n\n/etc:\ngroup\nhostname\nhosts\npasswd\nresolv.conf\n"

@@ -159,6 +159,27 @@ def test_options_exist(page: Path) -> None:
         assert option in known or option in texts, f"{page.name}: {option}"
 
 
+# What may stand in an example of a rule: names that nobody has (RFC 2606), and the one API that an
+# example needs.
+EXAMPLE_NAMES = re.compile(r"(\*\.)?example\.(com|net|org)|\*|api\.anthropic\.com|[\d./]+")
+
+
+def rules_in(text: str) -> list[str]:
+    """Return the rules of --allow and --deny, and of allow=[…] and deny=[…]."""
+    found = re.findall(r"--(?:allow|deny) '?([\w*.:/-]*[.*][\w*.:/-]*)", text)
+    for words in re.findall(r"\b(?:allow|deny)=\[([^\]]*)\]", text):
+        found += re.findall(r"[\"']([^\"']+)[\"']", words)
+    return found
+
+
+def test_rules_in_examples_name_nobody() -> None:
+    texts = [path.read_text() for path in (*PAGES, *(ROOT / "voidbox").rglob("*.py"))]
+    rules = [rule for text in texts for rule in rules_in(text)]
+    assert len(rules) > 10
+    for rule in rules:
+        assert EXAMPLE_NAMES.fullmatch(rule.rpartition(":")[0] or rule), rule
+
+
 # --- messages and tables ------------------------------------------------------------------------
 
 

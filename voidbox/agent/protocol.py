@@ -62,10 +62,10 @@ DATA, END, CREDIT, CANCEL = 6, 7, 8, 9
 EXEC, ATTACH, PROCESSES, KILL, RESIZE = 16, 17, 18, 19, 20
 FILE_READ, FILE_WRITE, FILE_LIST, FILE_STAT = 32, 33, 34, 35
 FILE_MKDIR, FILE_REMOVE, FILE_RENAME, FILE_WATCH, FILE_LINK = 36, 37, 38, 39, 40
-METRICS, SET_CLOCK, SHUTDOWN = 48, 49, 50
+METRICS, SET_CLOCK, SHUTDOWN, QUIESCE, RELEASE, ADOPT = 48, 49, 50, 51, 52, 53
 
 REQUESTS = frozenset((*range(EXEC, RESIZE + 1), *range(FILE_READ, FILE_LINK + 1)))
-REQUESTS |= frozenset((METRICS, SET_CLOCK, SHUTDOWN))
+REQUESTS |= frozenset(range(METRICS, ADOPT + 1))
 FROM_HOST = REQUESTS | {PING, DATA, END, CREDIT, CANCEL}
 FROM_GUEST = frozenset((PONG, RESULT, ERROR, EVENT, DATA, CREDIT))
 
@@ -77,7 +77,7 @@ BAD_REQUEST, CANCELLED, BUSY, CHECKSUM = "bad-request", "cancelled", "busy", "ch
 GONE = "gone"  # the beginning of a file, to which more was to come
 
 # What an agent that can do it lists in its PONG.
-CAN_RESUME, CAN_LINK = "resume", "links"
+CAN_RESUME, CAN_LINK, CAN_ADOPT = "resume", "links", "adopt"
 # That it has mounted the folder that the host shares; or with an errno's name, why it has not.
 CAN_SHARE, CANNOT_SHARE = "workspace", "workspace:"
 

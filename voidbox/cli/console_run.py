@@ -10,6 +10,7 @@ from collections.abc import Callable
 from voidbox.cli import exit_status
 from voidbox.cli.complain import complain
 from voidbox.cli.terminal import Terminal
+from voidbox.sandbox import kvm_speed
 from voidbox.signals import SignalThread
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.console import wait_flushed
@@ -28,6 +29,7 @@ def run(config: MachineConfig, timeout_s: float | None, on_end: Callable[[Machin
     Raises:
         VoidboxError: bad input or an unusable host.
     """
+    kvm_speed.check_can_boot(config.kernel)
     with Machine(config) as machine:
         status = _run(machine, timeout_s)
         on_end(machine)

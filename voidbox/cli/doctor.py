@@ -7,9 +7,10 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import closing
-from typing import NamedTuple
 
 from voidbox.cli import exit_status
+from voidbox.cli.doctor_check import FAIL, PASS, WARN, Check
+from voidbox.cli.doctor_files import examine_files
 from voidbox.cli.parser import make_parser
 from voidbox.errors import HostError
 from voidbox.kvm import api
@@ -20,22 +21,7 @@ VHOST_VSOCK_DEVICE = "/dev/vhost-vsock"
 NX_HUGE_PAGES = "/sys/module/kvm/parameters/nx_huge_pages"
 _FREE_MEMORY_BYTES_MIN = 512 << 20
 
-PASS, WARN, FAIL = "pass", "warn", "fail"
 _MARKS = {PASS: "ok  ", WARN: "note", FAIL: "FAIL"}
-
-
-class Check(NamedTuple):
-    """One finding.
-
-    Attributes:
-        status: PASS; WARN for what is slower or missing but not needed; FAIL for what is.
-        todo: what the user can do; empty where nothing is to be done.
-    """
-
-    name: str
-    status: str
-    found: str
-    todo: str = ""
 
 
 def make_options() -> argparse.ArgumentParser:
@@ -81,6 +67,8 @@ def examine(kvm_path: str = KVM_DEVICE) -> Iterator[Check]:
             yield from _check_kvm(kvm)
     yield _check_vhost_vsock()
     yield _check_free_memory()
+    yield from examine_files()
+    yield from _check_jail()
 
 
 def _check_machine() -> Check:
@@ -157,6 +145,14 @@ def _check_vhost_vsock() -> Check:
             f"sudo setfacl -m u:$USER:rw {VHOST_VSOCK_DEVICE}",
         )
     return Check("vhost-vsock", PASS, f"{VHOST_VSOCK_DEVICE} is usable")
+
+
+def _check_jail() -> Iterator[Check]:
+    from voidbox.cli import doctor_jail
+
+    for finding in doctor_jail.findings():
+        status = PASS if finding.is_well else FAIL if finding.is_fatal else WARN
+        yield Check(finding.name, status, finding.found, finding.todo)
 
 
 def _check_free_memory() -> Check:

@@ -18,7 +18,7 @@ here: the agent cannot. It needs the package mcp: pip install 'voidbox-kvm[mcp]'
 
 examples:
   voidbox mcp
-  voidbox mcp --memory 1G --allow pypi.org:443 --allow files.pythonhosted.org:443
+  voidbox mcp --memory 1G --allow example.com:443
   claude mcp add voidbox -- voidbox mcp --net nat
 """
 

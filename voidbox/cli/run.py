@@ -67,7 +67,7 @@ examples:
   voidbox run --detach --name builder --memory 1G
   voidbox run -d --rm --publish 8080:80 -- python3 -m http.server 80
   tar c project | voidbox run -- sh -c 'tar x && make test'
-  voidbox run --allow '*.pypi.org:443' --allow pypi.org:443 -- sh build.sh
+  voidbox run --allow '*.example.com:443' --allow example.com:443 -- sh build.sh
   voidbox run --publish 8080:80 -- python3 -m http.server 80
   voidbox run --disk base.img,overlay=mine.img --user root -- mount /dev/vda /mnt
   voidbox run --workspace . -- make test

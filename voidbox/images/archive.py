@@ -199,6 +199,7 @@ def _read_oci_image(
     id, config = documents.config(_blob(found.config))
     if id != found.config.digest:
         raise ImageError(f"its {found.config.digest} is {id}: it is damaged")
+    config = config.with_variant(descriptor.platform)
     box = documents.box
     _check_count(config, len(found.layers))
     layers = tuple(

@@ -89,7 +89,7 @@ class TarBox:
     def _scan(self, reader: Reader, is_wanted: Callable[[str], bool]) -> None:
         for count, entry in enumerate(reader.entries()):
             self.is_empty = False
-            name = posixpath.normpath(entry.name)
+            name = _clean(entry.name)
             self.is_other = self.is_other or not is_wanted(name)
             if count >= _MEMBERS_MAX:
                 self.is_other = True
@@ -101,9 +101,9 @@ class TarBox:
                     self._members[name] = _Member(offset, entry.size, "")
             elif entry.type == tarfile.SYMTYPE:
                 target = posixpath.join(posixpath.dirname(name), entry.link)
-                self._members[name] = _Member(0, 0, posixpath.normpath(target))
+                self._members[name] = _Member(0, 0, _clean(target))
             elif entry.type == tarfile.LNKTYPE:
-                self._members[name] = _Member(0, 0, posixpath.normpath(entry.link))
+                self._members[name] = _Member(0, 0, _clean(entry.link))
 
     def _find(self, name: str) -> _Member | None:
         for _ in range(_LINKS_MAX):  # docker links layers that are the same
@@ -153,6 +153,11 @@ class FolderBox:
         if not path.startswith(f"{self._root}/"):
             raise ImageError(f"its {name!r} leads out of it")
         return path
+
+
+def _clean(name: str) -> str:
+    """Return a member's name as others call it: archives may have been made with absolute ones."""
+    return posixpath.normpath(name.lstrip("/"))
 
 
 class _Part(io.RawIOBase):

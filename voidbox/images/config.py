@@ -29,6 +29,7 @@ class ImageConfig(NamedTuple):
         exposed_ports: such as "8080/tcp".
         stop_signal: such as "SIGINT"; "" is SIGTERM.
         labels: what its maker says of it.
+        volumes: folders that its programs expect to be there, as a volume of docker's would be.
     """
 
     env: dict[str, str] = {}  # never changed
@@ -39,6 +40,7 @@ class ImageConfig(NamedTuple):
     exposed_ports: tuple[str, ...] = ()
     stop_signal: str = ""
     labels: dict[str, str] = {}
+    volumes: tuple[str, ...] = ()
 
     def command(self, words: Sequence[str] = ()) -> tuple[str, ...]:
         """Return what `run` executes: the entrypoint, then the user's words or else `cmd`."""
@@ -64,6 +66,7 @@ class ImageConfig(NamedTuple):
             exposed_ports=_words(values, "exposed_ports"),
             stop_signal=_text(values, "stop_signal"),
             labels=_texts(values, "labels"),
+            volumes=_words(values, "volumes"),
         )
 
     @classmethod
@@ -82,18 +85,16 @@ class ImageConfig(NamedTuple):
             name, equals, value = word.partition("=")
             if name and equals:
                 env[name] = value
-        ports = values.get("ExposedPorts")
-        if not isinstance(ports, dict | None):
-            raise ImageError("the image's configuration is wrong: ExposedPorts")
         return cls(
             env=env,
             workdir=_workdir(values, "WorkingDir"),
             user=_text(values, "User"),
             entrypoint=_words(values, "Entrypoint"),
             cmd=_words(values, "Cmd"),
-            exposed_ports=_words({"ExposedPorts": list(ports or {})}, "ExposedPorts"),
+            exposed_ports=_keys(values, "ExposedPorts"),
             stop_signal=_text(values, "StopSignal"),
             labels=_texts(values, "Labels"),
+            volumes=_keys(values, "Volumes"),
         )
 
 
@@ -122,6 +123,14 @@ def _words(values: dict[str, Any], key: str) -> tuple[str, ...]:
     ):
         raise ImageError(f"the image's configuration is wrong: {key}")
     return tuple(value)
+
+
+def _keys(values: dict[str, Any], key: str) -> tuple[str, ...]:
+    """Return what a set has, which the specification writes as an object of empty objects."""
+    value = values.get(key)
+    if not isinstance(value, dict | None):
+        raise ImageError(f"the image's configuration is wrong: {key}")
+    return _words({key: list(value or {})}, key)
 
 
 def _texts(values: dict[str, Any], key: str) -> dict[str, str]:

@@ -29,7 +29,7 @@ from voidbox.images.config_change import ConfigChange
 from voidbox.images.errors import ImageError
 from voidbox.images.host_folder import read_folder
 from voidbox.images.limits import DEFAULT_LIMITS
-from voidbox.images.manifest import parse_platform
+from voidbox.images.manifest import check_level, parse_platform
 from voidbox.images.progress import OnProgress
 from voidbox.images.record import ImageRecord, Layer
 from voidbox.images.reference import Reference, parse_new_name
@@ -152,6 +152,7 @@ class _Import:
         wanted = parse_platform(platform)
         if not wanted.is_served_by(image.config.platform):
             raise ImageError(f"it is made for {image.config.platform}, not for {wanted}")
+        check_level(wanted, image.config.platform)
         id = image.id if config == image.config.config else ""
         if id and self._store.name(self._reference, id):
             return self._store.find(id)

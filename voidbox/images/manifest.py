@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from voidbox.images.config import ImageConfig
+from voidbox.images.cpu_level import LEVELS, host_level
 from voidbox.images.errors import ImageError
 from voidbox.images.reference import is_digest
 
@@ -42,7 +43,11 @@ _LAYER_KINDS = (  # and what comes after ".tar": nothing, gzip or zstd
 
 
 class Platform(NamedTuple):
-    """What an image is made for, such as linux/amd64."""
+    """What an image is made for, such as linux/amd64.
+
+    Attributes:
+        variant: of linux/amd64 the level of the CPU, "v1" to "v4"; "" is the first.
+    """
 
     os: str = "linux"
     architecture: str = "amd64"
@@ -52,8 +57,20 @@ class Platform(NamedTuple):
         return "/".join(filter(None, self))
 
     def is_served_by(self, other: Platform) -> bool:
-        """Whether an image for the other platform is one for this: a variant only if asked for."""
-        return self[:2] == other[:2] and self.variant in ("", other.variant)
+        """Whether an image for the other platform is one for this: a variant only if asked for.
+
+        What runs on a CPU of one level runs on those above.
+        """
+        if self[:2] != other[:2] or not self.variant:
+            return self[:2] == other[:2]
+        if self.has_levels and other.variant in LEVELS:
+            return LEVELS[other.variant] <= LEVELS.get(self.variant, 0)
+        return self.variant == other.variant
+
+    @property
+    def has_levels(self) -> bool:
+        """Whether its variants are levels of the CPU."""
+        return self.architecture == "amd64"
 
 
 class Descriptor(NamedTuple):
@@ -102,6 +119,12 @@ class OciConfig(NamedTuple):
     diff_ids: tuple[str, ...]
     created_at: float | None
 
+    def with_variant(self, told: Platform | None) -> OciConfig:
+        """Return it with the variant that an index tells, if it has none of its own."""
+        if told is None or self.platform.variant or told[:2] != self.platform[:2]:
+            return self
+        return self._replace(platform=told)
+
 
 def parse_platform(text: str) -> Platform:
     """Return what linux/amd64 or linux/arm/v7 says.
@@ -112,7 +135,10 @@ def parse_platform(text: str) -> Platform:
     parts = text.split("/")
     if not 2 <= len(parts) <= 3 or not all(part.isalnum() for part in parts):
         raise ImageError(f"{text!r} is no platform: write it as linux/amd64")
-    return Platform(*parts)
+    platform = Platform(*parts)
+    if platform.has_levels and platform.variant not in LEVELS:
+        raise ImageError(f"{text!r} is no platform: amd64 has the variants v1, v2, v3 and v4")
+    return platform
 
 
 def parse_manifest(content: bytes, media_type: str = "") -> Manifest | Index:
@@ -149,21 +175,69 @@ def parse_manifest(content: bytes, media_type: str = "") -> Manifest | Index:
     return manifest
 
 
-def choose(index: Index, platform: Platform) -> Descriptor:
+def choose(index: Index, platform: Platform, level: int | None = None) -> Descriptor:
     """Return the one manifest of an index that is for a platform.
+
+    Of several levels of the CPU it is the highest that the platform names, or, if it names none,
+    that this host runs.
+
+    Args:
+        level: instead of this host's own.
 
     Raises:
         ImageError: there is none; the message says for which there are.
     """
-    for manifest in index.manifests:
-        if manifest.platform is not None and platform.is_served_by(manifest.platform):
-            return manifest
+    found = [
+        manifest
+        for manifest in index.manifests
+        if manifest.platform is not None and platform.is_served_by(manifest.platform)
+    ]
+    if found and platform.has_levels:
+        found = _of_level(found, platform, host_level() if level is None else level)
+    if found:
+        return found[0]
     there = [str(manifest.platform) for manifest in index.manifests if manifest.platform]
     real = sorted({name for name in there if name != "unknown/unknown"})  # attestations
     if not real and len(index.manifests) == 1:
         return index.manifests[0]  # of an archive, which need not say
     shown = ", ".join(real[:20]) or "no platform at all"
     raise ImageError(f"it is not made for {platform}, but for {shown}: see --platform")
+
+
+def _of_level(found: list[Descriptor], wanted: Platform, level: int) -> list[Descriptor]:
+    """Return what a CPU of this level runs, best first; with a variant that was asked for, all.
+
+    Raises:
+        ImageError: it runs none.
+    """
+    levels = [LEVELS.get(manifest.platform.variant, 0) for manifest in found if manifest.platform]
+    ranked = sorted(zip(levels, found, strict=True), key=lambda pair: -pair[0])
+    if wanted.variant:
+        return [manifest for _, manifest in ranked]
+    fitting = [manifest for rank, manifest in ranked if 0 < rank <= level]
+    if not fitting:
+        shown = ", ".join(sorted({str(manifest.platform) for manifest in found}))
+        raise _not_for_this_cpu(shown, level)
+    return fitting
+
+
+def check_level(wanted: Platform, made_for: Platform, level: int | None = None) -> None:
+    """Check that this host's CPU can run an image, if nobody has asked for its level.
+
+    Raises:
+        ImageError: it cannot.
+    """
+    if wanted.has_levels and not wanted.variant and made_for.variant:
+        level = host_level() if level is None else level
+        if LEVELS.get(made_for.variant, 0) > level:
+            raise _not_for_this_cpu(str(made_for), level)
+
+
+def _not_for_this_cpu(made_for: str, level: int) -> ImageError:
+    return ImageError(
+        f"it is made for {made_for}, which this CPU, of level v{level}, cannot run: ask for it by "
+        "--platform to have it all the same"
+    )
 
 
 def parse_config(content: bytes) -> OciConfig:

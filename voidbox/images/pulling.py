@@ -67,7 +67,7 @@ def pull(
             id = store.look_up(reference, since)
             if id is not None:
                 image = store.find(id)
-                if wanted.is_served_by(parse_platform(image.record.platform)):
+                if wanted.is_served_by(Platform(*image.record.platform.split("/"))):
                     return image  # somebody else has pulled it while we waited
             stop = threading.Event()
             with Registry(
@@ -108,6 +108,7 @@ class _Pull:
         config = manifest.parse_config(
             self._registry.document(resolved.manifest.config, "configuration")
         )
+        config = config.with_variant(resolved.platform)
         self._check(resolved, config, platform)
         with OwnedFile(f"{self._store.path}/partial/image-{id[7:]}") as lock:
             try:
@@ -136,6 +137,7 @@ class _Pull:
             )
         if not platform.is_served_by(config.platform):
             raise ImageError(f"it is made for {config.platform}: see --platform")
+        manifest.check_level(platform, config.platform)
 
     def _download(self, layers: Sequence[Descriptor]) -> None:
         """Have all layers in the cache, some at a time."""

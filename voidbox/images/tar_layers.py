@@ -10,11 +10,12 @@ What an entry does to what is there already:
 
 The last two never touch what their own layer brings, in whatever order it comes.
 
-A path is resolved as containerd does: in the tree, as in a chroot, links in its middle followed
-(a layer over a base with merged /usr writes lib/x, and means usr/lib/x), its end not. Where
-containerd stays at the root when such a link climbs above it, the layer is refused here; and so is
-one whose entries are called "/x" or "a/../x". Where a symbolic link leads is the guest's own
-affair, and so is what a device node stands for.
+A name, and what a hard link means, is cleaned first, as docker and containerd do it: "/a/./x" is
+a/x, and "a/../x" is x, whatever a is. The path is then resolved in the tree, as in a chroot, links
+in its middle followed (a layer over a base with merged /usr writes lib/x, and means usr/lib/x), its
+end not. Where containerd stays at the root when a name or such a link climbs above it, the layer is
+refused here. Where a symbolic link leads is the guest's own affair, and so is what a device node
+stands for.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def apply_layer(
     stream: BinaryIO,
     limits: Limits = DEFAULT_LIMITS,
     *,
-    is_root_stripped: bool = False,
+    are_links_kept: bool = False,
 ) -> Applied:
     """Apply a layer to a tree. After an error the tree is of no more use.
 
@@ -93,7 +94,7 @@ def apply_layer(
     Args:
         stream: a tar archive, as it is or packed by gzip or zstd; read once, to its end.
         limits: of the tree, with all of its layers so far.
-        is_root_stripped: take a name such as "/x" for "x" instead of refusing it.
+        are_links_kept: a folder over a link to a folder changes nothing, as dpkg has it.
     Raises:
         ImageError: the archive is damaged, hostile or too large; names the entry.
         OSError: reading or writing failed: no room is left on the disk, say.
@@ -102,7 +103,7 @@ def apply_layer(
     left = limits._replace(total_bytes=limits.total_bytes - tree.spooled_bytes)
     size, diff_id = unpack(stream, spool, left)
     tree.spooled_bytes += size
-    layer = _Layer(tree, SpoolSource(spool), limits, is_root_stripped)
+    layer = _Layer(tree, SpoolSource(spool), limits, are_links_kept)
     for entry in Reader(spool.fileno(), size, limits).entries():
         try:
             layer.apply(entry)
@@ -114,11 +115,11 @@ def apply_layer(
 class _Layer:
     """One layer on its way into a tree."""
 
-    def __init__(self, tree: Tree, source: Source, limits: Limits, is_root_stripped: bool) -> None:
+    def __init__(self, tree: Tree, source: Source, limits: Limits, are_links_kept: bool) -> None:
         self._tree = tree
         self._source = source
         self._limits = limits
-        self._is_root_stripped = is_root_stripped
+        self._are_links_kept = are_links_kept
         self.entry_count = 0
         # The names that this layer brought: (folder's id, name). The folder is the value, for an id
         # is good for as long as what it belongs to.
@@ -136,7 +137,7 @@ class _Layer:
         if self._tree.entry_count > self._limits.entries:
             raise ImageError(f"the image has more than {self._limits.entries} entries")
         self._count_metadata(entry)
-        parts = self._split(entry.name)
+        parts = _split(entry.name)
         if not parts:
             self._apply_root(entry)
         elif parts[0].startswith(_AUFS) and parts[0] != _OPAQUE:
@@ -144,7 +145,7 @@ class _Layer:
         elif parts[-1].startswith(_WHITEOUT):
             self._apply_whiteout(parts[:-1], parts[-1])
         elif entry.type == tarfile.LNKTYPE:
-            self._apply_hard_link(parts, self._split(entry.link))
+            self._apply_hard_link(parts, _split(entry.link))
         else:
             self._place(parts, self._new_node(entry))
 
@@ -157,23 +158,6 @@ class _Layer:
                 "the image has too many names, extended attributes and holes: more than "
                 f"{self._limits.metadata_bytes} bytes of them"
             )
-
-    def _split(self, path: str) -> list[str]:
-        """Return a path's components, without dots; none for the root itself."""
-        if path.startswith("/") and not self._is_root_stripped:
-            raise ImageError("an absolute path")
-        parts = [part for part in path.split("/") if part not in ("", ".")]
-        if ".." in parts:
-            raise ImageError("a path with .. in it")
-        if "\0" in path:
-            raise ImageError("a path with a NUL in it")
-        if len(encode(path)) > PATH_BYTES_MAX:
-            raise ImageError(f"a path of more than {PATH_BYTES_MAX} bytes")
-        if len(parts) > DEPTH_MAX:
-            raise ImageError(f"more than {DEPTH_MAX} folders deep")
-        if any(len(encode(part)) > NAME_BYTES_MAX for part in parts):
-            raise ImageError(f"a name of more than {NAME_BYTES_MAX} bytes")
-        return parts
 
     def _apply_root(self, entry: Entry) -> None:
         if entry.type != tarfile.DIRTYPE:
@@ -227,9 +211,15 @@ class _Layer:
         if isinstance(there, Directory) and isinstance(node, Directory):
             there.mode, there.mtime_ns, there.xattrs = node.mode, node.mtime_ns, node.xattrs
             there.uid, there.gid = node.uid, node.gid
+        elif self._is_link_kept(there, node, parts):
+            return
         else:
             folder.children[name] = node
         self._brought[id(folder), name] = folder
+
+    def _is_link_kept(self, there: Node | None, node: Node, parts: list[str]) -> bool:
+        is_over_link = isinstance(there, Symlink) and isinstance(node, Directory)
+        return self._are_links_kept and is_over_link and self._tree.folder(parts) is not None
 
     def _new_node(self, entry: Entry) -> Node:
         node: Node
@@ -289,3 +279,27 @@ def _new_special(entry: Entry) -> Special:
     if not (0 <= major <= MAJOR_MAX and 0 <= minor <= MINOR_MAX):
         raise ImageError(f"no device can be {major}:{minor}")
     return Special(kind=kind, device=entry.device)
+
+
+def _split(path: str) -> list[str]:
+    """Return the components of a path once it is clean; none for the root itself.
+
+    A ".." takes away the component before it, whatever that is: no link is followed here.
+    """
+    if "\0" in path:
+        raise ImageError("a path with a NUL in it")
+    if len(encode(path)) > PATH_BYTES_MAX:
+        raise ImageError(f"a path of more than {PATH_BYTES_MAX} bytes")
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            if not parts:
+                raise ImageError("a path with .. that leads out of the image")
+            parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    if len(parts) > DEPTH_MAX:
+        raise ImageError(f"more than {DEPTH_MAX} folders deep")
+    if any(len(encode(part)) > NAME_BYTES_MAX for part in parts):
+        raise ImageError(f"a name of more than {NAME_BYTES_MAX} bytes")
+    return parts

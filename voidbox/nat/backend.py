@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 from voidbox.errors import ConfigError
 from voidbox.loop_api import Loop, TimerHandle
 from voidbox.nat.forwards import Forward, Forwards
-from voidbox.nat.refusal_log import RefusalLog
+from voidbox.nat.limited_log import LimitedLog
 from voidbox.nat.resolvers import HostResolvers, read_resolvers
 from voidbox.nat.sockets import HostSockets
 from voidbox.net.addresses import NetworkConfig
@@ -113,9 +113,9 @@ class NatBackend:
         if self._rate_bytes_s is not None and self._rate_bytes_s < 1:
             raise ConfigError(f"a rate of {self._rate_bytes_s} bytes a second: give at least 1")
         policy = config.make_policy()
-        refusals = RefusalLog(self._loop, self._log)
-        self._resources.callback(refusals.close)
-        policy.on_refused = refusals.add
+        log = LimitedLog(self._loop, self._log)
+        self._resources.callback(log.close)
+        policy.on_refused = lambda text: log.add(f"refused {text}")
         servers = config.resolvers
         if servers is None:
             servers = tuple((address, DNS_PORT) for address in read_resolvers())
@@ -133,6 +133,7 @@ class NatBackend:
             os.urandom(16),
             tap=self._capture if config.pcap is not None else None,
         )
+        self._stack.line.on_note = log.add
         self._resources.callback(self._stack.reset)
         self.forwards = Forwards(self._loop, self._stack, self._sockets, self._after)
         self._resources.callback(self.forwards.close)

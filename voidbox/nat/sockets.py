@@ -15,6 +15,8 @@ from voidbox.net.addresses import format_address
 from voidbox.net.host import RESET, DatagramOwner, StreamOwner
 
 IOV_MAX = 1024
+# How often a silent far end is asked, once the guest's end is silent too.
+KEEP_ALIVE_S = 60
 _SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 _GONE = select.EPOLLHUP | select.EPOLLERR
 # struct linger { int l_onoff; int l_linger; };
@@ -80,6 +82,7 @@ class TcpSocket(_Watched):
     ) -> None:
         super().__init__(sock, loop, after)
         self._is_connected = is_connected
+        self._is_kept_alive = False
         if not is_connected:
             self._register(select.EPOLLOUT)
 
@@ -126,6 +129,19 @@ class TcpSocket(_Watched):
         if self._is_connected:
             mask = select.EPOLLIN if readable else 0
             self._register(mask | select.EPOLLOUT if writable else mask)
+
+    def is_broken(self) -> bool:
+        """See Stream."""
+        return bool(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def keep_alive(self) -> None:
+        """See Stream."""
+        if not self._is_kept_alive and self._fd >= 0:
+            self._is_kept_alive = True
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+                    self._socket.setsockopt(socket.IPPROTO_TCP, option, KEEP_ALIVE_S)
 
     def close(self, is_reset: bool) -> None:
         """See Stream."""

@@ -143,6 +143,13 @@ class NameStream:
     def watch(self, readable: bool, writable: bool) -> None:
         """See Stream: the owner is told at once."""
 
+    def is_broken(self) -> bool:
+        """See Stream."""
+        return self._is_broken
+
+    def keep_alive(self) -> None:
+        """See Stream: there is no far end."""
+
     def close(self, is_reset: bool) -> None:
         """See Stream: late answers go nowhere."""
         self._owner = _Nobody()

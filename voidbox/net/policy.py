@@ -8,7 +8,9 @@ by it when there are allow rules.
 The order, in which the first that applies decides:
 
 1. the guest's own network: the gateway's address stands for the host's loopback and is open on the
-   ports in `allow_host_ports` alone; the name server's on port 53. No rule changes these.
+   ports in `allow_host_ports` alone; the name server's on port 53. No rule changes these. Its other
+   addresses do not exist, but for those that an allow rule names, it or a part of this network:
+   then they are the host's network's.
 2. what is closed whatever the rules say: loopback, link-local and the clouds' metadata services,
    multicast, reserved. Names whose answers lie there (DNS rebinding) do not help.
 3. the deny rules,
@@ -128,6 +130,10 @@ class Policy:
         self._host_ports = _parse_host_ports(allow_host_ports)
         self._dns = network.dns_ip
         self._network, self._mask = network.guest_ip & network.mask, network.mask
+        self._nobody = (network.guest_ip, self._network, network.broadcast_ip)
+        # "0.0.0.0/0" is said of the world; who wants addresses that hide behind the guest's own
+        # network says so.
+        self._near_rules = [rule for rule in self._allow if self._is_near(rule)]
         # Names may have to be resolved to find out whether a rule of addresses allows theirs.
         self._allows_addresses = any(rule.is_of_addresses for rule in self._allow)
         self._name_rules = [rule for rule in (*self._deny, *self._allow) if rule.name]
@@ -187,9 +193,27 @@ class Policy:
     def _judge_own(self, address: int, port: int) -> Verdict:
         if address == self.gateway:
             return _HOST_PORT if port in self._host_ports else _NO_HOST_PORT
-        if address == self._dns and port == _DNS_PORT:
-            return _NAME_SERVER
+        if address == self._dns:
+            return _NAME_SERVER if port == _DNS_PORT else _OWN_NETWORK
+        if address in self._nobody:
+            return _OWN_NETWORK
+        for rule in self._deny:
+            if rule.matches(address, (), port):
+                return Verdict(False, f"deny {rule.text}")
+        for rule in self._near_rules:
+            if rule.matches(address, (), port):
+                return Verdict(True, f"allow {rule.text}")
         return _OWN_NETWORK
+
+    def _is_near(self, rule: Rule) -> bool:
+        is_narrow = rule.mask & self._mask == self._mask
+        return rule.is_of_addresses and is_narrow and rule.network & self._mask == self._network
+
+    def is_neighbour(self, address: int) -> bool:
+        """Whether an address of the guest's own network is somebody's: then ARP finds it."""
+        if address in (self.gateway, self._dns):
+            return True
+        return any(self._judge_own(address, rule.port_low).allowed for rule in self._near_rules)
 
     def _judge_name(self, name: str) -> Verdict:
         for rule in self._deny:

@@ -15,6 +15,7 @@ from voidbox.agent.core import printable
 from voidbox.agent.endpoint import await_ok, connect_vhost
 from voidbox.boot import newc
 from voidbox.errors import ConfigError
+from voidbox.sandbox import kvm_speed
 from voidbox.sandbox.root import RUNTIME
 from voidbox.vmm.config import MachineConfig, ShareConfig, VsockConfig
 from voidbox.vmm.machine import Machine
@@ -55,6 +56,7 @@ class Guest:
         self, config: MachineConfig, has_vsock: bool = True, secret: bytes | None = None
     ) -> None:
         check_memory(config)
+        kvm_speed.check_can_boot(config.kernel)
         self._secret = secret or os.urandom(protocol.SECRET_BYTES)
         config = config._replace(
             vsock=(config.vsock or VsockConfig()) if has_vsock else None,

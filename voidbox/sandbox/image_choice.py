@@ -94,6 +94,7 @@ def choose(
         digest=found.id,
         user=config.user,
         workdir=config.workdir if config.workdir != "/" else "",
+        volumes=config.volumes,
     )
     return Choice(image, root, config)
 

@@ -39,6 +39,7 @@ class Root(NamedTuple):
         digest: "sha256:…", of an image in the store.
         user: of commands that name none, as the image has it.
         workdir: that the image wants to be there.
+        volumes: folders that it wants to be there as well.
     """
 
     boot: str
@@ -48,18 +49,26 @@ class Root(NamedTuple):
     digest: str = ""
     user: str = ""
     workdir: str = ""
+    volumes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as a record keeps it."""
+        return {**self._asdict(), "volumes": list(self.volumes)}
 
     @classmethod
     def from_json(cls, values: dict[str, object]) -> Root:
-        """Return what `_asdict` made.
+        """Return what `to_json` made.
 
         Raises:
             ConfigError: it is none.
         """
         known: dict[str, Any] = {key: values[key] for key in cls._fields if key in values}
-        disk_bytes = known.get("disk_bytes", 0)
-        texts = [value for key, value in known.items() if key != "disk_bytes"]
-        if type(disk_bytes) is not int or not all(isinstance(text, str) for text in texts):
+        disk_bytes, volumes = known.get("disk_bytes", 0), known.get("volumes", [])
+        if type(disk_bytes) is not int or not isinstance(volumes, list):
+            raise ConfigError(f"no root: {values!r}")
+        known["volumes"] = tuple(volumes)
+        texts = [known[key] for key in known if key not in ("disk_bytes", "volumes")]
+        if not all(isinstance(text, str) for text in (*texts, *volumes)):
             raise ConfigError(f"no root: {values!r}")
         try:
             return cls(**known)
@@ -76,7 +85,7 @@ class Root(NamedTuple):
         if self.image:
             disks.append(DiskConfig(self.image, is_read_only=True, serial=IMAGE))
         if upper is not None:
-            disks.append(DiskConfig(upper, serial=UPPER))
+            disks.append(DiskConfig(upper, serial=UPPER, is_own=True))
         return tuple(disks)
 
     def applied_to(self, config: MachineConfig, upper: str | None) -> MachineConfig:
@@ -91,8 +100,9 @@ class Root(NamedTuple):
         """Return what tells the agent of the image; of its own it knows all."""
         if not self.image:
             return ()
-        values = {"user": self.user or _DEFAULT_USER, "workdir": self.workdir}
-        lines = [f"{key} {value}\n" for key, value in values.items() if "\n" not in value]
+        values = [("user", self.user or _DEFAULT_USER), ("workdir", self.workdir)]
+        values += [("volume", path) for path in self.volumes]
+        lines = [f"{key} {value}\n" for key, value in values if "\n" not in value]
         path = protocol.IMAGE_PATH.lstrip("/")
         return (newc.Entry(path, stat.S_IFREG | 0o444, "".join(lines).encode()),)
 

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, overload
+from typing import Literal, TypeVar, Unpack, overload
 
 from voidbox.agent import protocol
 from voidbox.agent.aio import AsyncAgent
@@ -27,9 +27,9 @@ from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.workspace.copying import LIMIT_BYTES, WorkspaceResult
 from voidbox.sandbox.workspace.stored import StoredWorkspace
 from voidbox.sdk import draft, parent_pipe
-from voidbox.sdk.command_handle import AsyncCommandHandle, OnText
+from voidbox.sdk.command_handle import AsyncCommandHandle
 from voidbox.sdk.command_result import CommandResult
-from voidbox.sdk.commands import AsyncCommands, Stdin
+from voidbox.sdk.commands import AsyncCommands, ExecOptions
 from voidbox.sdk.files import AsyncFiles
 from voidbox.sdk.info import SandboxInfo, SandboxMetrics
 from voidbox.sdk.launching import KILL_S, Launch, read_truly, wait_gone, wait_or_kill
@@ -71,7 +71,7 @@ class AsyncSandbox:
         self._endpoint = StoredEndpoint(store, record)
         agent = AsyncAgent(self._endpoint, store.secret(record.id), log=self._log)
         self._session = Session(
-            agent, record.name, record.envs, record.workdir, record.user, self._is_paused
+            agent, record.name, record.envs, record.workdir, record.user, self._standstill
         )
         self.commands = AsyncCommands(self._session)
         self.files = AsyncFiles(self._session)
@@ -82,10 +82,11 @@ class AsyncSandbox:
     def _log(self, line: str) -> None:
         _logger.info("%s: %s", self._name, line)
 
-    def _is_paused(self) -> bool:
+    def _standstill(self) -> tuple[bool, float]:
         with contextlib.suppress(VoidboxError):  # gone, say: whoever asks it learns how
-            return self._store.read(self._id).state is State.PAUSED
-        return False
+            record = self._store.read(self._id)
+            return record.state is State.PAUSED, record.stood_still_s()
+        return False, 0.0
 
     @property
     def sandbox_id(self) -> str:
@@ -260,48 +261,25 @@ class AsyncSandbox:
 
     @overload
     async def exec(
-        self,
-        *argv: str,
-        cwd: str | None = None,
-        workdir: str | None = None,
-        user: str | None = None,
-        envs: Mapping[str, str] | None = None,
-        on_stdout: OnText | None = None,
-        on_stderr: OnText | None = None,
-        timeout: float | None = None,
-        background: Literal[False] = False,
-        stdin: Stdin = False,
-        check: bool = False,
-        request_timeout: float | None = None,
+        self, *argv: str, background: Literal[False] = False, **options: Unpack[ExecOptions]
     ) -> CommandResult: ...
 
     @overload
     async def exec(
-        self,
-        *argv: str,
-        cwd: str | None = None,
-        workdir: str | None = None,
-        user: str | None = None,
-        envs: Mapping[str, str] | None = None,
-        on_stdout: OnText | None = None,
-        on_stderr: OnText | None = None,
-        timeout: float | None = None,
-        background: Literal[True],
-        stdin: Stdin = False,
-        check: bool = False,
-        request_timeout: float | None = None,
+        self, *argv: str, background: Literal[True], **options: Unpack[ExecOptions]
     ) -> AsyncCommandHandle: ...
 
     async def exec(
-        self, *argv: str, cwd: str | None = None, workdir: str | None = None, **options: Any
+        self, *argv: str, background: bool = False, **options: Unpack[ExecOptions]
     ) -> CommandResult | AsyncCommandHandle:
         """Run a program with these arguments, without a shell; see commands.run().
 
         Args:
             cwd, workdir: two spellings of the same.
         """
+        options["cwd"] = options.pop("workdir", None) or options.get("cwd")
         run: Callable[..., Awaitable[CommandResult | AsyncCommandHandle]] = self.commands.run
-        return await run(builtins.list(argv), cwd=cwd or workdir, **options)
+        return await run(builtins.list(argv), background=background, **options)
 
     # The machine.
 

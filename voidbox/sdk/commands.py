@@ -6,7 +6,7 @@ import asyncio
 import shlex
 import signal as signals
 from collections.abc import Mapping, Sequence
-from typing import IO, Any, Literal, NamedTuple, overload
+from typing import IO, Any, Literal, NamedTuple, TypedDict, Unpack, overload
 
 from voidbox.agent import protocol
 from voidbox.agent.client import Exit, parse_exit
@@ -23,6 +23,26 @@ Command = str | Sequence[str]
 # Nothing to read; all that there is to read, or a file that has it; or True: send_stdin() will
 # bring it.
 Stdin = bool | str | bytes | IO[str] | IO[bytes] | None
+
+
+class RunOptions(TypedDict, total=False):
+    """What commands.run() and exec() take, in both their forms; see AsyncCommands.run()."""
+
+    cwd: str | None
+    user: str | None
+    envs: Mapping[str, str] | None
+    on_stdout: OnText | None
+    on_stderr: OnText | None
+    timeout: float | None
+    stdin: Stdin
+    check: bool
+    request_timeout: float | None
+
+
+class ExecOptions(RunOptions, total=False):
+    """What exec() takes."""
+
+    workdir: str | None
 
 
 class CommandInfo(NamedTuple):
@@ -63,36 +83,12 @@ class AsyncCommands:
 
     @overload
     async def run(
-        self,
-        cmd: Command,
-        *,
-        cwd: str | None = None,
-        user: str | None = None,
-        envs: Mapping[str, str] | None = None,
-        on_stdout: OnText | None = None,
-        on_stderr: OnText | None = None,
-        timeout: float | None = None,
-        background: Literal[False] = False,
-        stdin: Stdin = False,
-        check: bool = False,
-        request_timeout: float | None = None,
+        self, cmd: Command, *, background: Literal[False] = False, **options: Unpack[RunOptions]
     ) -> CommandResult: ...
 
     @overload
     async def run(
-        self,
-        cmd: Command,
-        *,
-        cwd: str | None = None,
-        user: str | None = None,
-        envs: Mapping[str, str] | None = None,
-        on_stdout: OnText | None = None,
-        on_stderr: OnText | None = None,
-        timeout: float | None = None,
-        background: Literal[True],
-        stdin: Stdin = False,
-        check: bool = False,
-        request_timeout: float | None = None,
+        self, cmd: Command, *, background: Literal[True], **options: Unpack[RunOptions]
     ) -> AsyncCommandHandle: ...
 
     async def run(

@@ -83,7 +83,7 @@ def make_record(
         is_owned=is_owned,
         cmdline=cmdline or "",
         disks=tuple(str(parse_disk(text).at(os.getcwd())) for text in _words("disks", disks)),
-        root=image.root._asdict() if image.root is not None else None,
+        root=image.root.to_json() if image.root is not None else None,
         workspace=None if workspace is None else check_workspace(workspace),
         workspace_mode=workspace_mode,
     )

@@ -8,18 +8,17 @@ The coroutines of the asynchronous API run on one event loop for all sandboxes; 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeVar, overload
+from collections.abc import Iterator
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 from voidbox.sdk.aio import AsyncSandbox
 from voidbox.sdk.command_result import CommandResult
-from voidbox.sdk.commands import Stdin
-from voidbox.sdk.facade import Facade, blocking
+from voidbox.sdk.commands import ExecOptions
+from voidbox.sdk.facade import Facade, blocking, documented_by, making
 from voidbox.sdk.info import SandboxInfo
 from voidbox.sdk.loop_thread import run
 from voidbox.sdk.ports import AsyncPorts
-from voidbox.sdk.sync_commands import CommandHandle, Commands, OnText, Pty
+from voidbox.sdk.sync_commands import CommandHandle, Commands, Pty
 from voidbox.sdk.sync_files import Files
 
 Self = TypeVar("Self", bound="Sandbox")
@@ -66,78 +65,8 @@ class Sandbox(Facade[AsyncSandbox]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name} {self.sandbox_id}>"
 
-    @classmethod
-    def create(
-        cls: type[Self],
-        *,
-        kernel: str | os.PathLike[str] | None = None,
-        image: str | os.PathLike[str] | None = None,
-        disk_size: int | str | None = None,
-        memory: int | str | None = None,
-        cpus: int = 1,
-        envs: Mapping[str, str] | None = None,
-        metadata: Mapping[str, str] | None = None,
-        timeout: float | None = None,
-        name: str | None = None,
-        workdir: str | None = None,
-        user: str | None = None,
-        disks: Sequence[str] | None = None,
-        allow: Sequence[str] | None = None,
-        deny: Sequence[str] | None = None,
-        allow_host_ports: Sequence[int] | None = None,
-        publish: Sequence[str] | None = None,
-        rate_bytes_s: int | None = None,
-        pcap: str | None = None,
-        block_network: bool = False,
-        outbound_domain_allowlist: Sequence[str] | None = None,
-        vsock: Literal["unix", "vhost", "none"] = "unix",
-        team: str | None = None,
-        cmdline: str | None = None,
-        workspace: str | os.PathLike[str] | None = None,
-        workspace_mode: Literal["copy", "ro", "rw"] = "copy",
-        detached: bool = False,
-        keep: bool = False,
-        request_timeout: float | None = None,
-        state_folder: str | None = None,
-    ) -> Self:
-        """Start a sandbox; return once its agent answers. See AsyncSandbox.create()."""
-        core = AsyncSandbox.create(
-            kernel=kernel,
-            image=image,
-            disk_size=disk_size,
-            memory=memory,
-            cpus=cpus,
-            envs=envs,
-            metadata=metadata,
-            timeout=timeout,
-            name=name,
-            workdir=workdir,
-            user=user,
-            allow=allow,
-            deny=deny,
-            allow_host_ports=allow_host_ports,
-            publish=publish,
-            rate_bytes_s=rate_bytes_s,
-            pcap=pcap,
-            block_network=block_network,
-            outbound_domain_allowlist=outbound_domain_allowlist,
-            vsock=vsock,
-            team=team,
-            cmdline=cmdline,
-            disks=disks,
-            workspace=workspace,
-            workspace_mode=workspace_mode,
-            detached=detached,
-            keep=keep,
-            request_timeout=request_timeout,
-            state_folder=state_folder,
-        )
-        return cls(run(core))
-
-    @classmethod
-    def connect(cls: type[Self], id_or_name: str, *, state_folder: str | None = None) -> Self:
-        """Find a sandbox that runs; see AsyncSandbox.connect()."""
-        return cls(run(AsyncSandbox.connect(id_or_name, state_folder=state_folder)))
+    create = making(AsyncSandbox.create)
+    connect = making(AsyncSandbox.connect)
 
     @staticmethod
     def list(*, state_folder: str | None = None) -> list[SandboxInfo]:
@@ -146,44 +75,23 @@ class Sandbox(Facade[AsyncSandbox]):
 
     @overload
     def exec(
-        self,
-        *argv: str,
-        cwd: str | None = None,
-        workdir: str | None = None,
-        user: str | None = None,
-        envs: Mapping[str, str] | None = None,
-        on_stdout: OnText | None = None,
-        on_stderr: OnText | None = None,
-        timeout: float | None = None,
-        background: Literal[False] = False,
-        stdin: Stdin = False,
-        check: bool = False,
-        request_timeout: float | None = None,
+        self, *argv: str, background: Literal[False] = False, **options: Unpack[ExecOptions]
     ) -> CommandResult: ...
 
     @overload
     def exec(
-        self,
-        *argv: str,
-        cwd: str | None = None,
-        workdir: str | None = None,
-        user: str | None = None,
-        envs: Mapping[str, str] | None = None,
-        on_stdout: OnText | None = None,
-        on_stderr: OnText | None = None,
-        timeout: float | None = None,
-        background: Literal[True],
-        stdin: Stdin = False,
-        check: bool = False,
-        request_timeout: float | None = None,
+        self, *argv: str, background: Literal[True], **options: Unpack[ExecOptions]
     ) -> CommandHandle: ...
 
+    @documented_by(AsyncSandbox.exec)
     def exec(
-        self, *argv: str, cwd: str | None = None, workdir: str | None = None, **options: Any
+        self, *argv: str, background: bool = False, **options: Unpack[ExecOptions]
     ) -> CommandResult | CommandHandle:
-        """Run a program with these arguments, without a shell; see AsyncSandbox.exec()."""
+        options["cwd"] = options.pop("workdir", None) or options.get("cwd")
         found: CommandResult | CommandHandle = self.commands.run(
-            [*argv], cwd=cwd or workdir, **options
+            [*argv],
+            background=background,  # type: ignore[call-overload]
+            **options,
         )
         return found
 

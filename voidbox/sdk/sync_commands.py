@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, overload
+import functools
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Concatenate, Literal, ParamSpec, Unpack, overload
 
 from voidbox.errors import SandboxTimeout
-from voidbox.sdk.command_handle import AsyncCommandHandle, left_s
+from voidbox.sdk.command_handle import AsyncCommandHandle, OnText, deadline_of, left_s
 from voidbox.sdk.command_result import CommandResult, Output
-from voidbox.sdk.commands import AsyncCommands, Command, Stdin
-from voidbox.sdk.facade import Facade, blocking
+from voidbox.sdk.commands import AsyncCommands, Command, RunOptions
+from voidbox.sdk.facade import Facade, blocking, blocking_as, documented_by
 from voidbox.sdk.loop_thread import run
-from voidbox.sdk.pty import COLUMNS, ROWS, SHELL, AsyncPty, AsyncPtyHandle
+from voidbox.sdk.pty import AsyncPty, AsyncPtyHandle
 
-# Takes a piece of output as text; called on the thread of whoever waits for the command.
-OnText = Callable[[str], object]
+P = ParamSpec("P")
 
 
 class CommandHandle(Facade[AsyncCommandHandle]):
@@ -53,19 +52,22 @@ class CommandHandle(Facade[AsyncCommandHandle]):
     def wait(self, timeout: float | None = None, *, check: bool = False) -> CommandResult:
         """Wait for the end; see AsyncCommandHandle.wait()."""
         if any(self._callbacks.values()):
-            started, deadline = time.monotonic(), self._core._deadline_of(timeout)
+            given_up_at = deadline_of(timeout)
             while True:
+                deadline = self._core._first_of(given_up_at)
                 try:
                     output = run(self._core._read_until(deadline))
                 except SandboxTimeout:
+                    if deadline != given_up_at and self._core._is_to_go_on():
+                        continue
                     break  # wait() says whose time limit it was
                 if output is None:
                     break
                 callback = self._callbacks[output.stream]
                 if callback is not None and output.text:
                     callback(output.text)
-            if timeout is not None:
-                timeout = max(0.001, left_s(started + timeout))
+            if given_up_at is not None:
+                timeout = max(0.001, left_s(given_up_at))
         return run(self._core.wait(timeout, check=check))
 
     def __enter__(self) -> CommandHandle:
@@ -73,6 +75,21 @@ class CommandHandle(Facade[AsyncCommandHandle]):
 
     def __exit__(self, *_: object) -> None:
         self.detach()
+
+
+def _following(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, AsyncCommandHandle]],
+) -> Callable[Concatenate[Facade[Any], P], CommandHandle]:
+    """Return a method whose handle calls the callbacks, on the thread that waits."""
+    name = method.__name__
+
+    @functools.wraps(method)
+    def call(self: Facade[Any], /, *arguments: P.args, **options: P.kwargs) -> CommandHandle:
+        others: dict[str, Any] = {**options}
+        callbacks = others.pop("on_stdout", None), others.pop("on_stderr", None)
+        return CommandHandle(run(getattr(self._core, name)(*arguments, **others)), *callbacks)
+
+    return call
 
 
 class Commands(Facade[AsyncCommands]):
@@ -83,96 +100,31 @@ class Commands(Facade[AsyncCommands]):
 
     @overload
     def run(
-        self,
-        cmd: Command,
-        *,
-        cwd: str | None = None,
-        user: str | None = None,
-        envs: Mapping[str, str] | None = None,
-        on_stdout: OnText | None = None,
-        on_stderr: OnText | None = None,
-        timeout: float | None = None,
-        background: Literal[False] = False,
-        stdin: Stdin = False,
-        check: bool = False,
-        request_timeout: float | None = None,
+        self, cmd: Command, *, background: Literal[False] = False, **options: Unpack[RunOptions]
     ) -> CommandResult: ...
 
     @overload
     def run(
-        self,
-        cmd: Command,
-        *,
-        cwd: str | None = None,
-        user: str | None = None,
-        envs: Mapping[str, str] | None = None,
-        on_stdout: OnText | None = None,
-        on_stderr: OnText | None = None,
-        timeout: float | None = None,
-        background: Literal[True],
-        stdin: Stdin = False,
-        check: bool = False,
-        request_timeout: float | None = None,
+        self, cmd: Command, *, background: Literal[True], **options: Unpack[RunOptions]
     ) -> CommandHandle: ...
 
+    @documented_by(AsyncCommands.run)  # but the callbacks are called on this thread
     def run(
-        self,
-        cmd: Command,
-        *,
-        on_stdout: OnText | None = None,
-        on_stderr: OnText | None = None,
-        background: bool = False,
-        check: bool = False,
-        **options: Any,
+        self, cmd: Command, *, background: bool = False, **options: Unpack[RunOptions]
     ) -> CommandResult | CommandHandle:
-        """Run a command; see AsyncCommands.run(). Callbacks are called on this thread."""
+        on_stdout, on_stderr = options.pop("on_stdout", None), options.pop("on_stderr", None)
         if background:
-            core = run(self._core.run(cmd, background=True, check=check, **options))
+            core = run(self._core.run(cmd, background=True, **options))
             return CommandHandle(core, on_stdout, on_stderr)
         if on_stdout is None and on_stderr is None:
-            result: CommandResult = run(self._core.run(cmd, check=check, **options))
-            return result
-        with self.start(cmd, on_stdout=on_stdout, on_stderr=on_stderr, **options) as handle:
+            return run(self._core.run(cmd, **options))
+        check = options.pop("check", False)
+        core = run(self._core.start(cmd, **options))  # type: ignore[misc]
+        with CommandHandle(core, on_stdout, on_stderr) as handle:
             return handle.wait(check=check)
 
-    def start(
-        self,
-        cmd: Command,
-        *,
-        cwd: str | None = None,
-        user: str | None = None,
-        envs: Mapping[str, str] | None = None,
-        on_stdout: OnText | None = None,
-        on_stderr: OnText | None = None,
-        timeout: float | None = None,
-        stdin: Stdin = False,
-        request_timeout: float | None = None,
-    ) -> CommandHandle:
-        """Start a command to be followed; see AsyncCommands.start()."""
-        core = run(
-            self._core.start(
-                cmd,
-                cwd=cwd,
-                user=user,
-                envs=envs,
-                timeout=timeout,
-                stdin=stdin,
-                request_timeout=request_timeout,
-            )
-        )
-        return CommandHandle(core, on_stdout, on_stderr)
-
-    def connect(
-        self,
-        pid: int,
-        *,
-        on_stdout: OnText | None = None,
-        on_stderr: OnText | None = None,
-        request_timeout: float | None = None,
-    ) -> CommandHandle:
-        """Follow a background command; see AsyncCommands.connect()."""
-        core = run(self._core.connect(pid, request_timeout=request_timeout))
-        return CommandHandle(core, on_stdout, on_stderr)
+    start = _following(AsyncCommands.start)
+    connect = _following(AsyncCommands.connect)
 
 
 class PtyHandle(Facade[AsyncPtyHandle]):
@@ -204,29 +156,4 @@ class PtyHandle(Facade[AsyncPtyHandle]):
 class Pty(Facade[AsyncPty]):
     """Runs programs on terminals; see AsyncPty."""
 
-    def create(
-        self,
-        rows: int = ROWS,
-        cols: int = COLUMNS,
-        *,
-        cmd: Command = SHELL,
-        cwd: str | None = None,
-        user: str | None = None,
-        envs: Mapping[str, str] | None = None,
-        timeout: float | None = None,
-        request_timeout: float | None = None,
-    ) -> PtyHandle:
-        """Start a program on a new terminal; see AsyncPty.create()."""
-        core = run(
-            self._core.create(
-                rows,
-                cols,
-                cmd=cmd,
-                cwd=cwd,
-                user=user,
-                envs=envs,
-                timeout=timeout,
-                request_timeout=request_timeout,
-            )
-        )
-        return PtyHandle(core)
+    create = blocking_as(PtyHandle, AsyncPty.create)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, overload
 
-from voidbox.sandbox.transfer.telling import Progress
-from voidbox.sandbox.transfer.transfer import TransferResult
-from voidbox.sdk.facade import Facade, blocking
-from voidbox.sdk.files import AsyncFiles, Path
-from voidbox.sdk.loop_thread import run, run_telling
+from voidbox.sdk.facade import Facade, blocking, blocking_as, documented_by, telling
+from voidbox.sdk.files import AsyncFiles
+from voidbox.sdk.loop_thread import run
 from voidbox.sdk.watch import AsyncWatch, FileEvent
 
 
@@ -62,6 +60,7 @@ class Files(Facade[AsyncFiles]):
         request_timeout: float | None = None,
     ) -> bytes: ...
 
+    @documented_by(AsyncFiles.read)
     def read(
         self,
         path: str,
@@ -70,63 +69,10 @@ class Files(Facade[AsyncFiles]):
         user: str | None = None,
         request_timeout: float | None = None,
     ) -> str | bytes:
-        """Return what is in a file; see AsyncFiles.read()."""
         if format == "bytes":
             return run(self._core.read(path, format, user=user, request_timeout=request_timeout))
         return run(self._core.read(path, format, user=user, request_timeout=request_timeout))
 
-    def watch_dir(
-        self,
-        path: str = ".",
-        *,
-        recursive: bool = False,
-        user: str | None = None,
-        request_timeout: float | None = None,
-    ) -> Watch:
-        """Watch a folder; see AsyncFiles.watch_dir()."""
-        core = run(
-            self._core.watch_dir(
-                path, recursive=recursive, user=user, request_timeout=request_timeout
-            )
-        )
-        return Watch(core)
-
-    def upload(
-        self,
-        source: Path,
-        path: str,
-        *,
-        progress: Progress | None = None,
-        user: str | None = None,
-        request_timeout: float | None = None,
-    ) -> TransferResult:
-        """Copy from the host; see AsyncFiles.upload(). `progress` is called on this thread."""
-        if progress is None:
-            return run(self._core.upload(source, path, user=user, request_timeout=request_timeout))
-        return run_telling(
-            lambda tell: self._core.upload(
-                source, path, progress=tell, user=user, request_timeout=request_timeout
-            ),
-            progress,
-        )
-
-    def download(
-        self,
-        path: str,
-        target: Path,
-        *,
-        progress: Progress | None = None,
-        user: str | None = None,
-        request_timeout: float | None = None,
-    ) -> TransferResult:
-        """Copy to the host; see AsyncFiles.download(). `progress` is called on this thread."""
-        if progress is None:
-            return run(
-                self._core.download(path, target, user=user, request_timeout=request_timeout)
-            )
-        return run_telling(
-            lambda tell: self._core.download(
-                path, target, progress=tell, user=user, request_timeout=request_timeout
-            ),
-            progress,
-        )
+    watch_dir = blocking_as(Watch, AsyncFiles.watch_dir)
+    upload = telling(AsyncFiles.upload)
+    download = telling(AsyncFiles.download)

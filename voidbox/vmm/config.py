@@ -115,12 +115,14 @@ class DiskConfig(NamedTuple):
         overlay: a file of this machine's own that gets what the guest writes, made if it is not
             there; `path` is then only read, and any number of machines may share it.
         serial: how the guest tells its disks apart, up to 20 characters of ASCII.
+        is_own: `path` is this machine's alone, to be copied with it into snapshots.
     """
 
     path: str
     is_read_only: bool = False
     overlay: str | None = None
     serial: str = ""
+    is_own: bool = False
 
     def at(self, folder: str) -> DiskConfig:
         """Return the same disk with absolute paths, those that were not taken from `folder`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -45,7 +46,7 @@ from voidbox.devices.serial import (
     UART_TX,
     Serial,
 )
-from voidbox.errors import HostError
+from voidbox.errors import HostError, VoidboxError
 from voidbox.event_loop import EventLoop
 from voidbox.kvm import api
 from voidbox.kvm.kvm import KVM_DEVICE, Kvm
@@ -81,6 +82,8 @@ log = logging.getLogger(__name__)
 _COALESCED_PORTS = ((COM1_PORT + UART_TX, 1), (RTC_PORT, 1), (0x80, 1), (0xCF8, 4))
 _PANIC_MARK = "Kernel panic - not syncing"
 _FLUSH_S = 1.0
+_GENERATION_ID_BYTES = 16
+_PUBLISH_S = 10.0
 _DRAIN_S = 0.1  # the longest that a coalesced write waits
 _PAUSE_S = 15.0  # for a device to finish what is under way, and for its loop to get there
 
@@ -227,6 +230,7 @@ class Machine:
             newc.archive(self.config.extra_files) if self.config.extra_files else b"",
         )
         cpu.write_tables(self.memory, entry)
+        self.write_generation_id()
         vcpus.set_up(kvm, handles, entry)
 
     def _open_disks(self) -> None:
@@ -585,6 +589,17 @@ class Machine:
                 self._vm.irq_line(layout.POWER_BUTTON_GSI, True)
                 self._vm.irq_line(layout.POWER_BUTTON_GSI, False)
 
+    def write_generation_id(self) -> None:
+        """Give this copy of the machine an id of its own. Before the first KVM_RUN."""
+        self.memory.write(layout.VMGENID_GPA, os.urandom(_GENERATION_ID_BYTES))
+
+    def announce_generation(self) -> None:
+        """Have the guest's kernel look at the id, if it has a driver for it. Thread: any."""
+        with self._end_lock:
+            if self._outcome is None:
+                self._vm.irq_line(layout.VMGENID_GSI, True)
+                self._vm.irq_line(layout.VMGENID_GSI, False)
+
     def adopt_vsock(self, sock: socket.socket, port: int) -> None:
         """Connect a stream socket to a port of the guest, past the host kernel. Thread: any.
 
@@ -597,6 +612,35 @@ class Machine:
             sock.close()
             raise OSError(errno.ENODEV, "the machine has no such vsock")
         self.loop.call_soon(partial(self._unix_backend.adopt, sock, port))
+
+    def publish_vsock(self, path: str) -> None:
+        """Have host programs reach the guest through a socket, from now on. Thread: any.
+
+        For a machine whose vsock was made without a path: a restored one lets nobody in before it
+        is a machine of its own.
+
+        Raises:
+            ConfigError, HostError: it cannot be made, or the machine has ended.
+        """
+        from concurrent.futures import Future  # a boot needs none
+
+        backend, done = self._unix_backend, Future[None]()
+        if backend is None:
+            return
+
+        def publish() -> None:
+            try:
+                backend.publish(path)
+            except VoidboxError as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        self.loop.call_soon(publish)
+        try:
+            done.result(_PUBLISH_S)
+        except TimeoutError:
+            raise HostError("the machine has ended") from None
 
     def connect_serial(self) -> socket.socket | None:
         """Return a stream to the second serial port, which ends the one before. Thread: any.

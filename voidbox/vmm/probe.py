@@ -26,6 +26,7 @@ _LOOPS_FIRST = 20_000
 _LOOPS_MIN = 300_000  # fewer would time the first entry into a guest, not the loop
 _LOOPS_MAX = 50_000_000
 _LONG_ENOUGH_NS = 20_000_000
+_TRIES = 3  # before slow is slow: other programs may have had the processor
 
 
 class SpeedProbe(NamedTuple):
@@ -40,11 +41,20 @@ class SpeedProbe(NamedTuple):
 
 
 def measure(kvm: Kvm) -> SpeedProbe:
-    """Time the loop; a few milliseconds on hardware, under a second on an emulator.
+    """Time the loop; a few milliseconds on hardware, some seconds on an emulator.
 
     Raises:
         HostError: the guest did not run as it must.
     """
+    best = _measure_once(kvm)
+    for _ in range(_TRIES - 1):
+        if not best.is_emulated:
+            break
+        best = min(best, _measure_once(kvm))
+    return best
+
+
+def _measure_once(kvm: Kvm) -> SpeedProbe:
     loops = _LOOPS_FIRST
     while True:
         elapsed_ns = _run_loop(kvm, loops)

@@ -61,8 +61,8 @@ class UnixBackend:
     """The host's side of one guest's vsock. Thread: loop.
 
     Args:
-        path: the socket to listen on; None for no name at all: then only adopt() makes
-            connections, and the guest's own are refused.
+        path: the socket to listen on; None for no name at all, or none before publish(): then only
+            adopt() makes connections, and the guest's own are refused.
         guest_cid: the guest's address.
         loop: reports on the sockets.
         next_port: see Muxer.
@@ -86,6 +86,17 @@ class UnixBackend:
         self._accepting = False
         self._closed = False
         self._listener = UnixListener(path) if path is not None else None
+        self._resume_accepting()
+
+    def publish(self, path: str) -> None:
+        """Listen on a socket, where there was no path until now. Thread: loop.
+
+        Raises:
+            ConfigError, HostError: as the constructor does.
+        """
+        assert self._listener is None and not self._closed
+        self._listener = UnixListener(path)
+        self.path = path
         self._resume_accepting()
 
     # The device's three methods, and reset.

@@ -16,9 +16,11 @@ def test_what_the_host_says_of_an_image() -> None:
     image = Image("user app:staff\nworkdir /srv/with a blank\nlater 1\n")
     assert (image.user, image.workdir) == ("app:staff", "/srv/with a blank")
     assert Image("workdir /a\u2028b\x0cc\n").workdir == "/a\u2028b\x0cc"
+    image = Image("volume /var/lib/a b\nuser app\nvolume /data\n")
+    assert (image.user, image.volumes) == ("app", ["/var/lib/a b", "/data"])
     for text in ("", "user \nworkdir \n", "nonsense"):
         image = Image(text)
-        assert (image.user, image.workdir) == ("root", "")
+        assert (image.user, image.workdir, image.volumes) == ("root", "", [])
 
 
 def test_without_a_file_the_root_is_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

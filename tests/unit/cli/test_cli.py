@@ -18,7 +18,7 @@ import pytest
 from tests.guest import tiny
 from tests.unit.boot import images
 from voidbox import cli
-from voidbox.cli import doctor, exit_status
+from voidbox.cli import exit_status
 from voidbox.cli.terminal import EscapeFilter, open_unblocking
 
 ROOT = Path(__file__).parents[3]
@@ -287,37 +287,6 @@ def test_output_never_blocks_and_the_original_is_left_alone(tmp_path: Path) -> N
         os.close(fd)
     left.close()
     right.close()
-
-
-def test_doctor_says_what_to_do_about_a_missing_device(tmp_path: Path) -> None:
-    checks = {check.name: check for check in doctor.examine(str(tmp_path / "kvm"))}
-    assert checks["kvm"].status == doctor.FAIL
-    assert "modprobe kvm_intel" in checks["kvm"].todo
-    assert checks["memory"].status in (doctor.PASS, doctor.WARN)
-
-
-def test_doctor_says_what_to_do_about_a_forbidden_device(tmp_path: Path) -> None:
-    device = tmp_path / "kvm"
-    device.touch(mode=0)
-    user = os.geteuid()
-    if user == 0:  # root may open everything
-        os.seteuid(65534)
-    try:
-        checks = {check.name: check for check in doctor.examine(str(device))}
-    finally:
-        os.seteuid(user)
-    assert "usermod -aG kvm" in checks["kvm"].todo
-
-
-@pytest.mark.kvm
-def test_doctor_tells_speed_and_capabilities() -> None:
-    result = voidbox("doctor", "--json")
-    findings = json.loads(result.stdout)
-    checks = {check["name"]: check for check in findings["checks"]}
-    assert checks["capabilities"]["status"] == doctor.PASS
-    assert "ns a loop" in checks["speed"]["found"]
-    assert findings["ok"] == (result.returncode == 0)
-    assert findings["ok"] or checks["speed"]["todo"]
 
 
 def shell(line: str) -> subprocess.CompletedProcess[str]:

@@ -57,12 +57,10 @@ def archive(*members: Member, form: int = tarfile.PAX_FORMAT) -> bytes:
     return output.getvalue()
 
 
-def apply(
-    tree: Tree, *layers: bytes, limits: Limits = DEFAULT_LIMITS, is_root_stripped: bool = False
-) -> Applied:
+def apply(tree: Tree, *layers: bytes, limits: Limits = DEFAULT_LIMITS) -> Applied:
     """Apply layers; returns what the last one was."""
     for layer in layers:
-        applied = apply_layer(tree, io.BytesIO(layer), limits, is_root_stripped=is_root_stripped)
+        applied = apply_layer(tree, io.BytesIO(layer), limits)
     return applied
 
 

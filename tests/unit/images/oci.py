@@ -57,6 +57,7 @@ def make_image(
     media_type: str = OCI_MANIFEST,
     diff_ids: list[str] | None = None,
     raw: bool = False,
+    variant: str = "",
 ) -> OciImage:
     """Return an image with these layers of files."""
     plain = [tar_of(files) for files in layers]
@@ -71,6 +72,8 @@ def make_image(
             "diff_ids": [digest_of(content) for content in plain] if diff_ids is None else diff_ids,
         },
     }
+    if variant:
+        document["variant"] = variant
     content = json.dumps(document).encode()
     manifest = {
         "schemaVersion": 2,

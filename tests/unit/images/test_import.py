@@ -347,8 +347,9 @@ SAVED = docker_archive((RAW, []))
         ({**oci_layout((GZIP, "")), f"blobs/sha256/{GZIP.id[7:]}": b"{}"}, "it is damaged"),
         (oci_layout((make_image(*FILES, diff_ids=[]), "")), "of 0 layers, its manifest of 2"),
         *(
-            (oci_layout((make_image(config={"ExposedPorts": ports}), "")), "wrong: ExposedPorts")
-            for ports in (5, True, ["80/tcp"])
+            (oci_layout((make_image(config={key: value}), "")), f"wrong: {key}")
+            for key in ("ExposedPorts", "Volumes")
+            for value in (5, True, ["80/tcp"])
         ),
         ({**oci_layout((GZIP, "")), f"blobs/sha256/{GZIP.digest[7:]}": b"{}"}, "it is damaged"),
         ({**oci_layout((GZIP, "")), "index.json": GZIP.manifest}, "its index.json is no index"),
@@ -392,6 +393,6 @@ def test_a_folder_shows_nothing_outside_of_it(tmp_path: Path) -> None:
 
 
 def test_a_root_folder_with_escapes_is_refused(stored: StoreFolder, tmp_path: Path) -> None:
-    for name in ("../x", "/x", "a/../../x"):
+    for name in ("../x", "/../x", "a/../../x"):
         write_tar(tmp_path / "bad", {"etc/": b"", name: b"x"})
         refuse(stored, tmp_path / "bad", "layer entry")

@@ -44,6 +44,7 @@ def test_an_image_comes_whole(registry: FakeRegistry, stored: StoreFolder, media
         config={
             "Entrypoint": ["/bin/sh", "-c"], "WorkingDir": "/srv", "User": "app:app",
             "ExposedPorts": {"80/tcp": {}}, "StopSignal": "SIGINT", "Labels": {"a": "b"},
+            "Volumes": {"/data": {}, "/var/lib/b": {}},
         },
         **({"media_type": media_type} if media_type else {}),
     )  # fmt: skip
@@ -56,6 +57,7 @@ def test_an_image_comes_whole(registry: FakeRegistry, stored: StoreFolder, media
     assert config.command(["ls"]) == ("/bin/sh", "-c", "ls")
     assert (config.workdir, config.user, config.stop_signal) == ("/srv", "app:app", "SIGINT")
     assert (config.exposed_ports, config.labels) == (("80/tcp",), {"a": "b"})
+    assert config.volumes == ("/data", "/var/lib/b")
     record = made.record
     assert (made.id, record.digest, record.platform) == (image.id, image.digest, "linux/amd64")
     assert record.created_at == pytest.approx(1714979289.123, abs=0.01)

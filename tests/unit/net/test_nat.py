@@ -16,8 +16,10 @@ import pytest
 
 from tests.unit.net.tap import TapGuest, echo_server, needs_tap
 from voidbox.errors import ConfigError, HostError
+from voidbox.nat import sockets
 from voidbox.nat.backend import NatConfig
 from voidbox.nat.forwards import Forward, parse_forward
+from voidbox.net import tcp, tcp_table
 from voidbox.net.stack import StackStatistics
 
 pytestmark = needs_tap
@@ -200,6 +202,100 @@ sock.sendall(b"late")
             wait_for(lambda: statistics(guest).tcp_flows == 0, "the flow is still there")
 
 
+@pytest.fixture
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half-closed connection is asked for after a second, at both ends."""
+    monkeypatch.setattr(tcp, "HALF_CLOSED_NS", 1_000_000_000)
+    monkeypatch.setattr(tcp, "KEEPALIVE_INTVL_NS", 1_000_000_000)
+    monkeypatch.setattr(sockets, "KEEP_ALIVE_S", 1)
+
+
+@pytest.mark.usefixtures("impatience")
+def test_half_closed_connections_end_when_the_guest_forgot_them() -> None:
+    """And not before: what a program of it still has open stays."""
+    code = """
+import socket, sys
+socks = [socket.create_connection(("10.0.2.2", int(sys.argv[1])), timeout=20) for _ in range(2)]
+for sock in socks:
+    sock.sendall(b"question")
+    sock.shutdown(socket.SHUT_WR)
+socks.pop(0).close()
+print(socks[0].recv(100, socket.MSG_WAITALL).decode())
+"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with TapGuest(NatConfig(allow_host_ports=(port,))) as guest:
+            guest.sh("echo 1 > /proc/sys/net/ipv4/tcp_fin_timeout")
+            process = guest.start(code, port)
+            (first, _), (second, _) = server.accept(), server.accept()
+            with first, second:
+                for connection in (first, second):
+                    connection.settimeout(20)
+                    assert connection.recv(100, socket.MSG_WAITALL) == b"question"
+                wait_for(lambda: statistics(guest).tcp_flows == 1, "the flow is still there")
+                # It had sent its end, and the far end's program did not take the hint.
+                with pytest.raises(ConnectionError):
+                    first.sendall(b"answer")
+                    first.sendall(b"answer")
+                time.sleep(3)
+                assert statistics(guest).tcp_flows == 1
+                second.sendall(b"answer")
+            assert process.communicate(timeout=20)[0] == b"answer\n"
+            wait_for(lambda: statistics(guest).tcp_flows == 0, "flows are left")
+
+
+@pytest.mark.usefixtures("impatience")
+def test_half_closed_connections_end_when_the_far_end_forgot_them() -> None:
+    code = """
+import socket, sys
+sock = socket.create_connection(("10.0.2.2", int(sys.argv[1])), timeout=20)
+assert sock.recv(1) == b""
+print("ended", flush=True)
+sys.stdin.read()
+"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        config = NatConfig(allow_host_ports=(port,))
+        with TapGuest(config) as guest, guest.start(code, port) as process:
+            connection, _ = server.accept()
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, 1)
+            connection.close()
+            assert process.stdout is not None and process.stdout.readline() == b"ended\n"
+            assert statistics(guest).tcp_flows == 1
+            wait_for(lambda: statistics(guest).tcp_flows == 0, "the flow is still there")
+
+
+def test_a_published_port_full_of_half_closed_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's programs have ended their side, and the guest's server does not care."""
+    monkeypatch.setattr(tcp_table, "TCP_FLOWS_MAX", 50)
+    code = """
+import socket
+with socket.create_server(("10.0.2.15", 80), backlog=200) as server:
+    print("listening", flush=True)
+    kept = []
+    while True:
+        kept.append(server.accept()[0])
+        kept[-1].sendall(b"hello")
+"""
+    with TapGuest(NatConfig(publish=(Forward("127.0.0.1", 0, 80, False),))) as guest:
+        process = guest.start(code)
+        assert process.stdout is not None and process.stdout.readline() == b"listening\n"
+        (forward,) = guest.backend.forwards.list()
+        clients = []
+        for _ in range(120):
+            client = socket.create_connection(("127.0.0.1", forward.host_port), timeout=20)
+            clients.append(client)
+            assert client.recv(5, socket.MSG_WAITALL) == b"hello"
+            client.shutdown(socket.SHUT_WR)
+            time.sleep(0.001)
+        assert statistics(guest).tcp_flows == 50
+        assert any("half-closed" in line for line in guest.log)
+        for client in clients:
+            client.close()
+        process.kill()
+        process.communicate(timeout=20)
+
+
 def test_a_reset_goes_through_both_ways() -> None:
     abort = struct.pack("ii", 1, 0)
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -352,6 +448,57 @@ for size in (1473, 9000, 60000):
                 server.sendto(bytes(range(250)) * (size // 250) + bytes(size % 250), peer)
             output = process.communicate(timeout=20)
             assert process.returncode == 0, output
+
+
+def test_a_datagram_longer_than_the_mtu_goes_there_and_back() -> None:
+    code = """
+import socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.settimeout(20)
+sock.connect(("10.0.2.2", int(sys.argv[1])))
+for size in (1472, 1473, 9000, 65507):
+    data = (bytes(range(251)) * 300)[:size]
+    sock.send(data)
+    assert sock.recv(65536) == data, size
+"""
+    with (
+        echo_server(socket.SOCK_DGRAM) as port,
+        TapGuest(NatConfig(allow_host_ports=(port,))) as guest,
+    ):
+        guest.python(code, port)
+        assert not statistics(guest).dropped.get("unfinished datagram")
+
+
+# Asks by ARP for every address of the network, and prints those that are somebody's.
+SCAN = """
+import socket, struct, sys
+sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x806))
+sock.bind(("tap0", 0))
+mac = bytes.fromhex("525400123456")
+for last in range(256):
+    target = bytes((10, 0, 2, last))
+    head = struct.pack("!HHBBH", 1, 0x800, 6, 4, 1)
+    body = head + mac + bytes((10, 0, 2, 15)) + bytes(6) + target
+    sock.send(b"\\xff" * 6 + mac + b"\\x08\\x06" + body)
+found = set()
+try:
+    while True:
+        sock.settimeout(20 if len(found) < int(sys.argv[1]) else 0.5)
+        frame = sock.recv(100)
+        if frame[20:22] == b"\\0\\2":
+            found.add(socket.inet_ntoa(frame[28:32]))
+except TimeoutError:
+    print(*sorted(found))
+"""
+
+
+@pytest.mark.parametrize(
+    ("allow", "found"),
+    [((), "10.0.2.2 10.0.2.3\n"), (("*", "10.0.2.77:80"), "10.0.2.2 10.0.2.3 10.0.2.77\n")],
+)
+def test_a_scan_of_the_network_finds_those_that_exist(allow: tuple[str, ...], found: str) -> None:
+    with TapGuest(NatConfig(allow=allow)) as guest:
+        assert guest.python(SCAN, len(found.split())) == found
 
 
 PING = """

@@ -249,6 +249,25 @@ def test_the_guests_own_network_leads_nowhere_else() -> None:
     assert may(elsewhere, "192.168.7.8", 80)
 
 
+def test_an_address_behind_the_guests_own_network_is_reached_if_a_rule_names_it() -> None:
+    def neighbours(policy: Policy) -> list[int]:
+        return [n for n in range(256) if policy.is_neighbour(ip("10.0.2.0") + n)]
+
+    for allow in ([], ["*"], ["0.0.0.0/0"], ["10.0.0.0/8"], ["example.com"], ["10.0.3.7"]):
+        policy = Policy(allow=allow)
+        assert neighbours(policy) == [2, 3], allow
+        assert not may(policy, "10.0.2.77", 80)
+    policy = Policy(allow=["10.0.2.76/31:80"], deny=["10.0.2.77"])
+    assert neighbours(policy) == [2, 3, 76]
+    assert may(policy, "10.0.2.76", 80)
+    assert not may(policy, "10.0.2.76", 81)
+    assert not may(policy, "10.0.2.77", 80)
+    assert not may(policy, "10.0.2.75", 80)
+    # Never the guest itself, nor all of them.
+    assert neighbours(Policy(allow=["10.0.2.0/24"])) == sorted({*range(1, 255)} - {15})
+    assert not Policy(allow=["10.0.2.0/24"]).is_neighbour(ip("192.0.2.1"))
+
+
 def test_deny_comes_before_allow() -> None:
     policy = Policy(allow=["192.0.2.0/24"], deny=["192.0.2.128/25", "*:25"])
     assert policy.check("TCP", ip("192.0.2.1"), 80, 0) == (True, "allow 192.0.2.0/24")

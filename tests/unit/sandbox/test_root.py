@@ -86,11 +86,13 @@ def test_a_path_is_what_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_name_is_an_image_of_the_store(stored: StoreFolder) -> None:
-    config = ImageConfig(env={"A": "1", "B": "2"}, workdir="/app", user="web:www")
+    config = ImageConfig(
+        env={"A": "1", "B": "2"}, workdir="/app", user="web:www", volumes=("/data",)
+    )
     made = stored.add("web:1", config=config)
     choice = choose("web:1", "/k", disk_bytes=0, state_folder=str(stored.path))
     assert choice.image == "web:1"
-    assert choice.root == Root(*FILES, made.path, 0, made.id, "web:www", "/app")
+    assert choice.root == Root(*FILES, made.path, 0, made.id, "web:www", "/app", ("/data",))
     assert choice.envs({"B": "3"}) == {"A": "1", "B": "3"}
     assert (choice.user(None), choice.user("7")) == ("web:www", "7")
     assert (choice.workdir(None), choice.workdir("/srv")) == ("/app", "/srv")
@@ -141,19 +143,20 @@ def test_disks_that_cannot_be_are_refused(size: int) -> None:
 
 
 def test_a_record_becomes_a_machine_with_disks() -> None:
-    root = Root(*FILES, "/i/rootfs.erofs", 1 << 30, "sha256:x", "app", "/srv/a b")
-    record = wanted("x", image="python", root=root._asdict())
+    volumes = ("/data", "/var/lib/b")
+    root = Root(*FILES, "/i/rootfs.erofs", 1 << 30, "sha256:x", "app", "/srv/a b", volumes)
+    record = wanted("x", image="python", root=root.to_json())
     config = recipe.machine_config(record, "/v", "/s/disk.img")
     assert config.initramfs == "/c/boot.cpio"
     assert config.disks == (
         DiskConfig("/c/runtime.erofs", is_read_only=True, serial="voidbox-runtime"),
         DiskConfig("/i/rootfs.erofs", is_read_only=True, serial="voidbox-image"),
-        DiskConfig("/s/disk.img", serial="voidbox-upper"),
+        DiskConfig("/s/disk.img", serial="voidbox-upper", is_own=True),
     )
     (file,) = config.extra_files
     assert f"/{file.path}" == protocol.IMAGE_PATH
-    assert file.data == b"user app\nworkdir /srv/a b\n"
-    assert record.to_json()["root"] == root._asdict()
+    assert file.data == b"user app\nworkdir /srv/a b\nvolume /data\nvolume /var/lib/b\n"
+    assert Root.from_json(record.to_json()["root"]) == root
 
 
 def test_a_record_without_a_root_is_an_initramfs() -> None:
@@ -169,7 +172,9 @@ def test_own_disks_come_first_and_memory_may_take_what_is_written() -> None:
 
 
 def test_lines_of_an_image_are_its_own_alone() -> None:
-    (file,) = Root(*FILES, "/i", workdir="/x\nuser root", user="app").files()
+    (file,) = Root(
+        *FILES, "/i", workdir="/x\nuser root", user="app", volumes=("/y\nuser root",)
+    ).files()
     assert file.data == b"user app\n"
 
 
@@ -180,6 +185,8 @@ def test_lines_of_an_image_are_its_own_alone() -> None:
         {"boot": 1, "runtime": "x"},
         {"boot": "b"},
         {"boot": "b", "runtime": "r", "disk_bytes": "1"},
+        {"boot": "b", "runtime": "r", "volumes": "/x"},
+        {"boot": "b", "runtime": "r", "volumes": [1]},
     ],
 )
 def test_a_record_that_makes_no_sense(values: dict[str, object]) -> None:

@@ -324,6 +324,56 @@ def test_both_forms_offer_the_same(core: type, facade: type) -> None:
         assert getattr(facade, name).__doc__, f"{facade.__name__}.{name} has no docstring"
 
 
+def test_the_blocking_form_has_the_parameters_of_the_coroutine() -> None:
+    for core, facade in (
+        (aio.AsyncSandbox.create, Sandbox.create),
+        (commands.AsyncCommands.run, sync_commands.Commands.run),
+        (commands.AsyncCommands.start, sync_commands.Commands.start),
+        (files.AsyncFiles.upload, sync_files.Files.upload),
+        (pty.AsyncPty.create, sync_commands.Pty.create),
+    ):
+        assert inspect.signature(core).parameters == inspect.signature(facade).parameters
+
+
+TYPED = """
+from voidbox import CommandResult, Sandbox
+from voidbox.sdk.sync_commands import CommandHandle, PtyHandle
+from voidbox.sdk.sync_files import Watch
+
+class Mine(Sandbox): ...
+
+mine: Mine = Mine.create(cpus=2, memory="1G")
+result: CommandResult = mine.commands.run("true", cwd="/", check=True)
+handle: CommandHandle = mine.exec("true", background=True)
+started: CommandHandle = mine.commands.start(["true"], on_stdout=print)
+shell: PtyHandle = mine.pty.create(cmd="sh")
+watch: Watch = mine.files.watch_dir("/", recursive=True)
+data: bytes = mine.files.read("a", "bytes")
+"""
+WRONG = (
+    "Sandbox.create(nonsense=1)",
+    'mine.commands.run("true", nonsense=1)',
+    'mine.commands.run("true", cwd=1)',
+    'mine.commands.start("true", cwd=1)',
+    'mine.files.upload("a")',
+)
+
+
+@pytest.mark.slow
+def test_type_checkers_know_the_blocking_form(tmp_path: Path) -> None:
+    (tmp_path / "user.py").write_text(TYPED + "\n".join(WRONG) + "\n")
+    run = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "c", "user.py"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": ROOT, "MYPYPATH": ROOT},
+        capture_output=True,
+        text=True,
+    )
+    lines = {line.split(":")[1] for line in run.stdout.splitlines() if ": error:" in line}
+    first = len(TYPED.splitlines()) + 1
+    assert lines == {str(first + index) for index in range(len(WRONG))}, run.stdout
+
+
 # --- the package's root -------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@
         secret                 what the guest's agent wants to see
         alive                  held for as long as the sandbox's process lives; see Hold
         control.sock, vsock.sock, console.log, owner.log     of that process
+        suspended/             the machine, of one that is suspended
     STATE/sandboxes/.new-ID, .removed-ID     half made, half removed: the next command deletes it
     STATE/set-aside/           what could not be read, with the time
 
@@ -29,6 +30,7 @@ from voidbox.storage.place import make_state_folder
 
 SECRET_BYTES = 32
 STATE, SECRET, ALIVE, CONSOLE = "state.json", "secret", "alive", "console.log"
+SUSPENDED = "suspended"
 CONTROL, VSOCK = "control.sock", "vsock.sock"
 SOCKETS = (CONTROL, VSOCK)  # and vsock.sock_PORT, for what the guest connects to
 
