@@ -28,6 +28,7 @@ from voidbox.net.name_service import DNS_PORT, NameService
 from voidbox.net.pcap import PcapWriter
 from voidbox.net.policy import Gate, Policy
 from voidbox.net.stack import Header, Stack, StackStatistics
+from voidbox.net.tcp_table import FlowState
 
 _FLUSH_S = 1.0  # how old what is in the pcap file's buffer may get
 _BURST_S = 0.1  # of the rate: what may pass at once
@@ -215,9 +216,23 @@ class NatBackend:
             self._set_timer(now_ns)
         return done
 
+    def pause(self) -> None:
+        """Nothing is asked for before the next kick: sockets with data wait, unwatched."""
+        self._stack.pause()
+
     def reset(self) -> None:
         """The driver let go of the device."""
         self._stack.reset()
+
+    # Snapshots.
+
+    def flow_states(self) -> tuple[FlowState, ...]:
+        """Return the guest's TCP connections, for reset_flows()."""
+        return self._stack.flow_states()
+
+    def reset_flows(self, states: Sequence[FlowState]) -> None:
+        """Tell the guest of a restored machine that its connections of before are over."""
+        self._stack.reset_flows(states)
 
     # The rate: a token bucket, which may be overdrawn by one frame.
 

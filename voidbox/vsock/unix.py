@@ -80,6 +80,7 @@ class UnixBackend:
             adopt() makes connections, and the guest's own are refused.
         guest_cid: the guest's address.
         loop: reports on the sockets.
+        next_port: see Muxer.
         dial: connects to the socket that listens for a port of the host, or raises OSError; this
             process by default. It must not block.
     Raises:
@@ -95,13 +96,14 @@ class UnixBackend:
         path: str | None,
         guest_cid: int,
         loop: Loop,
+        next_port: int = 0,
         dial: Callable[[int], socket.socket] | None = None,
     ) -> None:
         self.path = path
         self._dial = dial or self._dial_here
         self.on_pending: Callable[[], None] = lambda: None
         self._loop = loop
-        self._muxer = Muxer(guest_cid, self._connect)
+        self._muxer = Muxer(guest_cid, self._connect, next_port)
         self._greeters: dict[int, _Greeter] = {}  # by descriptor, in order of deadline
         self._bad_greetings = self._accept_pauses = 0
         self._timer: TimerHandle | None = None
@@ -140,6 +142,11 @@ class UnixBackend:
     def has_pending_rx(self) -> bool:
         """Whether recv_pkt may have something."""
         return self._muxer.has_pending_rx()
+
+    @property
+    def next_port(self) -> int:
+        """For a snapshot; see Muxer."""
+        return self._muxer.next_port
 
     def reset(self) -> None:
         """End every connection; the listener stays."""
