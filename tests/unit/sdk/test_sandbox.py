@@ -523,7 +523,9 @@ async def test_rounds_leave_nothing(options: dict[str, Any], tmp_path: Path) -> 
     for _ in range(5):
         await round()
     assert descriptors() == before and not kept()
-    allocations = json.loads(Path(os.environ["VOIDBOX_STATE"], "allocations.json").read_text())
+    allocations = json.loads(
+        Path(os.environ["VOIDBOX_STATE"], "allocations/allocations.json").read_text()
+    )
     assert not allocations["cids"]
 
 
