@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from voidbox.errors import ConfigError
+from voidbox.errors import AgentError, ConfigError
 
 if TYPE_CHECKING:  # the command line needs no asyncio to make a sandbox
     from voidbox.agent.aio import AsyncAgent
 
 WORKDIR = "/workspace"
+_WORD_BYTES_MAX = (128 << 10) - 1  # MAX_ARG_STRLEN, but for the zero at the end; execve(2)
+_WORDS_BYTES_MAX = 1000 << 10  # of protocol.PAYLOAD_BYTES_MAX, which is 1 MiB
 
 
 class Session:
@@ -28,6 +30,7 @@ class Session:
 
     Attributes:
         paused_s: how long it had stood still when a request was made last.
+        ended: what to say once this program itself has ended it; "" until then.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Session:
         self.workdir = workdir
         self.user = user
         self.paused_s = 0.0
+        self.ended = ""
         self._standstill = standstill
 
     def path(self, path: str) -> str:
@@ -64,11 +68,22 @@ class Session:
 
         Raises:
             ConfigError: it makes no sense, or the sandbox is paused, so that nobody would answer.
+            AgentError: this program has ended the sandbox.
         """
         limit_s = self.seconds(request_timeout)
+        self.check_not_ended()
         if self.is_paused():
             raise ConfigError(f"{self.name} is paused: resume() lets it go on")
         return limit_s
+
+    def check_not_ended(self) -> None:
+        """See that this program has not ended it.
+
+        Raises:
+            AgentError: it has.
+        """
+        if self.ended:
+            raise AgentError(self.ended)
 
     def is_paused(self) -> bool:
         """Whether the guest stands still; looks at `paused_s` anew too."""
@@ -84,6 +99,27 @@ class Session:
         if request_timeout is None:
             return self.agent.request_timeout_s
         return check_seconds("request_timeout", request_timeout)
+
+
+def check_words(what: str, words: Iterable[str]) -> None:
+    """See that a command can have these, as arguments or as variables.
+
+    Raises:
+        ConfigError: one is longer than Linux takes, or all together than a request may be.
+    """
+    total = 0
+    for word in words:
+        size = len(word.encode("utf-8", "surrogateescape"))
+        if size > _WORD_BYTES_MAX:
+            raise ConfigError(
+                f"{what}: {word[:20]!r}… has {size} bytes, and Linux takes {_WORD_BYTES_MAX} at"
+                " most: put it into a file"
+            )
+        total += size
+    if total > _WORDS_BYTES_MAX:
+        raise ConfigError(
+            f"{what}: {total} bytes in all, of at most {_WORDS_BYTES_MAX}: put some into a file"
+        )
 
 
 def check_seconds(name: str, value: float) -> float:
