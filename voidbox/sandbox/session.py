@@ -27,6 +27,7 @@ class Session:
         workdir: where relative paths begin; /workspace by default.
         user: who commands and files belong to; the guest's "sandbox" by default.
         standstill: whether the guest stands still, and for how long it has done so all in all.
+        shared: the host's folder that the guest has at /workspace live; None: there is none.
 
     Attributes:
         paused_s: how long it had stood still when a request was made last.
@@ -41,6 +42,7 @@ class Session:
         workdir: str | None = None,
         user: str | None = None,
         standstill: Callable[[], tuple[bool, float]] = lambda: (False, 0.0),
+        shared: str | None = None,
     ) -> None:
         self.agent = agent
         self.name = name
@@ -50,12 +52,23 @@ class Session:
         self.paused_s = 0.0
         self.ended = ""
         self._standstill = standstill
+        self._shared = shared
 
     def path(self, path: str) -> str:
         """Return an absolute path of the guest."""
         if not isinstance(path, str) or not path:
             raise ConfigError(f"{path!r} is no path in the sandbox: give a string")
         return posixpath.join(self.workdir or WORKDIR, path)
+
+    def shared_parts(self, path: str) -> tuple[str, tuple[str, ...]] | None:
+        """Return which folder of the host an absolute path leads into, and the names on the way.
+
+        None if it is not in a live workspace.
+        """
+        names = posixpath.normpath(path).strip("/").split("/")
+        if self._shared is None or f"/{names[0]}" != WORKDIR:
+            return None
+        return self._shared, tuple(names[1:])
 
     def values(self, user: str | None, **others: object) -> dict[str, object]:
         """Return a request's map, with its user, without what is None."""

@@ -71,8 +71,9 @@ class AsyncSandbox:
         self._endpoint = StoredEndpoint(store, record)
         agent = AsyncAgent(self._endpoint, store.secret(record.id), log=self._log)
         self._session = Session(
-            agent, record.name, record.envs, record.workdir, record.user, self._standstill
-        )
+            agent, record.name, record.envs, record.workdir, record.user, self._standstill,
+            record.workspace if record.workspace_mode in ("ro", "rw") else None,
+        )  # fmt: skip
         self.commands = AsyncCommands(self._session)
         self.files = AsyncFiles(self._session)
         self.pty = AsyncPty(self._session)
@@ -442,6 +443,7 @@ class AsyncSandbox:
 
     async def __aexit__(self, type: object, *_: object) -> None:
         try:
-            await self._workspace.settle(self._session.limit_s(None), type is not None)
+            if not self._session.ended:
+                await self._workspace.settle(self._session.limit_s(None), type is not None)
         finally:
             await self.kill()
