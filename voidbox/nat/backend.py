@@ -16,13 +16,14 @@ from voidbox.errors import ConfigError
 from voidbox.loop_api import Loop, TimerHandle
 from voidbox.nat.forwards import Forward, Forwards
 from voidbox.nat.limited_log import LimitedLog
-from voidbox.nat.resolvers import HostResolvers, read_resolvers
+from voidbox.nat.resolv_conf_file import ResolvConfFile, read_resolv_conf
+from voidbox.nat.resolvers import HostResolvers
 from voidbox.nat.sockets import HostSockets
 from voidbox.net.addresses import NetworkConfig
 from voidbox.net.dhcp import Server as DhcpServer
 from voidbox.net.dns import Forwarder
 from voidbox.net.line import RxFrames
-from voidbox.net.name_service import DNS_PORT, NameService
+from voidbox.net.name_service import NameService
 from voidbox.net.pcap import PcapWriter
 from voidbox.net.policy import Policy
 from voidbox.net.stack import Header, Stack, StackStatistics
@@ -49,7 +50,8 @@ class NatConfig(NamedTuple):
         publish: ports of the guest that the host offers.
         pcap: a file for all frames, or None.
         rate_bytes_s: the most that passes, both directions together; None for no limit.
-        resolvers: (address, port) of name servers; None for the host's own.
+        resolvers: (address, port) of name servers; None for those of the host's resolv.conf, which
+            is read again when it changes, and whose search domains the guest gets too.
         network: the addresses on the line.
     """
 
@@ -61,6 +63,10 @@ class NatConfig(NamedTuple):
     rate_bytes_s: int | None = None
     resolvers: tuple[tuple[str, int], ...] | None = None
     network: NetworkConfig = NetworkConfig()
+
+    def search(self) -> tuple[str, ...]:
+        """Return the domains in which the guest looks for names: those of the host."""
+        return read_resolv_conf().search if self.resolvers is None else ()
 
     def make_policy(self) -> Policy:
         """Return the rules as a policy.
@@ -115,20 +121,24 @@ class NatBackend:
         log = LimitedLog(self._loop, self._log)
         self._resources.callback(log.close)
         policy.on_refused = lambda text: log.add(f"refused {text}")
-        servers = config.resolvers
-        if servers is None:
-            servers = tuple((address, DNS_PORT) for address in read_resolvers())
         self._sockets = HostSockets(self._loop, self._after)
-        resolvers = HostResolvers(self._loop, list(servers), self._replied, self._resolver_failed)
+        resolvers = HostResolvers(
+            self._loop,
+            ResolvConfFile() if config.resolvers is None else config.resolvers,
+            self._replied,
+            self._resolver_failed,
+        )
         self._resources.callback(resolvers.close)
-        forwarder = Forwarder(policy, len(servers), lambda: int.from_bytes(os.urandom(2), "little"))
+        forwarder = Forwarder(
+            policy, resolvers.count, lambda: int.from_bytes(os.urandom(2), "little")
+        )
         self._names = NameService(forwarder, resolvers)
         self._stack = Stack(
             config.network,
             self._sockets,
             policy,
             self._names,
-            DhcpServer(config.network),
+            DhcpServer(config.network, search=config.search),
             os.urandom(16),
             tap=self._capture if config.pcap is not None else None,
         )

@@ -1,37 +1,28 @@
-"""The host's resolvers: sends the guest's queries to the name servers of /etc/resolv.conf."""
+"""The host's resolvers: sends the guest's queries to its name servers."""
 
 from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from voidbox.loop_api import Loop
-from voidbox.net.dns import parse_resolv_conf
+from voidbox.nat.resolv_conf_file import ResolvConfFile
 from voidbox.net.dns_message import ParseError, Splitter, frame
 
-RESOLV_CONF = "/etc/resolv.conf"
 DNS_PORT = 53
 _REPLY_BYTES_MAX = 65535
 _REPLIES_PER_PASS = 32
 _TCP_MAX = 64  # connections at a time; a query beyond it goes to the next resolver
 
 
-def read_resolvers(path: str = RESOLV_CONF) -> list[str]:
-    """Return the addresses of the host's name servers; none if it has none."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return parse_resolv_conf(file.read())
-    except OSError:
-        return []
-
-
 class HostResolvers:
     """See name_service.Resolvers. Thread: loop.
 
     Args:
-        servers: (address, port), in order of preference; IPv4 or IPv6.
+        servers: (address, port), in order of preference, IPv4 or IPv6; or what the host's
+            resolv.conf says at each time.
         replied: takes a resolver's number and its message.
         failed: takes a resolver's number and the queries that did not get there, None for all.
     """
@@ -39,16 +30,33 @@ class HostResolvers:
     def __init__(
         self,
         loop: Loop,
-        servers: list[tuple[str, int]],
+        servers: Sequence[tuple[str, int]] | ResolvConfFile,
         replied: Callable[[int, bytes], None],
         failed: Callable[[int, list[int] | None], None],
     ) -> None:
         self._loop = loop
-        self._servers = servers
+        self._file = servers if isinstance(servers, ResolvConfFile) else None
+        self._servers = _servers_of(servers) if isinstance(servers, ResolvConfFile) else servers
         self._replied = replied
         self._failed = failed
         self._udp: dict[int, socket.socket] = {}  # by resolver
         self._tcp: dict[int, _TcpQuery] = {}  # by upstream identifier
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._servers)
+
+    def refresh(self, now_ns: int) -> int | None:
+        """See Resolvers."""
+        if self._file is None or not self._file.refresh(now_ns):
+            return None
+        servers = _servers_of(self._file)
+        if servers == self._servers:
+            return None
+        self.close()  # of the old ones nothing is to come
+        self._servers = servers
+        return len(servers)
 
     def send_udp(self, server_idx: int, upstream_id: int, message: bytes) -> None:
         """See Resolvers."""
@@ -110,7 +118,10 @@ class HostResolvers:
             self._replied(server_idx, message)
 
     def close(self) -> None:
-        """Close all sockets. Idempotent. Thread: loop, or any once the loop is stopped."""
+        """Close all sockets; queries open new ones. Idempotent.
+
+        Thread: loop, or any once the loop is stopped.
+        """
         for sock in self._udp.values():
             self._loop.unwatch(sock.fileno())
             sock.close()
@@ -118,6 +129,10 @@ class HostResolvers:
         for query in self._tcp.values():
             query.close()
         self._tcp.clear()
+
+
+def _servers_of(file: ResolvConfFile) -> list[tuple[str, int]]:
+    return [(address, DNS_PORT) for address in file.settings.servers]
 
 
 class _TcpQuery:

@@ -21,7 +21,7 @@ _SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 _GONE = select.EPOLLHUP | select.EPOLLERR
 # struct linger { int l_onoff; int l_linger; };
 _LINGER = struct.Struct("@ii")
-_LOOPBACK_NETWORK = 127
+LOOPBACK = 0x7F00_0001  # what a port of the host stands for; ::1 if nobody listens there
 _ABORT = _LINGER.pack(1, 0)
 
 
@@ -71,23 +71,33 @@ class _Watched:
 class TcpSocket(_Watched):
     """A Stream over a TCP socket.
 
+    Args:
+        port: of the loopback, where ::1 is to be tried too; 0 for any other place.
+
     Attributes:
         owner: whom it tells; set once, before anything can happen.
+        is_connected: connect() has succeeded.
     """
 
     owner: StreamOwner
 
     def __init__(
-        self, sock: socket.socket, loop: Loop, after: Callable[[], None], is_connected: bool
+        self,
+        sock: socket.socket,
+        loop: Loop,
+        after: Callable[[], None],
+        is_connected: bool,
+        port: int = 0,
     ) -> None:
         super().__init__(sock, loop, after)
-        self._is_connected = is_connected
+        self.is_connected = is_connected
+        self._port = port
         self._is_kept_alive = False
         if not is_connected:
             self._register(select.EPOLLOUT)
 
     def _handle(self, ready: int) -> None:
-        if self._is_connected:
+        if self.is_connected:
             is_gone = bool(ready & _GONE)
             self.owner.ready(
                 readable=is_gone or bool(ready & select.EPOLLIN),
@@ -95,9 +105,25 @@ class TcpSocket(_Watched):
             )
             return
         error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        self._is_connected = not error
+        if error == errno.ECONNREFUSED and self._port:
+            error = self._turn_to_ipv6()
+            if error == errno.EINPROGRESS:
+                return
+        self.is_connected = not error
         self._register(0)
         self.owner.connected(error)
+
+    def _turn_to_ipv6(self) -> int:
+        made = _connect_loopback6(socket.SOCK_STREAM, self._port)
+        self._port = 0
+        if isinstance(made, int):
+            return made
+        sock, error = made
+        self._close()
+        self._socket, self._fd, self._is_gone = sock, sock.fileno(), False
+        if error:
+            self._register(select.EPOLLOUT)
+        return error
 
     def recv_into(self, buffers: list[memoryview]) -> int | None:
         """See Stream."""
@@ -126,7 +152,7 @@ class TcpSocket(_Watched):
 
     def watch(self, readable: bool, writable: bool) -> None:
         """See Stream."""
-        if self._is_connected:
+        if self.is_connected:
             mask = select.EPOLLIN if readable else 0
             self._register(mask | select.EPOLLOUT if writable else mask)
 
@@ -152,13 +178,23 @@ class TcpSocket(_Watched):
 
 
 class DatagramSocket(_Watched):
-    """Datagrams over a connected socket."""
+    """Datagrams over a connected socket.
+
+    Args:
+        port: of the loopback, where ::1 is to be tried too; 0 for any other place.
+    """
 
     def __init__(
-        self, sock: socket.socket, loop: Loop, after: Callable[[], None], owner: DatagramOwner
+        self,
+        sock: socket.socket,
+        loop: Loop,
+        after: Callable[[], None],
+        owner: DatagramOwner,
+        port: int = 0,
     ) -> None:
         super().__init__(sock, loop, after)
         self._owner = owner
+        self._port = port  # until somebody has answered
 
     def _handle(self, ready: int) -> None:
         self._register(0)  # until the owner has read everything
@@ -166,6 +202,26 @@ class DatagramSocket(_Watched):
 
     def send(self, buffers: Sequence[memoryview | bytes]) -> int:
         """See Datagrams."""
+        error = self._send(buffers)
+        if self._port and not error:
+            # On the loopback the answer that nobody is there is there at once.
+            error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error == errno.ECONNREFUSED and self._turn_to_ipv6():
+            error = self._send(buffers)
+        return error
+
+    def _turn_to_ipv6(self) -> bool:
+        """Where nobody is on 127.0.0.1: whether another one may be on ::1."""
+        port, self._port = self._port, 0
+        made = _connect_loopback6(socket.SOCK_DGRAM, port) if port else errno.ECONNREFUSED
+        if isinstance(made, int):
+            return False
+        self._close()
+        self._socket, _ = made
+        self._fd, self._is_gone = self._socket.fileno(), False
+        return True
+
+    def _send(self, buffers: Sequence[memoryview | bytes]) -> int:
         try:
             self._socket.sendmsg(buffers, (), _SEND_FLAGS)
         except BlockingIOError:
@@ -177,11 +233,15 @@ class DatagramSocket(_Watched):
     def recv_into(self, buffer: memoryview) -> int | None:
         """See Datagrams."""
         try:
-            return self._socket.recv_into(buffer)
+            size = self._socket.recv_into(buffer)
         except BlockingIOError:
             return None
         except OSError as error:
+            if error.errno == errno.ECONNREFUSED and self._turn_to_ipv6():
+                return None  # what was sent is lost, as datagrams may be
             return -(error.errno or errno.EIO)
+        self._port = 0
+        return size
 
     def watch(self, readable: bool) -> None:
         """See Datagrams."""
@@ -212,11 +272,20 @@ class HostSockets:
         except OSError as error:
             return error.errno or errno.EMFILE
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        error_number = _connect(sock, address, port)
+        error_number = _connect_stream(sock, (format_address(address), port))
+        if error_number == errno.ECONNREFUSED and address == LOOPBACK:
+            sock.close()
+            made = _connect_loopback6(socket.SOCK_STREAM, port)
+            if isinstance(made, int):
+                return made
+            sock, error_number = made
+            port = 0
         if error_number not in (0, errno.EINPROGRESS):
             sock.close()
             return error_number
-        stream = TcpSocket(sock, self._loop, self._after, is_connected=False)
+        is_connected = not error_number
+        other_port = port if address == LOOPBACK else 0
+        stream = TcpSocket(sock, self._loop, self._after, is_connected, other_port)
         stream.owner = owner
         return stream
 
@@ -250,7 +319,8 @@ class HostSockets:
         if error_number:
             sock.close()
             return error_number
-        return DatagramSocket(sock, self._loop, self._after, owner)
+        other_port = port if address == LOOPBACK else 0
+        return DatagramSocket(sock, self._loop, self._after, owner, other_port)
 
 
 def is_own(address: int) -> bool:
@@ -262,10 +332,41 @@ def is_own(address: int) -> bool:
     Raises:
         OSError: there is no descriptor left to ask with.
     """
-    if address >> 24 == _LOOPBACK_NETWORK:
+    if address >> 24 == LOOPBACK >> 24:
         return False
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
         return not _connect(probe, address, 9) and probe.getsockname()[0] == format_address(address)
+
+
+def _connect_stream(sock: socket.socket, place: tuple[str, int]) -> int:
+    """Begin to connect; returns 0 if that was all, EINPROGRESS, or another errno."""
+    try:
+        error = sock.connect_ex(place)
+        # On the loopback it has ended by now, but a call that found it under way does not tell.
+        if error == errno.EINPROGRESS:
+            error = sock.connect_ex(place)
+        return errno.EINPROGRESS if error == errno.EALREADY else error
+    except OSError as error:
+        return error.errno or errno.EIO
+
+
+def _connect_loopback6(kind: int, port: int) -> tuple[socket.socket, int] | int:
+    """Connect to ::1.
+
+    Returns:
+        The socket, and 0 or EINPROGRESS; ECONNREFUSED if nobody is there either, or no IPv6.
+    """
+    try:
+        sock = socket.socket(socket.AF_INET6, kind | socket.SOCK_NONBLOCK)
+    except OSError:
+        return errno.ECONNREFUSED
+    if kind == socket.SOCK_STREAM:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    error = _connect_stream(sock, ("::1", port))
+    if error not in (0, errno.EINPROGRESS):
+        sock.close()
+        return errno.ECONNREFUSED
+    return sock, error
 
 
 def _connect(sock: socket.socket, address: int, port: int) -> int:

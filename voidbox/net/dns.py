@@ -18,7 +18,6 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
 from voidbox.net import dns_message as dns
-from voidbox.net.addresses import parse_address
 from voidbox.net.dns_message import ParseError, Query
 from voidbox.net.policy import Policy
 
@@ -30,7 +29,6 @@ DEMOTED_NS = 30_000_000_000
 # The longest reply over UDP that goes into one IPv4 packet of 1500 bytes, whatever the guest takes.
 UDP_BYTES_MAX = 1472
 LOCAL_TTL_S = 60
-SERVERS_MAX = 3  # as in glibc (MAXNS): a fourth would be asked when the guest has given up
 
 _LOOPBACK = 0x7F00_0001
 _OWN_DOMAIN = "voidbox.internal"
@@ -279,6 +277,16 @@ class Forwarder:
         if not pending.is_tcp:
             self._demoted_until_ns[pending.asked[-1]] = now_ns + DEMOTED_NS
 
+    def restart(self, server_count: int, now_ns: int) -> list[Action]:
+        """The resolvers are others now: what is under way is asked anew, of them."""
+        self._demoted_until_ns = [0] * server_count
+        actions = []
+        for pending in list(self._pending.values()):
+            pending.asked.clear()
+            pending.waiting = list(range(server_count))
+            actions.append(self._ask_next(pending, now_ns))
+        return actions
+
     # Time.
 
     def next_deadline_ns(self) -> int | None:
@@ -343,30 +351,3 @@ def _fit(reply: bytes, pending: _Pending) -> bytes:
     if pending.is_tcp or len(reply) <= min(pending.query.udp_bytes, UDP_BYTES_MAX):
         return reply
     return dns.truncate(reply, pending.query)
-
-
-def parse_resolv_conf(text: str) -> list[str]:
-    """Return the addresses of resolv.conf(5)'s name servers, IPv4 and IPv6, in their order.
-
-    What is not understood is passed over: a resolver that is left is better than none.
-    """
-    servers: list[str] = []
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) >= 2 and words[0] == "nameserver" and _is_address(words[1]):
-            servers.append(words[1])
-    return list(dict.fromkeys(servers))[:SERVERS_MAX]
-
-
-def _is_address(text: str) -> bool:
-    if parse_address(text) is not None:
-        return True
-    if ":" not in text:
-        return False
-    import ipaddress  # slow to import, and few have IPv6 resolvers
-
-    try:
-        ipaddress.IPv6Address(text)  # with a zone, such as fe80::1%eth0, too
-    except ValueError:
-        return False
-    return True

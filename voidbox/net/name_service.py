@@ -25,6 +25,10 @@ class Resolvers(Protocol):
         """Send a query over TCP."""
         ...
 
+    def refresh(self, now_ns: int) -> int | None:
+        """How many there are, if they are others since it was asked; nothing of the old comes."""
+        ...
+
 
 class NameService:
     """Thread: loop.
@@ -44,7 +48,7 @@ class NameService:
     def query(self, guest_port: int, message: bytes, now_ns: int) -> None:
         """Take a query that came by UDP."""
         self._now_ns = now_ns
-        self._perform(self._forwarder.query(guest_port, message, False, now_ns))
+        self._query(guest_port, message, is_tcp=False)
 
     def accept(self, owner: StreamOwner, now_ns: int) -> NameStream:
         """Serve a TCP connection of the guest."""
@@ -53,7 +57,13 @@ class NameService:
 
     def query_by_stream(self, stream: NameStream, message: bytes) -> None:
         """Take a query that came by TCP."""
-        self._perform(self._forwarder.query(stream, message, True, self._now_ns))
+        self._query(stream, message, is_tcp=True)
+
+    def _query(self, source_key: int | NameStream, message: bytes, *, is_tcp: bool) -> None:
+        server_count = self._resolvers.refresh(self._now_ns)
+        if server_count is not None:
+            self._perform(self._forwarder.restart(server_count, self._now_ns))
+        self._perform(self._forwarder.query(source_key, message, is_tcp, self._now_ns))
 
     # From the resolvers.
 
@@ -91,6 +101,8 @@ class NameService:
 
 class NameStream:
     """One TCP connection of the guest to its DNS server: a Stream without a socket."""
+
+    is_connected = True
 
     def __init__(self, service: NameService, owner: StreamOwner) -> None:
         self._service = service
