@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from voidbox.loop_api import Loop
-from voidbox.nat.resolv_conf_file import ResolvConfFile
+from voidbox.nat.resolv_conf_file import NameServers
 from voidbox.net.dns_message import ParseError, Splitter, frame
 
-DNS_PORT = 53
 _REPLY_BYTES_MAX = 65535
 _REPLIES_PER_PASS = 32
 _TCP_MAX = 64  # connections at a time; a query beyond it goes to the next resolver
@@ -21,8 +20,7 @@ class HostResolvers:
     """See name_service.Resolvers. Thread: loop.
 
     Args:
-        servers: (address, port), in order of preference, IPv4 or IPv6; or what the host's
-            resolv.conf says at each time.
+        servers: where they are, IPv4 or IPv6.
         replied: takes a resolver's number and its message.
         failed: takes a resolver's number and the queries that did not get there, None for all.
     """
@@ -30,36 +28,21 @@ class HostResolvers:
     def __init__(
         self,
         loop: Loop,
-        servers: Sequence[tuple[str, int]] | ResolvConfFile,
+        servers: NameServers,
         replied: Callable[[int, bytes], None],
         failed: Callable[[int, list[int] | None], None],
     ) -> None:
         self._loop = loop
-        self._file = servers if isinstance(servers, ResolvConfFile) else None
-        self._servers = _servers_of(servers) if isinstance(servers, ResolvConfFile) else servers
+        self._servers = servers
+        self._places = servers.places  # of the sockets that are open
         self._replied = replied
         self._failed = failed
         self._udp: dict[int, socket.socket] = {}  # by resolver
         self._tcp: dict[int, _TcpQuery] = {}  # by upstream identifier
 
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return len(self._servers)
-
-    def refresh(self, now_ns: int) -> int | None:
-        """See Resolvers."""
-        if self._file is None or not self._file.refresh(now_ns):
-            return None
-        servers = _servers_of(self._file)
-        if servers == self._servers:
-            return None
-        self.close()  # of the old ones nothing is to come
-        self._servers = servers
-        return len(servers)
-
     def send_udp(self, server_idx: int, upstream_id: int, message: bytes) -> None:
         """See Resolvers."""
+        self._leave_old_ones()
         try:
             sock = self._udp.get(server_idx) or self._open_udp(server_idx)
             sock.send(message)
@@ -69,8 +52,14 @@ class HostResolvers:
             # Not from within the forwarder's own call.
             self._loop.call_soon(partial(self._failed, server_idx, [upstream_id]))
 
+    def _leave_old_ones(self) -> None:
+        """Of resolvers that are no longer the host's nothing is to come."""
+        if self._servers.places is not self._places:
+            self.close()
+            self._places = self._servers.places
+
     def _open_udp(self, server_idx: int) -> socket.socket:
-        address, port = self._servers[server_idx]
+        address, port = self._places[server_idx]
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
@@ -97,6 +86,7 @@ class HostResolvers:
 
     def send_tcp(self, server_idx: int, upstream_id: int, message: bytes) -> None:
         """See Resolvers."""
+        self._leave_old_ones()
         old = self._tcp.pop(upstream_id, None)
         if old is not None:
             old.close()
@@ -104,7 +94,7 @@ class HostResolvers:
             if len(self._tcp) >= _TCP_MAX:
                 self._tcp.pop(next(iter(self._tcp))).close()
             self._tcp[upstream_id] = _TcpQuery(
-                self._loop, self._servers[server_idx], frame(message),
+                self._loop, self._places[server_idx], frame(message),
                 partial(self._on_tcp_end, server_idx, upstream_id),
             )  # fmt: skip
         except OSError:
@@ -129,10 +119,6 @@ class HostResolvers:
         for query in self._tcp.values():
             query.close()
         self._tcp.clear()
-
-
-def _servers_of(file: ResolvConfFile) -> list[tuple[str, int]]:
-    return [(address, DNS_PORT) for address in file.settings.servers]
 
 
 class _TcpQuery:

@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from voidbox.loop_api import Loop
 from voidbox.net.addresses import format_address
@@ -21,7 +22,8 @@ _SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 _GONE = select.EPOLLHUP | select.EPOLLERR
 # struct linger { int l_onoff; int l_linger; };
 _LINGER = struct.Struct("@ii")
-LOOPBACK = 0x7F00_0001  # what a port of the host stands for; ::1 if nobody listens there
+LOOPBACK = 0x7F00_0001
+TCP_SYN_SENT, TCP_CLOSE = 2, 7  # include/net/tcp_states.h
 _ABORT = _LINGER.pack(1, 0)
 
 
@@ -72,7 +74,8 @@ class TcpSocket(_Watched):
     """A Stream over a TCP socket.
 
     Args:
-        port: of the loopback, where ::1 is to be tried too; 0 for any other place.
+        open_again: for one that is not connected yet: returns another, or an errno, if it is
+            refused; None for no other.
 
     Attributes:
         owner: whom it tells; set once, before anything can happen.
@@ -86,14 +89,13 @@ class TcpSocket(_Watched):
         sock: socket.socket,
         loop: Loop,
         after: Callable[[], None],
-        is_connected: bool,
-        port: int = 0,
+        open_again: Callable[[], socket.socket | int] | None = None,
     ) -> None:
         super().__init__(sock, loop, after)
-        self.is_connected = is_connected
-        self._port = port
+        self.is_connected = _state_of(sock) not in (TCP_SYN_SENT, TCP_CLOSE)
+        self._open_again = open_again
         self._is_kept_alive = False
-        if not is_connected:
+        if not self.is_connected:
             self._register(select.EPOLLOUT)
 
     def _handle(self, ready: int) -> None:
@@ -105,25 +107,16 @@ class TcpSocket(_Watched):
             )
             return
         error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error == errno.ECONNREFUSED and self._port:
-            error = self._turn_to_ipv6()
-            if error == errno.EINPROGRESS:
+        if error == errno.ECONNREFUSED and self._open_again is not None:
+            other, self._open_again = self._open_again(), None
+            if not isinstance(other, int):
+                self._close()
+                self._socket, self._fd, self._is_gone = other, other.fileno(), False
+                self._register(select.EPOLLOUT)
                 return
         self.is_connected = not error
         self._register(0)
         self.owner.connected(error)
-
-    def _turn_to_ipv6(self) -> int:
-        made = _connect_loopback6(socket.SOCK_STREAM, self._port)
-        self._port = 0
-        if isinstance(made, int):
-            return made
-        sock, error = made
-        self._close()
-        self._socket, self._fd, self._is_gone = sock, sock.fileno(), False
-        if error:
-            self._register(select.EPOLLOUT)
-        return error
 
     def recv_into(self, buffers: list[memoryview]) -> int | None:
         """See Stream."""
@@ -139,7 +132,7 @@ class TcpSocket(_Watched):
         if len(buffers) > IOV_MAX:
             buffers = buffers[:IOV_MAX]
         try:
-            return self._socket.sendmsg(buffers, (), _SEND_FLAGS)
+            return os.writev(self._fd, buffers)
         except BlockingIOError:
             return 0
         except OSError:
@@ -178,23 +171,13 @@ class TcpSocket(_Watched):
 
 
 class DatagramSocket(_Watched):
-    """Datagrams over a connected socket.
-
-    Args:
-        port: of the loopback, where ::1 is to be tried too; 0 for any other place.
-    """
+    """Datagrams over a connected socket."""
 
     def __init__(
-        self,
-        sock: socket.socket,
-        loop: Loop,
-        after: Callable[[], None],
-        owner: DatagramOwner,
-        port: int = 0,
+        self, sock: socket.socket, loop: Loop, after: Callable[[], None], owner: DatagramOwner
     ) -> None:
         super().__init__(sock, loop, after)
         self._owner = owner
-        self._port = port  # until somebody has answered
 
     def _handle(self, ready: int) -> None:
         self._register(0)  # until the owner has read everything
@@ -202,28 +185,11 @@ class DatagramSocket(_Watched):
 
     def send(self, buffers: Sequence[memoryview | bytes]) -> int:
         """See Datagrams."""
-        error = self._send(buffers)
-        if self._port and not error:
-            # On the loopback the answer that nobody is there is there at once.
-            error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error == errno.ECONNREFUSED and self._turn_to_ipv6():
-            error = self._send(buffers)
-        return error
-
-    def _turn_to_ipv6(self) -> bool:
-        """Where nobody is on 127.0.0.1: whether another one may be on ::1."""
-        port, self._port = self._port, 0
-        made = _connect_loopback6(socket.SOCK_DGRAM, port) if port else errno.ECONNREFUSED
-        if isinstance(made, int):
-            return False
-        self._close()
-        self._socket, _ = made
-        self._fd, self._is_gone = self._socket.fileno(), False
-        return True
-
-    def _send(self, buffers: Sequence[memoryview | bytes]) -> int:
         try:
-            self._socket.sendmsg(buffers, (), _SEND_FLAGS)
+            if any(buffers):
+                os.writev(self._fd, buffers)
+            else:  # writev(2) sends no empty datagram
+                self._socket.send(b"", _SEND_FLAGS)
         except BlockingIOError:
             return 0  # a full queue loses datagrams, as on any network
         except OSError as error:
@@ -233,15 +199,11 @@ class DatagramSocket(_Watched):
     def recv_into(self, buffer: memoryview) -> int | None:
         """See Datagrams."""
         try:
-            size = self._socket.recv_into(buffer)
+            return self._socket.recv_into(buffer)
         except BlockingIOError:
             return None
         except OSError as error:
-            if error.errno == errno.ECONNREFUSED and self._turn_to_ipv6():
-                return None  # what was sent is lost, as datagrams may be
             return -(error.errno or errno.EIO)
-        self._port = 0
-        return size
 
     def watch(self, readable: bool) -> None:
         """See Datagrams."""
@@ -252,40 +214,33 @@ class DatagramSocket(_Watched):
         self._close()
 
 
+# Takes a kind, SOCK_STREAM or SOCK_DGRAM, a protocol, an address and a port; see open_connected.
+OpenConnected = Callable[[int, int, int, int], socket.socket | int]
+
+
 class HostSockets:
     """Makes sockets for the stack: its Host.
 
     Args:
         after: called when a socket has told its owner something.
+        open_socket: makes them; this process by default.
     """
 
-    def __init__(self, loop: Loop, after: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: Loop, after: Callable[[], None], open_socket: OpenConnected | None = None
+    ) -> None:
         self._loop = loop
         self._after = after
+        self._open = open_socket or open_connected
 
     def connect_tcp(self, address: int, port: int, owner: StreamOwner) -> TcpSocket | int:
         """See Host."""
-        try:
-            if is_own(address):
-                return errno.ECONNREFUSED
-            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        except OSError as error:
-            return error.errno or errno.EMFILE
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        error_number = _connect_stream(sock, (format_address(address), port))
-        if error_number == errno.ECONNREFUSED and address == LOOPBACK:
-            sock.close()
-            made = _connect_loopback6(socket.SOCK_STREAM, port)
-            if isinstance(made, int):
-                return made
-            sock, error_number = made
-            port = 0
-        if error_number not in (0, errno.EINPROGRESS):
-            sock.close()
-            return error_number
-        is_connected = not error_number
-        other_port = port if address == LOOPBACK else 0
-        stream = TcpSocket(sock, self._loop, self._after, is_connected, other_port)
+        sock = self._open(socket.SOCK_STREAM, 0, address, port)
+        if isinstance(sock, int):
+            return sock
+        # Refused after all: on the loopback there is another to try.
+        again = partial(self._open, socket.SOCK_STREAM, 0, address, port)
+        stream = TcpSocket(sock, self._loop, self._after, again if address == LOOPBACK else None)
         stream.owner = owner
         return stream
 
@@ -294,7 +249,7 @@ class HostSockets:
         sock.setblocking(False)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return TcpSocket(sock, self._loop, self._after, is_connected=True)
+        return TcpSocket(sock, self._loop, self._after)
 
     def open_udp(self, address: int, port: int, owner: DatagramOwner) -> DatagramSocket | int:
         """See Host."""
@@ -307,20 +262,75 @@ class HostSockets:
     def _open_datagrams(
         self, protocol: int, address: int, port: int, owner: DatagramOwner
     ) -> DatagramSocket | int:
-        try:
-            kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
-            sock = socket.socket(socket.AF_INET, kind, protocol)
-        except OSError as error:
-            return error.errno or errno.EMFILE
-        try:
-            error_number = errno.EACCES if is_own(address) else _connect(sock, address, port)
-        except OSError as error:
-            error_number = error.errno or errno.EMFILE
-        if error_number:
-            sock.close()
-            return error_number
-        other_port = port if address == LOOPBACK else 0
-        return DatagramSocket(sock, self._loop, self._after, owner, other_port)
+        sock = self._open(socket.SOCK_DGRAM, protocol, address, port)
+        if isinstance(sock, int):
+            return sock
+        return DatagramSocket(sock, self._loop, self._after, owner)
+
+
+def open_connected(kind: int, protocol: int, address: int, port: int) -> socket.socket | int:
+    """Return a socket that is connected, or for TCP is being so; an errno in place of one.
+
+    Never blocks. Nothing is sent to the host's own addresses, loopback excepted. LOOPBACK is the
+    host's 127.0.0.1, and where nobody serves that port there, its ::1.
+    """
+    try:
+        if is_own(address):
+            return errno.ECONNREFUSED if kind == socket.SOCK_STREAM else errno.EACCES
+        if address == LOOPBACK and kind == socket.SOCK_DGRAM and _serves_ipv6_alone(port):
+            return _open_connected(socket.AF_INET6, kind, protocol, ("::1", port))
+    except OSError as error:
+        return error.errno or errno.EMFILE
+    place = (format_address(address), port)
+    made = _open_connected(socket.AF_INET, kind, protocol, place)
+    if address == LOOPBACK and made == errno.ECONNREFUSED and kind == socket.SOCK_STREAM:
+        other = _open_connected(socket.AF_INET6, kind, protocol, ("::1", port))
+        return made if isinstance(other, int) else other
+    return made
+
+
+def _open_connected(
+    family: int, kind: int, protocol: int, place: tuple[str, int]
+) -> socket.socket | int:
+    is_tcp = kind == socket.SOCK_STREAM
+    try:
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+    except OSError as error:
+        return error.errno or errno.EMFILE
+    if is_tcp:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    error_number = _connect(sock, place)
+    if is_tcp and error_number == errno.EINPROGRESS:
+        # On the loopback it has ended by now, though connect(2) did not wait to see it.
+        is_over = _state_of(sock) == TCP_CLOSE
+        error_number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if is_over else 0
+    if error_number:
+        sock.close()
+        return error_number
+    return sock
+
+
+def _state_of(sock: socket.socket) -> int:
+    """Return the first byte of struct tcp_info: where a TCP connection is in its life."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+
+
+def _serves_ipv6_alone(port: int) -> bool:
+    """Whether a program has a UDP port of ::1, and none that of 127.0.0.1.
+
+    A datagram that is sent to nobody would be lost before that is known.
+    """
+    if {f"0100007F:{port:04X}", f"00000000:{port:04X}"} & _local_places("/proc/net/udp"):
+        return False
+    return f"{'0' * 24}01000000:{port:04X}" in _local_places("/proc/net/udp6")
+
+
+def _local_places(path: str) -> set[str]:
+    try:
+        with open(path, encoding="ascii") as file:
+            return {line.split()[1] for line in file}
+    except FileNotFoundError:  # no IPv6
+        return set()
 
 
 def is_own(address: int) -> bool:
@@ -334,43 +344,13 @@ def is_own(address: int) -> bool:
     """
     if address >> 24 == LOOPBACK >> 24:
         return False
+    text = format_address(address)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
-        return not _connect(probe, address, 9) and probe.getsockname()[0] == format_address(address)
+        return not _connect(probe, (text, 9)) and probe.getsockname()[0] == text
 
 
-def _connect_stream(sock: socket.socket, place: tuple[str, int]) -> int:
-    """Begin to connect; returns 0 if that was all, EINPROGRESS, or another errno."""
+def _connect(sock: socket.socket, place: tuple[str, int]) -> int:
     try:
-        error = sock.connect_ex(place)
-        # On the loopback it has ended by now, but a call that found it under way does not tell.
-        if error == errno.EINPROGRESS:
-            error = sock.connect_ex(place)
-        return errno.EINPROGRESS if error == errno.EALREADY else error
-    except OSError as error:
-        return error.errno or errno.EIO
-
-
-def _connect_loopback6(kind: int, port: int) -> tuple[socket.socket, int] | int:
-    """Connect to ::1.
-
-    Returns:
-        The socket, and 0 or EINPROGRESS; ECONNREFUSED if nobody is there either, or no IPv6.
-    """
-    try:
-        sock = socket.socket(socket.AF_INET6, kind | socket.SOCK_NONBLOCK)
-    except OSError:
-        return errno.ECONNREFUSED
-    if kind == socket.SOCK_STREAM:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    error = _connect_stream(sock, ("::1", port))
-    if error not in (0, errno.EINPROGRESS):
-        sock.close()
-        return errno.ECONNREFUSED
-    return sock, error
-
-
-def _connect(sock: socket.socket, address: int, port: int) -> int:
-    try:
-        return sock.connect_ex((format_address(address), port))
+        return sock.connect_ex(place)
     except OSError as error:
         return error.errno or errno.EIO

@@ -117,10 +117,19 @@ class Forwarder:
         policy: which names may be resolved; it is told their addresses.
         server_count: how many resolvers there are, in the order of preference.
         random_u16: a new unpredictable number of 16 bits; who guesses it forges replies.
+        refresh: asked at each query, with the time: how many resolvers there are, if they are
+            others now.
     """
 
-    def __init__(self, policy: Policy, server_count: int, random_u16: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        server_count: int,
+        random_u16: Callable[[], int],
+        refresh: Callable[[int], int | None] = lambda now_ns: None,
+    ) -> None:
         self._policy = policy
+        self._refresh = refresh
         self._random_u16 = random_u16
         self._demoted_until_ns = [0] * server_count
         self._pending: dict[int, _Pending] = {}  # by upstream identifier; the oldest is first
@@ -150,10 +159,12 @@ class Forwarder:
         reply = self._answer(query)
         if reply is not None:
             return [Reply(source_key, reply)]
+        server_count = self._refresh(now_ns)
+        actions = [] if server_count is None else self._restart(server_count, now_ns)
         if (source_key, message) in self._by_query:
             self._merged += 1
-            return []
-        return self._forward(source_key, message, query, is_tcp, now_ns)
+            return actions
+        return actions + self._forward(source_key, message, query, is_tcp, now_ns)
 
     def _complain(self, source_key: Hashable, message: bytes) -> list[Action]:
         """Answer what cannot be read, if it is a query at all; never a reply by a reply."""
@@ -277,10 +288,10 @@ class Forwarder:
         if not pending.is_tcp:
             self._demoted_until_ns[pending.asked[-1]] = now_ns + DEMOTED_NS
 
-    def restart(self, server_count: int, now_ns: int) -> list[Action]:
+    def _restart(self, server_count: int, now_ns: int) -> list[Action]:
         """The resolvers are others now: what is under way is asked anew, of them."""
         self._demoted_until_ns = [0] * server_count
-        actions = []
+        actions: list[Action] = []
         for pending in list(self._pending.values()):
             pending.asked.clear()
             pending.waiting = list(range(server_count))

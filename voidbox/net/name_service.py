@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Protocol
 
-from voidbox.net.dns import Action, Forwarder, Reply, SendTcp, SendUdp
+from voidbox.net.dns import Action, Reply, SendTcp, SendUdp
 from voidbox.net.dns_message import QUERY_BYTES_MAX, ParseError, Splitter, frame
 from voidbox.net.host import RESET, StreamOwner
 
@@ -25,9 +25,17 @@ class Resolvers(Protocol):
         """Send a query over TCP."""
         ...
 
-    def refresh(self, now_ns: int) -> int | None:
-        """How many there are, if they are others since it was asked; nothing of the old comes."""
-        ...
+
+class NameForwarder(Protocol):
+    """What decides about queries and replies, here or in another process; see dns.Forwarder."""
+
+    def query(
+        self, source_key: Hashable, message: bytes, is_tcp: bool, now_ns: int
+    ) -> list[Action]: ...
+    def reply(self, server_idx: int, message: bytes, now_ns: int) -> list[Action]: ...
+    def failed(self, server_idx: int, ids: Iterable[int] | None, now_ns: int) -> list[Action]: ...
+    def expire(self, now_ns: int) -> list[Action]: ...
+    def next_deadline_ns(self) -> int | None: ...
 
 
 class NameService:
@@ -37,7 +45,7 @@ class NameService:
         send_datagram: set by the stack: sends a message to a UDP port of the guest.
     """
 
-    def __init__(self, forwarder: Forwarder, resolvers: Resolvers) -> None:
+    def __init__(self, forwarder: NameForwarder, resolvers: Resolvers) -> None:
         self.send_datagram: Callable[[int, bytes], None] = lambda port, message: None
         self._forwarder = forwarder
         self._resolvers = resolvers
@@ -48,7 +56,7 @@ class NameService:
     def query(self, guest_port: int, message: bytes, now_ns: int) -> None:
         """Take a query that came by UDP."""
         self._now_ns = now_ns
-        self._query(guest_port, message, is_tcp=False)
+        self._perform(self._forwarder.query(guest_port, message, False, now_ns))
 
     def accept(self, owner: StreamOwner, now_ns: int) -> NameStream:
         """Serve a TCP connection of the guest."""
@@ -57,13 +65,7 @@ class NameService:
 
     def query_by_stream(self, stream: NameStream, message: bytes) -> None:
         """Take a query that came by TCP."""
-        self._query(stream, message, is_tcp=True)
-
-    def _query(self, source_key: int | NameStream, message: bytes, *, is_tcp: bool) -> None:
-        server_count = self._resolvers.refresh(self._now_ns)
-        if server_count is not None:
-            self._perform(self._forwarder.restart(server_count, self._now_ns))
-        self._perform(self._forwarder.query(source_key, message, is_tcp, self._now_ns))
+        self._perform(self._forwarder.query(stream, message, True, self._now_ns))
 
     # From the resolvers.
 

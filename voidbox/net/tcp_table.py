@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import heapq
+from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import count
+from typing import NamedTuple
 
 from voidbox.net import wire
 from voidbox.net.addresses import format_address
 from voidbox.net.host import Host, Stream
 from voidbox.net.line import Line, quote
 from voidbox.net.name_service import NameService
-from voidbox.net.policy import Policy
+from voidbox.net.policy import Gate
 from voidbox.net.tcp import CONNECT_NS, U32, Connection, State
 from voidbox.net.tcp_flow import TcpFlow, TimerEntry
 from voidbox.net.wire import Ip, Tcp
@@ -40,6 +42,23 @@ _OPENING = wire.TCP_SYN | wire.TCP_ACK | wire.TCP_RST
 Key = tuple[int, int, int]  # (guest's port, remote address, remote port)
 
 
+class FlowState(NamedTuple):
+    """A flow in a snapshot: enough to end it.
+
+    Attributes:
+        guest_port: the guest's.
+        address, port: whom the guest believes to talk to.
+        seq: the next sequence number that the guest expects.
+        ack: the next that is expected of it.
+    """
+
+    guest_port: int
+    address: int
+    port: int
+    seq: int
+    ack: int
+
+
 class TcpTable:
     """Thread: loop.
 
@@ -53,7 +72,7 @@ class TcpTable:
     """
 
     def __init__(
-        self, line: Line, host: Host, policy: Policy, names: NameService, secret: bytes
+        self, line: Line, host: Host, policy: Gate, names: NameService, secret: bytes
     ) -> None:
         self.flows: dict[Key, TcpFlow] = {}
         self.opened = 0
@@ -200,11 +219,35 @@ class TcpTable:
 
     def _send_bare(self, key: Key, seq: int, ack: int, flags: int, window: int = 0) -> None:
         """Send a segment of no connection: there is none, or no longer."""
+        self._line.queue_frame(self._bare(key, seq, ack, flags, window))
+
+    def _bare(self, key: Key, seq: int, ack: int, flags: int, window: int = 0) -> bytes:
         line = self._line
         guest, remote = (line.guest_ip, key[0]), (key[1], key[2])
-        line.queue_frame(
-            wire.tcp_frame_header(line.link, remote, guest, seq, ack, flags, window, b"", 0, 0)
+        return wire.tcp_frame_header(line.link, remote, guest, seq, ack, flags, window, b"", 0, 0)
+
+    # Snapshots.
+
+    def flow_states(self) -> tuple[FlowState, ...]:
+        """Return what the guest would have to be told of each flow, were it gone."""
+        return tuple(
+            FlowState(*flow.key, flow.connection.snd_max, flow.connection.rcv_nxt)
+            for flow in self.flows.values()
+            # A SYN that nobody has answered is sent again, and opens a flow as the first one did.
+            if flow.connection.state is not State.CONNECTING
         )
+
+    def reset_flows(self, states: Sequence[FlowState]) -> None:
+        """Tell the guest of a restored machine that its connections of before are over.
+
+        A reader that is silent would wait for ever. The number is exact, for the guest is of the
+        same instant; if it is not, the guest asks (RFC 5961), and _refuse() answers.
+        """
+        for state in states[:TCP_FLOWS_MAX]:
+            key = (state.guest_port & 0xFFFF, state.address & U32, state.port & 0xFFFF)
+            flags = wire.TCP_RST | wire.TCP_ACK
+            # Past the limit on small frames: as many as there were flows, and once.
+            self._line.frames.append(self._bare(key, state.seq & U32, state.ack & U32, flags))
 
     # From the host.
 

@@ -359,22 +359,29 @@ def test_a_resolver_without_tcp_is_not_demoted() -> None:
 
 
 def test_other_resolvers_are_asked_what_the_old_ones_were() -> None:
-    forwarder = make(servers=2)
+    ids, news = itertools.count(), list[int]()
+    refresh = lambda now_ns: news.pop() if news else None  # noqa: E731
+    forwarder = Forwarder(Policy(), 2, lambda: next(ids), refresh)
     by_udp = sent(forwarder.query(KEY, query(), False, 0))
     by_tcp = sent(forwarder.query("a connection", query(id=8), True, 0))
-    forwarder.failed(0, None, 0)  # the first is asked last now, if it were the same
-    again = forwarder.restart(1, S)
+    forwarder.failed(0, None, 0)
+    news.append(1)
+    *again, new = forwarder.query(KEY, query("example.org"), False, S)
     assert again == [
         SendUdp(0, by_udp.upstream_id, by_udp.message),
         SendTcp(0, by_tcp.upstream_id, by_tcp.message),
     ]
+    assert isinstance(new, SendUdp) and new.server_idx == 0
     assert forwarder.reply(1, answer(by_udp, a_record()), S) == []  # nobody knows that one
     assert replied(forwarder.reply(0, answer(by_udp, a_record()), S)).rcode == NOERROR
     assert forwarder.next_deadline_ns() == S + SERVER_TIMEOUT_NS
     # And there may be none any more.
-    assert replied(forwarder.restart(0, S), "a connection", 8).rcode == SERVFAIL
-    assert ask(forwarder).rcode == SERVFAIL
-    assert sent(forwarder.restart(3, S) + forwarder.query(KEY, query(), False, S)).server_idx == 0
+    news.append(0)
+    actions = forwarder.query(KEY, query(id=9), False, S)
+    assert [type(action) for action in actions] == [Reply] * 3
+    assert all(DNS(action.message).rcode == SERVFAIL for action in actions)
+    news.append(3)
+    assert sent(forwarder.query(KEY, query(id=10), False, S)).server_idx == 0
 
 
 def test_replies_to_nothing_that_was_asked_are_ignored() -> None:

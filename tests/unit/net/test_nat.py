@@ -596,7 +596,10 @@ def test_a_service_on_ipv6_alone_is_found(
     monkeypatch: pytest.MonkeyPatch, is_at_once: bool
 ) -> None:
     if not is_at_once:  # as on a machine that is busy
-        monkeypatch.setattr(sockets, "_connect_stream", lambda sock, place: sock.connect_ex(place))
+        state_of, late = sockets._state_of, [sockets.TCP_SYN_SENT] * 2
+        monkeypatch.setattr(
+            sockets, "_state_of", lambda sock: late.pop() if late else state_of(sock)
+        )
     with (
         socket.create_server(("::1", 0), family=socket.AF_INET6) as server,
         socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as datagrams,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from voidbox.nat import resolv_conf_file
-from voidbox.nat.resolv_conf_file import ResolvConfFile, read_resolv_conf
+from voidbox.nat.resolv_conf_file import NameServers, read_resolv_conf
 from voidbox.net.resolv_conf import SEARCH_BYTES_MAX, SEARCH_MAX, parse_resolv_conf
 
 S = 1_000_000_000
@@ -80,25 +80,31 @@ def test_the_file_is_read_again_when_it_changes(
 ) -> None:
     path = tmp_path / "resolv.conf"
     monkeypatch.setattr(resolv_conf_file, "RESOLV_CONF", str(path))
-    file = ResolvConfFile()
-    assert file.settings == ((), ()) and not file.refresh(0)
+    servers = NameServers(None)
+    assert servers.places == [] and servers.refresh(0) is None
     path.write_text("nameserver 192.0.2.1\n")
-    assert not file.refresh(S // 2)  # once a second
-    assert file.refresh(S)
-    assert file.settings.servers == ("192.0.2.1",)
-    assert not file.refresh(2 * S)
+    assert servers.refresh(S // 2) is None  # once a second
+    assert servers.refresh(S) == 1
+    assert servers.places == [("192.0.2.1", 53)]
+    assert servers.refresh(2 * S) is None
     path.unlink()
-    assert not file.refresh(3 * S)
-    assert file.settings.servers == ("192.0.2.1",)  # somebody is about to write it anew
+    assert servers.refresh(3 * S) is None  # somebody is about to write it anew
+    assert servers.places == [("192.0.2.1", 53)]
     assert read_resolv_conf().servers == ()
     path.symlink_to(tmp_path / "elsewhere")
-    assert not file.refresh(4 * S)
-    (tmp_path / "elsewhere").write_text("nameserver 192.0.2.2\nsearch example.com")
-    assert file.refresh(5 * S)
-    assert file.settings == (("192.0.2.2",), ("example.com",))
+    assert servers.refresh(4 * S) is None
+    (tmp_path / "elsewhere").write_text("nameserver 192.0.2.2\nnameserver ::1\n")
+    assert servers.refresh(5 * S) == 2
+    assert servers.places == [("192.0.2.2", 53), ("::1", 53)]
     # The same size, in place.
-    (tmp_path / "elsewhere").write_text("nameserver 192.0.2.3\nsearch example.com")
+    (tmp_path / "elsewhere").write_text("nameserver 192.0.2.3\nnameserver ::1\n")
     os.utime(tmp_path / "elsewhere", ns=(0, 1))
-    assert file.refresh(6 * S)
+    assert servers.refresh(6 * S) == 2
+    assert servers.places[0] == ("192.0.2.3", 53)
     os.utime(tmp_path / "elsewhere", ns=(0, 2))
-    assert not file.refresh(7 * S)  # touched, no more
+    assert servers.refresh(7 * S) is None  # touched, no more
+
+
+def test_resolvers_that_are_given_stay() -> None:
+    servers = NameServers((("192.0.2.1", 5353),))
+    assert servers.places == [("192.0.2.1", 5353)] and servers.refresh(S) is None

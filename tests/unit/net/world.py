@@ -435,9 +435,6 @@ class FakeResolvers:
 
     send_tcp = send_udp
 
-    def refresh(self, now_ns: int) -> int | None:
-        return None
-
 
 class World:
     """A guest, the stack, a host and a clock.
