@@ -88,6 +88,7 @@ ALLOWED: dict[str, set[str]] = {
         "storage",
         "images",
         "mcp_server",
+        "setup",
     },
     "mcp_server": {"errors", "version", "sandbox", "sdk", "cli"},  # the last in __main__ alone
     "__main__": {"cli"},
