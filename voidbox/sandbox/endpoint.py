@@ -13,6 +13,7 @@ from voidbox.errors import AgentError, ConfigError, SandboxTimeout
 from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.log_file import read_tail
 from voidbox.sandbox.process.recipe import NO_VSOCK, VHOST
+from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
@@ -67,13 +68,15 @@ class StoredEndpoint:
                 record = self._store.read(self._id)
             except ConfigError:
                 return "the sandbox has been removed"
-            if record.state.is_final or not is_alive:
+            if not record.state.has_process or not is_alive:
                 return self._tell(record)
             if time.monotonic() > deadline:
                 return ""
             self.has_ended(_POLL_S)
 
     def _tell(self, record: SandboxRecord) -> str:
+        if record.state is State.SUSPENDED:
+            return f"{record.name} is suspended: resume() or voidbox resume {record.name} wakes it"
         reason = record.reason if record.state.is_final else "its process was killed"
         story = record.crash or f"the sandbox {record.name} has ended: {reason}"
         tail = read_tail(self._store.path(self._id, "console.log"))
