@@ -30,7 +30,8 @@ MAGIC = b"vbxA"
 AGENT_PORT = 1234
 SECRET_BYTES = 32
 SECRET_PATH = "/etc/voidbox/secret"
-# Lines "name value": address (with its prefix), gateway, dns, mtu. Without the file no network.
+# Lines "name value": address (with its prefix), gateway, dns, search (domains, with commas between
+# them; perhaps). Without the file no network.
 NETWORK_PATH = "/etc/voidbox/network"
 # Lines "name value": user, workdir, of an image that is the root. Without the file it is our own.
 IMAGE_PATH = "/etc/voidbox/image"
