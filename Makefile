@@ -84,7 +84,7 @@ network-image: setup
 
 # Roots on disks for the tests, which have no network where they run.
 root-images: setup
-	$(PYTHON) -m tests.e2e.disk_images
+	$(WITH_APT) $(PYTHON) -m tests.e2e.disk_images
 
 # For those tests that need Claude Code, if you accept Anthropic's terms: `make test` does not fetch it.
 claude-image: setup

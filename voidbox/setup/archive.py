@@ -186,6 +186,16 @@ class Archive:
         """
         return self._recall("exactly", names, lambda: [self._newest(name) for name in names])
 
+    def base(self, names: Sequence[str]) -> list[Package]:
+        """Return what every Debian has, essential or required, these packages, and their needs.
+
+        Raises:
+            SetupError, HostError: as resolve().
+        """
+        return self._recall(
+            "base", names, lambda: resolve(self.universe(), [*self.universe().base(), *names])
+        )
+
     def _newest(self, names: str) -> Package:
         for name in names.split("|"):
             package = self.universe().newest(name)

@@ -15,7 +15,7 @@ from voidbox.images.tree import Directory, Node, Regular, Symlink, encode
 from voidbox.setup.files import failure, make_folder
 from voidbox.storage import durable
 
-_TEMPORARY = "tmp."
+_TEMPORARY = ".new-"
 _YOUNG_S = 10.0  # somebody is about to lock it
 
 
