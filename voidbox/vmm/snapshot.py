@@ -44,6 +44,7 @@ from voidbox.vmm.machine_state import (
     disk_state,
     memory_parts,
     stamp,
+    written_file,
 )
 from voidbox.vmm.virtio_slots import VirtioSlots
 
@@ -142,7 +143,7 @@ def _refuse_what_cannot_be_kept(config: MachineConfig, disks_stay: bool) -> None
             "be kept: copy the folder into the guest instead of sharing it"
         )
     for disk in config.disks:
-        if not (disk.is_read_only or disk.overlay is not None or disks_stay):
+        if not (disk.is_read_only or written_file(disk) is not None or disks_stay):
             raise ConfigError(
                 f"disk {disk.path} is written itself, and a copy of the machine would write it "
                 "too: give it an overlay (,overlay=FILE), or suspend the machine"
@@ -259,8 +260,9 @@ class _Taking:
             if state.is_read_only:
                 continue
             self._parts.flush_disk(index)
-            if state.file and config.overlay is not None:
-                copied += files.clone(config.overlay, self._draft.file(state.file))
+            source = written_file(config)
+            if state.file and source is not None:
+                copied += files.clone(source, self._draft.file(state.file))
             self._check_deadline()
         return copied
 
