@@ -185,6 +185,8 @@ class _Taking:
                 memory_bytes = helper.wait(self._left_s())
             finally:
                 os.close(fd)
+                if self._helper is not None:
+                    self._helper.close()
             self._finish(state, extra)
         except OSError as error:
             raise files.failure("write", f"snapshot {self._draft.path}", error) from error
@@ -207,14 +209,10 @@ class _Taking:
         with self._standing_still(lambda: Helper(fd, memory_parts(self._parts.memory))) as state:
             helper = self._helper
             assert helper is not None
-            try:
-                if not self._was_paused:
-                    self._control.resume_but_disks()
-                    self._pause_ns = time.perf_counter_ns() - started_ns
-                return state, self._copy_disks(state.disks), helper
-            except BaseException:
-                helper.close()
-                raise
+            if not self._was_paused:
+                self._control.resume_but_disks()
+                self._pause_ns = time.perf_counter_ns() - started_ns
+            return state, self._copy_disks(state.disks), helper
 
     @contextlib.contextmanager
     def _standing_still(self, fork: Callable[[], Helper] | None = None) -> Iterator[MachineState]:
