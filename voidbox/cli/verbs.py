@@ -32,6 +32,7 @@ GROUPS = {
         "image": "pull, import, build, ls, inspect, rm, prune",
     },
     "host": {
+        "setup": "make the kernel and the image that run takes by default",
         "doctor": "check that this host can run VMs, and say what to do if not",
         "completion": "print what makes a shell complete voidbox's words",
     },
@@ -58,6 +59,8 @@ _ELSEWHERE = {
     "unpause": "resume",
     "images": "image",
     "pull": "image",
+    "install": "setup",
+    "init": "setup",
 }
 VERBS = {verb: text for group in GROUPS.values() for verb, text in group.items()}
 

@@ -26,7 +26,7 @@ from voidbox.net.fragment_table import FragmentTable
 from voidbox.net.host import Datagrams, Host, Stream
 from voidbox.net.line import Line, RxFrames, Tap
 from voidbox.net.name_service import DNS_PORT, NameService
-from voidbox.net.policy import Policy
+from voidbox.net.policy import Gate
 from voidbox.net.tcp_flow import HEADER_BYTES, TcpFlow
 from voidbox.net.tcp_table import FlowState, TcpTable
 from voidbox.net.wire import Ip
@@ -79,7 +79,7 @@ class Stack:
         self,
         config: NetworkConfig,
         host: Host,
-        policy: Policy,
+        policy: Gate,
         name_service: NameService,
         dhcp: DhcpServer,
         secret: bytes,

@@ -14,7 +14,7 @@ from voidbox.net.addresses import format_address
 from voidbox.net.host import Host, Stream
 from voidbox.net.line import Line, quote
 from voidbox.net.name_service import NameService
-from voidbox.net.policy import Policy
+from voidbox.net.policy import Gate
 from voidbox.net.tcp import CONNECT_NS, U32, Connection, State
 from voidbox.net.tcp_flow import TcpFlow, TimerEntry
 from voidbox.net.wire import Ip, Tcp
@@ -72,7 +72,7 @@ class TcpTable:
     """
 
     def __init__(
-        self, line: Line, host: Host, policy: Policy, names: NameService, secret: bytes
+        self, line: Line, host: Host, policy: Gate, names: NameService, secret: bytes
     ) -> None:
         self.flows: dict[Key, TcpFlow] = {}
         self.opened = 0
@@ -139,15 +139,17 @@ class TcpTable:
         flow = self._add(key, connection)
         flow.quote = quote(head, ip)
         if is_dns:
-            flow.stream = self._names.accept(flow, self._now_ns)
-            flow.connected(0)
-            return
-        self._connecting[flow] = None
-        stream = self._host.connect_tcp(target, tcp.destination_port, flow)
+            stream: Stream | int = self._names.accept(flow, self._now_ns)
+        else:
+            stream = self._host.connect_tcp(target, tcp.destination_port, flow)
         if isinstance(stream, int):
             flow.connected(stream)
+            return
+        flow.stream = stream
+        if stream.is_connected:
+            flow.connected(0)
         else:
-            flow.stream = stream
+            self._connecting[flow] = None
             self._watch_time(flow)
 
     def _add(self, key: Key, connection: Connection) -> TcpFlow:

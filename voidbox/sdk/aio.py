@@ -71,8 +71,9 @@ class AsyncSandbox:
         self._endpoint = StoredEndpoint(store, record)
         agent = AsyncAgent(self._endpoint, store.secret(record.id), log=self._log)
         self._session = Session(
-            agent, record.name, record.envs, record.workdir, record.user, self._standstill
-        )
+            agent, record.name, record.envs, record.workdir, record.user, self._standstill,
+            record.workspace if record.workspace_mode in ("ro", "rw") else None,
+        )  # fmt: skip
         self.commands = AsyncCommands(self._session)
         self.files = AsyncFiles(self._session)
         self.pty = AsyncPty(self._session)
@@ -288,6 +289,8 @@ class AsyncSandbox:
     ) -> dict[str, object]:
         """Ask the sandbox's process."""
         limit_s = self._session.seconds(request_timeout)
+        if op != "kill":
+            self._session.check_not_ended()
         client = ControlClient(self._store.path(self._id, "control.sock"), limit_s)
         try:
             return await asyncio.to_thread(client.request, op, **values)
@@ -297,7 +300,11 @@ class AsyncSandbox:
 
     async def get_info(self) -> SandboxInfo:
         """Return what it is and how it is; also once it has ended."""
-        return SandboxInfo.of(await asyncio.to_thread(read_truly, self._store, self._id))
+        try:
+            return SandboxInfo.of(await asyncio.to_thread(read_truly, self._store, self._id))
+        except ConfigError:  # it has been removed
+            self._session.check_not_ended()
+            raise
 
     async def is_running(self) -> bool:
         """Whether it has not ended."""
@@ -391,6 +398,8 @@ class AsyncSandbox:
             SandboxTimeout: it has not after so many seconds.
         """
         limit_s = None if timeout is None else check_seconds("timeout", timeout)
+        if self._session.ended:
+            return await self.get_info()
         if not await wait_gone(self._store, self._id, limit_s):
             raise SandboxTimeout(f"{self._name} still runs after {timeout:g} s of waiting")
         return await self.get_info()
@@ -402,6 +411,8 @@ class AsyncSandbox:
         workspace is not copied back.
         """
         self._workspace.is_owed = False
+        end = f"{self._name} has been ended by this program: by kill(), or with its block"
+        self._session.ended = self._endpoint.own_end = end
         try:
             was_alive = await asyncio.to_thread(self._store.is_alive, self._id)
         except ConfigError:
@@ -432,6 +443,7 @@ class AsyncSandbox:
 
     async def __aexit__(self, type: object, *_: object) -> None:
         try:
-            await self._workspace.settle(self._session.limit_s(None), type is not None)
+            if not self._session.ended:
+                await self._workspace.settle(self._session.limit_s(None), type is not None)
         finally:
             await self.kill()

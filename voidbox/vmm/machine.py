@@ -56,7 +56,7 @@ from voidbox.memory import GuestMemory
 from voidbox.virtio.rng import VirtioRng
 from voidbox.vmm import requirements, vcpus
 from voidbox.vmm.coalesced import CoalescedRing
-from voidbox.vmm.config import MachineConfig, ShareConfig
+from voidbox.vmm.config import MachineConfig, ShareConfig, VsockConfig
 from voidbox.vmm.console import Console, wait_flushed
 from voidbox.vmm.outcome import EndReason, Outcome
 from voidbox.vmm.vcpu_thread import VcpuThread
@@ -259,7 +259,7 @@ class Machine:
             self._add_virtio(disk.device, loop=disk.loop)
             self._resources.callback(disk.loop.stop)
         if self.config.vsock is not None:
-            self._attach_vsock(*self.config.vsock)
+            self._attach_vsock(self.config.vsock)
         if self.config.net is not None:
             self._attach_network(self.config.net)
         for share in self.config.shares:
@@ -293,10 +293,11 @@ class Machine:
         self._resources.callback(loop.close)  # before the device's, after which nothing is reset
         self._add_virtio(device, {0: device.kick_fd}, loop)
 
-    def _attach_vsock(self, cid: int, path: str | None, is_vhost: bool) -> None:
+    def _attach_vsock(self, config: VsockConfig) -> None:
         from voidbox.virtio.vsock import PacketQueues, VirtioVsock
 
-        if is_vhost:
+        cid = config.cid
+        if config.is_vhost:
             from voidbox.vsock.vhost import VhostVsock
 
             plane = VhostVsock(cid, self.memory, lambda region: host_address(region.map))
@@ -309,7 +310,7 @@ class Machine:
 
             saved = self._restore.state.vsock if self._restore is not None else None
             next_port = saved.next_port if saved is not None else 0
-            self._unix_backend = UnixBackend(path, cid, self.loop, next_port)
+            self._unix_backend = UnixBackend(config.path, cid, self.loop, next_port, config.dial)
             self._resources.callback(self._unix_backend.close)
             self._hang_ups.append(self._unix_backend.reset)
             device = VirtioVsock(cid, PacketQueues(self._unix_backend, self.loop.call_later))

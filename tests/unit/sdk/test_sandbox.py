@@ -523,7 +523,9 @@ async def test_rounds_leave_nothing(options: dict[str, Any], tmp_path: Path) -> 
     for _ in range(5):
         await round()
     assert descriptors() == before and not kept()
-    allocations = json.loads(Path(os.environ["VOIDBOX_STATE"], "allocations.json").read_text())
+    allocations = json.loads(
+        Path(os.environ["VOIDBOX_STATE"], "allocations/allocations.json").read_text()
+    )
     assert not allocations["cids"]
 
 
@@ -545,6 +547,8 @@ async def test_rounds_leave_nothing(options: dict[str, Any], tmp_path: Path) -> 
         {"envs": {"": "x"}},
         {"envs": {"A": "x\0"}},
         {"envs": "abc"},
+        {"envs": {"A": "x" * 200_000}},
+        {"envs": {f"A{number}": "x" * 100_000 for number in range(30)}},
         {"metadata": [1]},
         {"name": 5},
         {"name": ""},
@@ -567,6 +571,33 @@ async def test_arguments_without_sense(
     with pytest.raises(ConfigError) as caught:
         await AsyncSandbox.create(**{**options, **bad})
     assert "\n" not in str(caught.value) and not kept()
+
+
+@in_event_loop
+async def test_whatever_is_asked_of_a_sandbox_after_ones_own_kill_is_answered_so(
+    options: dict[str, Any],
+) -> None:
+    sandbox = await AsyncSandbox.create(**options)
+    handle = await sandbox.commands.start("sleep 100")
+    watch = await sandbox.files.watch_dir("/tmp")
+    await sandbox.kill()
+    said = f"{sandbox.name} has been ended by this program"
+    for asked in (
+        lambda: sandbox.commands.run("true"),
+        lambda: sandbox.commands.list(),
+        lambda: sandbox.files.read("f"),
+        lambda: sandbox.pause(),
+        lambda: sandbox.get_metrics(),
+        lambda: sandbox.get_info(),
+        lambda: sandbox.wait(),
+        lambda: sandbox.ports.list(),
+    ):
+        with pytest.raises(AgentError, match=f"^{said}[^\n]*$"):
+            await asked()
+    for what in (handle.wait(), watch.next()):
+        with pytest.raises(AgentError, match=said):
+            await what
+    assert not await sandbox.kill() and not await sandbox.is_running()
 
 
 @pytest.mark.parametrize("key", [None, 5, b"x", ""])
