@@ -90,6 +90,7 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
         disks=options.disk,
         workspace=workspace,
         workspace_mode=workspace_mode,
+        volumes=options.volume,
     )
     return record._replace(removes_itself=options.rm)
 

@@ -72,6 +72,7 @@ examples:
   voidbox run --disk base.img,overlay=mine.img --user root -- mount /dev/vda /mnt
   voidbox run --workspace . -- make test
   voidbox run --workspace project:rw
+  voidbox run --volume ./data:/data:ro --volume cache:/home/sandbox/.cache -- make test
   voidbox run --kernel vmlinuz --initramfs guest.cpio
   voidbox run --kernel vmlinuz --initramfs guest.cpio --memory 4G --cpus 2
   voidbox run --kernel vmlinux --initramfs guest.cpio --cmdline 'loglevel=7'
@@ -140,6 +141,14 @@ def make_options() -> argparse.ArgumentParser:
         help="a folder of this host at /workspace: copied in, and its changes back at the end "
         "(copy, the default), or shared live, read-only or not",
     )
+    parser.add_argument(
+        "--volume",
+        action="append",
+        default=[],
+        metavar="SOURCE:TARGET[:ro]",
+        help="a folder of this host, named with a / in it, live at TARGET; or a named volume, see "
+        "voidbox volume. Repeatable",
+    )
     kept_options.add_options(parser)
     network.add_options(parser)
     parser.add_argument(
@@ -174,8 +183,10 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
     if options.timeout is not None:
         timeout_s = parse_number(options.timeout, "--timeout", float)
     workspace, workspace_mode = kept_options.parse_workspace(options.workspace)
-    if workspace is not None and is_console:
-        raise ConfigError("--workspace needs the agent: give a COMMAND, and no --console")
+    if (workspace is not None or options.volume) and is_console:
+        raise ConfigError(
+            "--workspace and --volume need the agent: give a COMMAND, and no --console"
+        )
     kernel = options.kernel or defaults.find_kernel()
     choice = None
     # A kernel of one's own on the console is given no image unasked.
@@ -210,6 +221,8 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
 
                 upper = stack.enter_context(TemporaryUpper(root.disk_bytes)).path
             config = root.applied_to(config, upper)
+        if options.volume:
+            config = _with_volumes(config, options.volume, workspace, workspace_mode)
         if is_console or choice is None:
             from voidbox.cli import console_run
 
@@ -238,9 +251,20 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
 def _shares(path: str | None, mode: str) -> tuple[ShareConfig, ...]:
     if path is None or mode == "copy":
         return ()
-    from voidbox.sandbox.guest import WORKSPACE_TAG
+    from voidbox.sandbox.mounts import WORKSPACE_PATH, WORKSPACE_TAG
 
-    return (ShareConfig(path, WORKSPACE_TAG, mode == "ro"),)
+    return (ShareConfig(path, WORKSPACE_TAG, mode == "ro", WORKSPACE_PATH),)
+
+
+def _with_volumes(
+    config: MachineConfig, texts: list[str], workspace: str | None, mode: str
+) -> MachineConfig:
+    from voidbox.sandbox.mounts import WORKSPACE_PATH
+    from voidbox.sandbox.volumes.attach import attach
+    from voidbox.sandbox.volumes.spec import parse_volumes
+
+    is_copied = workspace is not None and mode == "copy"
+    return attach(config, parse_volumes(texts, copied_to=WORKSPACE_PATH if is_copied else None))
 
 
 def _split(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:

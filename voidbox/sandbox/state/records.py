@@ -31,6 +31,7 @@ class SandboxRecord(NamedTuple):
         net: allow, deny, allow_host_ports, publish, rate_bytes_s, pcap; None: no network. As JSON
             has it: lists, no tuples.
         disks: what vmm.config.parse_disk reads, with absolute paths.
+        volumes: what voidbox.sandbox.volumes.spec reads, with absolute paths.
         vsock: "unix", "vhost" or "none".
         root: where its root is on disks, see voidbox.sandbox.root; None: `image` is an initramfs.
         is_owned: it ends with the process that made it.
@@ -67,6 +68,7 @@ class SandboxRecord(NamedTuple):
     removes_itself: bool = False
     cmdline: str = ""
     disks: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
     root: dict[str, object] | None = None
     end: str = ""
     workspace: str | None = None
@@ -89,6 +91,7 @@ class SandboxRecord(NamedTuple):
             "state": self.state.value,
             "ports": list(self.ports),
             "disks": list(self.disks),
+            "volumes": list(self.volumes),
         }
 
     @staticmethod
@@ -103,6 +106,7 @@ class SandboxRecord(NamedTuple):
             found["state"] = State(found["state"])
             found["ports"] = tuple(found.get("ports", ()))
             found["disks"] = tuple(found.get("disks", ()))
+            found["volumes"] = tuple(found.get("volumes", ()))
             record = SandboxRecord(**found)
         except (KeyError, TypeError, ValueError) as error:
             raise Corrupted(f"it is no sandbox's state ({error})") from error
@@ -184,6 +188,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "removes_itself": _is_flag,
     "cmdline": _is_text,
     "disks": _is_words,
+    "volumes": _is_words,
     "root": _is_options,
     "end": _is_text,
     "workspace": _is_text_or_none,
