@@ -13,10 +13,10 @@ import os
 
 from guest_agent import protocol, root, syscalls, volume_disk
 from guest_agent.loop import log
-from guest_agent.syscalls import MS_NODEV, MS_NOSUID, MS_RDONLY, MS_REMOUNT
+from guest_agent.syscalls import MS_NOATIME, MS_NODEV, MS_NOSUID, MS_RDONLY, MS_REMOUNT
 
 # cache=mmap: reads and writes go to the host, only what programs map is kept in memory here.
-_DATA = {"9p": "trans=virtio,version=9p2000.L,cache=mmap,{}", "ext4": "discard,noatime"}
+_DATA = {"9p": "trans=virtio,version=9p2000.L,cache=mmap,{}", "ext4": "discard"}
 
 _capabilities: list[str] = []
 _mounted: list[str] = []
@@ -58,11 +58,12 @@ def end() -> None:
 def _mount(kind: str, is_read_only: bool, source: str, options: str, target: str) -> None:
     target = os.path.realpath(target)
     os.makedirs(target, exist_ok=True)
+    flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if is_read_only else 0)
     is_new = False
     if kind == "ext4":
+        flags |= MS_NOATIME
         source = volume_disk.find(source)
         is_new = volume_disk.prepare(source, is_read_only)
-    flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if is_read_only else 0)
     syscalls.mount(source, target, kind, flags, _DATA[kind].format(options))
     _mounted.append(target)
     if is_new:

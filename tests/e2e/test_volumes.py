@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import ROOT
+from tests.e2e.conftest import ROOT, script
 from voidbox import ConfigError, Sandbox, volumes
 
 pytestmark = pytest.mark.boot
@@ -20,9 +20,8 @@ CACHE = "/home/sandbox/.cache"
 
 
 @pytest.fixture
-def machine(
-    kernels: dict[str, str], guest_images: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[str, Any]]:
+def machine(kernels: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    script("scripts/build_guest_image.sh")
     with tempfile.TemporaryDirectory(prefix="vb-") as folder:  # pytest's are too long for sockets
         monkeypatch.setenv("VOIDBOX_STATE", folder)
         yield {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from guest_agent import mounts, protocol, root, syscalls, users, volume_disk
-from guest_agent.syscalls import MS_NODEV, MS_NOSUID, MS_RDONLY
+from guest_agent.syscalls import MS_NOATIME, MS_NODEV, MS_NOSUID, MS_RDONLY
 
 Mounts = list[tuple[object, ...]]
 FLAGS = MS_NOSUID | MS_NODEV
@@ -174,7 +174,7 @@ def test_a_volume_is_mounted_from_its_disk(
     write(tmp_path, *lines)
     mounts.set_up()
     assert mounted == [
-        ("/dev/vdb", f"{tmp_path}/rw", "ext4", FLAGS, "discard,noatime"),
-        ("/dev/vdb", f"{tmp_path}/ro", "ext4", FLAGS | MS_RDONLY, "discard,noatime"),
+        ("/dev/vdb", f"{tmp_path}/rw", "ext4", FLAGS | MS_NOATIME, "discard"),
+        ("/dev/vdb", f"{tmp_path}/ro", "ext4", FLAGS | MS_NOATIME | MS_RDONLY, "discard"),
     ]
     assert welcomed == [f"{tmp_path}/rw"]
