@@ -15,6 +15,10 @@ import sys
 from guest_agent.loop import Loop, describe_fault, log
 from guest_agent.server import Agent
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from guest_agent.identity import Identity
+
 _SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPWR)
 
 
@@ -35,6 +39,7 @@ def main(arguments: list[str]) -> int:
 def _run_guest() -> None:
     """Be PID 1: bring the guest up, serve, and end the machine, whatever happens."""
     from guest_agent import boot
+    from guest_agent.cgroups import Groups
 
     ends: list[bool] = []  # is it a reboot
     loop = Loop()
@@ -48,7 +53,7 @@ def _run_guest() -> None:
         # busybox's reboot sends SIGTERM to PID 1, its poweroff and halt SIGUSR2 and SIGUSR1.
         loop.catch(_SHUTDOWN_SIGNALS)
         loop.on_signal = lambda number: shut_down(number in (signal.SIGTERM, signal.SIGINT))
-        agent = Agent(loop, secret, shut_down)
+        agent = Agent(loop, secret, shut_down, _load_identity, Groups())
         serial_fd = boot.open_serial_line()
         if serial_fd is not None:
             agent.serve_serial(serial_fd)
@@ -61,6 +66,12 @@ def _run_guest() -> None:
         log(f"the guest ends: {describe_fault(error)}")
         ends.append(False)
     boot.end(ends[0])
+
+
+def _load_identity() -> Identity:
+    from guest_agent.identity import Identity  # no boot needs it
+
+    return Identity()
 
 
 def _run_program(path: str, secret: bytes) -> None:

@@ -127,6 +127,15 @@ class Request:
             self.on_close()
 
 
+class Secret:
+    """What a client must show; another one after an ADOPT."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: bytes) -> None:
+        self.value = value
+
+
 class Connection:
     """One client.
 
@@ -135,6 +144,7 @@ class Connection:
         secret: what the client must show.
         hello: what PONG says.
         is_serial: the client is at the other end of a slow line.
+        on_close: called when the client is gone.
 
     Attributes:
         on_outgoing: set by the carrier: there is something to take.
@@ -145,9 +155,10 @@ class Connection:
         self,
         loop: Loop,
         handlers: Mapping[int, Callable[[Connection, int], Request]],
-        secret: bytes,
+        secret: Secret,
         hello: dict[str, Any],
         is_serial: bool = False,
+        on_close: Callable[[Connection], None] = lambda connection: None,
     ) -> None:
         self.loop = loop
         self._chunk_bytes = protocol.SERIAL_CHUNK_BYTES if is_serial else protocol.CHUNK_BYTES
@@ -160,6 +171,7 @@ class Connection:
         self._handlers = handlers
         self._secret = secret
         self._hello = hello
+        self._on_close = on_close
         self._wrong_secrets = 0
         self._decoder = Decoder(protocol.FROM_HOST)
         self._requests: dict[int, Request] = {}
@@ -214,8 +226,17 @@ class Connection:
     def close(self) -> None:
         """The client is gone."""
         self.is_ended = True
+        self._on_close(self)
         for request in list(self._requests.values()):
             request.close()
+
+    def end(self) -> None:
+        """Send the client away, without a word: it is a guest's that this one was a copy of."""
+        self.is_authenticated = False
+        self._outgoing.clear()
+        self._outgoing_bytes = 0
+        self.close()
+        self.on_outgoing()
 
     @property
     def has_outgoing(self) -> bool:
@@ -261,7 +282,7 @@ class Connection:
 
     def _on_ping(self, frame: Frame) -> None:
         secret = _values(frame).get("secret")
-        if isinstance(secret, bytes) and _is_same(secret, self._secret):
+        if isinstance(secret, bytes) and _is_same(secret, self._secret.value):
             self.is_authenticated = True
         else:
             self._wrong_secrets += 1

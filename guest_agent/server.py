@@ -10,7 +10,7 @@ from functools import partial
 
 from guest_agent import mounts, protocol
 from guest_agent.commands import Attach, Exec, Kill, Processes, ProcessTable, Resize
-from guest_agent.connection import Connection, Request
+from guest_agent.connection import Connection, Request, Secret
 from guest_agent.file_write import FileWrite, Parts
 from guest_agent.files import (
     FileLink,
@@ -21,6 +21,7 @@ from guest_agent.files import (
     FileRename,
     FileStat,
 )
+from guest_agent.generation import Adopt, Generation, Quiesce, Release
 from guest_agent.loop import READ, WRITE, Loop, Timer, log
 from guest_agent.serial_link import OPEN, SerialLink
 from guest_agent.system import Metrics, SetClock, Shutdown
@@ -30,10 +31,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from guest_agent.cgroups import Groups
+    from guest_agent.identity import Identity
+
 AGENT_VERSION = "1"
 CAPABILITIES = (
     *("exec", "pty", "background", "files", "watch", "metrics", "clock", "shutdown"),
-    *(protocol.CAN_RESUME, protocol.CAN_LINK),
+    *(protocol.CAN_RESUME, protocol.CAN_LINK, protocol.CAN_ADOPT, protocol.CAN_HOLES),
 )
 CONNECTIONS_MAX = 2048
 _BACKLOG = 1024
@@ -49,12 +53,24 @@ class Agent:
     Args:
         secret: what a client must show.
         on_shutdown: called with True for a reboot.
+        load_identity: returns what changes the guest itself, when it is first needed; None where
+            the agent is a program of a machine that is not its own.
+        groups: see ProcessTable.
     """
 
-    def __init__(self, loop: Loop, secret: bytes, on_shutdown: Callable[[bool], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        secret: bytes,
+        on_shutdown: Callable[[bool], None],
+        load_identity: Callable[[], Identity] | None = None,
+        groups: Groups | None = None,
+    ) -> None:
         self._loop = loop
-        self._secret = secret
-        table = ProcessTable(loop)
+        self._secret = Secret(secret)
+        self._connections: set[Connection] = set()
+        table = ProcessTable(groups)
+        generation = Generation(loop, table, load_identity, self._adopt)
         self._handlers: dict[int, Callable[[Connection, int], Request]] = {
             protocol.EXEC: partial(Exec, table),
             protocol.ATTACH: partial(Attach, table),
@@ -73,6 +89,9 @@ class Agent:
             protocol.METRICS: Metrics,
             protocol.SET_CLOCK: SetClock,
             protocol.SHUTDOWN: partial(Shutdown, on_shutdown),
+            protocol.QUIESCE: partial(Quiesce, generation),
+            protocol.RELEASE: partial(Release, generation),
+            protocol.ADOPT: partial(Adopt, generation),
         }
 
     def connection(self, is_serial: bool = False) -> Connection:
@@ -81,7 +100,17 @@ class Agent:
             "version": AGENT_VERSION,
             "capabilities": [*CAPABILITIES, *mounts.capabilities()],
         }
-        return Connection(self._loop, self._handlers, self._secret, hello, is_serial)
+        connection = Connection(
+            self._loop, self._handlers, self._secret, hello, is_serial, self._connections.discard
+        )
+        self._connections.add(connection)
+        return connection
+
+    def _adopt(self, adopter: Connection, secret: bytes) -> None:
+        """Be another's guest: who came by the old secret has to leave."""
+        self._secret.value = secret
+        for connection in self._connections - {adopter}:
+            connection.end()
 
     def serve_socket(self, listener: socket.socket) -> None:
         """Serve everybody who connects to a listening socket."""

@@ -16,6 +16,8 @@ def demo(folder: Path, failing: str | None) -> subprocess.CompletedProcess[str]:
     """Run it beside steps that only say their names."""
     (folder / "kernel").mkdir()
     (folder / "scripts").mkdir()
+    (folder / "scripts/with-apt").write_text('#!/bin/sh\nexec "$@"\n')
+    (folder / "scripts/with-apt").chmod(0o755)
     (folder / "kernel/cache.sh").write_text(f"cache={folder}/cache\n")
     for step in STEPS:
         status = 3 if step == failing else 0

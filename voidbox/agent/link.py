@@ -17,7 +17,7 @@ from voidbox.agent.call import Call
 from voidbox.agent.core import ClientCore, Failure, Pong, Result, Writable
 from voidbox.agent.protocol import ProtocolError
 from voidbox.agent.serial_link import CLOSED, OPEN, SerialLink
-from voidbox.errors import AgentError, SandboxTimeout
+from voidbox.errors import AgentError, ConfigError, SandboxTimeout
 from voidbox.event_loop import EventLoop
 from voidbox.loop_api import TimerHandle
 
@@ -205,7 +205,7 @@ class Link:
         try:
             number = self._core.begin(type, values)
         except (RuntimeError, ValueError, TypeError, OverflowError) as error:
-            call.fail(partial(AgentError, f"{call.what}: {error}"))
+            call.fail(partial(ConfigError, f"{call.what}: {error}"))
             return
         self._calls[number] = call
         call.on_consumed = partial(self._on_consumed, number)

@@ -30,7 +30,8 @@ MAGIC = b"vbxA"
 AGENT_PORT = 1234
 SECRET_BYTES = 32
 SECRET_PATH = "/etc/voidbox/secret"
-# Lines "name value": address (with its prefix), gateway, dns, mtu. Without the file no network.
+# Lines "name value": address (with its prefix), gateway, dns, search (domains, with commas between
+# them; perhaps). Without the file no network.
 NETWORK_PATH = "/etc/voidbox/network"
 # Lines "name value": user, workdir, of an image that is the root. Without the file it is our own.
 IMAGE_PATH = "/etc/voidbox/image"
@@ -46,6 +47,8 @@ CHUNK_BYTES, OUTGOING_BYTES_MAX = 64 << 10, 256 << 10
 SERIAL_CHUNK_BYTES, SERIAL_OUTGOING_BYTES_MAX = 1 << 10, 4 << 10
 WINDOW_BYTES = 1 << 20
 REQUESTS_MAX = 1024  # at a time on one connection
+# Of a file with holes, in one request: pairs of bytes without data, and with data after them.
+EXTENTS_MAX = 4096
 CHECKSUM_BYTES = 32  # BLAKE2b-256 of a file's bytes
 # Beginnings of files whose client is gone: how long they wait for it, and how many at a time.
 PART_KEPT_S, PARTS_MAX = 600, 64
@@ -62,10 +65,10 @@ DATA, END, CREDIT, CANCEL = 6, 7, 8, 9
 EXEC, ATTACH, PROCESSES, KILL, RESIZE = 16, 17, 18, 19, 20
 FILE_READ, FILE_WRITE, FILE_LIST, FILE_STAT = 32, 33, 34, 35
 FILE_MKDIR, FILE_REMOVE, FILE_RENAME, FILE_WATCH, FILE_LINK = 36, 37, 38, 39, 40
-METRICS, SET_CLOCK, SHUTDOWN = 48, 49, 50
+METRICS, SET_CLOCK, SHUTDOWN, QUIESCE, RELEASE, ADOPT = 48, 49, 50, 51, 52, 53
 
 REQUESTS = frozenset((*range(EXEC, RESIZE + 1), *range(FILE_READ, FILE_LINK + 1)))
-REQUESTS |= frozenset((METRICS, SET_CLOCK, SHUTDOWN))
+REQUESTS |= frozenset(range(METRICS, ADOPT + 1))
 FROM_HOST = REQUESTS | {PING, DATA, END, CREDIT, CANCEL}
 FROM_GUEST = frozenset((PONG, RESULT, ERROR, EVENT, DATA, CREDIT))
 
@@ -77,7 +80,7 @@ BAD_REQUEST, CANCELLED, BUSY, CHECKSUM = "bad-request", "cancelled", "busy", "ch
 GONE = "gone"  # the beginning of a file, to which more was to come
 
 # What an agent that can do it lists in its PONG.
-CAN_RESUME, CAN_LINK = "resume", "links"
+CAN_RESUME, CAN_LINK, CAN_ADOPT, CAN_HOLES = "resume", "links", "adopt", "holes"
 # That all is mounted which the host names; or, with a source and an errno's name, why one is not.
 CAN_MOUNT, CANNOT_MOUNT = "mounts", "mounts:"
 

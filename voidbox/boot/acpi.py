@@ -5,7 +5,9 @@
 
 The DSDT names the serial ports, the clock, pvpanic and every virtio-mmio device (`LNRO0005`, the
 id that Linux's virtio_mmio driver binds to). Hardware-reduced machines have no PM1 registers for
-the power button: a Generic Event Device (§5.6.9) turns its interrupt line into a Notify.
+the power button: a Generic Event Device (§5.6.9) turns its interrupt line into a Notify. So does a
+second one for the generation id (Microsoft's "Virtual Machine Generation ID"): 16 bytes of memory
+that are others in each copy of the machine. The kernel reseeds its random numbers by them.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ _ACPI_FADT_RESET_REGISTER = 1 << 10
 _ACPI_FADT_HW_REDUCED = 1 << 20
 
 _POWER_BUTTON_PRESSED = 0x80
+_GENERATION_CHANGED = 0x80
 
 _MADT_LOCAL_APIC = 0
 _MADT_IO_APIC = 1
@@ -171,7 +174,7 @@ def _dsdt(
 ) -> bytes:
     devices = [_port_device(device) for device in port_devices]
     devices += [_virtio_device(index, device) for index, device in enumerate(mmio_devices)]
-    devices += _power_button()
+    devices += _power_button() + _generation_id()
     s5 = aml.package(*[aml.integer(value) for value in (power.slp_typ_s5, 0, 0, 0)])
     return aml.name("\\_S5", s5) + aml.scope("\\_SB", *devices)
 
@@ -194,14 +197,39 @@ def _power_button() -> list[bytes]:
     """The button, and the event device whose only event it is."""
     return [
         aml.device("PWRB", aml.name("_HID", aml.eisa_id("PNP0C0C"))),
-        aml.device(
-            "GED",
-            aml.name("_HID", aml.string("ACPI0013")),
-            aml.name("_UID", aml.integer(0)),
-            aml.name("_CRS", aml.resources(aml.interrupt(layout.POWER_BUTTON_GSI))),
-            aml.method("_EVT", 1, aml.notify("PWRB", _POWER_BUTTON_PRESSED)),
-        ),
+        _event_device("GED", 0, layout.POWER_BUTTON_GSI, aml.notify("PWRB", _POWER_BUTTON_PRESSED)),
     ]
+
+
+def _generation_id() -> list[bytes]:
+    """The id's place, and the event device that tells of its change.
+
+    A device of its own, since one for both would have to ask which line it was: AML that we do
+    without.
+    """
+    low, high = layout.VMGENID_GPA & 0xFFFF_FFFF, layout.VMGENID_GPA >> 32
+    return [
+        aml.device(
+            "VGEN",
+            aml.name("_HID", aml.string("VOID0001")),
+            # The second is the specification's, and longer than ACPI has them; Hyper-V has both.
+            aml.name("_CID", aml.package(aml.string("VMGENCTR"), aml.string("VM_Gen_Counter"))),
+            aml.name("_DDN", aml.string("VM_Gen_Counter")),
+            aml.name("ADDR", aml.package(aml.integer(low), aml.integer(high))),
+        ),
+        _event_device("GED1", 1, layout.VMGENID_GSI, aml.notify("VGEN", _GENERATION_CHANGED)),
+    ]
+
+
+def _event_device(name: str, uid: int, gsi: int, *event: bytes) -> bytes:
+    """A Generic Event Device of one line."""
+    return aml.device(
+        name,
+        aml.name("_HID", aml.string("ACPI0013")),
+        aml.name("_UID", aml.integer(uid)),
+        aml.name("_CRS", aml.resources(aml.interrupt(gsi))),
+        aml.method("_EVT", 1, *event),
+    )
 
 
 def _virtio_device(index: int, device: MmioDevice) -> bytes:

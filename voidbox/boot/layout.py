@@ -2,7 +2,8 @@
 
 0x000500  GDT, IDT             0x008ff0  stack (grows down)      0x0e0000  RSDP, ACPI tables
 0x006000  PVH start_info       0x009000  PML4, PDPT, PD          0x100000  kernel
-0x007000  zero page / memmap   0x020000  command line            top       initramfs
+0x007000  zero page / memmap   0x020000  command line            0x0ff000  generation id
+                                                                 top       initramfs
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ PD_GPA = 0xB000
 CMDLINE_GPA = 0x20000
 SYSTEM_DATA_GPA = 0x9FC00
 ACPI_GPA = 0xE0000
-ACPI_END_GPA = 0x100000
+ACPI_END_GPA = 0xFF000
+VMGENID_GPA = 0xFF000  # a page of its own: who maps it maps nothing else
 HIGH_RAM_GPA = 0x100000
 
 IOAPIC_GPA = 0xFEC0_0000
@@ -33,3 +35,4 @@ MMIO_DEVICE_BYTES = 0x1000
 MMIO_FIRST_GSI = 5
 MMIO_LAST_GSI = 23
 POWER_BUTTON_GSI = 1  # the keyboard's, of which there is none
+VMGENID_GSI = 2  # the second interrupt controller's, of which there is none either

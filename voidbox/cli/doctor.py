@@ -68,6 +68,7 @@ def examine(kvm_path: str = KVM_DEVICE) -> Iterator[Check]:
     yield _check_vhost_vsock()
     yield _check_free_memory()
     yield from examine_files()
+    yield from _check_jail()
 
 
 def _check_machine() -> Check:
@@ -144,6 +145,14 @@ def _check_vhost_vsock() -> Check:
             f"sudo setfacl -m u:$USER:rw {VHOST_VSOCK_DEVICE}",
         )
     return Check("vhost-vsock", PASS, f"{VHOST_VSOCK_DEVICE} is usable")
+
+
+def _check_jail() -> Iterator[Check]:
+    from voidbox.cli import doctor_jail
+
+    for finding in doctor_jail.findings():
+        status = PASS if finding.is_well else FAIL if finding.is_fatal else WARN
+        yield Check(finding.name, status, finding.found, finding.todo)
 
 
 def _check_free_memory() -> Check:

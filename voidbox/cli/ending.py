@@ -10,6 +10,7 @@ from voidbox.cli.sandboxes import CONTROL_S, control
 from voidbox.errors import AgentError, HostError, SandboxTimeout
 from voidbox.sandbox.launch import wait_ended
 from voidbox.sandbox.process.stopping import POWER_BUTTON_S
+from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
@@ -19,7 +20,9 @@ _KILL_S = 10.0
 
 def begin_stop(store: Store, record: SandboxRecord, timeout_s: float) -> None:
     """Ask a sandbox to end politely; one that has ended already is left alone."""
-    if not record.state.is_final:
+    if record.state is State.SUSPENDED:
+        store.discard_suspended(record.id)
+    elif not record.state.is_final:
         # A process that has gone away meanwhile is what was wanted.
         with suppress(AgentError):
             control(store, record).request("stop", timeout=timeout_s)
@@ -40,6 +43,9 @@ def finish_stop(store: Store, record: SandboxRecord, timeout_s: float) -> None:
 
 def begin_kill(store: Store, record: SandboxRecord) -> None:
     """End a sandbox at once; one that has ended already is left alone."""
+    if record.state is State.SUSPENDED:
+        store.discard_suspended(record.id)
+        return
     if record.state.is_final:
         return
     try:

@@ -14,6 +14,7 @@ _STYLES = {
     State.CREATING: "33",
     State.RUNNING: "32",
     State.PAUSED: "33",
+    State.SUSPENDED: "36",
     State.STOPPING: "33",
     State.STOPPED: "2",
     State.CRASHED: "31",

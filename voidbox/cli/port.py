@@ -79,7 +79,7 @@ def _list(store: Store, names: list[str], as_json: bool) -> int:
     if names:
         records = [find_running(store, name) for name in names]
     else:
-        records = [record for record in store.list() if not record.state.is_final]
+        records = [record for record in store.list() if record.state.has_process]
     found, status = [], exit_status.OK
     for record in records:
         try:

@@ -65,6 +65,12 @@ def check_alive(store: Store, record: SandboxRecord) -> None:
         raise ConfigError(
             f"{record.name} does not run: it is {record.state.value} ({shown(record.reason)})"
         )
+    _check_awake(record)
+
+
+def _check_awake(record: SandboxRecord) -> None:
+    if record.state is State.SUSPENDED:
+        raise ConfigError(f"{record.name} is suspended: voidbox resume {record.name} wakes it")
 
 
 def check_answers(record: SandboxRecord) -> None:
@@ -73,6 +79,7 @@ def check_answers(record: SandboxRecord) -> None:
     Raises:
         ConfigError: says what to do.
     """
+    _check_awake(record)
     if record.state is State.PAUSED:
         raise ConfigError(f"{record.name} is paused: voidbox resume {record.name} lets it go on")
 

@@ -68,7 +68,7 @@ def _look(store: Store, ids: set[str]) -> dict[str, tuple[SandboxRecord, _Look]]
     """Return what those say that still run: these, or all."""
     found = {}
     for record in store.list():
-        if record.state.is_final or (ids and record.id not in ids):
+        if not record.state.has_process or (ids and record.id not in ids):
             continue
         try:
             values = control(store, record).request("metrics")

@@ -33,6 +33,7 @@ GROUPS = {
         "volume": "disks that outlive sandboxes: create, ls, inspect, rm",
     },
     "host": {
+        "setup": "make the kernel and the image that run takes by default",
         "doctor": "check that this host can run VMs, and say what to do if not",
         "completion": "print what makes a shell complete voidbox's words",
     },
@@ -59,6 +60,8 @@ _ELSEWHERE = {
     "unpause": "resume",
     "images": "image",
     "pull": "image",
+    "install": "setup",
+    "init": "setup",
 }
 VERBS = {verb: text for group in GROUPS.values() for verb, text in group.items()}
 

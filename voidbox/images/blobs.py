@@ -11,20 +11,15 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
+from voidbox.images.download import Download, OnBytes
 from voidbox.images.flock import OwnedFile
 from voidbox.images.manifest import Descriptor
-from voidbox.images.registry import ATTEMPTS
 from voidbox.images.store import BLOBS, PARTIAL
-from voidbox.images.transport import Answer, Lost, RegistryError
+from voidbox.images.transport import Answer, Lost
 from voidbox.storage import durable
-
-_CHUNK_BYTES = 1 << 20
-_PROGRESS_BYTES_MIN = 1 << 20  # what makes an attempt worth another
-
-OnBytes = Callable[[int], object]
 
 
 class Registry(Protocol):
@@ -114,98 +109,16 @@ class Blobs:
                     file.delete()
                     on_bytes(layer.size_bytes)
                     return False
-                _Fetch(registry, layer, file, on_bytes).run()
+                Download(
+                    file, f"the layer {layer.digest}", layer.size_bytes, layer.digest[7:], on_bytes
+                ).run(
+                    registry.name,
+                    lambda offset: registry.open_blob(layer.digest, offset),
+                    registry.wait,
+                )
                 os.fsync(file.fd)
                 os.rename(path, self.file(layer.digest))
                 durable.sync_folder(f"{self._path}/{BLOBS}")
             except OSError as error:
                 raise durable.failure("write", path, error) from error
         return True
-
-
-class _Fetch:
-    """One layer on its way into a file that is ours."""
-
-    def __init__(
-        self, registry: Registry, layer: Descriptor, file: OwnedFile, on_bytes: OnBytes
-    ) -> None:
-        self._registry = registry
-        self._layer = layer
-        self._file = file
-        self._on_bytes = on_bytes
-        self._hash = hashlib.sha256()
-        self._count = 0
-
-    def run(self) -> None:
-        """Have the file be the layer. Raises RegistryError, OSError; the file stays if it helps."""
-        kept = self._read_kept()
-        self._complete()
-        if self._hash.hexdigest() != self._digits and kept:
-            self._truncate()  # perhaps what was kept is to blame
-            self._complete()
-        if self._hash.hexdigest() != self._digits:
-            self._refuse(f"is sha256:{self._hash.hexdigest()}")
-
-    @property
-    def _digits(self) -> str:
-        return self._layer.digest.removeprefix("sha256:")
-
-    def _complete(self) -> None:
-        """Read on until all is there, over as many connections as it takes."""
-        failures = 0
-        while self._count < self._layer.size_bytes or not self._count:
-            before = self._count
-            try:
-                self._read_some()
-                if self._count >= self._layer.size_bytes:
-                    return
-                raise Lost(
-                    f"{self._registry.name} sent {self._count:,} of {self._layer.size_bytes:,} "
-                    f"bytes of {self._layer.digest}"
-                )
-            except Lost as error:
-                if self._count - before >= _PROGRESS_BYTES_MIN:
-                    failures = 0
-                failures += 1
-                if failures >= ATTEMPTS:
-                    raise
-                self._registry.wait(failures, error)
-
-    def _read_some(self) -> None:
-        """Read what one connection gives."""
-        answer, offset = self._registry.open_blob(self._layer.digest, self._count)
-        with answer:
-            if offset != self._count:  # it cannot go on where it was
-                self._truncate()
-            for data in answer.chunks():
-                if self._count + len(data) > self._layer.size_bytes:
-                    self._refuse(f"has more than the {self._layer.size_bytes:,} bytes it says")
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(self._file.fd, view) :]
-                self._hash.update(data)
-                self._count += len(data)
-                self._on_bytes(len(data))
-
-    def _read_kept(self) -> int:
-        """Hash what an earlier attempt has left; returns how much."""
-        if os.fstat(self._file.fd).st_size > self._layer.size_bytes:
-            self._truncate()
-        while data := os.read(self._file.fd, _CHUNK_BYTES):
-            self._hash.update(data)
-            self._count += len(data)
-        self._on_bytes(self._count)
-        return self._count
-
-    def _truncate(self) -> None:
-        os.ftruncate(self._file.fd, 0)
-        os.lseek(self._file.fd, 0, os.SEEK_SET)
-        self._on_bytes(-self._count)
-        self._hash = hashlib.sha256()
-        self._count = 0
-
-    def _refuse(self, what: str) -> None:
-        self._file.delete()
-        raise RegistryError(
-            f"{self._registry.name} does not tell the truth: the layer {self._layer.digest} {what}"
-        )

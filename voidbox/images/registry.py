@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 from voidbox.images import manifest
 from voidbox.images.authorization import Authorizer
+from voidbox.images.download import ATTEMPTS, check_range, range_from
 from voidbox.images.manifest import Descriptor, Index, Manifest, Platform
 from voidbox.images.reference import DEFAULT_REGISTRY, Reference
 from voidbox.images.transport import (
@@ -23,12 +23,10 @@ from voidbox.images.transport import (
     shown,
 )
 
-ATTEMPTS = 5
 BACKOFF_S = 1.0  # before a second attempt; twice as long before each further one
 _BACKOFF_MAX = 30.0  # times that, where the registry says how long
 _DOCKER_IO_HOST = "registry-1.docker.io"
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-[0-9]{1,19}/(?:[0-9]{1,19}|\*)")
 
 _T = TypeVar("_T")
 
@@ -131,13 +129,10 @@ class Registry:
             Lost: try again.
             RegistryError: there is none.
         """
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
-        answer = self._get(f"blobs/{digest}", headers)
+        answer = self._get(f"blobs/{digest}", range_from(offset))
         try:
             if answer.status == 206:
-                match = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
-                if match is None or int(match[1]) != offset:
-                    raise Lost(f"{answer.host} sends another range than it was asked for")
+                check_range(answer, offset)
                 return answer, offset
             if answer.status == 416 and offset:
                 answer.close()

@@ -80,7 +80,13 @@ class Applied(NamedTuple):
     entry_count: int
 
 
-def apply_layer(tree: Tree, stream: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Applied:
+def apply_layer(
+    tree: Tree,
+    stream: BinaryIO,
+    limits: Limits = DEFAULT_LIMITS,
+    *,
+    are_links_kept: bool = False,
+) -> Applied:
     """Apply a layer to a tree. After an error the tree is of no more use.
 
     Contents are in a temporary file of the tree's until it is closed.
@@ -88,6 +94,7 @@ def apply_layer(tree: Tree, stream: BinaryIO, limits: Limits = DEFAULT_LIMITS) -
     Args:
         stream: a tar archive, as it is or packed by gzip or zstd; read once, to its end.
         limits: of the tree, with all of its layers so far.
+        are_links_kept: a folder over a link to a folder changes nothing, as dpkg has it.
     Raises:
         ImageError: the archive is damaged, hostile or too large; names the entry.
         OSError: reading or writing failed: no room is left on the disk, say.
@@ -96,7 +103,7 @@ def apply_layer(tree: Tree, stream: BinaryIO, limits: Limits = DEFAULT_LIMITS) -
     left = limits._replace(total_bytes=limits.total_bytes - tree.spooled_bytes)
     size, diff_id = unpack(stream, spool, left)
     tree.spooled_bytes += size
-    layer = _Layer(tree, SpoolSource(spool), limits)
+    layer = _Layer(tree, SpoolSource(spool), limits, are_links_kept)
     for entry in Reader(spool.fileno(), size, limits).entries():
         try:
             layer.apply(entry)
@@ -108,10 +115,11 @@ def apply_layer(tree: Tree, stream: BinaryIO, limits: Limits = DEFAULT_LIMITS) -
 class _Layer:
     """One layer on its way into a tree."""
 
-    def __init__(self, tree: Tree, source: Source, limits: Limits) -> None:
+    def __init__(self, tree: Tree, source: Source, limits: Limits, are_links_kept: bool) -> None:
         self._tree = tree
         self._source = source
         self._limits = limits
+        self._are_links_kept = are_links_kept
         self.entry_count = 0
         # The names that this layer brought: (folder's id, name). The folder is the value, for an id
         # is good for as long as what it belongs to.
@@ -203,9 +211,15 @@ class _Layer:
         if isinstance(there, Directory) and isinstance(node, Directory):
             there.mode, there.mtime_ns, there.xattrs = node.mode, node.mtime_ns, node.xattrs
             there.uid, there.gid = node.uid, node.gid
+        elif self._is_link_kept(there, node, parts):
+            return
         else:
             folder.children[name] = node
         self._brought[id(folder), name] = folder
+
+    def _is_link_kept(self, there: Node | None, node: Node, parts: list[str]) -> bool:
+        is_over_link = isinstance(there, Symlink) and isinstance(node, Directory)
+        return self._are_links_kept and is_over_link and self._tree.folder(parts) is not None
 
     def _new_node(self, entry: Entry) -> Node:
         node: Node

@@ -195,11 +195,22 @@ class Transport:
     Args:
         is_insecure: http to anybody, and certificates that nobody vouches for.
         timeout_s: for any sign of life.
+        is_plain_allowed: http to anybody, as what comes is checked by signatures of its own.
+        proxies: by scheme or "SCHEME::HOST", where the environment names none; "DIRECT" for none.
     """
 
-    def __init__(self, *, is_insecure: bool = False, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        *,
+        is_insecure: bool = False,
+        timeout_s: float = 30.0,
+        is_plain_allowed: bool = False,
+        proxies: Mapping[str, str] | None = None,
+    ) -> None:
         self.is_insecure = is_insecure
         self.timeout_s = timeout_s
+        self._is_plain_allowed = is_insecure or is_plain_allowed
+        self._proxies = proxies or {}
         self._managers: dict[str, urllib3.PoolManager] = {}
         self._lock = threading.Lock()  # for the next two
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
@@ -262,7 +273,7 @@ class Transport:
     def _check(self, url: Url, first: Url) -> None:
         if url.is_local and not first.is_local:
             raise RegistryError(f"{first.host} redirects to this machine ({url.host}): refused")
-        if url.scheme == "http" and not (self.is_insecure or url.is_local):
+        if url.scheme == "http" and not (self._is_plain_allowed or url.is_local):
             raise RegistryError(
                 f"{url.host} would be asked without encryption: refused without --insecure"
             )
@@ -313,7 +324,7 @@ class Transport:
         return Answer(response, url.host, self.timeout_s)
 
     def _manager(self, url: Url) -> urllib3.PoolManager:
-        proxy = "" if url.is_local else _proxy(url)
+        proxy = "" if url.is_local else _proxy(url, self._proxies)
         manager = self._managers.get(proxy)
         if manager is None:
             options = {"maxsize": 8, "cert_reqs": "CERT_NONE" if self.is_insecure else None}
@@ -445,12 +456,15 @@ def _cut_after(sock: socket.socket | None, span_s: object) -> Iterator[None]:
         raise ProtocolError(f"no answer in {2 * span_s:g} s")
 
 
-def _proxy(url: Url) -> str:
-    """Return the proxy that the environment names for an address; "" for none."""
+def _proxy(url: Url, others: Mapping[str, str]) -> str:
+    """Return the proxy that the environment names for an address, else the others; "" for none."""
     proxies = urllib.request.getproxies()
     if urllib.request.proxy_bypass(url.host):
         return ""
     proxy = proxies.get(url.scheme) or proxies.get("all") or ""
+    if not proxy:
+        proxy = others.get(f"{url.scheme}::{url.host}") or others.get(url.scheme) or ""
+        proxy = "" if proxy == "DIRECT" else proxy
     return proxy if not proxy or "://" in proxy else f"http://{proxy}"
 
 

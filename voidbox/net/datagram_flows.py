@@ -17,26 +17,21 @@ from voidbox.net.wire import (
     ETH_BYTES,
     ICMP_BYTES,
     ICMP_ECHOREPLY,
+    ICMP_FRAG_NEEDED,
     ICMP_HOST_UNREACH,
     ICMP_NET_UNREACH,
     ICMP_PKT_FILTERED,
     ICMP_PORT_UNREACH,
     IP_BYTES,
-    IP_MF,
-    IPPROTO_ICMP,
     IPPROTO_UDP,
     MTU,
-    eth_header,
     icmp_message,
-    ip_header,
-    ipv4_frame,
     udp_header,
 )
 
 DATAGRAM_BYTES_MAX = 65535 - IP_BYTES
 UDP_IDLE_NS = 180_000_000_000
 PING_IDLE_NS = 60_000_000_000
-_FRAGMENT_BYTES = (MTU - IP_BYTES) // 8 * 8
 
 _UNREACHABLE_CODES = {
     errno.ECONNREFUSED: ICMP_PORT_UNREACH,
@@ -44,6 +39,7 @@ _UNREACHABLE_CODES = {
     errno.EHOSTUNREACH: ICMP_HOST_UNREACH,
     errno.EACCES: ICMP_PKT_FILTERED,
     errno.EPERM: ICMP_PKT_FILTERED,
+    errno.EMSGSIZE: ICMP_FRAG_NEEDED,
 }
 
 
@@ -123,7 +119,7 @@ class DatagramFlow:
             return True
         self.last_ns = now_ns
         protocol, payload = self._payload(scratch[:size])
-        first, *others = self._frames(protocol, payload)
+        first, *others = self._line.packet_frames(self.key[2], protocol, payload)
         write_bytes(buffers, first)
         rx.commit(len(first))
         self._line.sent(buffers, len(first))
@@ -141,29 +137,9 @@ class DatagramFlow:
         rest = guest_port << 16 | sequence
         return protocol, icmp_message(ICMP_ECHOREPLY, 0, rest, bytes(data[ICMP_BYTES:]))
 
-    def _frames(self, protocol: int, payload: bytes) -> list[bytes]:
-        source, guest_ip = self.key[2], self._line.guest_ip
-        if IP_BYTES + len(payload) <= MTU:
-            return [ipv4_frame(self._line.link, source, guest_ip, protocol, payload)]
-        frames = []
-        for at in range(0, len(payload), _FRAGMENT_BYTES):
-            part = payload[at : at + _FRAGMENT_BYTES]
-            fragment = at // 8 | (IP_MF if at + len(part) < len(payload) else 0)
-            # The identification need only differ among fragments under way: these are together.
-            ip_id = self.last_ns >> 10 & 0xFFFF
-            header = ip_header(source, guest_ip, protocol, len(part), ip_id, fragment)
-            frames.append(eth_header(self._line.link) + header + part)
-        return frames
-
     def close(self) -> None:
         """Close the socket."""
         if self.datagrams is not None:
             self.datagrams.close()
             self.datagrams = None
         self.readable = False
-
-
-def echo_reply_frame(line: Line, address: int, head_rest: int, data: bytes) -> bytes:
-    """Return the frame by which `address` answers an echo request."""
-    message = icmp_message(ICMP_ECHOREPLY, 0, head_rest, data)
-    return ipv4_frame(line.link, address, line.guest_ip, IPPROTO_ICMP, message)

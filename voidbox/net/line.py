@@ -67,6 +67,7 @@ class Line:
         pending: flows with something to send.
         is_stalled: the guest had no buffer for the last frame.
         dropped: what was not served or not said, by reason.
+        on_note: takes a line for the log, about what a user may have to know.
         frames_to_guest, bytes_to_guest: so far.
     """
 
@@ -79,9 +80,11 @@ class Line:
         self.pending: deque[Flow] = deque()
         self.is_stalled = False
         self.dropped: Counter[str] = Counter()
+        self.on_note: Callable[[str], None] = lambda text: None
         self.frames_to_guest = self.bytes_to_guest = 0
         self._tap = tap
         self._ports = count()
+        self._ip_ids = count()
 
     def drop(self, reason: str) -> None:
         """Count what is not served."""
@@ -115,17 +118,37 @@ class Line:
             wire.ipv4_frame(self.link, source[0], destination[0], wire.IPPROTO_UDP, udp)
         )
 
+    def queue_echo_reply(self, address: int, rest: int, data: bytes) -> None:
+        """Have `address` answer an echo request; rest is the request's second word."""
+        message = wire.icmp_message(wire.ICMP_ECHOREPLY, 0, rest, data)
+        for frame in self.packet_frames(address, wire.IPPROTO_ICMP, message):
+            self.queue_frame(frame)
+
+    def packet_frames(self, source: int, protocol: int, payload: bytes) -> list[bytes]:
+        """Return the frames of a packet to the guest: one, or those of its fragments."""
+        ip_id = next(self._ip_ids) & 0xFFFF
+        return wire.ipv4_frames(self.link, source, self.guest_ip, protocol, payload, ip_id)
+
     def refuse(self, code: int, head: bytes, ip: Ip) -> None:
         """Answer a packet with ICMP "destination unreachable", if it may be answered at all."""
-        broadcast = self.config.broadcast_ip
-        if ip.destination < _MULTICAST and ip.destination != broadcast:  # RFC 1812 §4.3.2.7
+        if self.may_answer(ip):
             self.queue_unreachable(code, ip.destination, quote(head, ip))
+
+    def may_answer(self, ip: Ip) -> bool:
+        """Whether an ICMP error may be about this packet: none about what goes to many."""
+        # RFC 1812 §4.3.2.7
+        return ip.destination < _MULTICAST and ip.destination != self.config.broadcast_ip
 
     def queue_unreachable(self, code: int, address: int, quoted: bytes) -> None:
         """Tell the guest that `address` cannot be reached."""
-        message = wire.icmp_message(wire.ICMP_DEST_UNREACH, code, 0, quoted)
         # A port's error is the far end's; all others are the router's.
         source = address if code == wire.ICMP_PORT_UNREACH else self.config.gateway_ip
+        self.queue_error(wire.ICMP_DEST_UNREACH, code, quoted, source)
+
+    def queue_error(self, type: int, code: int, quoted: bytes, source: int | None = None) -> None:
+        """Send the guest an ICMP error about a packet, from the gateway unless said otherwise."""
+        message = wire.icmp_message(type, code, 0, quoted)
+        source = self.config.gateway_ip if source is None else source
         self.queue_frame(
             wire.ipv4_frame(self.link, source, self.guest_ip, wire.IPPROTO_ICMP, message)
         )

@@ -12,25 +12,26 @@ bounded: flows by number, their data by windows, small frames by a queue.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from voidbox.buffers import clip, first_bytes, skip, write_bytes
 from voidbox.net import wire
 from voidbox.net.addresses import NetworkConfig
-from voidbox.net.datagram_flows import DatagramFlow, echo_reply_frame
+from voidbox.net.datagram_flows import DatagramFlow
 from voidbox.net.datagram_table import DatagramTable
 from voidbox.net.dhcp import CLIENT_PORT, SERVER_PORT
 from voidbox.net.dhcp import Server as DhcpServer
+from voidbox.net.fragment_table import FragmentTable
 from voidbox.net.host import Datagrams, Host, Stream
 from voidbox.net.line import Line, RxFrames, Tap
 from voidbox.net.name_service import DNS_PORT, NameService
-from voidbox.net.policy import Policy
+from voidbox.net.policy import Gate
 from voidbox.net.tcp_flow import HEADER_BYTES, TcpFlow
-from voidbox.net.tcp_table import TcpTable
+from voidbox.net.tcp_table import FlowState, TcpTable
 from voidbox.net.wire import Ip
 
 _IP_TYPE, _ARP_TYPE = wire.ETH_P_IP.to_bytes(2, "big"), wire.ETH_P_ARP.to_bytes(2, "big")
-_ECHO_BYTES_MAX = wire.MTU - wire.IP_BYTES - wire.ICMP_BYTES
 _BROADCAST_IP = 0xFFFF_FFFF
 
 
@@ -78,7 +79,7 @@ class Stack:
         self,
         config: NetworkConfig,
         host: Host,
-        policy: Policy,
+        policy: Gate,
         name_service: NameService,
         dhcp: DhcpServer,
         secret: bytes,
@@ -93,6 +94,7 @@ class Stack:
         self._tap = tap
         self._tcp = TcpTable(self.line, host, policy, name_service, secret)
         self._datagrams = DatagramTable(self.line, host, policy)
+        self._fragments = FragmentTable(self.line)
         self._has_query = False
         self._frames_in = self._bytes_in = 0
         name_service.send_datagram = self._send_name_reply
@@ -145,12 +147,12 @@ class Stack:
         is_udp = ip.protocol == wire.IPPROTO_UDP
         if head[:6] != config.gateway_mac and head[:6] != wire.BROADCAST_MAC:
             drop("for another MAC address")
-        elif ip.is_fragment:
-            drop("fragment")
-        elif ip.source != config.guest_ip and not (ip.source == 0 and is_udp):
+        elif ip.source != config.guest_ip and (ip.source or ip.fragment or not is_udp):
             drop("spoofed source address")
         elif ip.destination == config.guest_ip:
             drop("to the guest itself")
+        elif ip.fragment:
+            self._receive_fragment(frame, head, ip, now_ns)
         elif not needs_csum and not _is_sum_right(frame, ip):
             drop("wrong checksum")
         elif ip.protocol == wire.IPPROTO_TCP:
@@ -161,6 +163,14 @@ class Stack:
             self._receive_icmp(frame, head, ip, now_ns)
         else:
             drop("neither TCP, UDP nor ICMP")
+
+    def _receive_fragment(self, frame: list[memoryview], head: bytes, ip: Ip, now_ns: int) -> None:
+        whole = self._fragments.receive(frame, head, ip, now_ns)
+        if whole is not None:
+            head = whole[: wire.HEADERS_MAX]
+            packet = wire.parse_ip(head, len(whole))
+            assert packet is not None, "we have made it"
+            self._receive_ip([memoryview(whole)], head, packet, False, now_ns)
 
     def _receive_udp(self, frame: list[memoryview], head: bytes, ip: Ip, now_ns: int) -> None:
         udp = wire.parse_udp(head, ip)
@@ -204,8 +214,8 @@ class Stack:
             return
         rest = int.from_bytes(first[4:8], "big")
         if ip.destination in (self._config.gateway_ip, self._config.dns_ip):
-            data = b"".join(skip(message, wire.ICMP_BYTES))[:_ECHO_BYTES_MAX]
-            self.line.queue_frame(echo_reply_frame(self.line, ip.destination, rest, data))
+            data = b"".join(skip(message, wire.ICMP_BYTES))
+            self.line.queue_echo_reply(ip.destination, rest, data)
             return
         key = (wire.IPPROTO_ICMP, rest >> 16, ip.destination, 0)
         self._datagrams.send(key, head, ip, message, now_ns)
@@ -235,6 +245,11 @@ class Stack:
             if not done:
                 self._disarm()
         return done
+
+    def pause(self) -> None:
+        """The guest takes nothing for a while: as if it had no buffer, until transmit() works."""
+        self.line.is_stalled = True
+        self._disarm()
 
     def _disarm(self) -> None:
         """The guest takes nothing: sockets with data for it would keep the loop busy."""
@@ -274,17 +289,33 @@ class Stack:
             self._datagrams.settle(flow)
         return True
 
+    # Snapshots.
+
+    def flow_states(self) -> tuple[FlowState, ...]:
+        """Return the guest's TCP connections, for reset_flows()."""
+        return self._tcp.flow_states()
+
+    def reset_flows(self, states: Sequence[FlowState]) -> None:
+        """Tell the guest of a restored machine that its connections of before are over."""
+        self._tcp.reset_flows(states)
+
     # Time.
 
     @property
     def has_new_deadline(self) -> bool:
         """Whether next_deadline_ns() may have become earlier since it was asked."""
-        return self._tcp.has_new_deadline or self._datagrams.has_new_deadline or self._has_query
+        return (
+            self._tcp.has_new_deadline
+            or self._datagrams.has_new_deadline
+            or self._fragments.has_new_deadline
+            or self._has_query
+        )
 
     def next_deadline_ns(self) -> int | None:
         """When on_time() is to be called next."""
         self._tcp.has_new_deadline = self._datagrams.has_new_deadline = self._has_query = False
-        parts = (self._tcp, self._datagrams, self._names)
+        self._fragments.has_new_deadline = False
+        parts = (self._tcp, self._datagrams, self._fragments, self._names)
         times = [time for part in parts if (time := part.next_deadline_ns()) is not None]
         return min(times, default=None)
 
@@ -292,6 +323,7 @@ class Stack:
         """Do what is due; see has_pending() afterwards."""
         self._tcp.on_time(now_ns)
         self._datagrams.on_time(now_ns)
+        self._fragments.on_time(now_ns)
         self._names.on_time(now_ns)
 
     # Life.
@@ -300,6 +332,7 @@ class Stack:
         """Forget every flow, without a word to the guest, which forgot them too."""
         self._tcp.reset()
         self._datagrams.reset()
+        self._fragments.reset()
         self.line.frames.clear()
 
     def statistics(self) -> StackStatistics:

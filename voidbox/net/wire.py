@@ -26,19 +26,22 @@ BROADCAST_MAC = b"\xff" * 6
 
 MTU = 1500
 IP_BYTES = 20
+IP_BYTES_MAX = 65535  # of a whole packet
 IPPROTO_ICMP, IPPROTO_TCP, IPPROTO_UDP = 1, 6, 17
 IP_DF = 0x4000
 IP_MF = 0x2000
 IP_OFFSET_MASK = 0x1FFF
 TTL = 64
+_FRAGMENT_BYTES = (MTU - IP_BYTES) // 8 * 8
 
 ARP_BYTES = 28
 ARPOP_REQUEST, ARPOP_REPLY = 1, 2
 
 UDP_BYTES = 8
 ICMP_BYTES = 8
-ICMP_ECHOREPLY, ICMP_DEST_UNREACH, ICMP_ECHO = 0, 3, 8
-ICMP_NET_UNREACH, ICMP_HOST_UNREACH, ICMP_PORT_UNREACH = 0, 1, 3
+ICMP_ECHOREPLY, ICMP_DEST_UNREACH, ICMP_ECHO, ICMP_TIME_EXCEEDED = 0, 3, 8, 11
+ICMP_NET_UNREACH, ICMP_HOST_UNREACH, ICMP_PORT_UNREACH, ICMP_FRAG_NEEDED = 0, 1, 3, 4
+ICMP_EXC_FRAGTIME = 1
 ICMP_PKT_FILTERED = 13  # administratively prohibited, RFC 1812
 
 TCP_BYTES = 20
@@ -118,7 +121,8 @@ class Ip(NamedTuple):
         header_bytes: 20 to 60.
         length: of the whole packet, header included; all of it is in the frame.
         ttl: the time to live.
-        is_fragment: it is not a whole packet.
+        fragment: IP_MF, and the offset in units of 8 bytes; 0 for a whole packet.
+        ip_id: the identification, which all fragments of a packet share.
     """
 
     source: int
@@ -127,7 +131,8 @@ class Ip(NamedTuple):
     header_bytes: int
     length: int
     ttl: int
-    is_fragment: bool
+    fragment: int
+    ip_id: int
 
 
 class Udp(NamedTuple):
@@ -184,16 +189,16 @@ def parse_ip(head: bytes, frame_bytes: int) -> Ip | None:
     """Parse the IPv4 header of a frame of `frame_bytes`, whose first bytes are `head`."""
     if len(head) < TRANSPORT_AT:
         return None
-    (version_ihl, _, length, _, fragment, ttl, protocol, _, source, destination) = _IP.unpack_from(
-        head, ETH_BYTES
-    )
+    (
+        version_ihl, _, length, ip_id, fragment, ttl, protocol, _, source, destination
+    ) = _IP.unpack_from(head, ETH_BYTES)  # fmt: skip
     header_bytes = (version_ihl & 15) * 4
     if version_ihl >> 4 != 4 or not IP_BYTES <= header_bytes <= length <= frame_bytes - ETH_BYTES:
         return None
     if len(head) < ETH_BYTES + header_bytes or residue(head[ETH_BYTES : ETH_BYTES + header_bytes]):
         return None
-    is_fragment = bool(fragment & (IP_MF | IP_OFFSET_MASK))
-    return Ip(source, destination, protocol, header_bytes, length, ttl, is_fragment)
+    fragment &= IP_MF | IP_OFFSET_MASK
+    return Ip(source, destination, protocol, header_bytes, length, ttl, fragment, ip_id)
 
 
 def parse_udp(head: bytes, ip: Ip) -> Udp | None:
@@ -311,6 +316,21 @@ def ipv4_frame(link: Link, source: int, destination: int, protocol: int, payload
     """Return a whole frame around an IPv4 payload."""
     header = ip_header(source, destination, protocol, len(payload))
     return eth_header(link) + header + payload
+
+
+def ipv4_frames(
+    link: Link, source: int, destination: int, protocol: int, payload: bytes, ip_id: int
+) -> list[bytes]:
+    """Return a whole frame around an IPv4 payload, or those of its fragments if the MTU is less."""
+    if IP_BYTES + len(payload) <= MTU:
+        return [ipv4_frame(link, source, destination, protocol, payload)]
+    frames = []
+    for at in range(0, len(payload), _FRAGMENT_BYTES):
+        part = payload[at : at + _FRAGMENT_BYTES]
+        fragment = at // 8 | (IP_MF if at + len(part) < len(payload) else 0)
+        header = ip_header(source, destination, protocol, len(part), ip_id, fragment)
+        frames.append(eth_header(link) + header + part)
+    return frames
 
 
 def syn_options(mss: int, wscale: int | None) -> bytes:

@@ -13,6 +13,7 @@ from voidbox.errors import AgentError, ConfigError, SandboxTimeout
 from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.log_file import read_tail
 from voidbox.sandbox.process.recipe import NO_VSOCK, VHOST
+from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
@@ -21,10 +22,15 @@ _POLL_S = 0.01
 
 
 class StoredEndpoint:
-    """A sandbox's guest as its agent's client sees it; see Endpoint. Thread: any."""
+    """A sandbox's guest as its agent's client sees it; see Endpoint. Thread: any.
+
+    Attributes:
+        own_end: what to say of its end, where this program itself has ended it.
+    """
 
     def __init__(self, store: Store, record: SandboxRecord) -> None:
         self.cid = record.cid
+        self.own_end = ""
         self._store = store
         self._id = record.id
         self._vsock = record.vsock
@@ -61,19 +67,22 @@ class StoredEndpoint:
     def explain_end(self) -> str:
         """See Endpoint; waits a moment for a sandbox that is ending."""
         deadline = time.monotonic() + _POST_MORTEM_S
-        while True:
+        while not self.own_end:
             is_alive = self._store.is_alive(self._id)
             try:
                 record = self._store.read(self._id)
             except ConfigError:
                 return "the sandbox has been removed"
-            if record.state.is_final or not is_alive:
+            if not record.state.has_process or not is_alive:
                 return self._tell(record)
             if time.monotonic() > deadline:
                 return ""
             self.has_ended(_POLL_S)
+        return self.own_end
 
     def _tell(self, record: SandboxRecord) -> str:
+        if record.state is State.SUSPENDED:
+            return f"{record.name} is suspended: resume() or voidbox resume {record.name} wakes it"
         reason = record.reason if record.state.is_final else "its process was killed"
         story = record.crash or f"the sandbox {record.name} has ended: {reason}"
         tail = read_tail(self._store.path(self._id, "console.log"))

@@ -163,6 +163,7 @@ def network_files(config: MachineConfig) -> tuple[newc.Entry, ...]:
         f"address {format_address(network.guest_ip)}/{network.prefix_bits}",
         f"gateway {format_address(network.gateway_ip)}",
         f"dns {format_address(network.dns_ip)}",
+        *(f"search {','.join(search)}" for search in [config.net.search()] if search),
     )
     content = "".join(f"{line}\n" for line in lines).encode()
     return (newc.Entry(protocol.NETWORK_PATH.lstrip("/"), stat.S_IFREG | 0o644, content),)

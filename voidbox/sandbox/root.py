@@ -2,7 +2,7 @@
 
 boot.cpio, a small initramfs, finds the disks by their serial numbers, mounts the image with a
 writable overlay, and hands over to the agent, which lies in a runtime of its own: see
-scripts/guest_boot_init.sh and guest_agent/root.py.
+voidbox/setup/guest/boot_init.sh and guest_agent/root.py.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Root(NamedTuple):
         if self.image:
             disks.append(DiskConfig(self.image, is_read_only=True, serial=IMAGE))
         if upper is not None:
-            disks.append(DiskConfig(upper, serial=UPPER))
+            disks.append(DiskConfig(upper, serial=UPPER, is_own=True))
         return tuple(disks)
 
     def applied_to(self, config: MachineConfig, upper: str | None) -> MachineConfig:

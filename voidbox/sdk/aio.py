@@ -73,8 +73,9 @@ class AsyncSandbox:
         self._endpoint = StoredEndpoint(store, record)
         agent = AsyncAgent(self._endpoint, store.secret(record.id), log=self._log)
         self._session = Session(
-            agent, record.name, record.envs, record.workdir, record.user, self._is_paused
-        )
+            agent, record.name, record.envs, record.workdir, record.user, self._standstill,
+            record.workspace if record.workspace_mode in ("ro", "rw") else None,
+        )  # fmt: skip
         self.commands = AsyncCommands(self._session)
         self.files = AsyncFiles(self._session)
         self.pty = AsyncPty(self._session)
@@ -84,10 +85,11 @@ class AsyncSandbox:
     def _log(self, line: str) -> None:
         _logger.info("%s: %s", self._name, line)
 
-    def _is_paused(self) -> bool:
+    def _standstill(self) -> tuple[bool, float]:
         with contextlib.suppress(VoidboxError):  # gone, say: whoever asks it learns how
-            return self._store.read(self._id).state is State.PAUSED
-        return False
+            record = self._store.read(self._id)
+            return record.state is State.PAUSED, record.stood_still_s()
+        return False, 0.0
 
     @property
     def sandbox_id(self) -> str:
@@ -293,6 +295,8 @@ class AsyncSandbox:
     ) -> dict[str, object]:
         """Ask the sandbox's process."""
         limit_s = self._session.seconds(request_timeout)
+        if op != "kill":
+            self._session.check_not_ended()
         client = ControlClient(self._store.path(self._id, "control.sock"), limit_s)
         try:
             return await asyncio.to_thread(client.request, op, **values)
@@ -302,7 +306,11 @@ class AsyncSandbox:
 
     async def get_info(self) -> SandboxInfo:
         """Return what it is and how it is; also once it has ended."""
-        return SandboxInfo.of(await asyncio.to_thread(read_truly, self._store, self._id))
+        try:
+            return SandboxInfo.of(await asyncio.to_thread(read_truly, self._store, self._id))
+        except ConfigError:  # it has been removed
+            self._session.check_not_ended()
+            raise
 
     async def is_running(self) -> bool:
         """Whether it has not ended."""
@@ -399,6 +407,8 @@ class AsyncSandbox:
             SandboxTimeout: it has not after so many seconds.
         """
         limit_s = None if timeout is None else check_seconds("timeout", timeout)
+        if self._session.ended:
+            return await self.get_info()
         if not await wait_gone(self._store, self._id, limit_s):
             raise SandboxTimeout(f"{self._name} still runs after {timeout:g} s of waiting")
         return await self.get_info()
@@ -410,6 +420,8 @@ class AsyncSandbox:
         workspace is not copied back.
         """
         self._workspace.is_owed = False
+        end = f"{self._name} has been ended by this program: by kill(), or with its block"
+        self._session.ended = self._endpoint.own_end = end
         try:
             was_alive = await asyncio.to_thread(self._store.is_alive, self._id)
         except ConfigError:
@@ -440,8 +452,9 @@ class AsyncSandbox:
 
     async def __aexit__(self, type: object, *_: object) -> None:
         try:
-            await self._workspace.settle(self._session.limit_s(None), type is not None)
-            if self._writes_volumes:  # a kill would be a power cut for their file systems
-                await self._stop(STOP_S)
+            if not self._session.ended:
+                await self._workspace.settle(self._session.limit_s(None), type is not None)
+                if self._writes_volumes:  # a kill would be a power cut for their file systems
+                    await self._stop(STOP_S)
         finally:
             await self.kill()

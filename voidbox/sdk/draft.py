@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from voidbox import defaults
 from voidbox.errors import ConfigError
 from voidbox.sandbox.image_choice import Choice, choose
-from voidbox.sandbox.session import WORKDIR, check_seconds
+from voidbox.sandbox.session import WORKDIR, check_seconds, check_words
 from voidbox.sandbox.state.names import check_name
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.volumes.spec import parse_volumes
@@ -57,6 +57,7 @@ def make_record(
     for variable, value in _texts("envs", envs).items():
         if not variable or "=" in variable or "\0" in variable + value:
             raise ConfigError(f"envs: {variable!r}: {value!r}: no program can have such a variable")
+    check_words("envs", (f"{name}={value}" for name, value in (envs or {}).items()))
     kernel_path = os.path.abspath(kernel) if kernel is not None else defaults.find_kernel()
     if not isinstance(image, Choice):
         image = choose(

@@ -144,7 +144,7 @@ def read_truly(store: Store, id: str) -> SandboxRecord:
         ConfigError: see Store.read.
     """
     record = store.read(id)
-    if record.state.is_final or store.is_alive(id):
+    if not record.state.has_process or store.is_alive(id):
         return record
     store.clean()
     return store.read(id)

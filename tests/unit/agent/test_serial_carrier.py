@@ -7,7 +7,7 @@ import socket
 import time
 from typing import Any
 
-from guest_agent.connection import Connection, Request
+from guest_agent.connection import Connection, Request, Secret
 from guest_agent.loop import Loop
 from guest_agent.server import _SerialCarrier
 from voidbox.agent import protocol
@@ -39,7 +39,7 @@ class Line:
         self.host.setblocking(False)
 
         def connect() -> Connection:
-            return Connection(self.loop, handlers, SECRET, {}, is_serial=True)
+            return Connection(self.loop, handlers, Secret(SECRET), {}, is_serial=True)
 
         self.carrier = _SerialCarrier(self.loop, self.guest.fileno(), connect)
         self.link = SerialLink(7)

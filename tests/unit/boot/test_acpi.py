@@ -83,6 +83,10 @@ def test_intels_disassembler_reads_them(tmp_path: Path, devices: int) -> None:
     assert 'EisaId ("PNP0501")' in source
     assert 'EisaId ("PNP0C0C")' in source
     assert "Notify (PWRB, 0x80)" in source
+    assert "Notify (VGEN, 0x80)" in source
+    assert source.count('"ACPI0013"') == 2
+    assert '"VMGENCTR"' in source
+    assert f"0x{layout.VMGENID_GPA:08X}" in source
     compiled = subprocess.run(
         ["iasl", "DSDT.dsl"], capture_output=True, text=True, check=True, cwd=tmp_path
     )

@@ -20,7 +20,7 @@ from tests.unit.images.made import StoreFolder, digest_of
 from tests.unit.images.oci import OciImage, make_image, make_index
 from tests.unit.images.test_pull import log_in, wants_password
 from voidbox.errors import ConfigError, HostError, VoidboxError
-from voidbox.images import blobs as blobs_module
+from voidbox.images import download as download_module
 from voidbox.images import pulling
 from voidbox.images import registry as registry_module
 from voidbox.images import transport as transport_module
@@ -316,7 +316,7 @@ def test_a_body_that_is_too_short(
 ) -> None:
     (layer,) = image.layers
     registry.on(layer, replies(image.blobs[layer][:100]))
-    refuse(registry, stored, f"127.0.0.1:.* sent 100 of .* bytes of {layer}")
+    refuse(registry, stored, f"127.0.0.1:.* sent 100 of .* bytes of the layer {layer}")
 
 
 @pytest.mark.parametrize("pattern", ["/manifests/", "/blobs/"])
@@ -338,7 +338,7 @@ def test_a_registry_that_hangs(
 def test_a_registry_that_drips(
     registry: FakeRegistry, stored: StoreFolder, image: OciImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blobs_module, "ATTEMPTS", 2)
+    monkeypatch.setattr(download_module, "ATTEMPTS", 2)
     (layer,) = image.layers
 
     def drip(handler: Handler, request: Request) -> bool:
@@ -662,7 +662,7 @@ def test_a_disk_that_is_full_in_the_middle(
         return write(fd, bytes(data)[:200])
 
     with monkeypatch.context() as patch:
-        patch.setattr(blobs_module.os, "write", full)
+        patch.setattr(download_module.os, "write", full)
         error = refuse(registry, stored, "cannot write .*/partial/.*: No space left on device")
     assert isinstance(error, HostError) and error.errno == errno.ENOSPC
     (partial,) = (stored.images / "partial").iterdir()

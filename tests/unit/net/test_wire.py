@@ -93,7 +93,7 @@ def parse_all(head: bytes, frame_bytes: int) -> None:
     """Every parser on the same bytes: none may raise, whatever the others said."""
     wire.parse_arp(head)
     ip = wire.parse_ip(head, frame_bytes)
-    made_up = wire.Ip(1, 2, 6, 20 + 4 * (frame_bytes % 11), frame_bytes, 64, False)
+    made_up = wire.Ip(1, 2, 6, 20 + 4 * (frame_bytes % 11), frame_bytes, 64, 0, 0)
     for packet in (ip, made_up):
         if packet is not None:
             wire.parse_udp(head, packet)
@@ -158,7 +158,7 @@ def test_ip_headers_as_scapy_makes_them(
     ip = wire.parse_ip(frame[: wire.HEADERS_MAX], len(frame))
     assert ip == wire.Ip(
         source, destination, protocol, 20 + len(options), 20 + len(options) + len(payload), ttl,
-        bool(fragment & 0x3FFF),
+        fragment & 0x3FFF, packet.id,
     )  # fmt: skip
 
 
@@ -371,8 +371,9 @@ def test_ip_headers(
     assert (int(packet.flags) << 13 | packet.frag) == fragment
     assert checksum(header) == 0
     ip = wire.parse_ip(wire.eth_header(LINK) + header, 34 + size)
-    is_fragment = bool(fragment & 0x3FFF)
-    assert ip == wire.Ip(source, destination, protocol, 20, 20 + size, 64, is_fragment)
+    assert ip == wire.Ip(
+        source, destination, protocol, 20, 20 + size, 64, fragment & 0x3FFF, ip_id
+    )  # fmt: skip
 
 
 @given(st.integers(0, 255), st.integers(0, 255), seqs, payloads)

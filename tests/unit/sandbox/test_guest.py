@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from guest_agent import network
 from voidbox.agent import protocol
 from voidbox.errors import ConfigError
-from voidbox.sandbox.guest import check_memory
+from voidbox.nat import resolv_conf_file
+from voidbox.nat.backend import NatConfig
+from voidbox.sandbox.guest import check_memory, network_files
 from voidbox.sandbox.mounts import check_mounted, mount_files
 from voidbox.sandbox.root import Root
 from voidbox.vmm.config import DiskConfig, MachineConfig, ShareConfig
@@ -91,3 +94,25 @@ def test_a_root_on_disks_takes_little(tmp_path: Path) -> None:
     check_memory(on_disks)
     with pytest.raises(ConfigError, match="32 MiB of memory: .* choose at least 40M"):
         check_memory(on_disks._replace(memory_bytes=32 << 20))
+
+
+def test_the_guest_gets_its_network_and_the_hosts_search_domains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = tmp_path / "resolv.conf"
+    monkeypatch.setattr(resolv_conf_file, "RESOLV_CONF", str(conf))
+    config = MachineConfig("kernel", net=NatConfig())
+    settings = {"address": "10.0.2.15/24", "gateway": "10.0.2.2", "dns": "10.0.2.3"}
+    monkeypatch.setattr(network.protocol, "NETWORK_PATH", str(tmp_path / "network"))
+    for text, search in (
+        ("nameserver 192.0.2.1", {}),
+        ("search eng.example.com example.com", {"search": "eng.example.com,example.com"}),
+    ):
+        conf.write_text(text)
+        (entry,) = network_files(config)
+        (tmp_path / "network").write_bytes(entry.data)
+        assert network._read_settings() == settings | search
+    own = config._replace(net=NatConfig(resolvers=(("192.0.2.1", 53),)))
+    (entry,) = network_files(own)
+    assert b"search" not in entry.data
+    assert network_files(MachineConfig("kernel")) == ()

@@ -156,7 +156,7 @@ def test_a_record_becomes_a_machine_with_disks() -> None:
     assert config.disks == (
         DiskConfig("/c/runtime.erofs", is_read_only=True, serial="voidbox-runtime"),
         DiskConfig("/i/rootfs.erofs", is_read_only=True, serial="voidbox-image"),
-        DiskConfig("/s/disk.img", serial="voidbox-upper"),
+        DiskConfig("/s/disk.img", serial="voidbox-upper", is_own=True),
     )
     (file,) = config.extra_files
     assert f"/{file.path}" == protocol.IMAGE_PATH

@@ -29,7 +29,7 @@ from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.launch import launch
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
-from voidbox.sdk import draft, launching
+from voidbox.sdk import command_handle, draft, launching
 from voidbox.sdk.aio import AsyncSandbox
 from voidbox.sdk.info import SandboxMetrics
 from voidbox.sdk.launching import Launch
@@ -236,6 +236,48 @@ async def test_the_sandboxs_own_time_limit(options: dict[str, Any]) -> None:
             await task
         assert not isinstance(caught.value, CommandTimeout)
         assert (await sandbox.wait(10)).reason == "its time limit ran out"
+
+
+@in_event_loop
+async def test_a_time_limit_stands_still_while_the_sandbox_is_paused(
+    options: dict[str, Any],
+) -> None:
+    async with await AsyncSandbox.create(**options) as sandbox:
+        await sandbox.set_timeout(1.5)
+        await sandbox.pause()
+        await asyncio.sleep(2)
+        assert await sandbox.is_running()
+        end_at = (await sandbox.get_info()).end_at
+        assert end_at is not None and end_at > time.time()
+        await sandbox.resume()
+        assert (await sandbox.commands.run("echo on")).stdout == "on\n"
+        assert (await sandbox.wait(20)).reason == "its time limit ran out"
+
+
+@in_event_loop
+async def test_a_limit_that_is_set_while_the_sandbox_is_paused(options: dict[str, Any]) -> None:
+    async with await AsyncSandbox.create(**options) as sandbox:
+        await sandbox.pause()
+        await sandbox.set_timeout(0.1)
+        await asyncio.sleep(0.5)
+        assert await sandbox.is_running()
+        await sandbox.set_timeout(None)
+        await sandbox.resume()
+        assert (await sandbox.commands.run("echo on")).stdout == "on\n"
+
+
+@in_event_loop
+async def test_a_commands_time_limit_stands_still_while_the_sandbox_is_paused(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_handle, "_TIMEOUT_GRACE_S", 0.0)
+    async with await AsyncSandbox.create(**options) as sandbox:
+        handle = await sandbox.commands.start("sleep 1; echo on", timeout=2.5)
+        await sandbox.pause()
+        waiting = asyncio.create_task(handle.wait())
+        await asyncio.sleep(4)
+        await sandbox.resume()
+        assert (await waiting).stdout == "on\n"
 
 
 @in_event_loop
@@ -502,7 +544,9 @@ async def test_rounds_leave_nothing(options: dict[str, Any], tmp_path: Path) -> 
     for _ in range(5):
         await round()
     assert descriptors() == before and not kept()
-    allocations = json.loads(Path(os.environ["VOIDBOX_STATE"], "allocations.json").read_text())
+    allocations = json.loads(
+        Path(os.environ["VOIDBOX_STATE"], "allocations/allocations.json").read_text()
+    )
     assert not allocations["cids"]
 
 
@@ -524,6 +568,8 @@ async def test_rounds_leave_nothing(options: dict[str, Any], tmp_path: Path) -> 
         {"envs": {"": "x"}},
         {"envs": {"A": "x\0"}},
         {"envs": "abc"},
+        {"envs": {"A": "x" * 200_000}},
+        {"envs": {f"A{number}": "x" * 100_000 for number in range(30)}},
         {"metadata": [1]},
         {"name": 5},
         {"name": ""},
@@ -546,6 +592,33 @@ async def test_arguments_without_sense(
     with pytest.raises(ConfigError) as caught:
         await AsyncSandbox.create(**{**options, **bad})
     assert "\n" not in str(caught.value) and not kept()
+
+
+@in_event_loop
+async def test_whatever_is_asked_of_a_sandbox_after_ones_own_kill_is_answered_so(
+    options: dict[str, Any],
+) -> None:
+    sandbox = await AsyncSandbox.create(**options)
+    handle = await sandbox.commands.start("sleep 100")
+    watch = await sandbox.files.watch_dir("/tmp")
+    await sandbox.kill()
+    said = f"{sandbox.name} has been ended by this program"
+    for asked in (
+        lambda: sandbox.commands.run("true"),
+        lambda: sandbox.commands.list(),
+        lambda: sandbox.files.read("f"),
+        lambda: sandbox.pause(),
+        lambda: sandbox.get_metrics(),
+        lambda: sandbox.get_info(),
+        lambda: sandbox.wait(),
+        lambda: sandbox.ports.list(),
+    ):
+        with pytest.raises(AgentError, match=f"^{said}[^\n]*$"):
+            await asked()
+    for what in (handle.wait(), watch.next()):
+        with pytest.raises(AgentError, match=said):
+            await what
+    assert not await sandbox.kill() and not await sandbox.is_running()
 
 
 @pytest.mark.parametrize("key", [None, 5, b"x", ""])

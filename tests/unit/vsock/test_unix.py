@@ -441,3 +441,23 @@ def test_paths_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="ENOENT"):
         UnixBackend(str(tmp_path / "none" / "v.sock"), 3, loop)
     loop.close()
+
+
+def test_a_backend_without_a_path_gets_one_later(tmp_path: Path) -> None:
+    """A restored machine lets nobody in before its agent has become another's."""
+    loop = EpollLoop()
+    backend = UnixBackend(None, 7, loop)
+    path = str(tmp_path / "late.sock")
+    try:
+        assert backend._connect(5000) is None  # the guest's own are refused
+        backend.publish(path)
+        with socket.socket(socket.AF_UNIX) as program, socket.socket(socket.AF_UNIX) as listener:
+            program.connect(path)
+            listener.bind(f"{path}_5000")
+            listener.listen()
+            stream = backend._connect(5000)
+            assert stream is not None
+            stream.close()
+    finally:
+        backend.close()
+    assert not os.path.exists(path)

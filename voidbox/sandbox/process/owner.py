@@ -157,8 +157,11 @@ class Owner:
             ConfigError: it does not run.
         """
         with self._state_lock:
-            self.record = self._store.update(self.record.id, Event.PAUSE)
+            self.record = self._store.update(
+                self.record.id, Event.PAUSE, paused_at=time.monotonic()
+            )
             self.machine.pause()
+            self._limits.hold()
             log.info("paused")
 
     def resume(self) -> None:
@@ -168,15 +171,20 @@ class Owner:
             ConfigError: it is not paused.
         """
         with self._state_lock:
-            self.record = self._store.update(self.record.id, Event.RESUME)
+            stood_still_s = self.record.stood_still_s()
+            self.record = self._store.update(
+                self.record.id, Event.RESUME, paused_at=None, paused_s=stood_still_s
+            )
+            self._limits.go_on()
             self.machine.resume()
             log.info("resumed")
 
     def set_time_limit(self, seconds: float | None) -> None:
-        """End it so many seconds from now; None for never."""
+        """End it so many seconds from now, its pauses not counted; None for never."""
         since_start_s = None
         if seconds is not None:
-            since_start_s = round(time.monotonic() - self.started_at + seconds, 3)
+            ran_s = time.monotonic() - self.started_at - self.record.stood_still_s()
+            since_start_s = round(ran_s + seconds, 3)
         self.record = self._store.update(self.record.id, timeout_s=since_start_s)
         self._limits.set_time(seconds)
 

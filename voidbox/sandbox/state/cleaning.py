@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from voidbox.errors import HostError
 from voidbox.sandbox.log_file import read_tail
-from voidbox.sandbox.state.lifecycle import Event, step
+from voidbox.sandbox.state.lifecycle import Event, State, step
 from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.sandbox.state.state_folder import CONSOLE, StateFolder, warn
+from voidbox.sandbox.state.state_folder import CONSOLE, SUSPENDED, StateFolder, warn
 
 _TAIL_BYTES = 8 << 10  # of the console, for the record
 
@@ -24,9 +25,10 @@ def clean(folder: StateFolder) -> list[SandboxRecord]:
             if not _is_stale(folder, record):
                 continue
             try:
-                if not record.state.is_final:
+                if record.state.has_process:
                     record = _bury(folder, record)
-                    crashed.append(record)
+                    if record.state.is_final:
+                        crashed.append(record)
                 folder.remove_sockets(record.id)
                 if record.removes_itself:
                     folder.remove_folder(record.id)
@@ -42,12 +44,15 @@ def clean(folder: StateFolder) -> list[SandboxRecord]:
 def _is_stale(folder: StateFolder, record: SandboxRecord) -> bool:
     """Whether a record, or what is beside it, says that a process lives which does not."""
     return not folder.is_alive(record.id) and (
-        not record.state.is_final or record.removes_itself or bool(folder.socket_names(record.id))
+        record.state.has_process or record.removes_itself or bool(folder.socket_names(record.id))
     )
 
 
 def _bury(folder: StateFolder, record: SandboxRecord) -> SandboxRecord:
+    """Say that it has crashed; one that was just being woken still lies on the disk, whole."""
     reason = "its process was killed"
+    if record.state is State.CREATING and os.path.isdir(folder.file(record.id, SUSPENDED)):
+        return folder.save(record._replace(state=step(record.state, Event.SUSPEND), pid=0))
     tail = read_tail(folder.file(record.id, CONSOLE), _TAIL_BYTES)
     return folder.save(
         record._replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,7 +28,9 @@ class SandboxRecord(NamedTuple):
         pid: its owner's; 0 before it runs. The process may be gone: see Store.is_alive.
         ports: those that Store.allocate_port gave it.
         workdir, user: of its commands that name none.
-        timeout_s: its time limit, from its start.
+        timeout_s: its time limit, from its start; without its pauses, which make it longer.
+        paused_s: how long its pauses took, those that are over.
+        paused_at: since when it is paused, by the host's CLOCK_MONOTONIC; None while it is not.
         net: allow, deny, allow_host_ports, publish, rate_bytes_s, pcap; None: no network. As JSON
             has it: lists, no tuples.
         disks: what vmm.config.parse_disk reads, with absolute paths.
@@ -39,6 +42,10 @@ class SandboxRecord(NamedTuple):
         end: the machine's EndReason by name, such as "PANIC"; "" if it did not end by itself.
         workspace: the host's folder that its guest has at /workspace; None for none of the host's.
         workspace_mode: "copy", "ro" or "rw".
+        snapshot: the ID of what it was restored from; "" for one that booted.
+        is_cold: it boots, though there may be a template.
+        ran_s: for how long it had run when it was last suspended.
+        forwards: what it had published when it was suspended.
         reason: how it ended, in one line; "" while it lives.
         crash: the whole story, with registers and the console's tail; "" if there is none.
     """
@@ -61,6 +68,8 @@ class SandboxRecord(NamedTuple):
     workdir: str | None = None
     user: str | None = None
     timeout_s: float | None = None
+    paused_s: float = 0.0
+    paused_at: float | None = None
     net: dict[str, object] | None = None
     vsock: str = "unix"
     team: str | None = None
@@ -73,8 +82,17 @@ class SandboxRecord(NamedTuple):
     end: str = ""
     workspace: str | None = None
     workspace_mode: str = "copy"
+    snapshot: str = ""
+    is_cold: bool = False
+    ran_s: float = 0.0
+    forwards: tuple[str, ...] = ()
     reason: str = ""
     crash: str = ""
+
+    def stood_still_s(self) -> float:
+        """Return how long it has been paused, all in all."""
+        now_s = 0.0 if self.paused_at is None else time.monotonic() - self.paused_at
+        return self.paused_s + max(now_s, 0.0)
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON has it.
@@ -92,6 +110,7 @@ class SandboxRecord(NamedTuple):
             "ports": list(self.ports),
             "disks": list(self.disks),
             "volumes": list(self.volumes),
+            "forwards": list(self.forwards),
         }
 
     @staticmethod
@@ -107,6 +126,7 @@ class SandboxRecord(NamedTuple):
             found["ports"] = tuple(found.get("ports", ()))
             found["disks"] = tuple(found.get("disks", ()))
             found["volumes"] = tuple(found.get("volumes", ()))
+            found["forwards"] = tuple(found.get("forwards", ()))
             record = SandboxRecord(**found)
         except (KeyError, TypeError, ValueError) as error:
             raise Corrupted(f"it is no sandbox's state ({error})") from error
@@ -181,6 +201,8 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "workdir": _is_text_or_none,
     "user": _is_text_or_none,
     "timeout_s": _is_number_or_none,
+    "paused_s": _is_number,
+    "paused_at": _is_number_or_none,
     "net": _is_options,
     "vsock": _is_text,
     "team": _is_text_or_none,
@@ -193,6 +215,10 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "end": _is_text,
     "workspace": _is_text_or_none,
     "workspace_mode": _is_text,
+    "snapshot": _is_text,
+    "is_cold": _is_flag,
+    "ran_s": _is_number,
+    "forwards": _is_words,
     "reason": _is_text,
     "crash": _is_text,
 }

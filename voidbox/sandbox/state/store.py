@@ -14,7 +14,14 @@ from voidbox.errors import ConfigError, HostError, VoidboxError
 from voidbox.sandbox.state import cleaning, names
 from voidbox.sandbox.state.lifecycle import Event, State, step
 from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.sandbox.state.state_folder import ALIVE, SECRET, SOCKETS, VSOCK, StateFolder
+from voidbox.sandbox.state.state_folder import (
+    ALIVE,
+    SECRET,
+    SOCKETS,
+    SUSPENDED,
+    VSOCK,
+    StateFolder,
+)
 from voidbox.storage import durable
 from voidbox.storage.durable import Corrupted
 from voidbox.storage.locking import Hold
@@ -124,6 +131,36 @@ class Store:
             self.release(id)  # if it was us who made it
             self._holds[id] = hold
             self._known[id] = record
+        return record
+
+    def wake(self, id: str) -> SandboxRecord:
+        """Have a suspended sandbox be one that is about to start; alive as after create().
+
+        Raises:
+            ConfigError: there is no such sandbox, or it is not suspended.
+        """
+        with self._state.lock():
+            record = self._load_to_change(id)
+            state = step(record.state, Event.WAKE)
+            hold = Hold(self.path(id, ALIVE))
+            try:
+                record = self._state.save(record._replace(state=state, pid=0, reason=""))
+            except BaseException:
+                hold.close()
+                raise
+            self._holds[id] = hold
+        return record
+
+    def discard_suspended(self, id: str) -> SandboxRecord:
+        """End a suspended sandbox: what it was is gone. Its record and its logs stay.
+
+        Raises:
+            ConfigError: there is no such sandbox, or it is not suspended.
+        """
+        if self.read(id).state is not State.SUSPENDED:
+            raise ConfigError(f"{id} is not suspended")
+        record = self.update(id, Event.ENDED, reason="it was ended while it was suspended")
+        durable.remove_tree(self.path(id, SUSPENDED))
         return record
 
     def release(self, id: str) -> None:

@@ -1,0 +1,201 @@
+"""Each layer for itself, on this host's kernel: in children, which stay in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.jail import child
+from voidbox.jail import landlock, trial
+
+needs_namespaces = pytest.mark.skipif(
+    any(one.problem for one in trial.run_all() if one.layer == trial.MOUNT),
+    reason="this host lets nobody make user namespaces: voidbox doctor says why",
+)
+needs_landlock = pytest.mark.skipif(
+    not landlock.version(), reason="this kernel has no Landlock: boot with lsm=landlock,…"
+)
+
+
+@needs_landlock
+def test_landlock_leaves_what_is_named(tmp_path: Path) -> None:
+    for name in ("open", "read", "closed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    done = child.run(
+        """
+import os, sys
+from voidbox.jail import landlock, privileges
+here = sys.argv[1]
+privileges.set_no_new_privs()
+landlock.restrict(
+    [(f"{here}/open", landlock.WRITE), (f"{here}/read", landlock.READ), ("/nowhere", landlock.READ)]
+)
+def attempt(what, *arguments):
+    try:
+        what(*arguments)
+    except OSError as error:
+        return error.errno
+    return 0
+print(attempt(open, f"{here}/open/file"), attempt(open, f"{here}/open/new", "w"),
+      attempt(os.rename, f"{here}/open/new", f"{here}/open/newer"),
+      attempt(open, f"{here}/read/file"), attempt(open, f"{here}/read/file", "r+"),
+      attempt(open, f"{here}/closed/file"), attempt(os.listdir, f"{here}/closed"),
+      attempt(os.mknod, f"{here}/open/device", 0o020666, 0x103))
+""",
+        str(tmp_path),
+    )
+    assert (done.stdout, done.stderr) == ("0 0 0 0 13 13 13 13\n", "")
+
+
+def test_seccomp_refuses_in_all_threads_and_says_what_was_asked_for() -> None:
+    done = child.run(
+        """
+import errno, os, socket, threading
+from voidbox.jail import allowed, bpf, numbers, privileges, seccomp
+go, results = threading.Event(), []
+def attempt():
+    try:
+        socket.socket(socket.AF_UNIX)
+    except OSError as error:
+        results.append(error.errno)
+def later():
+    go.wait()
+    attempt()
+thread = threading.Thread(target=later)
+thread.start()
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+pid = os.fork()
+if not pid:
+    theirs.close()
+    listener_fd = socket.recv_fds(ours, 1, 1)[1][0]
+    for _ in range(2):
+        number, arguments = seccomp.answer_next(listener_fd, errno.EPERM)
+        os.write(2, f"{numbers.name_of(number)} {arguments[0]}\\n".encode())
+    os._exit(0)
+privileges.set_no_new_privs()
+needs = allowed.Needs(os.getpid())
+fd = seccomp.install(allowed.program(needs, bpf.RET_USER_NOTIF), with_listener=True)
+socket.send_fds(theirs, [b"."], [fd])
+seccomp.install(allowed.without_sending())
+attempt()
+go.set()
+thread.join()
+try:
+    theirs.sendmsg([b"."])
+except OSError as error:
+    results.append(error.errno)
+print(results, flush=True)
+os._exit(0)
+"""
+    )
+    assert (done.stdout, done.stderr) == ("[1, 1, 1]\n", "socket 1\nsocket 1\n")
+
+
+def test_running_a_program_is_the_end() -> None:
+    done = child.run(
+        """
+import os
+from voidbox.jail import allowed, privileges, seccomp
+privileges.set_no_new_privs()
+seccomp.install(allowed.program(allowed.Needs(os.getpid())))
+os.execv("/bin/true", ["true"])
+"""
+    )
+    assert done.returncode == -31  # SIGSYS
+
+
+@needs_namespaces
+def test_a_root_of_ones_own_has_what_is_named_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("rw", "ro", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    (tmp_path / "link").symlink_to("ro")
+    done = child.run(
+        """
+import os, sys
+from voidbox.jail import mounts, namespaces
+here = sys.argv[1]
+fd = os.open(f"{here}/other/file", os.O_RDONLY)
+namespaces.enter(tuple(namespaces.NAMES))
+mounts.enter_root([(f"{here}/rw", True), (f"{here}/link", False), ("/nowhere", False)])
+open(f"{here}/rw/new", "w").write("x")
+print(sorted(os.listdir(here)), open(f"{here}/link/file").read(), os.read(fd, 9), os.getcwd())
+print(os.listdir("/"), [name for name in os.listdir("/proc") if name != str(os.getpid())])
+for attempt in (lambda: open(f"{here}/ro/file", "w"), lambda: os.stat("/etc"),
+                lambda: open("/new", "w"), lambda: os.stat(f"{here}/other")):
+    try:
+        attempt()
+        print("done")
+    except OSError as error:
+        print(error.errno, end=" ")
+""",
+        str(tmp_path),
+    )
+    top = tmp_path.parts[1]
+    lines = done.stdout.split("\n")
+    assert done.stderr == ""
+    assert lines[0] == "['link', 'ro', 'rw'] ro b'other' /"
+    assert sorted(lines[1]) == sorted(f"['{top}', 'proc'] ['self']")
+    assert lines[2] == "30 2 30 2 "
+    assert (tmp_path / "rw" / "new").read_text() == "x"
+
+
+@needs_namespaces
+def test_no_capability_is_left_and_no_network(tmp_path: Path) -> None:
+    done = child.run(
+        """
+import os, socket
+from voidbox.jail import namespaces, privileges
+before = os.geteuid()
+namespaces.enter(("user", "net", "ipc", "uts", "cgroup"))
+privileges.drop_capabilities()
+assert os.geteuid() == before
+print([line.split()[1] for line in open("/proc/self/status") if line.startswith("Cap")])
+print(len(socket.if_nameindex()))
+try:
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("127.0.0.1", 9))
+except OSError as error:
+    print(error.errno)
+"""
+    )
+    assert done.stdout == f"{['0' * 16] * 5}\n1\n101\n", done.stderr
+
+
+def test_limits_are_lowered_and_never_raised() -> None:
+    done = child.run(
+        """
+import resource
+from voidbox.jail import privileges
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+privileges.limit(core=5, fsize=1 << 20)
+print(resource.getrlimit(resource.RLIMIT_CORE), resource.getrlimit(resource.RLIMIT_FSIZE))
+"""
+    )
+    assert done.stdout == "(0, 0) (1048576, 1048576)\n", done.stderr
+
+
+def test_each_layer_is_tried_and_its_failure_told() -> None:
+    trials = {one.layer: one for one in trial.run_all()}
+    assert set(trials) == {trial.SECCOMP, trial.LANDLOCK, trial.NAMESPACES, trial.MOUNT}
+    assert not trials[trial.SECCOMP].problem
+    # In a container's filter, which lets nobody make namespaces and knows no Landlock.
+    done = child.run(
+        """
+import errno
+from voidbox.jail import bpf, numbers, privileges, seccomp, trial
+privileges.set_no_new_privs()
+rules = [bpf.Rule(numbers.NR[name], bpf.RET_ERRNO | errno.EPERM) for name in ("unshare", "mount")]
+rules += [bpf.Rule(numbers.NR["landlock_create_ruleset"], bpf.RET_ERRNO | errno.ENOSYS)]
+seccomp.install(bpf.assemble(rules, bpf.RET_ALLOW, bpf.RET_ALLOW))
+for one in trial.run_all():
+    print(one.layer, "-", one.problem)
+"""
+    )
+    lines = done.stdout.split("\n")
+    assert lines[0] == "seccomp - "
+    assert "no Landlock" in lines[1]
+    assert "Operation not permitted" in lines[2]
+    assert lines[3].startswith("mount - ")
+    assert len(lines[3]) > 10

@@ -1,0 +1,63 @@
+"""What `voidbox doctor` says of the jail: each layer is tried."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from voidbox.jail import trial
+
+_NAME = "jail"
+
+
+class Finding(NamedTuple):
+    """One line; see doctor.Check.
+
+    Attributes:
+        is_well: whether nothing is missing.
+        is_fatal: whether sandboxes do not start because of it.
+    """
+
+    name: str
+    is_well: bool
+    is_fatal: bool
+    found: str
+    todo: str = ""
+
+
+def findings(trials: list[trial.Trial] | None = None) -> list[Finding]:
+    """Return what is to be said, one line for each thing that is missing, or one for all."""
+    by_layer = {one.layer: one for one in (trial.run_all() if trials is None else trials)}
+    lost = {layer: one.problem for layer, one in by_layer.items() if one.problem}
+    found = []
+    if trial.SECCOMP in lost:
+        found.append(
+            Finding(
+                _NAME, False, True, f"no seccomp ({lost[trial.SECCOMP]}): sandboxes do not start",
+                "use a kernel with CONFIG_SECCOMP_FILTER, or insist: --jail off",
+            )
+        )  # fmt: skip
+    has_root = trial.MOUNT not in lost
+    if trial.LANDLOCK in lost and not has_root:
+        found.append(
+            Finding(
+                _NAME, False, False,
+                "neither Landlock nor a mount namespace: an escape could open your files",
+                "boot with lsm=landlock,… or allow user namespaces: "
+                f"{lost[trial.MOUNT]}",
+            )
+        )  # fmt: skip
+    elif trial.LANDLOCK in lost:
+        found.append(Finding(_NAME, True, False, "no Landlock; the mount namespace does for it"))
+    elif trial.NAMESPACES in lost or not has_root:
+        found.append(
+            Finding(
+                _NAME, False, False,
+                f"no user namespaces ({lost[trial.MOUNT]}): an escape could see the names and "
+                "sizes of your files",
+                "allow them, or leave it so",
+            )
+        )  # fmt: skip
+    works = [f"{layer} {one.detail}".rstrip() for layer, one in by_layer.items() if not one.problem]
+    if works:
+        found.insert(0, Finding(_NAME, True, False, f"{', '.join(works)}: tried"))
+    return found

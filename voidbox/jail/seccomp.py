@@ -1,0 +1,77 @@
+"""seccomp(2): filters for all threads of this process, and the answers to what they ask about.
+
+Where a filter says RET_USER_NOTIF, the system call waits for whoever holds the filter's listener:
+another process, since a thread of this one may wait with the interpreter's lock held.
+
+    struct sock_fprog { unsigned short len; struct sock_filter *filter; };
+    struct seccomp_notif { __u64 id; __u32 pid; __u32 flags; struct seccomp_data data; };
+    struct seccomp_notif_resp { __u64 id; __s64 val; __s32 error; __u32 flags; };
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import struct
+from collections.abc import Sequence
+
+from voidbox.jail import bpf, system
+
+SET_MODE_FILTER = 1  # SECCOMP_SET_MODE_FILTER
+FLAG_TSYNC = 1 << 0
+FLAG_NEW_LISTENER = 1 << 3
+FLAG_TSYNC_ESRCH = 1 << 4  # Linux 5.7
+
+_FPROG = struct.Struct("@HP")
+_NOTIF = struct.Struct("=QIIiIQ6Q")
+_RESPONSE = struct.Struct("=QqiI")
+assert (_FPROG.size, _NOTIF.size, _RESPONSE.size) == (16, 80, 24)
+_NOTIF_RECV = 0xC0502100  # SECCOMP_IOCTL_NOTIF_RECV, SECCOMP_IOWR(0, struct seccomp_notif)
+_NOTIF_SEND = 0xC0182101  # SECCOMP_IOCTL_NOTIF_SEND, SECCOMP_IOWR(1, struct seccomp_notif_resp)
+
+
+def install(program: Sequence[bpf.Instruction], with_listener: bool = False) -> int | None:
+    """Put a filter before every system call of all threads, for good.
+
+    Needs no_new_privs. It adds to filters that are there: the strictest action wins.
+
+    Args:
+        with_listener: return a descriptor for answer_next(). One filter at a time can have it.
+    Returns:
+        None without a listener: as asked for, or because Linux is older than 5.7.
+    Raises:
+        OSError: the kernel takes no filter.
+    """
+    code = system.buffer(bpf.pack(program))
+    fprog = system.buffer(_FPROG.pack(len(program), system.address(code)))
+    if with_listener:
+        flags = FLAG_TSYNC | FLAG_NEW_LISTENER | FLAG_TSYNC_ESRCH
+        try:
+            return system.call("seccomp", SET_MODE_FILTER, flags, fprog)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EBUSY):
+                raise
+    result = system.call("seccomp", SET_MODE_FILTER, FLAG_TSYNC, fprog)
+    if result:
+        raise OSError(errno.EBUSY, f"thread {result} has another filter", "seccomp")
+    return None
+
+
+def answer_next(listener_fd: int, error: int) -> tuple[int, tuple[int, ...]] | None:
+    """Refuse the next call that waits, with an errno; return its number and its arguments.
+
+    Returns:
+        None if its thread is gone.
+    Raises:
+        OSError: the listener is no more.
+    """
+    notice = bytearray(_NOTIF.size)
+    try:
+        fcntl.ioctl(listener_fd, _NOTIF_RECV, notice)
+        id, _pid, _flags, number, _arch, _ip, *arguments = _NOTIF.unpack(notice)
+        fcntl.ioctl(listener_fd, _NOTIF_SEND, bytearray(_RESPONSE.pack(id, 0, -error, 0)))
+    except OSError as problem:
+        if problem.errno in (errno.ENOENT, errno.EINTR):
+            return None
+        raise
+    return number, tuple(arguments)
