@@ -8,7 +8,7 @@ import socket
 import time
 from functools import partial
 
-from guest_agent import protocol, workspace
+from guest_agent import mounts, protocol
 from guest_agent.commands import Attach, Exec, Kill, Processes, ProcessTable, Resize
 from guest_agent.connection import Connection, Request, Secret
 from guest_agent.file_write import FileWrite, Parts
@@ -98,7 +98,7 @@ class Agent:
         """Return a new client's connection."""
         hello = {
             "version": AGENT_VERSION,
-            "capabilities": [*CAPABILITIES, *workspace.capabilities()],
+            "capabilities": [*CAPABILITIES, *mounts.capabilities()],
         }
         connection = Connection(
             self._loop, self._handlers, self._secret, hello, is_serial, self._connections.discard

@@ -28,6 +28,7 @@ class SandboxInfo(NamedTuple):
         crash: the whole story of a crash.
         workspace: the host's folder at /workspace; None for none.
         workspace_mode: "copy", "ro" or "rw".
+        volumes: each as SOURCE:TARGET[:ro].
     """
 
     sandbox_id: str
@@ -51,6 +52,7 @@ class SandboxInfo(NamedTuple):
     crash: str
     workspace: str | None
     workspace_mode: str
+    volumes: tuple[str, ...]
 
     @property
     def is_running(self) -> bool:

@@ -44,6 +44,7 @@ from voidbox.vmm.machine_state import (
     disk_state,
     memory_parts,
     stamp,
+    written_file,
 )
 from voidbox.vmm.virtio_slots import VirtioSlots
 
@@ -142,7 +143,7 @@ def _refuse_what_cannot_be_kept(config: MachineConfig, disks_stay: bool) -> None
             "be kept: copy the folder into the guest instead of sharing it"
         )
     for disk in config.disks:
-        if not (disk.is_read_only or disk.overlay is not None or disks_stay):
+        if not (disk.is_read_only or written_file(disk) is not None or disks_stay):
             raise ConfigError(
                 f"disk {disk.path} is written itself, and a copy of the machine would write it "
                 "too: give it an overlay (,overlay=FILE), or suspend the machine"
@@ -184,6 +185,8 @@ class _Taking:
                 memory_bytes = helper.wait(self._left_s())
             finally:
                 os.close(fd)
+                if self._helper is not None:
+                    self._helper.close()
             self._finish(state, extra)
         except OSError as error:
             raise files.failure("write", f"snapshot {self._draft.path}", error) from error
@@ -206,14 +209,10 @@ class _Taking:
         with self._standing_still(lambda: Helper(fd, memory_parts(self._parts.memory))) as state:
             helper = self._helper
             assert helper is not None
-            try:
-                if not self._was_paused:
-                    self._control.resume_but_disks()
-                    self._pause_ns = time.perf_counter_ns() - started_ns
-                return state, self._copy_disks(state.disks), helper
-            except BaseException:
-                helper.close()
-                raise
+            if not self._was_paused:
+                self._control.resume_but_disks()
+                self._pause_ns = time.perf_counter_ns() - started_ns
+            return state, self._copy_disks(state.disks), helper
 
     @contextlib.contextmanager
     def _standing_still(self, fork: Callable[[], Helper] | None = None) -> Iterator[MachineState]:
@@ -259,8 +258,9 @@ class _Taking:
             if state.is_read_only:
                 continue
             self._parts.flush_disk(index)
-            if state.file and config.overlay is not None:
-                copied += files.clone(config.overlay, self._draft.file(state.file))
+            source = written_file(config)
+            if state.file and source is not None:
+                copied += files.clone(source, self._draft.file(state.file))
             self._check_deadline()
         return copied
 

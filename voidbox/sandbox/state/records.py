@@ -34,6 +34,7 @@ class SandboxRecord(NamedTuple):
         net: allow, deny, allow_host_ports, publish, rate_bytes_s, pcap; None: no network. As JSON
             has it: lists, no tuples.
         disks: what vmm.config.parse_disk reads, with absolute paths.
+        volumes: what voidbox.sandbox.volumes.spec reads, with absolute paths.
         vsock: "unix", "vhost" or "none".
         root: where its root is on disks, see voidbox.sandbox.root; None: `image` is an initramfs.
         is_owned: it ends with the process that made it.
@@ -76,6 +77,7 @@ class SandboxRecord(NamedTuple):
     removes_itself: bool = False
     cmdline: str = ""
     disks: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
     root: dict[str, object] | None = None
     end: str = ""
     workspace: str | None = None
@@ -107,6 +109,7 @@ class SandboxRecord(NamedTuple):
             "state": self.state.value,
             "ports": list(self.ports),
             "disks": list(self.disks),
+            "volumes": list(self.volumes),
             "forwards": list(self.forwards),
         }
 
@@ -122,6 +125,7 @@ class SandboxRecord(NamedTuple):
             found["state"] = State(found["state"])
             found["ports"] = tuple(found.get("ports", ()))
             found["disks"] = tuple(found.get("disks", ()))
+            found["volumes"] = tuple(found.get("volumes", ()))
             found["forwards"] = tuple(found.get("forwards", ()))
             record = SandboxRecord(**found)
         except (KeyError, TypeError, ValueError) as error:
@@ -206,6 +210,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "removes_itself": _is_flag,
     "cmdline": _is_text,
     "disks": _is_words,
+    "volumes": _is_words,
     "root": _is_options,
     "end": _is_text,
     "workspace": _is_text_or_none,
