@@ -150,9 +150,6 @@ def _own_folders() -> None:
 
 def _set_limits() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES[1], OPEN_FILES[1]))
-    # The kernel ends others first when memory is short: without PID 1 there is no guest.
-    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write("-1000")
 
 
 def open_serial_line() -> int | None:
