@@ -24,6 +24,7 @@ from voidbox.sandbox.session import Session, check_seconds
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
+from voidbox.sandbox.volumes.spec import writes_named
 from voidbox.sandbox.workspace.copying import LIMIT_BYTES, WorkspaceResult
 from voidbox.sandbox.workspace.stored import StoredWorkspace
 from voidbox.sdk import draft, parent_pipe
@@ -68,6 +69,7 @@ class AsyncSandbox:
         self._id = record.id
         self._name = record.name
         self._keeps = keep
+        self._writes_volumes = writes_named(record.volumes)
         self._endpoint = StoredEndpoint(store, record)
         agent = AsyncAgent(self._endpoint, store.secret(record.id), log=self._log)
         self._session = Session(
@@ -116,6 +118,7 @@ class AsyncSandbox:
         envs: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
         timeout: float | None = None,
+        idle_timeout: float | None = None,
         name: str | None = None,
         workdir: str | None = None,
         user: str | None = None,
@@ -133,6 +136,7 @@ class AsyncSandbox:
         cmdline: str | None = None,
         workspace: str | os.PathLike[str] | None = None,
         workspace_mode: Literal["copy", "ro", "rw"] = "copy",
+        volumes: Sequence[str] | None = None,
         detached: bool = False,
         keep: bool = False,
         request_timeout: float | None = None,
@@ -151,6 +155,8 @@ class AsyncSandbox:
             envs: variables of every command.
             metadata: text to text, for your own use; see get_info().
             timeout: the sandbox is ended after so many seconds.
+            idle_timeout: it is stopped when no request was made, and no command has run, for so
+                many seconds.
             name: another than the one it is given.
             workdir: where commands run and relative paths begin; the image's, or /workspace.
             user: who commands and files belong to; the image's, or "sandbox" in voidbox's own.
@@ -171,6 +177,8 @@ class AsyncSandbox:
             workspace: a folder of this host, which the guest has at /workspace.
             workspace_mode: "copy": it is copied in, and sync_back(), stop() and the end of the
                 context bring back what has changed; "ro", "rw": it is shared as it is, live.
+            volumes: folders of this host, live, and named volumes, each as SOURCE:TARGET[:ro]. A
+                source with a / in it is a folder; see voidbox.volumes.
             detached: it goes on when this process ends.
             keep: kill() leaves its record and its logs.
             request_timeout: for its start.
@@ -203,6 +211,7 @@ class AsyncSandbox:
             envs=envs,
             metadata=metadata,
             timeout=timeout,
+            idle_timeout=idle_timeout,
             name=name,
             workdir=workdir,
             user=user,
@@ -213,6 +222,7 @@ class AsyncSandbox:
             disks=disks,
             workspace=workspace,
             workspace_mode=workspace_mode,
+            volumes=volumes,
             is_owned=not detached,
             state_folder=state_folder,
         )
@@ -386,10 +396,13 @@ class AsyncSandbox:
         check_seconds("timeout", timeout)
         if await self.is_running():
             await self._workspace.settle(self._session.limit_s(None), is_failing=False)
+        await self._stop(timeout)
+        await self._disconnect()
+
+    async def _stop(self, timeout: float) -> None:
         with contextlib.suppress(AgentError):  # it has ended already
             await self._control("stop", timeout=timeout)
         await wait_or_kill(self._store, self._id, timeout + _STOP_GRACE_S)
-        await self._disconnect()
 
     async def wait(self, timeout: float | None = None) -> SandboxInfo:
         """Wait until it has ended; return how.
@@ -445,5 +458,7 @@ class AsyncSandbox:
         try:
             if not self._session.ended:
                 await self._workspace.settle(self._session.limit_s(None), type is not None)
+                if self._writes_volumes:  # a kill would be a power cut for their file systems
+                    await self._stop(STOP_S)
         finally:
             await self.kill()

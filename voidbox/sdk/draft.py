@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from voidbox import defaults
 from voidbox.errors import ConfigError
 from voidbox.sandbox.image_choice import Choice, choose
-from voidbox.sandbox.session import check_seconds, check_words
+from voidbox.sandbox.session import WORKDIR, check_seconds, check_words
 from voidbox.sandbox.state.names import check_name
 from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.volumes.spec import parse_volumes
 from voidbox.vmm.config import MEMORY_BYTES_DEFAULT, parse_disk, parse_memory
 
 WORKSPACE_MODES = ("copy", "ro", "rw")
@@ -39,6 +40,8 @@ def make_record(
     state_folder: str | None = None,
     workspace: str | os.PathLike[str] | None = None,
     workspace_mode: str = "copy",
+    volumes: Sequence[str] | None = None,
+    idle_timeout: float | None = None,
 ) -> SandboxRecord:
     """Return what Store.create() takes.
 
@@ -67,6 +70,11 @@ def make_record(
         raise ConfigError(f"workdir={workdir!r}: give an absolute path in the guest")
     if workspace_mode not in WORKSPACE_MODES:
         raise ConfigError(f"workspace_mode={workspace_mode!r}: choose copy, ro or rw")
+    if idle_timeout is not None and vsock == "none":
+        raise ConfigError(
+            "idle_timeout needs vsock: on a serial line nobody can be asked who uses the sandbox"
+        )
+    copied_to = WORKDIR if workspace is not None and workspace_mode == "copy" else None
     return SandboxRecord(
         name=name or "",
         kernel=kernel_path,
@@ -78,6 +86,9 @@ def make_record(
         workdir=image.workdir(workdir),
         user=image.user(user),
         timeout_s=None if timeout is None else check_seconds("timeout", timeout),
+        idle_timeout_s=(
+            None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout)
+        ),
         net=net,
         vsock=vsock,
         team=team,
@@ -87,6 +98,7 @@ def make_record(
         root=image.root.to_json() if image.root is not None else None,
         workspace=None if workspace is None else check_workspace(workspace),
         workspace_mode=workspace_mode,
+        volumes=tuple(map(str, parse_volumes(volumes or (), copied_to=copied_to))),
     )
 
 

@@ -23,6 +23,7 @@ import pytest
 
 from tests.unit.agent.conftest import ROOT, USER
 from tests.unit.sandbox.conftest import in_event_loop
+from voidbox import volumes
 from voidbox.errors import AgentError, CommandTimeout, ConfigError, HostError, SandboxTimeout
 from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.launch import launch
@@ -125,6 +126,26 @@ async def test_from_create_to_kill(options: dict[str, Any], tmp_path: Path) -> N
         assert kept() == [sandbox.sandbox_id]
     assert not kept()
     assert not await sandbox.kill() and not await sandbox.terminate()
+
+
+@in_event_loop
+async def test_volumes(options: dict[str, Any], tmp_path: Path) -> None:
+    volumes.create("cache")
+    (tmp_path / "data").mkdir()
+    given = [f"{tmp_path}/data:/data:ro", "cache:/cache"]
+    sandbox = await AsyncSandbox.create(**options, volumes=given, keep=True)
+    assert (await sandbox.get_info()).volumes == tuple(given)
+    async with sandbox:
+        pass
+    info = await sandbox.get_info()
+    assert info.reason == "it was stopped"  # a kill would be a power cut for the file system
+    launch = AsyncSandbox.create(**options, volumes=["nothing:/cache"])
+    with pytest.raises(ConfigError, match="no volume 'nothing': voidbox volume create"):
+        await launch
+    for wrong in ("cache:/c", ["cache"], [7]):
+        with pytest.raises(ConfigError, match="give"):
+            await AsyncSandbox.create(**options, volumes=wrong)
+    assert kept() == [sandbox.sandbox_id]
 
 
 @in_event_loop

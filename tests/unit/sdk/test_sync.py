@@ -327,7 +327,7 @@ def test_a_dead_one_says_so(options: dict[str, Any]) -> None:
     with pytest.raises(AgentError, match="it was stopped"):
         sandbox.commands.run("true")
     assert not sandbox.kill()
-    with pytest.raises(AgentError, match="has been removed"):
+    with pytest.raises(AgentError, match="has been ended by this program"):
         sandbox.commands.run("true")
 
 

@@ -155,8 +155,8 @@ def test_the_recipe(tmp_path: Path) -> None:
         return recipe.machine_config(found, "s", "u").shares
 
     assert recipe.machine_config(record, "s", "u").shares == shares("copy") == ()
-    assert shares("ro") == (ShareConfig(str(tmp_path), "workspace", True),)
-    assert shares("rw") == (ShareConfig(str(tmp_path), "workspace", False),)
+    assert shares("ro") == (ShareConfig(str(tmp_path), "workspace", True, "/workspace"),)
+    assert shares("rw") == (ShareConfig(str(tmp_path), "workspace", False, "/workspace"),)
     with pytest.raises(ConfigError, match="workspace mode"):
         shares("both")
 
