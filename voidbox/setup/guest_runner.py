@@ -39,11 +39,16 @@ def run_in_guest(tree: Tree, work: str, output: str, on_line: OnLine) -> None:
 
 
 class _Lines:
-    """Puts lines together. Thread: the one that waits for the command."""
+    """Puts lines together. Thread: the one that waits for the command.
+
+    Attributes:
+        reason: the first line that says what is wrong, else the last of all.
+    """
 
     def __init__(self, on_line: OnLine) -> None:
         self._on_line = on_line
         self._rest = ""
+        self._is_found = False
         self.reason = "no reason given"
 
     def add(self, text: str) -> None:
@@ -55,13 +60,13 @@ class _Lines:
 
     def end(self) -> None:
         """Take a last line that has no end."""
-        if self._rest:
-            self._say(self._rest)
-            self._rest = ""
+        rest, self._rest = self._rest, ""
+        if rest:
+            self._say(rest)
 
     def _say(self, line: str) -> None:
-        if line.startswith(("E: ", "dpkg: error")):
+        is_reason = line.startswith(("E: ", "dpkg: error"))
+        if line.strip() and not self._is_found:
             self.reason = line.removeprefix("E: ")
-        elif self.reason == "no reason given" and line.strip():
-            self._last = line
+            self._is_found = is_reason
         self._on_line(line)
