@@ -2,8 +2,8 @@
 
     python -m tests.e2e.disk_images
 
-prepares what the tests cannot get where there is no network: a Debian with Python and git, and the
-source of a real project.
+prepares what the tests cannot get where there is no network: a Debian with Python and git, what
+`voidbox setup` takes, and the source of a real project.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from voidbox.images.tree import Directory, Symlink, Tree
 from voidbox.setup.archive import open_archive
 from voidbox.setup.debian_root import build_debian
 from voidbox.setup.guest_runner import run_in_guest
+from voidbox.setup.sources import DEFAULT_SUITE
 
 PACKAGES = ("python3", "python3-pytest", "git", "ca-certificates")
 PROJECT = "h11==0.14.0"
@@ -57,6 +58,19 @@ def debian_image() -> Path:
     return path
 
 
+def saved_archive() -> Path:
+    """Return a folder for `voidbox setup --offline`."""
+    path = Path(cache_folder(), "archive", f"saved-{DEFAULT_SUITE}")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            command = [sys.executable, "-m", "voidbox", "setup", "--save", f"{folder}/saved"]
+            environment = {**os.environ, "VOIDBOX_CACHE": f"{folder}/cache"}
+            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+            Path(folder, "saved").rename(path)
+    return path
+
+
 def project() -> Path:
     """Return the source distribution of a real project with its tests."""
     name, _, version = PROJECT.partition("==")
@@ -88,7 +102,7 @@ def busybox_tree(folder: str) -> Tree:
 
 def main() -> int:
     """Prepare all; returns the exit status."""
-    for path in (debian_image(), project()):
+    for path in (debian_image(), saved_archive(), project()):
         print(path)
     return 0
 

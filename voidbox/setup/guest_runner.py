@@ -27,7 +27,7 @@ def run_in_guest(tree: Tree, work: str, output: str, on_line: OnLine) -> None:
     disk = f"{output.replace(',', ',,')},serial=voidbox-output"
     with Sandbox.create(
         image=root, memory=_MEMORY, disk_size=_DISK, disks=[disk], user="root",
-        block_network=True, workdir="/", state_folder=f"{work}/state",
+        block_network=True, workdir="/",
     ) as guest:  # fmt: skip
         try:
             guest.commands.run(_COMMAND, on_stdout=lines.add, on_stderr=lines.add, check=True)
