@@ -24,7 +24,7 @@ from voidbox.images.host_folder import HostFile
 from voidbox.images.limits import DEFAULT_LIMITS, Limits
 from voidbox.images.tar_layers import Applied, apply_layer
 from voidbox.images.transport import is_loopback, parse_url
-from voidbox.images.tree import Extent, Regular, Special, Tree, encode
+from voidbox.images.tree import Extent, Regular, Special, Symlink, Tree, encode
 from voidbox.setup.archive import Archive
 from voidbox.setup.deb import Part, unpack_deb
 from voidbox.setup.errors import SetupError
@@ -42,6 +42,12 @@ _DEVICES = {
     "console": (5, 1), "full": (1, 7), "null": (1, 3), "ptmx": (5, 2), "random": (1, 8),
     "tty": (5, 0), "urandom": (1, 9), "zero": (1, 5),
 }  # fmt: skip
+
+_DEVICE_LINKS = {
+    "fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+}  # fmt: skip
+_APT_LISTS = "var/lib/apt/lists/partial"
 
 OnLine = Callable[[str], None]
 
@@ -175,6 +181,10 @@ def _finish(tree: Tree, archive: Archive) -> None:
     """Give the image what no installation has: device nodes, and where its packages came from."""
     for name, device in _DEVICES.items():
         tree.put(f"dev/{name}", Special(kind=stat.S_IFCHR, device=device, mode=0o666))
+    for name, target in _DEVICE_LINKS.items():
+        tree.put(f"dev/{name}", Symlink(target=target))
+    for folder in ("dev/pts", "dev/shm", _APT_LISTS):
+        tree.make_folder(folder.split("/"))
     lines = [f"deb {one.uri} {one.suite} {' '.join(one.components)}\n" for one in _origins(archive)]
     put_bytes(tree, _SOURCES, hide_credentials("".join(lines)))
 
