@@ -37,6 +37,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--metadata", action="append", default=[], metavar="KEY=VALUE", help="a note; repeatable"
     )
     group.add_argument(
+        "--idle-timeout",
+        metavar="TIME",
+        help="stop it when nobody has asked anything of it, and no command has run, for so long",
+    )
+    group.add_argument(
         "--json", action="store_true", help="with --detach: print the sandbox as JSON"
     )
 
@@ -87,6 +92,7 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
         workspace=workspace,
         workspace_mode=workspace_mode,
         volumes=options.volume,
+        idle_timeout=parse_optional_duration(options.idle_timeout, "--idle-timeout"),
     )
     return record._replace(removes_itself=options.rm)
 

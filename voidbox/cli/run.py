@@ -186,6 +186,8 @@ def main(argv: list[str]) -> int:
         return kept_run.main(options, command, _cmdline(options))
     if options.json:
         raise ConfigError("--json shows a sandbox that stays: it goes with --detach")
+    if options.idle_timeout is not None:
+        raise ConfigError("--idle-timeout is for a sandbox that stays: it goes with --detach")
     is_console = options.console or (options.initramfs is not None and not command)
     if command and options.console:
         raise ConfigError("--console shows the guest's console and runs no COMMAND: leave one out")

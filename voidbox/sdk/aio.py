@@ -118,6 +118,7 @@ class AsyncSandbox:
         envs: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
         timeout: float | None = None,
+        idle_timeout: float | None = None,
         name: str | None = None,
         workdir: str | None = None,
         user: str | None = None,
@@ -154,6 +155,8 @@ class AsyncSandbox:
             envs: variables of every command.
             metadata: text to text, for your own use; see get_info().
             timeout: the sandbox is ended after so many seconds.
+            idle_timeout: it is stopped when no request was made, and no command has run, for so
+                many seconds.
             name: another than the one it is given.
             workdir: where commands run and relative paths begin; the image's, or /workspace.
             user: who commands and files belong to; the image's, or "sandbox" in voidbox's own.
@@ -208,6 +211,7 @@ class AsyncSandbox:
             envs=envs,
             metadata=metadata,
             timeout=timeout,
+            idle_timeout=idle_timeout,
             name=name,
             workdir=workdir,
             user=user,

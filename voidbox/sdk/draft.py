@@ -41,6 +41,7 @@ def make_record(
     workspace: str | os.PathLike[str] | None = None,
     workspace_mode: str = "copy",
     volumes: Sequence[str] | None = None,
+    idle_timeout: float | None = None,
 ) -> SandboxRecord:
     """Return what Store.create() takes.
 
@@ -69,6 +70,10 @@ def make_record(
         raise ConfigError(f"workdir={workdir!r}: give an absolute path in the guest")
     if workspace_mode not in WORKSPACE_MODES:
         raise ConfigError(f"workspace_mode={workspace_mode!r}: choose copy, ro or rw")
+    if idle_timeout is not None and vsock == "none":
+        raise ConfigError(
+            "idle_timeout needs vsock: on a serial line nobody can be asked who uses the sandbox"
+        )
     copied_to = WORKDIR if workspace is not None and workspace_mode == "copy" else None
     return SandboxRecord(
         name=name or "",
@@ -81,6 +86,9 @@ def make_record(
         workdir=image.workdir(workdir),
         user=image.user(user),
         timeout_s=None if timeout is None else check_seconds("timeout", timeout),
+        idle_timeout_s=(
+            None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout)
+        ),
         net=net,
         vsock=vsock,
         team=team,

@@ -19,6 +19,7 @@ class SandboxInfo(NamedTuple):
         created_at, started_at, ended_at: in seconds since 1970; None for what has not happened.
             It was started when its machine was, a moment before its agent answered.
         end_at: when its time limit ends it, were it not paused again; None without one.
+        idle_timeout_s: it is stopped when nobody has used it for so long; None: never.
         image: its name, or the path of its file.
         image_digest: "sha256:…" of an image that has a name; else "".
         envs: with those of the image.
@@ -38,6 +39,7 @@ class SandboxInfo(NamedTuple):
     started_at: float | None
     ended_at: float | None
     end_at: float | None
+    idle_timeout_s: float | None
     memory_bytes: int
     cpus: int
     kernel: str

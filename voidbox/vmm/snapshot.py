@@ -126,6 +126,8 @@ def take(
 ) -> SnapshotReport:
     """Make a snapshot; see Machine.snapshot."""
     started_ns = time.perf_counter_ns()
+    if disks_stay and not stop:
+        raise ConfigError("disks can stay where they are only if the machine stops: copy them")
     _refuse_what_cannot_be_kept(parts.config, disks_stay)
     draft = folder.Draft(path)
     try:
@@ -169,7 +171,7 @@ class _Taking:
         self._disks_stay = disks_stay
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
-        self._pause_ns = 0
+        self._pause_ns = self._paused_at_ns = 0
         self._was_paused = False
         self._helper: Helper | None = None
 
@@ -205,13 +207,12 @@ class _Taking:
 
     def _fork(self, fd: int) -> tuple[MachineState, int, Helper]:
         """Have a helper write the memory; returns when the machine goes on, its disks too."""
-        started_ns = time.perf_counter_ns()
         with self._standing_still(lambda: Helper(fd, memory_parts(self._parts.memory))) as state:
             helper = self._helper
             assert helper is not None
             if not self._was_paused:
                 self._control.resume_but_disks()
-                self._pause_ns = time.perf_counter_ns() - started_ns
+                self._pause_ns = time.perf_counter_ns() - self._paused_at_ns
             return state, self._copy_disks(state.disks), helper
 
     @contextlib.contextmanager
@@ -221,6 +222,7 @@ class _Taking:
         disks, host = self._disks(), Host.here()
         with control.lock:  # nobody else resumes it meanwhile
             self._was_paused = control.is_paused()
+            self._paused_at_ns = time.perf_counter_ns()
             try:
                 control.pause()
                 with parked(parts.loop), parts.line_lock:

@@ -124,3 +124,12 @@ def test_every_verb_takes_times_with_units(cli: Cli) -> None:
     for words in (["exec", "--timeout", "1w", "box", "ls"], ["stop", "-t", "soon", "box"],
                   ["run", "--timeout", "never", *cli.machine(), "--", "true"]):  # fmt: skip
         assert "give a time above 0" in cli.refused(*words)
+
+
+def test_an_idle_sandbox(cli: Cli) -> None:
+    cli.ok("run", "-d", "--name", "box", "--idle-timeout", "1h", *cli.machine())
+    assert cli.json("inspect", "box")[0]["idle_timeout_s"] == 3600
+    run = ["run", "--idle-timeout", "1h", *cli.machine()]
+    assert "it goes with --detach" in cli.refused(*run, "--", "true")
+    assert "idle_timeout needs vsock" in cli.refused(*run, "-d", "--vsock", "none")
+    assert "a time above 0" in cli.refused(*run, "-d", "--idle-timeout", "never")

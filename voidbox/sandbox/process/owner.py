@@ -34,7 +34,8 @@ from voidbox.sandbox.control import describe_error
 from voidbox.sandbox.guest import Guest
 from voidbox.sandbox.process import logs, recipe
 from voidbox.sandbox.process.control_server import ControlServer
-from voidbox.sandbox.process.heartbeat import Heartbeat
+from voidbox.sandbox.process.heartbeat import PERIOD_S, Heartbeat
+from voidbox.sandbox.process.idle import IdleLimit
 from voidbox.sandbox.process.limits import Limits
 from voidbox.sandbox.process.operations import Operations
 from voidbox.sandbox.process.published import PublishedPorts
@@ -106,6 +107,7 @@ class Owner:
         self._state_lock = threading.Lock()  # one pause, resume or stop at a time
         self._stop_reason = ""
         self._limits = Limits(parent_fd, self._on_time, self._on_orphaned)
+        self._idle = IdleLimit(record.idle_timeout_s, self._on_idle)
         self._stopping = Stopping(self._ask_agent, self._press_power_button, self.kill, self._ended)
         self._resources = contextlib.ExitStack()  # what ends before the last word is written
         self._control: ControlServer | None = None
@@ -122,6 +124,10 @@ class Owner:
         return self._guest.machine
 
     # What may be asked of it; see operations.
+
+    def use(self) -> None:
+        """Somebody uses it, by something that its guest does not see."""
+        self._idle.use()
 
     def current_record(self) -> SandboxRecord:
         """Return its record, with the ports that it has been given."""
@@ -217,6 +223,15 @@ class Owner:
 
     def _on_time(self) -> None:
         self._end("its time limit ran out")
+
+    def _on_idle(self) -> None:
+        reason = f"nobody used it for {self.record.idle_timeout_s:g} s"
+        log.info("%s: stopping", reason)
+        try:
+            self.stop(reason=reason)
+        except VoidboxError as error:
+            log.warning("%s", error)
+            self.kill(reason)
 
     def _on_orphaned(self) -> None:
         self._end("the process that owned it ended")
@@ -330,6 +345,8 @@ class Owner:
             self._reconnect,
             lambda: self._ended.is_set() or self._stopping.has_begun or self.machine.is_paused,
             lambda reason: self.kill(reason, Event.FAILED),
+            self._idle.period_s(PERIOD_S),
+            on_answer=self._idle.take,
         )
         heartbeat.start()
         self._resources.callback(heartbeat.close)

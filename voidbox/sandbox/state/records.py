@@ -29,6 +29,7 @@ class SandboxRecord(NamedTuple):
         ports: those that Store.allocate_port gave it.
         workdir, user: of its commands that name none.
         timeout_s: its time limit, from its start; without its pauses, which make it longer.
+        idle_timeout_s: it is ended when nobody has used it for so long.
         paused_s: how long its pauses took, those that are over.
         paused_at: since when it is paused, by the host's CLOCK_MONOTONIC; None while it is not.
         net: allow, deny, allow_host_ports, publish, rate_bytes_s, pcap; None: no network. As JSON
@@ -68,6 +69,7 @@ class SandboxRecord(NamedTuple):
     workdir: str | None = None
     user: str | None = None
     timeout_s: float | None = None
+    idle_timeout_s: float | None = None
     paused_s: float = 0.0
     paused_at: float | None = None
     net: dict[str, object] | None = None
@@ -201,6 +203,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "workdir": _is_text_or_none,
     "user": _is_text_or_none,
     "timeout_s": _is_number_or_none,
+    "idle_timeout_s": _is_number_or_none,
     "paused_s": _is_number,
     "paused_at": _is_number_or_none,
     "net": _is_options,
