@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from voidbox.cli import exit_status
-from voidbox.cli.image import ACTIONS
+from voidbox.cli import exit_status, image, volume
 from voidbox.cli.parser import make_parser
 from voidbox.cli.verbs import VERBS
 
@@ -42,6 +41,8 @@ _voidbox() {
             image:2:*) words="@IMAGE@" ;;
             image:*:import) compopt -o default ;;
             image:*:*) words=$(voidbox image ls --quiet 2>/dev/null) ;;
+            volume:2:*) words="@VOLUME@" ;;
+            volume:*:*) words=$(voidbox volume ls --quiet 2>/dev/null) ;;
         esac
     fi
     COMPREPLY=($(compgen -W "$words" -- "$current"))
@@ -73,6 +74,13 @@ _voidbox() {
                     _files
                 else
                     compadd -- ${(f)"$(voidbox image ls --quiet 2>/dev/null)"}
+                fi
+                return ;;
+            volume)
+                if (( CURRENT == 3 )); then
+                    compadd @VOLUME@
+                else
+                    compadd -- ${(f)"$(voidbox volume ls --quiet 2>/dev/null)"}
                 fi
                 return ;;
             completion) compadd bash zsh fish; return ;;
@@ -148,7 +156,8 @@ def _fish() -> str:
             lines.append(f"complete -c voidbox {condition} -F")
     for verb, words in (
         ("port", "add rm ls"),
-        ("image", " ".join(ACTIONS)),
+        ("image", " ".join(image.ACTIONS)),
+        ("volume", " ".join(volume.ACTIONS)),
         ("completion", "bash zsh fish"),
     ):
         lines.append(
@@ -163,7 +172,8 @@ def _fill(template: str, verbs: str, options: list[str]) -> str:
         .replace("@OPTIONS@", "\n".join(options))
         .replace("@RUNNING@", "|".join(_RUNNING))
         .replace("@ANY@", "|".join(_ANY))
-        .replace("@IMAGE@", " ".join(ACTIONS))
+        .replace("@IMAGE@", " ".join(image.ACTIONS))
+        .replace("@VOLUME@", " ".join(volume.ACTIONS))
     )
 
 

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from voidbox.cli import network
-from voidbox.cli.parser import parse_environment, parse_number
+from voidbox.cli.parser import parse_environment, parse_number, parse_optional_duration
 from voidbox.errors import ConfigError
 
 if TYPE_CHECKING:  # the usual `voidbox run` needs none
@@ -35,6 +35,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--team", metavar="NAME", help="whose sandboxes exchange messages with it")
     group.add_argument(
         "--metadata", action="append", default=[], metavar="KEY=VALUE", help="a note; repeatable"
+    )
+    group.add_argument(
+        "--idle-timeout",
+        metavar="TIME",
+        help="stop it when nobody has asked anything of it, and no command has run, for so long",
     )
     group.add_argument(
         "--json", action="store_true", help="with --detach: print the sandbox as JSON"
@@ -71,14 +76,11 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
         kernel=options.kernel,
         image=choice,
         memory=options.memory,
-        cpus=int(parse_number(options.cpus, "--cpus", int)),
+        cpus=parse_number(options.cpus, "--cpus"),
         envs=parse_environment(options.env),
+        secret_envs=parse_secrets(options.secret_env),
         metadata=_parse_metadata(options.metadata),
-        timeout=(
-            parse_number(options.timeout, "--timeout", float)
-            if options.timeout is not None
-            else None
-        ),
+        timeout=parse_optional_duration(options.timeout, "--timeout"),
         name=options.name,
         workdir=options.workdir,
         user=options.user,
@@ -90,8 +92,25 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
         disks=options.disk,
         workspace=workspace,
         workspace_mode=workspace_mode,
+        volumes=options.volume,
+        idle_timeout=parse_optional_duration(options.idle_timeout, "--idle-timeout"),
     )
     return record._replace(removes_itself=options.rm)
+
+
+def parse_secrets(words: list[str]) -> dict[str, str]:
+    """Return the variables of NAME or NAME=VALUE words.
+
+    Raises:
+        ConfigError: a word has no name, or there is no such variable here.
+    """
+    if any(word.startswith("=") for word in words):  # not to be shown
+        raise ConfigError("--secret-env: give NAME, or NAME=VALUE")
+    found = parse_environment(words, "--secret-env")
+    for word in words:
+        if "=" not in word and word not in found:
+            raise ConfigError(f"--secret-env {word}: there is no such variable here")
+    return found
 
 
 def parse_workspace(text: str | None) -> tuple[str | None, str]:

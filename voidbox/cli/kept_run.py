@@ -11,13 +11,15 @@ from contextlib import suppress
 from voidbox.agent.call import NotStarted
 from voidbox.cli import exit_status, root_options
 from voidbox.cli.complain import complain
-from voidbox.cli.kept_options import make_record
+from voidbox.cli.kept_options import make_record, parse_secrets
 from voidbox.cli.output import print_json
 from voidbox.cli.sandboxes import describe, open_store
 from voidbox.errors import AgentError, ConfigError, VoidboxError
 from voidbox.sandbox.launch import launch
+from voidbox.sandbox.process.stopping import AGENT_S
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
+from voidbox.sandbox.volumes.spec import writes_named
 
 
 def main(options: argparse.Namespace, command: tuple[str, ...], cmdline: str) -> int:
@@ -32,7 +34,7 @@ def main(options: argparse.Namespace, command: tuple[str, ...], cmdline: str) ->
     if options.json and not options.detach:
         raise ConfigError("--json shows a sandbox that stays: it goes with --detach")
     with open_store() as store:
-        record = store.create(wanted)
+        record = store.create(wanted, parse_secrets(options.secret_env))
         if not options.detach:
             return _run_attached(store, record, options, command)
         _launch(store, record)
@@ -117,7 +119,7 @@ def _run_attached(
     """Run the command in the sandbox, which ends with it, and with this process."""
     from voidbox.cli import in_sandbox
     from voidbox.cli.attach import Command, status_of
-    from voidbox.cli.ending import begin_kill, finish_kill
+    from voidbox.cli.ending import begin_kill, begin_stop, finish_kill, finish_stop
 
     parent_fd, our_end = os.pipe()
     started = time.monotonic()
@@ -140,6 +142,9 @@ def _run_attached(
             status = in_sandbox.attach(store, record, command, options.verbose, explain)
             return _copy_back(store, record, options.verbose, status)
         finally:
+            if writes_named(record.volumes):  # a kill would be a power cut for their file systems
+                begin_stop(store, record, AGENT_S)
+                finish_stop(store, record, AGENT_S)
             begin_kill(store, record)
             finish_kill(store, record)
     finally:

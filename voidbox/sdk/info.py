@@ -19,15 +19,18 @@ class SandboxInfo(NamedTuple):
         created_at, started_at, ended_at: in seconds since 1970; None for what has not happened.
             It was started when its machine was, a moment before its agent answered.
         end_at: when its time limit ends it, were it not paused again; None without one.
+        idle_timeout_s: it is stopped when nobody has used it for so long; None: never.
         image: its name, or the path of its file.
         image_digest: "sha256:…" of an image that has a name; else "".
         envs: with those of the image.
+        secret_envs: the names of those that are secret.
         workdir, user: of commands and files that name none; None for what voidbox's own image has.
         network: its rules; None for a sandbox without a network.
         reason: how it ended, in one line; "" while it lives.
         crash: the whole story of a crash.
         workspace: the host's folder at /workspace; None for none.
         workspace_mode: "copy", "ro" or "rw".
+        volumes: each as SOURCE:TARGET[:ro].
     """
 
     sandbox_id: str
@@ -37,12 +40,14 @@ class SandboxInfo(NamedTuple):
     started_at: float | None
     ended_at: float | None
     end_at: float | None
+    idle_timeout_s: float | None
     memory_bytes: int
     cpus: int
     kernel: str
     image: str
     image_digest: str
     envs: Mapping[str, str]
+    secret_envs: tuple[str, ...]
     metadata: Mapping[str, str]
     workdir: str | None
     user: str | None
@@ -51,6 +56,7 @@ class SandboxInfo(NamedTuple):
     crash: str
     workspace: str | None
     workspace_mode: str
+    volumes: tuple[str, ...]
 
     @property
     def is_running(self) -> bool:

@@ -23,6 +23,7 @@ import pytest
 
 from tests.unit.agent.conftest import ROOT, USER
 from tests.unit.sandbox.conftest import in_event_loop
+from voidbox import volumes
 from voidbox.errors import AgentError, CommandTimeout, ConfigError, HostError, SandboxTimeout
 from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.launch import launch
@@ -125,6 +126,74 @@ async def test_from_create_to_kill(options: dict[str, Any], tmp_path: Path) -> N
         assert kept() == [sandbox.sandbox_id]
     assert not kept()
     assert not await sandbox.kill() and not await sandbox.terminate()
+
+
+@in_event_loop
+async def test_secret_variables_are_shown_nowhere(
+    options: dict[str, Any], state_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    value = "s3cret-é-value"
+    sandbox = await AsyncSandbox.create(
+        **options, name="one", envs={"A": "1", "TOKEN": "shown"}, secret_envs={"TOKEN": value}
+    )
+    folder = state_folder / "sandboxes" / sandbox.sandbox_id
+    line = "echo $A $TOKEN"
+    async with sandbox:
+        assert (await sandbox.commands.run(line)).stdout == f"1 {value}\n"
+        other = await AsyncSandbox.connect("one")
+        assert (await other.exec("sh", "-c", line)).stdout == f"1 {value}\n"
+        await other.close()
+        info = await sandbox.get_info()
+        assert (info.envs, info.secret_envs) == ({"A": "1"}, ("TOKEN",))
+        found = {
+            path.name for path in state_folder.rglob("*")
+            if path.is_file() and any(
+                words in path.read_bytes()
+                for words in (value.encode(), json.dumps(value)[1:-1].encode())
+            )
+        }  # fmt: skip
+        assert found == {"secret-envs"}
+        assert (folder / "secret-envs").stat().st_mode & 0o777 == 0o600
+        assert value not in repr(info) + repr(sandbox) + str(capfd.readouterr())
+        await sandbox.stop()
+        assert not (folder / "secret-envs").exists()
+    for wrong in ({"A": 7}, {"A": value + "\0"}, {"": value}, [value], {"A": value * 20_000}):
+        with pytest.raises(ConfigError) as caught:
+            await AsyncSandbox.create(**options, secret_envs=wrong)
+        assert value[:5] not in str(caught.value)
+    assert not kept()
+
+
+@in_event_loop
+async def test_a_sandbox_that_is_killed_leaves_no_secrets(options: dict[str, Any]) -> None:
+    sandbox = await AsyncSandbox.create(**options, secret_envs={"TOKEN": "x"})
+    path = Path(sandbox._store.path(sandbox.sandbox_id, "secret-envs"))
+    assert path.exists()
+    os.kill(owner_pid(sandbox), signal.SIGKILL)
+    await sandbox.wait()
+    await AsyncSandbox.list()  # any command cleans up
+    assert not path.exists()
+    await sandbox.kill()
+
+
+@in_event_loop
+async def test_volumes(options: dict[str, Any], tmp_path: Path) -> None:
+    volumes.create("cache")
+    (tmp_path / "data").mkdir()
+    given = [f"{tmp_path}/data:/data:ro", "cache:/cache"]
+    sandbox = await AsyncSandbox.create(**options, volumes=given, keep=True)
+    assert (await sandbox.get_info()).volumes == tuple(given)
+    async with sandbox:
+        pass
+    info = await sandbox.get_info()
+    assert info.reason == "it was stopped"  # a kill would be a power cut for the file system
+    launch = AsyncSandbox.create(**options, volumes=["nothing:/cache"])
+    with pytest.raises(ConfigError, match="no volume 'nothing': voidbox volume create"):
+        await launch
+    for wrong in ("cache:/c", ["cache"], [7]):
+        with pytest.raises(ConfigError, match="give"):
+            await AsyncSandbox.create(**options, volumes=wrong)
+    assert kept() == [sandbox.sandbox_id]
 
 
 @in_event_loop
@@ -547,6 +616,8 @@ async def test_rounds_leave_nothing(options: dict[str, Any], tmp_path: Path) -> 
         {"envs": {"": "x"}},
         {"envs": {"A": "x\0"}},
         {"envs": "abc"},
+        {"envs": {"A": "x" * 200_000}},
+        {"envs": {f"A{number}": "x" * 100_000 for number in range(30)}},
         {"metadata": [1]},
         {"name": 5},
         {"name": ""},
@@ -569,6 +640,33 @@ async def test_arguments_without_sense(
     with pytest.raises(ConfigError) as caught:
         await AsyncSandbox.create(**{**options, **bad})
     assert "\n" not in str(caught.value) and not kept()
+
+
+@in_event_loop
+async def test_whatever_is_asked_of_a_sandbox_after_ones_own_kill_is_answered_so(
+    options: dict[str, Any],
+) -> None:
+    sandbox = await AsyncSandbox.create(**options)
+    handle = await sandbox.commands.start("sleep 100")
+    watch = await sandbox.files.watch_dir("/tmp")
+    await sandbox.kill()
+    said = f"{sandbox.name} has been ended by this program"
+    for asked in (
+        lambda: sandbox.commands.run("true"),
+        lambda: sandbox.commands.list(),
+        lambda: sandbox.files.read("f"),
+        lambda: sandbox.pause(),
+        lambda: sandbox.get_metrics(),
+        lambda: sandbox.get_info(),
+        lambda: sandbox.wait(),
+        lambda: sandbox.ports.list(),
+    ):
+        with pytest.raises(AgentError, match=f"^{said}[^\n]*$"):
+            await asked()
+    for what in (handle.wait(), watch.next()):
+        with pytest.raises(AgentError, match=said):
+            await what
+    assert not await sandbox.kill() and not await sandbox.is_running()
 
 
 @pytest.mark.parametrize("key", [None, 5, b"x", ""])

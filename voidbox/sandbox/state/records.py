@@ -22,6 +22,7 @@ class SandboxRecord(NamedTuple):
         name: "" in what Store.create is given lets it choose one.
         image: its name, or the path of its file.
         envs, metadata: text to text.
+        secret_envs: the names of more variables; see Store.envs.
         id, cid: Store.create gives them.
         state: changes by events alone; see lifecycle.
         created_at, started_at, ended_at: seconds since 1970; None for what has not happened.
@@ -29,11 +30,13 @@ class SandboxRecord(NamedTuple):
         ports: those that Store.allocate_port gave it.
         workdir, user: of its commands that name none.
         timeout_s: its time limit, from its start; without its pauses, which make it longer.
+        idle_timeout_s: it is ended when nobody has used it for so long.
         paused_s: how long its pauses took, those that are over.
         paused_at: since when it is paused, by the host's CLOCK_MONOTONIC; None while it is not.
         net: allow, deny, allow_host_ports, publish, rate_bytes_s, pcap; None: no network. As JSON
             has it: lists, no tuples.
         disks: what vmm.config.parse_disk reads, with absolute paths.
+        volumes: what voidbox.sandbox.volumes.spec reads, with absolute paths.
         vsock: "unix", "vhost" or "none".
         root: where its root is on disks, see voidbox.sandbox.root; None: `image` is an initramfs.
         is_owned: it ends with the process that made it.
@@ -67,6 +70,7 @@ class SandboxRecord(NamedTuple):
     workdir: str | None = None
     user: str | None = None
     timeout_s: float | None = None
+    idle_timeout_s: float | None = None
     paused_s: float = 0.0
     paused_at: float | None = None
     net: dict[str, object] | None = None
@@ -76,6 +80,8 @@ class SandboxRecord(NamedTuple):
     removes_itself: bool = False
     cmdline: str = ""
     disks: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    secret_envs: tuple[str, ...] = ()
     root: dict[str, object] | None = None
     end: str = ""
     workspace: str | None = None
@@ -107,6 +113,8 @@ class SandboxRecord(NamedTuple):
             "state": self.state.value,
             "ports": list(self.ports),
             "disks": list(self.disks),
+            "volumes": list(self.volumes),
+            "secret_envs": list(self.secret_envs),
             "forwards": list(self.forwards),
         }
 
@@ -122,6 +130,8 @@ class SandboxRecord(NamedTuple):
             found["state"] = State(found["state"])
             found["ports"] = tuple(found.get("ports", ()))
             found["disks"] = tuple(found.get("disks", ()))
+            found["volumes"] = tuple(found.get("volumes", ()))
+            found["secret_envs"] = tuple(found.get("secret_envs", ()))
             found["forwards"] = tuple(found.get("forwards", ()))
             record = SandboxRecord(**found)
         except (KeyError, TypeError, ValueError) as error:
@@ -197,6 +207,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "workdir": _is_text_or_none,
     "user": _is_text_or_none,
     "timeout_s": _is_number_or_none,
+    "idle_timeout_s": _is_number_or_none,
     "paused_s": _is_number,
     "paused_at": _is_number_or_none,
     "net": _is_options,
@@ -206,6 +217,8 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "removes_itself": _is_flag,
     "cmdline": _is_text,
     "disks": _is_words,
+    "volumes": _is_words,
+    "secret_envs": _is_words,
     "root": _is_options,
     "end": _is_text,
     "workspace": _is_text_or_none,
