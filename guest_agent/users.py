@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PASSWD, GROUP = "/etc/passwd", "/etc/group"
 _FILE_BYTES_MAX = 4 << 20
 
+_KNOWN_MAX = 64
+
 _default = ["sandbox"]  # who commands run as that name nobody
 
 
@@ -33,6 +35,17 @@ class User(NamedTuple):
     groups: tuple[int, ...]
     home: str
     shell: str
+
+
+class _Known:
+    """Users that were looked up, while the tables stay as they are: each request has one."""
+
+    def __init__(self) -> None:
+        self.marks: tuple[tuple[int, ...], ...] = ()
+        self.users: dict[str, User] = {}
+
+
+_known = _Known()
 
 
 def default() -> str:
@@ -54,6 +67,26 @@ def find(spec: str) -> User:
     Raises:
         RequestError: there is no such user, or no such group.
     """
+    marks = _mark(PASSWD), _mark(GROUP)
+    if marks != _known.marks or len(_known.users) >= _KNOWN_MAX:
+        _known.marks = marks
+        _known.users.clear()
+    user = _known.users.get(spec)
+    if user is None:
+        user = _known.users[spec] = _read(spec)
+    return user
+
+
+def _mark(path: str) -> tuple[int, ...]:
+    """Return what changes with a file, whoever changes it."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _read(spec: str) -> User:
     name, _, group = spec.partition(":")
     if not name and not group:
         raise RequestError(BAD_REQUEST, f"no user {spec[:80]!r}: give a name, a uid, or uid:gid")
