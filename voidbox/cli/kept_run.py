@@ -11,7 +11,7 @@ from contextlib import suppress
 from voidbox.agent.call import NotStarted
 from voidbox.cli import exit_status, root_options
 from voidbox.cli.complain import complain
-from voidbox.cli.kept_options import make_record
+from voidbox.cli.kept_options import make_record, parse_secrets
 from voidbox.cli.output import print_json
 from voidbox.cli.sandboxes import describe, open_store
 from voidbox.errors import AgentError, ConfigError, VoidboxError
@@ -34,7 +34,7 @@ def main(options: argparse.Namespace, command: tuple[str, ...], cmdline: str) ->
     if options.json and not options.detach:
         raise ConfigError("--json shows a sandbox that stays: it goes with --detach")
     with open_store() as store:
-        record = store.create(wanted)
+        record = store.create(wanted, parse_secrets(options.secret_env))
         if not options.detach:
             return _run_attached(store, record, options, command)
         _launch(store, record)

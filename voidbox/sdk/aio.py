@@ -73,7 +73,7 @@ class AsyncSandbox:
         self._endpoint = StoredEndpoint(store, record)
         agent = AsyncAgent(self._endpoint, store.secret(record.id), log=self._log)
         self._session = Session(
-            agent, record.name, record.envs, record.workdir, record.user, self._standstill,
+            agent, record.name, store.envs(record), record.workdir, record.user, self._standstill,
             record.workspace if record.workspace_mode in ("ro", "rw") else None,
         )  # fmt: skip
         self.commands = AsyncCommands(self._session)
@@ -87,7 +87,7 @@ class AsyncSandbox:
 
     def _standstill(self) -> tuple[bool, float]:
         with contextlib.suppress(VoidboxError):  # gone, say: whoever asks it learns how
-            record = self._store.read(self._id)
+            record = self._store.peek(self._id)
             return record.state is State.PAUSED, record.stood_still_s()
         return False, 0.0
 
@@ -116,6 +116,7 @@ class AsyncSandbox:
         memory: int | str | None = None,
         cpus: int = 1,
         envs: Mapping[str, str] | None = None,
+        secret_envs: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
         timeout: float | None = None,
         idle_timeout: float | None = None,
@@ -153,6 +154,7 @@ class AsyncSandbox:
             memory: MiB as a number, or text such as "512M".
             cpus: how many.
             envs: variables of every command.
+            secret_envs: more of them, whose values no record, log or list shows.
             metadata: text to text, for your own use; see get_info().
             timeout: the sandbox is ended after so many seconds.
             idle_timeout: it is stopped when no request was made, and no command has run, for so
@@ -209,6 +211,7 @@ class AsyncSandbox:
             memory=memory,
             cpus=cpus,
             envs=envs,
+            secret_envs=secret_envs,
             metadata=metadata,
             timeout=timeout,
             idle_timeout=idle_timeout,
@@ -228,7 +231,7 @@ class AsyncSandbox:
         )
         store = await asyncio.to_thread(Store, state_folder)
         parent_fd = None if detached else parent_pipe.reading_end()
-        launch = Launch(store, record, parent_fd)
+        launch = Launch(store, record, parent_fd, secret_envs)
         try:
             async with asyncio.timeout(limit_s):
                 record = await launch.run()

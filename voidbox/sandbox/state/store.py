@@ -6,8 +6,10 @@ state_folder for what is where.
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 
 from voidbox.errors import ConfigError, HostError, VoidboxError
@@ -17,7 +19,9 @@ from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.state_folder import (
     ALIVE,
     SECRET,
+    SECRET_ENVS,
     SOCKETS,
+    STATE,
     SUSPENDED,
     VSOCK,
     StateFolder,
@@ -53,6 +57,7 @@ class Store:
         self.folder = self._state.path
         self._holds: dict[str, Hold] = {}  # of sandboxes that live through us
         self._known: dict[str, SandboxRecord] = {}  # of those we adopted, as we last wrote it
+        self._peeked: dict[str, tuple[tuple[int, int, int], SandboxRecord]] = {}
 
     def close(self) -> None:
         """Let go of all sandboxes that live through this object. Idempotent."""
@@ -67,11 +72,16 @@ class Store:
 
     # One sandbox's life.
 
-    def create(self, record: SandboxRecord) -> SandboxRecord:
+    def create(
+        self, record: SandboxRecord, secret_envs: Mapping[str, str] | None = None
+    ) -> SandboxRecord:
         """Make a sandbox's folder and return its record, which has an ID, a CID and a name now.
 
         It counts as alive from here on: until release(), or the end of this process. By then its
         own process must have adopted it.
+
+        Args:
+            secret_envs: the values of those that the record has the names of.
 
         Raises:
             ConfigError: the name is no name, or is taken.
@@ -106,7 +116,7 @@ class Store:
             record.to_json()  # refuses what cannot be kept
             try:
                 self._state.save_allocations(allocations)
-                self._holds[id] = self._state.make_folder(record)
+                self._holds[id] = self._state.make_folder(record, secret_envs or {})
             except BaseException:
                 self._state.abandon(id)
                 raise
@@ -230,6 +240,21 @@ class Store:
 
     # Finding.
 
+    def peek(self, id: str) -> SandboxRecord:
+        """As read() of an ID, for who asks at each request: the file is read if it has changed.
+
+        A record is replaced by another file, brought to the disk before: no two look alike.
+        """
+        try:
+            status = os.stat(self._state.file(id, STATE))
+        except OSError:
+            return self.read(id)
+        mark = status.st_ino, status.st_mtime_ns, status.st_size
+        known = self._peeked.get(id)
+        if known is None or known[0] != mark:
+            known = self._peeked[id] = mark, self.read(id)
+        return known[1]
+
     def read(self, key: str) -> SandboxRecord:
         """Return the record of an ID, of a name, or of an ID's beginning (4 digits or more).
 
@@ -301,6 +326,25 @@ class Store:
             raise _unknown(id) from None
         except OSError as error:
             raise durable.failure("read", self.path(id, SECRET), error) from error
+
+    def envs(self, record: SandboxRecord) -> dict[str, str]:
+        """Return the variables of a sandbox's commands, the secret ones too.
+
+        Raises:
+            ConfigError: there is no such sandbox.
+            HostError: they cannot be read.
+        """
+        path = self.path(record.id, SECRET_ENVS)
+        try:
+            with open(path, "rb") as file:
+                found = dict(json.loads(file.read()))
+        except FileNotFoundError:  # it has none, or has ended
+            return dict(record.envs)
+        except OSError as error:
+            raise durable.failure("read", path, error) from error
+        except (ValueError, TypeError) as error:
+            raise HostError(f"{path} is damaged: make the sandbox again") from error
+        return {**record.envs, **found}
 
     def is_alive(self, id: str) -> bool:
         """Whether a process keeps the sandbox alive: its own, or for now the one that made it."""
