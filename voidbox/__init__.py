@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from voidbox.sdk.command_result import CommandResult, Output
     from voidbox.sdk.commands import CommandInfo
     from voidbox.sdk.info import SandboxInfo, SandboxMetrics
+    from voidbox.sdk.snapshots import SnapshotInfo
     from voidbox.sdk.sync import Sandbox
     from voidbox.sdk.watch import FileEvent
 
@@ -47,6 +48,7 @@ _MODULES = {
     "TransferResult": "voidbox.sandbox.transfer.transfer",
     "SandboxInfo": "voidbox.sdk.info",
     "SandboxMetrics": "voidbox.sdk.info",
+    "SnapshotInfo": "voidbox.sdk.snapshots",
     "RequestFailed": "voidbox.agent.call",
     "AgentError": "voidbox.errors",
     "CommandFailed": "voidbox.errors",
@@ -76,6 +78,7 @@ __all__ = [
     "SandboxInfo",
     "SandboxMetrics",
     "SandboxTimeout",
+    "SnapshotInfo",
     "TransferResult",
     "VoidboxError",
     "__version__",

@@ -52,7 +52,7 @@ def make_record(
     for given in (name, team):
         if given is not None:
             check_name(given)
-    for variable, value in _texts("envs", envs).items():
+    for variable, value in check_texts("envs", envs).items():
         if not variable or "=" in variable or "\0" in variable + value:
             raise ConfigError(f"envs: {variable!r}: {value!r}: no program can have such a variable")
     kernel_path = os.path.abspath(kernel) if kernel is not None else defaults.find_kernel()
@@ -72,8 +72,8 @@ def make_record(
         image=image.image,
         memory_bytes=memory_bytes(memory),
         cpus=cpus,
-        envs=image.envs(_texts("envs", envs)),
-        metadata=_texts("metadata", metadata),
+        envs=image.envs(check_texts("envs", envs)),
+        metadata=check_texts("metadata", metadata),
         workdir=image.workdir(workdir),
         user=image.user(user),
         timeout_s=None if timeout is None else check_seconds("timeout", timeout),
@@ -82,7 +82,7 @@ def make_record(
         team=team,
         is_owned=is_owned,
         cmdline=cmdline or "",
-        disks=tuple(str(parse_disk(text).at(os.getcwd())) for text in _words("disks", disks)),
+        disks=tuple(str(parse_disk(text).at(os.getcwd())) for text in check_words("disks", disks)),
         root=image.root.to_json() if image.root is not None else None,
         workspace=None if workspace is None else check_workspace(workspace),
         workspace_mode=workspace_mode,
@@ -150,10 +150,10 @@ def make_net(
         ConfigError: the arguments contradict each other, or one is no list.
     """
     rules: dict[str, object] = {
-        "allow": [*_words("allow", allow), *_words("", outbound_domain_allowlist)],
-        "deny": list(_words("deny", deny)),
+        "allow": [*check_words("allow", allow), *check_words("", outbound_domain_allowlist)],
+        "deny": list(check_words("deny", deny)),
         "allow_host_ports": _ports(allow_host_ports),
-        "publish": list(_words("publish", publish)),
+        "publish": list(check_words("publish", publish)),
     }
     if block_network:
         if any(rules.values()) or rate_bytes_s is not None or pcap is not None:
@@ -168,7 +168,8 @@ def make_net(
     return rules
 
 
-def _words(name: str, values: Sequence[str] | None) -> list[str]:
+def check_words(name: str, values: Sequence[str] | None) -> list[str]:
+    """Return a list of texts. Raises ConfigError for anything else."""
     name = name or "outbound_domain_allowlist"
     if isinstance(values, str) or not all(isinstance(value, str) for value in values or ()):
         raise ConfigError(f"{name}={values!r}: give a list of strings")
@@ -181,7 +182,8 @@ def _ports(values: Sequence[int] | None) -> list[int]:
     return list(values or ())
 
 
-def _texts(name: str, values: Mapping[str, str] | None) -> dict[str, str]:
+def check_texts(name: str, values: Mapping[str, str] | None) -> dict[str, str]:
+    """Return a dictionary of texts. Raises ConfigError for anything else."""
     if not isinstance(values, Mapping | None):
         raise ConfigError(f"{name}={values!r}: give a dictionary")
     found = dict(values or {})

@@ -21,7 +21,7 @@ from types import SimpleNamespace
 
 from voidbox.agent import connect
 from voidbox.agent.client import AgentClient
-from voidbox.errors import ConfigError
+from voidbox.errors import ConfigError, HostError
 from voidbox.event_loop import EventLoop
 from voidbox.sandbox.process import owner
 from voidbox.sandbox.process.heartbeat import Heartbeat
@@ -48,17 +48,17 @@ class FakeConsole:
 
 
 class FakeMachine:
-    """Ends with its agent; is paused by SIGSTOP."""
+    """Ends with its agent; is paused by SIGSTOP. A snapshot of it is the secret alone."""
 
     def __init__(self, config: MachineConfig, secret: bytes) -> None:
         assert config.vsock is not None
-        assert config.vsock.path is not None
         self.config = config
         self.console = FakeConsole()
         self.network = None
         self.is_paused = False
         self.loop = EventLoop(on_error=lambda error: None)
-        self._folder = os.path.dirname(config.vsock.path)
+        self._vsock_path = config.vsock.path
+        self._folder = sys.argv[1]
         self.agent_path = f"{self._folder}/agent.sock"
         self._secret = secret
         self._ended = threading.Event()
@@ -81,12 +81,44 @@ class FakeMachine:
         with open(f"{self._folder}/agent.pid", "w") as file:
             file.write(str(self._process.pid))
         self.console.say("the guest boots")
-        assert self.config.vsock is not None
-        assert self.config.vsock.path is not None
-        self._listener.bind(self.config.vsock.path)
+        if self._vsock_path is not None:
+            self.publish_vsock(self._vsock_path)
+        self._spawn(self._wait_for_agent)
+
+    def publish_vsock(self, path: str) -> None:
+        self._vsock_path = path
+        self._listener.bind(path)
         self._listener.listen()
-        for target in (self._serve, self._wait_for_agent):
-            self._spawn(target)
+        self._spawn(self._serve)
+
+    def snapshot(
+        self,
+        folder: str,
+        *,
+        stop: bool,
+        disks: str,
+        timeout_s: float,
+        extra: dict[str, bytes],
+        on_frozen: Callable[[], None] | None,
+    ) -> str:
+        mode = os.environ.get("FAKE_SNAPSHOT", "")
+        part = f"{folder}.part"
+        os.mkdir(part, 0o700)
+        if mode == "full":
+            raise HostError("cannot write memory: No space left on device", 28)
+        if mode == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if on_frozen is not None:
+            on_frozen()
+        if mode == "slow":
+            time.sleep(1)
+        for name, content in {"memory": b"", "machine.bin": b"", **extra}.items():
+            with open(f"{part}/{name}", "wb") as file:
+                file.write(content)
+        os.rename(part, folder)
+        if stop:
+            self.stop()
+        return f"stop={stop} disks={disks}"
 
     def _spawn(self, target: Callable[[], None]) -> None:
         thread = threading.Thread(target=target)
@@ -166,10 +198,9 @@ class FakeMachine:
         for thread in self._threads:
             thread.join()
         self.loop.close()
-        with suppress(FileNotFoundError):
-            assert self.config.vsock is not None
-            assert self.config.vsock.path is not None
-            os.unlink(self.config.vsock.path)
+        if self._vsock_path is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(self._vsock_path)
 
 
 def _copy(source: socket.socket, sink: socket.socket) -> None:
@@ -210,7 +241,9 @@ class FakeEndpoint:
 
 
 class FakeGuest:
-    def __init__(self, config: MachineConfig, secret: bytes) -> None:
+    def __init__(
+        self, config: MachineConfig, secret: bytes, snapshot: str | None = None, /
+    ) -> None:
         assert config.initramfs is not None
         with open(config.initramfs) as file:
             self._options = SimpleNamespace(**{"mode": "", **json.load(file)})
@@ -220,7 +253,9 @@ class FakeGuest:
             raise ZeroDivisionError("a bug")
         if self._options.mode == "nervous":  # notices a dead agent within a second
             owner.Heartbeat = partial(Heartbeat, period_s=0.1, answer_s=0.3)  # type: ignore[misc, assignment]
-        self._secret = secret
+        if snapshot is not None and os.environ.get("FAKE_RESTORE") == "bad":
+            raise HostError("the snapshot is of another CPU")
+        self.secret = secret
         self.machine = FakeMachine(config, secret)
 
     def connect(self, timeout_s: float, log: Callable[[str], None]) -> AgentClient:
@@ -230,7 +265,7 @@ class FakeGuest:
             self.machine.wait()
         if self._options.mode == "slow":
             self.machine.wait()
-        return connect.connect(FakeEndpoint(self.machine), self._secret, timeout_s, log)
+        return connect.connect(FakeEndpoint(self.machine), self.secret, timeout_s, log)
 
     def close(self) -> None:
         self.machine.close()
