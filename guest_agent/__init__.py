@@ -8,6 +8,8 @@ server       listens on vsock and on the second serial port
   connection   one client: frames in, requests started, frames out
     commands     EXEC, ATTACH, PROCESSES, KILL, RESIZE
       process      a child: its pipes or terminal, its end
+        time_limit   a command's, which stands still with the guest
+        cgroups      all that came of a command, wherever it went
     files        FILE_*: reads, writes, lists
       watch        FILE_WATCH by inotify
     system       METRICS, SET_CLOCK, SHUTDOWN

@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> int:
 def _run_guest() -> None:
     """Be PID 1: bring the guest up, serve, and end the machine, whatever happens."""
     from guest_agent import boot
+    from guest_agent.cgroups import Groups
 
     ends: list[bool] = []  # is it a reboot
     loop = Loop()
@@ -52,7 +53,7 @@ def _run_guest() -> None:
         # busybox's reboot sends SIGTERM to PID 1, its poweroff and halt SIGUSR2 and SIGUSR1.
         loop.catch(_SHUTDOWN_SIGNALS)
         loop.on_signal = lambda number: shut_down(number in (signal.SIGTERM, signal.SIGINT))
-        agent = Agent(loop, secret, shut_down, _load_identity)
+        agent = Agent(loop, secret, shut_down, _load_identity, Groups())
         serial_fd = boot.open_serial_line()
         if serial_fd is not None:
             agent.serve_serial(serial_fd)

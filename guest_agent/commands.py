@@ -8,12 +8,13 @@ import signal
 
 from guest_agent import arguments, protocol, spawn, users
 from guest_agent.connection import Connection, Request, RequestError
-from guest_agent.loop import Loop
 from guest_agent.process import Backlog, Process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from guest_agent.cgroups import Group, Groups
 
 WORKSPACE = "/workspace"
 ENDED_KEPT = 64  # background commands whose end and last output can still be asked for
@@ -23,17 +24,24 @@ _TERMINAL = "xterm-256color"
 class ProcessTable:
     """The commands that this agent started: all that run, and background ones that ended.
 
+    Args:
+        groups: makes cgroups for those with a time limit; None: there is nothing to make them of.
+
     Attributes:
         environment: of all commands, beside what each is given.
         keeps_foreground: a command in the foreground whose client leaves goes to the background:
             a snapshot is being made, in which it is to live on.
     """
 
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
+    def __init__(self, groups: Groups | None = None) -> None:
+        self._groups = groups
         self.environment: dict[str, str] = {}
         self.keeps_foreground = False
         self._processes: dict[int, Process] = {}
+
+    def make_group(self) -> Group | None:
+        """Return a cgroup for a command that is about to start, where there are any."""
+        return self._groups.make() if self._groups is not None else None
 
     def add(self, process: Process) -> None:
         """Keep a started command."""
@@ -129,21 +137,20 @@ class Exec(_Command):
         is_background = arguments.flag(values, "background")
         seconds = arguments.seconds(values, "timeout")
         program = _program(values, self.table.environment)
+        group = self.table.make_group() if seconds is not None else None
         try:
-            child = spawn.start(program)
-        except spawn.StartError as error:
-            self.result(
-                {
-                    "exit_code": error.exit_code,
-                    "signal": None,
-                    "timed_out": False,
-                    "error": str(error),
-                }
-            )
+            child = spawn.start(program, group)
+        except BaseException as error:
+            if group is not None:
+                group.put_away()
+            if not isinstance(error, spawn.StartError):
+                raise
+            end = {"exit_code": error.exit_code, "signal": None, "timed_out": False}
+            self.result({**end, "error": str(error)})
             return
         backlog = Backlog() if is_background else None
         self._direct = _Direct(self)
-        self.process = Process(self.loop, program, child, backlog or self._direct)
+        self.process = Process(self.loop, program, child, backlog or self._direct, group)
         self.table.add(self.process)
         if seconds is not None:
             self.process.limit_time(seconds)

@@ -10,9 +10,8 @@ import contextlib
 import os
 import time
 
-from guest_agent import syscalls
+from guest_agent import cgroups
 from guest_agent.loop import log
-from guest_agent.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,11 +60,7 @@ class Freezer:
                 _write(f"{group}/cgroup.freeze", b"0")
 
     def _is_ready(self) -> bool:
-        if not os.path.exists(f"{self._root}/cgroup.procs"):
-            if os.path.ismount(self._root):
-                return False  # cgroup v1, of somebody who needs it
-            flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
-            syscalls.mount("cgroup2", self._root, "cgroup2", flags)
+        cgroups.mount(self._root)
         with open(self._own, encoding="ascii") as file:
             is_in_root = "0::/\n" in file.readlines()
         if is_in_root:

@@ -14,11 +14,14 @@ from typing import NamedTuple, Protocol
 from guest_agent import protocol
 from guest_agent.loop import READ, WRITE, Loop, Timer
 from guest_agent.spawn import Child, Program, set_window_size
+from guest_agent.time_limit import TimeLimit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    from guest_agent.cgroups import Group
 
 KILL_GRACE_S = 2.0  # between the polite signal and SIGKILL
 # A terminal's last output reaches us a moment after the end of who wrote it.
@@ -51,12 +54,22 @@ class Input(NamedTuple):
 class Process:
     """One command.
 
+    Args:
+        group: what it and its descendants are in.
+
     Attributes:
         outlet: takes the output.
         end: what became of it, as in an EXEC's RESULT; None while it runs.
     """
 
-    def __init__(self, loop: Loop, program: Program, child: Child, outlet: Outlet) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        program: Program,
+        child: Child,
+        outlet: Outlet,
+        group: Group | None = None,
+    ) -> None:
         self.program = program
         self.pid = child.pid
         self.outlet = outlet
@@ -75,7 +88,8 @@ class Process:
         self._left: dict[int, int] = {}
         self._status: int | None = None
         self._is_timed_out = False
-        self._timer: Timer | None = None
+        self._group = group
+        self._timer: Timer | TimeLimit | None = None
         self._grace: Timer | None = None
         for fd in self._outputs:
             self._watch(fd)
@@ -211,13 +225,15 @@ class Process:
     # The end.
 
     def limit_time(self, seconds: float) -> None:
-        """End the command after so long."""
+        """End the command, with all that came of it, after so long."""
+        self._timer = TimeLimit(self._loop, seconds, self._expire)
 
-        def expire() -> None:
-            self._is_timed_out = True
-            self.terminate(signal.SIGTERM)
-
-        self._timer = self._loop.call_later(seconds, expire)
+    def _expire(self) -> None:
+        self._is_timed_out = True
+        if self._group is not None:  # also those that have left its process group
+            self._group.signal_strays(self.pid, signal.SIGTERM)
+            self._group.signal_strays(self.pid, signal.SIGCONT)
+        self.terminate(signal.SIGTERM)
 
     def kill(self, number: int) -> None:
         """Send a signal to the command and all that it started in its process group."""
@@ -241,6 +257,10 @@ class Process:
         self._status = status
         self._left = {fd: _TTY_BYTES_MAX if self._is_tty else _unread(fd) for fd in self._outputs}
         self._cancel_timer()
+        if self._group is not None:
+            if self._is_timed_out:
+                self._group.kill()
+            self._group.put_away()
         if self._is_tty:
             self._grace = self._loop.call_later(_TTY_GRACE_S, self._close_terminal)
         self._close_input()

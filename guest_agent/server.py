@@ -31,6 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from guest_agent.cgroups import Groups
     from guest_agent.identity import Identity
 
 AGENT_VERSION = "1"
@@ -54,6 +55,7 @@ class Agent:
         on_shutdown: called with True for a reboot.
         load_identity: returns what changes the guest itself, when it is first needed; None where
             the agent is a program of a machine that is not its own.
+        groups: see ProcessTable.
     """
 
     def __init__(
@@ -62,11 +64,12 @@ class Agent:
         secret: bytes,
         on_shutdown: Callable[[bool], None],
         load_identity: Callable[[], Identity] | None = None,
+        groups: Groups | None = None,
     ) -> None:
         self._loop = loop
         self._secret = Secret(secret)
         self._connections: set[Connection] = set()
-        table = ProcessTable(loop)
+        table = ProcessTable(groups)
         generation = Generation(loop, table, load_identity, self._adopt)
         self._handlers: dict[int, Callable[[Connection, int], Request]] = {
             protocol.EXEC: partial(Exec, table),

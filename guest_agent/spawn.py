@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+    from guest_agent.cgroups import Group
+
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # what a shell's exit status would be
 OPEN_FILES = (1024, 65536)  # soft and hard limit of what we start; the agent has more
@@ -65,9 +67,11 @@ class StartError(Exception):
         self.exit_code = exit_code
 
 
-def start(program: Program) -> Child:
+def start(program: Program, group: Group | None = None) -> Child:
     """Start a program in a session of its own.
 
+    Args:
+        group: what it and its descendants are to be in.
     Raises:
         StartError: it is not there or not executable.
         RequestError: its working folder cannot be entered.
@@ -79,7 +83,7 @@ def start(program: Program) -> Child:
         failure_read, failure_write = _opened(opened, os.pipe2(os.O_CLOEXEC))
         pid = os.fork()
         if pid == 0:
-            _become(program, theirs, failure_write)
+            _become(program, theirs, failure_write, group)
         for fd in {*theirs, failure_write}:
             opened.remove(fd)
             os.close(fd)
@@ -112,14 +116,22 @@ def _streams(
             os.fchown(slave, program.user.uid, program.user.gid)
             os.fchmod(slave, 0o620)
         return (master, master, -1), (slave, slave, slave)
-    out_read, out_write = _opened(opened, os.pipe2(os.O_CLOEXEC))
-    error_read, error_write = _opened(opened, os.pipe2(os.O_CLOEXEC))
+    out_read, out_write = _pipe(program, opened)
+    error_read, error_write = _pipe(program, opened)
     if program.has_stdin:
-        in_read, in_write = _opened(opened, os.pipe2(os.O_CLOEXEC))
+        in_read, in_write = _pipe(program, opened)
     else:
         (in_read,) = _opened(opened, (os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC),))
         in_write = -1
     return (in_write, out_read, error_read), (in_read, out_write, error_write)
+
+
+def _pipe(program: Program, opened: list[int]) -> tuple[int, ...]:
+    """Return both ends of a pipe that the program's user may open again by /dev/stdout."""
+    ends = _opened(opened, os.pipe2(os.O_CLOEXEC))
+    if os.geteuid() == 0:
+        os.fchown(ends[0], program.user.uid, program.user.gid)  # of the pipe: of both ends
+    return ends
 
 
 def set_window_size(fd: int, rows: int, columns: int) -> None:
@@ -127,11 +139,15 @@ def set_window_size(fd: int, rows: int, columns: int) -> None:
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
-def _become(program: Program, streams: tuple[int, int, int], failure_fd: int) -> NoReturn:
+def _become(
+    program: Program, streams: tuple[int, int, int], failure_fd: int, group: Group | None
+) -> NoReturn:
     """Turn this child into the program."""
     where = _ELSEWHERE
     try:
         os.setsid()
+        if group is not None:
+            group.join()
         if program.window_size is not None:
             fcntl.ioctl(streams[0], termios.TIOCSCTTY, 0)
         for target, fd in enumerate(streams):

@@ -15,7 +15,7 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 
 from voidbox.errors import HostError
 
@@ -37,6 +37,29 @@ class TimerHandle:
 
     def __lt__(self, other: TimerHandle) -> bool:
         return self.when_ns < other.when_ns
+
+
+class _Call:
+    """Work of another thread, which is run once or not at all."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.done = Event()
+        self.error: Exception | None = None
+        self._work = work
+        self._is_taken = Lock()
+
+    def run(self) -> None:
+        if self._is_taken.acquire(blocking=False):
+            try:
+                self._work()
+            except Exception as error:  # the caller's to handle
+                self.error = error
+            finally:
+                self.done.set()
+
+    def give_up(self) -> bool:
+        """Have it not run; False if it began already."""
+        return self._is_taken.acquire(blocking=False)
 
 
 class EventLoop:
@@ -105,6 +128,26 @@ class EventLoop:
             # Under the lock, so that close() cannot free the descriptor in between.
             if wake and not self._closed:
                 os.eventfd_write(self._wake_fd, 1)
+
+    def call(self, work: Callable[[], None], timeout_s: float) -> None:
+        """Run `work` on the loop and wait for it; here, if the loop's thread has ended.
+
+        Thread: any but the loop.
+
+        Raises:
+            HostError: the loop did not get to it in time; it will not run any more.
+            Exception: what `work` raised.
+        """
+        call = _Call(work)
+        self.call_soon(call.run)
+        deadline = time.monotonic() + timeout_s
+        while not call.done.wait(min(1.0, max(0.0, deadline - time.monotonic()))):
+            if not self._thread.is_alive():
+                call.run()
+            elif time.monotonic() >= deadline and call.give_up():
+                raise HostError(f"{self._thread.name} is busy and did not answer in {timeout_s} s")
+        if call.error is not None:
+            raise call.error
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> TimerHandle:
         """Run `callback` on the loop after `delay_s` seconds."""

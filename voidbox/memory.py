@@ -44,17 +44,27 @@ class MemoryRegion:
     Attributes:
         gpa: the first guest-physical address.
         size_bytes: its length.
-        fd: the memfd of shared memory, for another process to map; else -1.
+        fd: the memfd of shared memory, for another process to map; or the file that private memory
+            is a view of, whose pages become its own when they are written; else -1.
+        file_offset: where in that file the region begins.
+        is_shared: `fd` is a memfd.
         map: the whole region, as the object that KVM_SET_USER_MEMORY_REGION takes the address of.
         view: the same bytes, for slicing.
     """
 
-    def __init__(self, gpa: int, size_bytes: int, shared: bool) -> None:
+    def __init__(
+        self, gpa: int, size_bytes: int, shared: bool, file: tuple[int, int] | None = None
+    ) -> None:
         self.gpa = gpa
         self.size_bytes = size_bytes
         self.fd = -1
+        self.file_offset = 0
+        self.is_shared = shared
         try:
-            self.map = self._map_shared() if shared else self._map_private()
+            if file is not None:
+                self.map = self._map_file(*file)
+            else:
+                self.map = self._map_shared() if shared else self._map_private()
         except OSError as error:
             self._close_fd()
             raise HostError.from_errno(f"map {size_bytes >> 20} MiB", error.errno or 0) from error
@@ -75,6 +85,16 @@ class MemoryRegion:
         os.ftruncate(self.fd, self.size_bytes)
         return mmap.mmap(self.fd, self.size_bytes, flags=mmap.MAP_SHARED | _MAP_NORESERVE)
 
+    def _map_file(self, fd: int, offset: int) -> mmap.mmap:
+        # The size first: pages past the end of a file end the process that touches them.
+        if os.fstat(fd).st_size < offset + self.size_bytes:
+            raise HostError("the file of guest memory was cut short")
+        self.fd = os.dup(fd)
+        self.file_offset = offset
+        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+        prot = mmap.PROT_READ | mmap.PROT_WRITE
+        return mmap.mmap(fd, self.size_bytes, flags=flags, prot=prot, offset=offset)
+
     def _close_fd(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
@@ -93,16 +113,21 @@ class GuestMemory:
     Args:
         size_bytes: a multiple of 4,096.
         shared: back it by memfds, which other processes can map, at the price of huge pages.
+        file_fd: have it begin as this file, the regions back to back; what is written is not
+            written there.
     """
 
-    def __init__(self, size_bytes: int, shared: bool = False) -> None:
+    def __init__(self, size_bytes: int, shared: bool = False, file_fd: int | None = None) -> None:
         if size_bytes <= 0 or size_bytes % PAGE_BYTES:
             raise ValueError(f"guest memory of {size_bytes} bytes is no multiple of a page")
         self.size_bytes = size_bytes
         self.regions: list[MemoryRegion] = []
         try:
+            offset = 0
             for gpa, length in layout(size_bytes):
-                self.regions.append(MemoryRegion(gpa, length, shared))
+                file = None if file_fd is None else (file_fd, offset)
+                self.regions.append(MemoryRegion(gpa, length, shared, file))
+                offset += length
         except HostError:
             self.close()
             raise

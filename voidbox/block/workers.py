@@ -71,11 +71,10 @@ class Workers:
         with self._lock:
             return bool(self._jobs or self._running)
 
-    def drain(self) -> None:
-        """Return when every job is done."""
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Return when every job is done; False if that takes longer."""
         with self._lock:
-            while self._jobs or self._running:
-                self._is_idle.wait()
+            return self._is_idle.wait_for(lambda: not (self._jobs or self._running), timeout_s)
 
     def cancel(self) -> None:
         """Forget the jobs that no thread has begun, and return when the others are done."""

@@ -24,6 +24,14 @@ class PciHostBridge:
     def __init__(self) -> None:
         self._address = 0
 
+    def state(self) -> int:
+        """Return CONFIG_ADDRESS; the vCPUs are paused."""
+        return self._address
+
+    def restore(self, address: int) -> None:
+        """Continue with a CONFIG_ADDRESS. Before the machine's start."""
+        self._address = address & _ones(4)
+
     def read(self, offset: int, width: int) -> int:
         """Read the address back, or a register of the addressed function."""
         if offset < _DATA_OFFSET:

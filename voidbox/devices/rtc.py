@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 RTC_PORT = 0x70
 RTC_PORTS = 2
@@ -30,6 +31,13 @@ def _bcd(value: int) -> int:
     return value // 10 << 4 | value % 10
 
 
+class RtcState(NamedTuple):
+    """The clock's registers. The time is the host's, and right by itself."""
+
+    selected: int
+    control: int
+
+
 class Rtc:
     """Index port 0x70, data port 0x71. Times are BCD unless the guest sets RTC_DM_BINARY.
 
@@ -43,6 +51,15 @@ class Rtc:
         self._now_s = now_s
         self._index = 0
         self._control = _RTC_24H
+
+    def state(self) -> RtcState:
+        """Return the registers; the vCPUs are paused."""
+        return RtcState(self._index, self._control)
+
+    def restore(self, state: RtcState) -> None:
+        """Continue from a state. Before the machine's start."""
+        self._index = state.selected & 0x7F
+        self._control = state.control & _RTC_DM_BINARY | _RTC_24H
 
     def read(self, offset: int, width: int) -> int:
         """Read the register that the index selects; the index itself cannot be read back."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Lock
+from typing import NamedTuple
 
 COM1_PORT, COM1_GSI = 0x3F8, 4
 COM2_PORT, COM2_GSI = 0x2F8, 3
@@ -50,6 +51,19 @@ _OUTPUT_BYTES_LOST = OUTPUT_BYTES_MAX + (4 << 10)  # what a guest sends that doe
 INPUT_BYTES_MAX = 4 << 10
 # A driver polls LSR once before it sends; so many times in a row is waiting for input.
 _LSR_POLLS_OF_A_READER = 64
+
+
+class SerialState(NamedTuple):
+    """A UART at rest: registers, and the bytes on their way in both directions."""
+
+    ier: int
+    lcr: int
+    mcr: int
+    scr: int
+    divisor: int
+    fifo_enabled: bool
+    input: bytes
+    output: bytes
 
 
 class Serial:
@@ -89,6 +103,40 @@ class Serial:
         self._mcr = 0
         self._scr = 0
         self._divisor = 1
+
+    # --- snapshots -------------------------------------------------------------------------------
+
+    def state(self) -> SerialState:
+        """Return the registers and what is on its way. Thread: any."""
+        with self._lock:
+            return SerialState(
+                self._ier, self._lcr, self._mcr, self._scr, self._divisor, self._fifo_enabled,
+                bytes(self._input), bytes(self._output),
+            )  # fmt: skip
+
+    def restore(self, state: SerialState) -> None:
+        """Continue from a state. Before the machine's start; then raise_line() is due."""
+        with self._lock:
+            self._ier = state.ier & 0x0F
+            self._lcr = state.lcr & 0xFF
+            self._mcr = state.mcr & 0x1F
+            self._scr = state.scr & 0xFF
+            self._divisor = state.divisor & 0xFFFF
+            self._fifo_enabled = state.fifo_enabled
+            self._input[:] = state.input[:INPUT_BYTES_MAX]
+            self._output[:] = state.output[:_OUTPUT_BYTES_LOST]
+            # Whether this interrupt was taken is not known: a driver that waits for it would do so
+            # for ever, and one that does not finds nothing to send.
+            self._thr_empty_pending = len(self._output) < OUTPUT_BYTES_MAX
+
+    def raise_line(self) -> None:
+        """Have the line of a new interrupt controller say what the registers do."""
+        with self._lock:
+            self._irq_level = self._interrupt_cause() != UART_IIR_NO_INT
+            self._set_irq(self._irq_level)
+            has_output = bool(self._output)
+        if has_output:
+            self.on_output()
 
     # --- the host's side -------------------------------------------------------------------------
 

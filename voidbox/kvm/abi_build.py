@@ -129,6 +129,22 @@ struct kvm_userspace_memory_region {
 };
 
 struct kvm_pit_config { uint32_t flags; uint32_t pad[15]; };
+struct kvm_pit_channel_state {
+    uint32_t count;
+    uint16_t latched_count;
+    uint8_t count_latched, status_latched, status;
+    uint8_t read_state, write_state, write_latch;
+    uint8_t rw_mode, mode, bcd, gate;
+    int64_t count_load_time;
+};
+struct kvm_pit_state2 {
+    struct kvm_pit_channel_state channels[3];
+    uint32_t flags;
+    uint32_t reserved[9];
+};
+struct kvm_irqchip { uint32_t chip_id; uint32_t pad; char chip[512]; };
+struct kvm_device_attr { uint32_t flags; uint32_t group; uint64_t attr; uint64_t addr; };
+struct kvm_msr_list { uint32_t nmsrs; uint32_t indices[]; };
 struct kvm_irq_level { uint32_t irq; uint32_t level; };
 struct kvm_irqfd {
     uint32_t fd;

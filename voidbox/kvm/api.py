@@ -29,6 +29,7 @@ def _iowr(nr: int, ctype: str) -> int:
 # System ioctls, on /dev/kvm
 KVM_GET_API_VERSION = _io(0x00)
 KVM_CREATE_VM = _io(0x01)
+KVM_GET_MSR_INDEX_LIST = _iowr(0x02, "struct kvm_msr_list")
 KVM_CHECK_EXTENSION = _io(0x03)
 KVM_GET_VCPU_MMAP_SIZE = _io(0x04)
 KVM_GET_SUPPORTED_CPUID = _iowr(0x05, "struct kvm_cpuid2")
@@ -40,6 +41,8 @@ KVM_SET_TSS_ADDR = _io(0x47)
 KVM_SET_IDENTITY_MAP_ADDR = _iow(0x48, "uint64_t")
 KVM_CREATE_IRQCHIP = _io(0x60)
 KVM_IRQ_LINE = _iow(0x61, "struct kvm_irq_level")
+KVM_GET_IRQCHIP = _iowr(0x62, "struct kvm_irqchip")
+KVM_SET_IRQCHIP = _ior(0x63, "struct kvm_irqchip")  # the header has it as _IOR
 KVM_REGISTER_COALESCED_MMIO = _iow(0x67, "struct kvm_coalesced_mmio_zone")
 KVM_UNREGISTER_COALESCED_MMIO = _iow(0x68, "struct kvm_coalesced_mmio_zone")
 KVM_IRQFD = _iow(0x76, "struct kvm_irqfd")
@@ -47,6 +50,9 @@ KVM_CREATE_PIT2 = _iow(0x77, "struct kvm_pit_config")
 KVM_IOEVENTFD = _iow(0x79, "struct kvm_ioeventfd")
 KVM_SET_CLOCK = _iow(0x7B, "struct kvm_clock_data")
 KVM_GET_CLOCK = _ior(0x7C, "struct kvm_clock_data")
+
+KVM_GET_PIT2 = _ior(0x9F, "struct kvm_pit_state2")
+KVM_SET_PIT2 = _iow(0xA0, "struct kvm_pit_state2")
 
 # vCPU ioctls
 KVM_RUN = _io(0x80)
@@ -69,11 +75,16 @@ KVM_GET_VCPU_EVENTS = _ior(0x9F, "struct kvm_vcpu_events")
 KVM_SET_VCPU_EVENTS = _iow(0xA0, "struct kvm_vcpu_events")
 KVM_GET_DEBUGREGS = _ior(0xA1, "struct kvm_debugregs")
 KVM_SET_DEBUGREGS = _iow(0xA2, "struct kvm_debugregs")
+KVM_SET_TSC_KHZ = _io(0xA2)
+KVM_GET_TSC_KHZ = _io(0xA3)
 KVM_GET_XSAVE = _ior(0xA4, "struct kvm_xsave")
 KVM_SET_XSAVE = _iow(0xA5, "struct kvm_xsave")
 KVM_GET_XCRS = _ior(0xA6, "struct kvm_xcrs")
 KVM_SET_XCRS = _iow(0xA7, "struct kvm_xcrs")
 KVM_KVMCLOCK_CTRL = _io(0xAD)
+KVM_SET_DEVICE_ATTR = _iow(0xE1, "struct kvm_device_attr")
+KVM_GET_DEVICE_ATTR = _iow(0xE2, "struct kvm_device_attr")
+KVM_HAS_DEVICE_ATTR = _iow(0xE3, "struct kvm_device_attr")
 
 KVM_CAP_IRQCHIP = 0
 KVM_CAP_USER_MEMORY = 3
@@ -92,12 +103,14 @@ KVM_CAP_VCPU_EVENTS = 41
 KVM_CAP_DEBUGREGS = 50
 KVM_CAP_XSAVE = 55
 KVM_CAP_XCRS = 56
+KVM_CAP_TSC_CONTROL = 60
 KVM_CAP_MAX_VCPUS = 66
 KVM_CAP_TSC_DEADLINE_TIMER = 72
 KVM_CAP_KVMCLOCK_CTRL = 76
 KVM_CAP_READONLY_MEM = 81
 KVM_CAP_IMMEDIATE_EXIT = 136
 KVM_CAP_COALESCED_PIO = 162
+KVM_CAP_XSAVE2 = 208
 
 KVM_EXIT_UNKNOWN = 0
 KVM_EXIT_EXCEPTION = 1
@@ -143,6 +156,14 @@ KVM_IOEVENTFD_FLAG_DEASSIGN = 1 << 2
 KVM_IRQFD_FLAG_DEASSIGN = 1 << 0
 KVM_IRQFD_FLAG_RESAMPLE = 1 << 1
 KVM_PIT_SPEAKER_DUMMY = 1
+KVM_IRQCHIP_PIC_MASTER = 0
+KVM_IRQCHIP_PIC_SLAVE = 1
+KVM_IRQCHIP_IOAPIC = 2
+KVM_CLOCK_TSC_STABLE = 2
+KVM_CLOCK_REALTIME = 1 << 2
+KVM_CLOCK_HOST_TSC = 1 << 3
+KVM_VCPU_TSC_CTRL = 0
+KVM_VCPU_TSC_OFFSET = 0
 KVM_MEM_LOG_DIRTY_PAGES = 1 << 0
 KVM_MEM_READONLY = 1 << 1
 KVM_CPUID_FLAG_SIGNIFCANT_INDEX = 1 << 0

@@ -14,6 +14,7 @@ from voidbox.kvm.vm import Vm
 
 KVM_DEVICE = "/dev/kvm"
 _MAX_CPUID_ENTRIES = 1024
+_MAX_MSRS = 1024
 
 
 class Kvm(Handle):
@@ -59,6 +60,13 @@ class Kvm(Handle):
         cpuid.nent = _MAX_CPUID_ENTRIES
         self.ioctl("KVM_GET_SUPPORTED_CPUID", api.KVM_GET_SUPPORTED_CPUID, cpuid)
         return cpuid
+
+    def get_msr_index_list(self) -> list[int]:
+        """KVM_GET_MSR_INDEX_LIST: the MSRs that KVM keeps for a guest, but for the MTRRs."""
+        msrs = ffi.new("struct kvm_msr_list *", {"indices": _MAX_MSRS})
+        msrs.nmsrs = _MAX_MSRS
+        self.ioctl("KVM_GET_MSR_INDEX_LIST", api.KVM_GET_MSR_INDEX_LIST, msrs)
+        return list(msrs.indices[0 : msrs.nmsrs])
 
     def create_vm(self) -> Vm:
         """KVM_CREATE_VM, of the default machine type."""

@@ -14,6 +14,7 @@ from voidbox.kvm.handle import Handle, _ioctl
 
 _KERNEL_SIGSET_BYTES = 8  # the kernel's sigset_t has 64 bits; libc's is larger
 _MAX_CPUID_ENTRIES = 1024
+_MAX_MSRS = 255  # a call takes fewer than MAX_IO_MSRS
 
 
 class Vcpu(Handle):
@@ -21,17 +22,22 @@ class Vcpu(Handle):
 
     Attributes:
         kvm_run: `struct kvm_run *`, shared with the kernel.
+        cpuid: `struct kvm_cpuid2 *` as it was set; what KVM_GET_CPUID2 gives back is changed by
+            what the guest does, and by some KVMs beyond that.
         run_view: the same memory and what follows it (port data, the coalesced ring), as bytes.
     """
 
     def __init__(self, fd: int, vcpu_id: int, mmap_bytes: int) -> None:
         super().__init__(fd)
         self.vcpu_id = vcpu_id
+        self.cpuid: Any = None
         try:
             self._map = mmap.mmap(fd, mmap_bytes)
         except OSError as error:
             super().close()
             raise HostError.from_errno("map kvm_run", error.errno or 0) from error
+        # A process forked off to write a snapshot must not keep the VM alive.
+        self._map.madvise(mmap.MADV_DONTFORK)
         self._buffer = ffi.from_buffer(self._map)
         self.kvm_run = ffi.cast("struct kvm_run *", self._buffer)
         self.run_view = memoryview(self._map)
@@ -93,6 +99,22 @@ class Vcpu(Handle):
         """KVM_SET_SREGS."""
         self.ioctl("KVM_SET_SREGS", api.KVM_SET_SREGS, sregs)
 
+    def read_msrs(self, indices: Iterable[int]) -> tuple[dict[int, int], list[int]]:
+        """KVM_GET_MSRS for as many as KVM has: values by index, and those that it refused."""
+        left = list(indices)
+        values: dict[int, int] = {}
+        refused: list[int] = []
+        while left:
+            entries = [(index, 0, 0) for index in left[:_MAX_MSRS]]
+            msrs = ffi.new("struct kvm_msrs *", {"nmsrs": len(entries), "entries": entries})
+            done = self.ioctl("KVM_GET_MSRS", api.KVM_GET_MSRS, msrs)
+            values.update((entry.index, entry.data) for entry in msrs.entries[0:done])
+            if done < len(entries):
+                refused.append(left[done])
+                done += 1
+            del left[:done]
+        return values, refused
+
     def get_msrs(self, indices: Iterable[int]) -> dict[int, int]:
         """KVM_GET_MSRS: values by index.
 
@@ -110,7 +132,8 @@ class Vcpu(Handle):
             HostError: KVM refused one of them; the message names it.
         """
         entries = [(index, 0, value) for index, value in values]
-        self._msrs("KVM_SET_MSRS", api.KVM_SET_MSRS, entries)
+        for start in range(0, len(entries), _MAX_MSRS):
+            self._msrs("KVM_SET_MSRS", api.KVM_SET_MSRS, entries[start : start + _MAX_MSRS])
 
     def _msrs(self, name: str, request: int, entries: list[tuple[int, int, int]]) -> Any:
         msrs = ffi.new("struct kvm_msrs *", {"nmsrs": len(entries), "entries": entries})
@@ -186,11 +209,44 @@ class Vcpu(Handle):
         cpuid = ffi.new("struct kvm_cpuid2 *", {"entries": _MAX_CPUID_ENTRIES})
         cpuid.nent = _MAX_CPUID_ENTRIES
         self.ioctl("KVM_GET_CPUID2", api.KVM_GET_CPUID2, cpuid)
+        # Some kernels leave nent as it was, with empty entries behind the real ones, and
+        # KVM_SET_CPUID2 then fails (E2BIG). No real last entry is all zeroes.
+        entry_bytes = ffi.sizeof("struct kvm_cpuid_entry2")
+        while cpuid.nent and not any(ffi.buffer(cpuid.entries + cpuid.nent - 1, entry_bytes)[:]):
+            cpuid.nent -= 1
         return cpuid
 
     def set_cpuid2(self, cpuid: Any) -> None:
         """KVM_SET_CPUID2, once, before the first KVM_RUN."""
         self.ioctl("KVM_SET_CPUID2", api.KVM_SET_CPUID2, cpuid)
+        self.cpuid = cpuid
+
+    def get_tsc_khz(self) -> int:
+        """KVM_GET_TSC_KHZ: the frequency of the guest's TSC."""
+        return self.ioctl("KVM_GET_TSC_KHZ", api.KVM_GET_TSC_KHZ)
+
+    def set_tsc_khz(self, khz: int) -> None:
+        """KVM_SET_TSC_KHZ."""
+        self.ioctl("KVM_SET_TSC_KHZ", api.KVM_SET_TSC_KHZ, khz)
+
+    def get_tsc_offset(self) -> int | None:
+        """KVM_GET_DEVICE_ATTR: guest TSC - host TSC, as an unsigned 64-bit number.
+
+        None before Linux 5.16, which has no such attribute.
+        """
+        value = ffi.new("uint64_t *")
+        try:
+            self.ioctl("KVM_GET_DEVICE_ATTR", api.KVM_GET_DEVICE_ATTR, _tsc_offset(value))
+        except HostError as error:
+            if error.errno in (errno.ENXIO, errno.ENOTTY, errno.EINVAL):
+                return None
+            raise
+        return int(value[0])
+
+    def set_tsc_offset(self, offset: int) -> None:
+        """KVM_SET_DEVICE_ATTR: see get_tsc_offset()."""
+        value = ffi.new("uint64_t *", offset)
+        self.ioctl("KVM_SET_DEVICE_ATTR", api.KVM_SET_DEVICE_ATTR, _tsc_offset(value))
 
     def kvmclock_ctrl(self) -> None:
         """KVM_KVMCLOCK_CTRL: tell the guest that it was paused, against soft-lockup reports.
@@ -208,3 +264,11 @@ class Vcpu(Handle):
             ffi.release(self._buffer)
             self._map.close()
         super().close()
+
+
+def _tsc_offset(value: Any) -> Any:
+    """Return `struct kvm_device_attr *`; `value` is a uint64_t * that must outlive the call."""
+    return ffi.new(
+        "struct kvm_device_attr *",
+        (0, api.KVM_VCPU_TSC_CTRL, api.KVM_VCPU_TSC_OFFSET, int(ffi.cast("uintptr_t", value))),
+    )

@@ -106,6 +106,29 @@ class Vm(Handle):
         argument.flags = flags
         self.ioctl("KVM_IOEVENTFD", api.KVM_IOEVENTFD, argument)
 
+    def check_extension(self, capability: int) -> int:
+        """KVM_CHECK_EXTENSION on this VM: some answers depend on it."""
+        return self.ioctl("KVM_CHECK_EXTENSION", api.KVM_CHECK_EXTENSION, capability)
+
+    def get_irqchip(self, chip_id: int) -> Any:
+        """KVM_GET_IRQCHIP: `struct kvm_irqchip *` of one of KVM_IRQCHIP_*."""
+        chip = ffi.new("struct kvm_irqchip *")
+        chip.chip_id = chip_id
+        self.ioctl("KVM_GET_IRQCHIP", api.KVM_GET_IRQCHIP, chip)
+        return chip
+
+    def set_irqchip(self, chip: Any) -> None:
+        """KVM_SET_IRQCHIP."""
+        self.ioctl("KVM_SET_IRQCHIP", api.KVM_SET_IRQCHIP, chip)
+
+    def get_pit2(self) -> Any:
+        """KVM_GET_PIT2: `struct kvm_pit_state2 *`."""
+        return self.get("KVM_GET_PIT2", api.KVM_GET_PIT2, "struct kvm_pit_state2 *")
+
+    def set_pit2(self, pit: Any) -> None:
+        """KVM_SET_PIT2; its timers begin to run."""
+        self.ioctl("KVM_SET_PIT2", api.KVM_SET_PIT2, pit)
+
     def register_coalesced_mmio(self, address: int, length: int, pio: bool = False) -> None:
         """KVM_REGISTER_COALESCED_MMIO: writes here are queued in a ring and do not exit."""
         self.ioctl(

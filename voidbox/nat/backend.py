@@ -10,12 +10,14 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from voidbox.errors import ConfigError
 from voidbox.loop_api import Loop, TimerHandle
 from voidbox.nat.forwards import Forward, Forwards
-from voidbox.nat.refusal_log import RefusalLog
+from voidbox.nat.limited_log import LimitedLog
+from voidbox.nat.outside import NoResolvers, Outside
 from voidbox.nat.resolvers import HostResolvers, read_resolvers
 from voidbox.nat.sockets import HostSockets
 from voidbox.net.addresses import NetworkConfig
@@ -24,8 +26,9 @@ from voidbox.net.dns import Forwarder
 from voidbox.net.line import RxFrames
 from voidbox.net.name_service import DNS_PORT, NameService
 from voidbox.net.pcap import PcapWriter
-from voidbox.net.policy import Policy
+from voidbox.net.policy import Gate, Policy
 from voidbox.net.stack import Header, Stack, StackStatistics
+from voidbox.net.tcp_table import FlowState
 
 _FLUSH_S = 1.0  # how old what is in the pcap file's buffer may get
 _BURST_S = 0.1  # of the rate: what may pass at once
@@ -51,6 +54,7 @@ class NatConfig(NamedTuple):
         rate_bytes_s: the most that passes, both directions together; None for no limit.
         resolvers: (address, port) of name servers; None for the host's own.
         network: the addresses on the line.
+        outside: who decides, resolves and makes sockets; None: this process.
     """
 
     allow: tuple[str, ...] = ()
@@ -61,6 +65,7 @@ class NatConfig(NamedTuple):
     rate_bytes_s: int | None = None
     resolvers: tuple[tuple[str, int], ...] | None = None
     network: NetworkConfig = NetworkConfig()
+    outside: Outside | None = None
 
     def make_policy(self) -> Policy:
         """Return the rules as a policy.
@@ -70,6 +75,18 @@ class NatConfig(NamedTuple):
         """
         self.network.validate()
         return Policy(self.allow, self.deny, self.allow_host_ports, self.network)
+
+
+def host_servers(config: NatConfig) -> list[tuple[str, int]]:
+    """Return the name servers: those of the configuration, else the host's own."""
+    if config.resolvers is not None:
+        return list(config.resolvers)
+    return [(address, DNS_PORT) for address in read_resolvers()]
+
+
+def make_forwarder(policy: Policy, servers: Sequence[tuple[str, int]]) -> Forwarder:
+    """Return a DNS forwarder, whose identifiers nobody guesses."""
+    return Forwarder(policy, len(servers), lambda: int.from_bytes(os.urandom(2), "little"))
 
 
 class NatBackend:
@@ -111,34 +128,49 @@ class NatBackend:
     def _build(self, config: NatConfig) -> None:
         if self._rate_bytes_s is not None and self._rate_bytes_s < 1:
             raise ConfigError(f"a rate of {self._rate_bytes_s} bytes a second: give at least 1")
-        policy = config.make_policy()
-        refusals = RefusalLog(self._loop, self._log)
-        self._resources.callback(refusals.close)
-        policy.on_refused = refusals.add
-        servers = config.resolvers
-        if servers is None:
-            servers = tuple((address, DNS_PORT) for address in read_resolvers())
-        self._sockets = HostSockets(self._loop, self._after)
-        resolvers = HostResolvers(self._loop, list(servers), self._replied, self._resolver_failed)
-        self._resources.callback(resolvers.close)
-        forwarder = Forwarder(policy, len(servers), lambda: int.from_bytes(os.urandom(2), "little"))
-        self._names = NameService(forwarder, resolvers)
+        log = LimitedLog(self._loop, self._log)
+        self._resources.callback(log.close)
+        listen_on = None
+        gate: Gate
+        if config.outside is not None:
+            gate, self._names, self._sockets = self._ask(config.outside)
+            listen_on = config.outside.listen
+        else:
+            gate = policy = config.make_policy()
+            policy.on_refused = lambda text: log.add(f"refused {text}")
+            self._sockets = HostSockets(self._loop, self._after)
+            self._names = self._resolve(config, policy)
         self._stack = Stack(
             config.network,
             self._sockets,
-            policy,
+            gate,
             self._names,
             DhcpServer(config.network),
             os.urandom(16),
             tap=self._capture if config.pcap is not None else None,
         )
+        self._stack.line.on_note = log.add
         self._resources.callback(self._stack.reset)
-        self.forwards = Forwards(self._loop, self._stack, self._sockets, self._after)
+        self.forwards = Forwards(self._loop, self._stack, self._sockets, self._after, listen_on)
         self._resources.callback(self.forwards.close)
         for forward in config.publish:
             self.forwards.add(forward)
         if config.pcap is not None:  # last: whatever is wrong, an older capture survives it
             self._open_pcap(config.pcap)
+
+    def _resolve(self, config: NatConfig, policy: Policy) -> NameService:
+        """Return a name service whose queries this process sends."""
+        servers = host_servers(config)
+        resolvers = HostResolvers(self._loop, servers, self._replied, self._resolver_failed)
+        self._resources.callback(resolvers.close)
+        return NameService(make_forwarder(policy, servers), resolvers)
+
+    def _ask(self, outside: Outside) -> tuple[Gate, NameService, HostSockets]:
+        """Return what asks another process."""
+        policy, forwarder = outside.attach(self._loop, partial(self._replied, 0))
+        self._resources.callback(outside.detach)
+        names = NameService(forwarder, NoResolvers())
+        return policy, names, HostSockets(self._loop, self._after, outside.open_connected)
 
     def _open_pcap(self, path: str) -> None:
         try:
@@ -184,9 +216,23 @@ class NatBackend:
             self._set_timer(now_ns)
         return done
 
+    def pause(self) -> None:
+        """Nothing is asked for before the next kick: sockets with data wait, unwatched."""
+        self._stack.pause()
+
     def reset(self) -> None:
         """The driver let go of the device."""
         self._stack.reset()
+
+    # Snapshots.
+
+    def flow_states(self) -> tuple[FlowState, ...]:
+        """Return the guest's TCP connections, for reset_flows()."""
+        return self._stack.flow_states()
+
+    def reset_flows(self, states: Sequence[FlowState]) -> None:
+        """Tell the guest of a restored machine that its connections of before are over."""
+        self._stack.reset_flows(states)
 
     # The rate: a token bucket, which may be overdrawn by one frame.
 

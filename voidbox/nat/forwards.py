@@ -66,20 +66,47 @@ def parse_forward(text: str) -> Forward:
     return Forward(host_ip, int(match[2]), int(match[3]), match[4] == "udp")
 
 
+def listen(forward: Forward) -> tuple[socket.socket, int]:
+    """Return a socket that is bound, and listens if it is TCP, and the host's port that it has.
+
+    Raises:
+        OSError: the host's port is taken, or not ours to take.
+    """
+    kind = socket.SOCK_DGRAM if forward.is_udp else socket.SOCK_STREAM
+    sock = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+    try:
+        if not forward.is_udp:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((forward.host_ip, forward.host_port))
+        if not forward.is_udp:
+            sock.listen(_BACKLOG)
+        return sock, sock.getsockname()[1]
+    except BaseException:
+        sock.close()
+        raise
+
+
 class Forwards:
     """All published ports of one guest. Thread: loop.
 
     Args:
         after: called when something was done that the guest must be told.
+        listen_on: makes the sockets; see listen().
     """
 
     def __init__(
-        self, loop: Loop, stack: Stack, sockets: HostSockets, after: Callable[[], None]
+        self,
+        loop: Loop,
+        stack: Stack,
+        sockets: HostSockets,
+        after: Callable[[], None],
+        listen_on: Callable[[Forward], tuple[socket.socket, int]] | None = None,
     ) -> None:
         self._loop = loop
         self._stack = stack
         self._sockets = sockets
         self._after = after
+        self._listen = listen_on or listen
         self._open: dict[Forward, _TcpForward | _UdpForward] = {}
 
     def add(self, forward: Forward) -> Forward:
@@ -88,19 +115,9 @@ class Forwards:
         Raises:
             HostError: the host's port is taken, or not ours to take.
         """
-        kind = socket.SOCK_DGRAM if forward.is_udp else socket.SOCK_STREAM
         try:
-            sock = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK)
+            sock, host_port = self._listen(forward)
         except OSError as error:
-            raise HostError.from_errno(f"publish {forward}", error.errno or 0) from error
-        try:
-            if not forward.is_udp:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((forward.host_ip, forward.host_port))
-            if not forward.is_udp:
-                sock.listen(_BACKLOG)
-        except OSError as error:
-            sock.close()
             reasons = {
                 errno.EADDRINUSE: "another program has that port: choose another",
                 errno.EACCES: "ports below 1024 need privileges: choose another",
@@ -108,7 +125,7 @@ class Forwards:
             }
             reason = reasons.get(error.errno or 0, error.strerror or "it failed")
             raise HostError(f"cannot publish {forward}: {reason}", error.errno or 0) from error
-        forward = forward._replace(host_port=sock.getsockname()[1])
+        forward = forward._replace(host_port=host_port)
         if forward.is_udp:
             self._open[forward] = _UdpForward(self._loop, sock, forward, self._stack, self._after)
         else:

@@ -15,6 +15,8 @@ from voidbox.net.addresses import format_address
 from voidbox.net.host import RESET, DatagramOwner, StreamOwner
 
 IOV_MAX = 1024
+# How often a silent far end is asked, once the guest's end is silent too.
+KEEP_ALIVE_S = 60
 _SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 _GONE = select.EPOLLHUP | select.EPOLLERR
 # struct linger { int l_onoff; int l_linger; };
@@ -80,6 +82,7 @@ class TcpSocket(_Watched):
     ) -> None:
         super().__init__(sock, loop, after)
         self._is_connected = is_connected
+        self._is_kept_alive = False
         if not is_connected:
             self._register(select.EPOLLOUT)
 
@@ -110,7 +113,7 @@ class TcpSocket(_Watched):
         if len(buffers) > IOV_MAX:
             buffers = buffers[:IOV_MAX]
         try:
-            return self._socket.sendmsg(buffers, (), _SEND_FLAGS)
+            return os.writev(self._fd, buffers)
         except BlockingIOError:
             return 0
         except OSError:
@@ -126,6 +129,19 @@ class TcpSocket(_Watched):
         if self._is_connected:
             mask = select.EPOLLIN if readable else 0
             self._register(mask | select.EPOLLOUT if writable else mask)
+
+    def is_broken(self) -> bool:
+        """See Stream."""
+        return bool(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def keep_alive(self) -> None:
+        """See Stream."""
+        if not self._is_kept_alive and self._fd >= 0:
+            self._is_kept_alive = True
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL):
+                    self._socket.setsockopt(socket.IPPROTO_TCP, option, KEEP_ALIVE_S)
 
     def close(self, is_reset: bool) -> None:
         """See Stream."""
@@ -151,7 +167,10 @@ class DatagramSocket(_Watched):
     def send(self, buffers: Sequence[memoryview | bytes]) -> int:
         """See Datagrams."""
         try:
-            self._socket.sendmsg(buffers, (), _SEND_FLAGS)
+            if any(buffers):
+                os.writev(self._fd, buffers)
+            else:  # writev(2) sends no empty datagram
+                self._socket.send(b"", _SEND_FLAGS)
         except BlockingIOError:
             return 0  # a full queue loses datagrams, as on any network
         except OSError as error:
@@ -176,30 +195,30 @@ class DatagramSocket(_Watched):
         self._close()
 
 
+# Takes a kind, SOCK_STREAM or SOCK_DGRAM, a protocol, an address and a port; see open_connected.
+OpenConnected = Callable[[int, int, int, int], socket.socket | int]
+
+
 class HostSockets:
     """Makes sockets for the stack: its Host.
 
     Args:
         after: called when a socket has told its owner something.
+        open_socket: makes them; this process by default.
     """
 
-    def __init__(self, loop: Loop, after: Callable[[], None]) -> None:
+    def __init__(
+        self, loop: Loop, after: Callable[[], None], open_socket: OpenConnected | None = None
+    ) -> None:
         self._loop = loop
         self._after = after
+        self._open = open_socket or open_connected
 
     def connect_tcp(self, address: int, port: int, owner: StreamOwner) -> TcpSocket | int:
         """See Host."""
-        try:
-            if is_own(address):
-                return errno.ECONNREFUSED
-            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        except OSError as error:
-            return error.errno or errno.EMFILE
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        error_number = _connect(sock, address, port)
-        if error_number not in (0, errno.EINPROGRESS):
-            sock.close()
-            return error_number
+        sock = self._open(socket.SOCK_STREAM, 0, address, port)
+        if isinstance(sock, int):
+            return sock
         stream = TcpSocket(sock, self._loop, self._after, is_connected=False)
         stream.owner = owner
         return stream
@@ -222,19 +241,31 @@ class HostSockets:
     def _open_datagrams(
         self, protocol: int, address: int, port: int, owner: DatagramOwner
     ) -> DatagramSocket | int:
-        try:
-            kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
-            sock = socket.socket(socket.AF_INET, kind, protocol)
-        except OSError as error:
-            return error.errno or errno.EMFILE
-        try:
-            error_number = errno.EACCES if is_own(address) else _connect(sock, address, port)
-        except OSError as error:
-            error_number = error.errno or errno.EMFILE
-        if error_number:
-            sock.close()
-            return error_number
+        sock = self._open(socket.SOCK_DGRAM, protocol, address, port)
+        if isinstance(sock, int):
+            return sock
         return DatagramSocket(sock, self._loop, self._after, owner)
+
+
+def open_connected(kind: int, protocol: int, address: int, port: int) -> socket.socket | int:
+    """Return a socket that is connected, or for TCP is being so; an errno in place of one.
+
+    Never blocks. Nothing is sent to the host's own addresses, loopback excepted.
+    """
+    is_tcp = kind == socket.SOCK_STREAM
+    try:
+        if is_own(address):
+            return errno.ECONNREFUSED if is_tcp else errno.EACCES
+        sock = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK, protocol)
+    except OSError as error:
+        return error.errno or errno.EMFILE
+    if is_tcp:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    error_number = _connect(sock, address, port)
+    if error_number and not (is_tcp and error_number == errno.EINPROGRESS):
+        sock.close()
+        return error_number
+    return sock
 
 
 def is_own(address: int) -> bool:

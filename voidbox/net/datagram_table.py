@@ -6,7 +6,7 @@ from voidbox.net import wire
 from voidbox.net.datagram_flows import DATAGRAM_BYTES_MAX, DatagramFlow, unreachable_code
 from voidbox.net.host import Datagrams, Host
 from voidbox.net.line import Line, RxFrames, quote
-from voidbox.net.policy import Policy
+from voidbox.net.policy import Gate
 from voidbox.net.wire import Ip
 
 DATAGRAM_FLOWS_MAX = 512
@@ -23,7 +23,7 @@ class DatagramTable:
         has_new_deadline: next_deadline_ns() may have become earlier; for the owner to clear.
     """
 
-    def __init__(self, line: Line, host: Host, policy: Policy) -> None:
+    def __init__(self, line: Line, host: Host, policy: Gate) -> None:
         self.flows: dict[Key, DatagramFlow] = {}
         self.has_new_deadline = False
         self._line = line

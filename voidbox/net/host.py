@@ -27,6 +27,14 @@ class Stream(Protocol):
         """Report to the owner when there is data (or the end), or room."""
         ...
 
+    def is_broken(self) -> bool:
+        """Whether it was ended by force; after its last byte recv_into() does not tell."""
+        ...
+
+    def keep_alive(self) -> None:
+        """It was silent for long: see that a far end that is gone is noticed. Idempotent."""
+        ...
+
     def close(self, is_reset: bool) -> None:
         """End it; with is_reset the far end gets a RST too."""
         ...

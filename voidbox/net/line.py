@@ -67,6 +67,7 @@ class Line:
         pending: flows with something to send.
         is_stalled: the guest had no buffer for the last frame.
         dropped: what was not served or not said, by reason.
+        on_note: takes a line for the log, about what a user may have to know.
         frames_to_guest, bytes_to_guest: so far.
     """
 
@@ -79,6 +80,7 @@ class Line:
         self.pending: deque[Flow] = deque()
         self.is_stalled = False
         self.dropped: Counter[str] = Counter()
+        self.on_note: Callable[[str], None] = lambda text: None
         self.frames_to_guest = self.bytes_to_guest = 0
         self._tap = tap
         self._ports = count()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Protocol
 
-from voidbox.net.dns import Action, Forwarder, Reply, SendTcp, SendUdp
+from voidbox.net.dns import Action, Reply, SendTcp, SendUdp
 from voidbox.net.dns_message import QUERY_BYTES_MAX, ParseError, Splitter, frame
 from voidbox.net.host import RESET, StreamOwner
 
@@ -26,6 +26,18 @@ class Resolvers(Protocol):
         ...
 
 
+class NameForwarder(Protocol):
+    """What decides about queries and replies, here or in another process; see dns.Forwarder."""
+
+    def query(
+        self, source_key: Hashable, message: bytes, is_tcp: bool, now_ns: int
+    ) -> list[Action]: ...
+    def reply(self, server_idx: int, message: bytes, now_ns: int) -> list[Action]: ...
+    def failed(self, server_idx: int, ids: Iterable[int] | None, now_ns: int) -> list[Action]: ...
+    def expire(self, now_ns: int) -> list[Action]: ...
+    def next_deadline_ns(self) -> int | None: ...
+
+
 class NameService:
     """Thread: loop.
 
@@ -33,7 +45,7 @@ class NameService:
         send_datagram: set by the stack: sends a message to a UDP port of the guest.
     """
 
-    def __init__(self, forwarder: Forwarder, resolvers: Resolvers) -> None:
+    def __init__(self, forwarder: NameForwarder, resolvers: Resolvers) -> None:
         self.send_datagram: Callable[[int, bytes], None] = lambda port, message: None
         self._forwarder = forwarder
         self._resolvers = resolvers
@@ -142,6 +154,13 @@ class NameStream:
 
     def watch(self, readable: bool, writable: bool) -> None:
         """See Stream: the owner is told at once."""
+
+    def is_broken(self) -> bool:
+        """See Stream."""
+        return self._is_broken
+
+    def keep_alive(self) -> None:
+        """See Stream: there is no far end."""
 
     def close(self, is_reset: bool) -> None:
         """See Stream: late answers go nowhere."""

@@ -27,7 +27,7 @@ knows its address, or another name of it, needs no resolving. To shut something 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from voidbox.errors import ConfigError
 from voidbox.net.addresses import NetworkConfig, format_address
@@ -99,6 +99,22 @@ _NAME_SERVER = Verdict(True, "the name server")
 _OWN_NETWORK = Verdict(False, "closed: the guest's own network")
 _HOST_PORT = Verdict(True, "a port in allow_host_ports")
 _NO_HOST_PORT = Verdict(False, "closed: the host, a port that is not in allow_host_ports")
+
+
+class Gate(Protocol):
+    """What the stack asks of a policy, which another process may have."""
+
+    def target(self, protocol: str, address: int, port: int, now_ns: int) -> int | None:
+        """Return the host's address for one that the guest may reach, None for another."""
+        ...
+
+    def is_neighbour(self, address: int) -> bool:
+        """See Policy."""
+        ...
+
+    def statistics(self) -> PolicyStatistics:
+        """Return the counters."""
+        ...
 
 
 class Policy:

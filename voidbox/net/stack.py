@@ -12,6 +12,7 @@ bounded: flows by number, their data by windows, small frames by a queue.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from voidbox.buffers import clip, first_bytes, skip, write_bytes
@@ -25,9 +26,9 @@ from voidbox.net.fragment_table import FragmentTable
 from voidbox.net.host import Datagrams, Host, Stream
 from voidbox.net.line import Line, RxFrames, Tap
 from voidbox.net.name_service import DNS_PORT, NameService
-from voidbox.net.policy import Policy
+from voidbox.net.policy import Gate
 from voidbox.net.tcp_flow import HEADER_BYTES, TcpFlow
-from voidbox.net.tcp_table import TcpTable
+from voidbox.net.tcp_table import FlowState, TcpTable
 from voidbox.net.wire import Ip
 
 _IP_TYPE, _ARP_TYPE = wire.ETH_P_IP.to_bytes(2, "big"), wire.ETH_P_ARP.to_bytes(2, "big")
@@ -78,7 +79,7 @@ class Stack:
         self,
         config: NetworkConfig,
         host: Host,
-        policy: Policy,
+        policy: Gate,
         name_service: NameService,
         dhcp: DhcpServer,
         secret: bytes,
@@ -245,6 +246,11 @@ class Stack:
                 self._disarm()
         return done
 
+    def pause(self) -> None:
+        """The guest takes nothing for a while: as if it had no buffer, until transmit() works."""
+        self.line.is_stalled = True
+        self._disarm()
+
     def _disarm(self) -> None:
         """The guest takes nothing: sockets with data for it would keep the loop busy."""
         for flow in self.line.pending:
@@ -282,6 +288,16 @@ class Stack:
         else:
             self._datagrams.settle(flow)
         return True
+
+    # Snapshots.
+
+    def flow_states(self) -> tuple[FlowState, ...]:
+        """Return the guest's TCP connections, for reset_flows()."""
+        return self._tcp.flow_states()
+
+    def reset_flows(self, states: Sequence[FlowState]) -> None:
+        """Tell the guest of a restored machine that its connections of before are over."""
+        self._tcp.reset_flows(states)
 
     # Time.
 

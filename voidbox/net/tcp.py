@@ -32,6 +32,7 @@ from voidbox.net.wire import (
 )
 
 U32 = 0xFFFF_FFFF
+_NEVER_NS = 1 << 63
 _HALF = 0x8000_0000
 MSS = MTU - IP_BYTES - TCP_BYTES  # ours, and the most that a segment of ours has
 MSS_DEFAULT = 536  # RFC 9293 §3.7.1, of a SYN without the option
@@ -45,7 +46,12 @@ RETRIES_MAX_ENDS = 5  # of a SYN or a FIN: a minute
 PROBE_NS = 500_000_000
 SILENCE_NS = 240_000_000_000  # probes without any answer
 CONNECT_NS = 30_000_000_000
+# How long a guest may say nothing until it is asked whether it still has the connection: Linux's
+# tcp_keepalive_time, and after the end of one side its tcp_fin_timeout. A kernel that forgot the
+# connection, as it does when its program has closed it, answers by RST.
 IDLE_NS = 7200_000_000_000
+HALF_CLOSED_NS = 60_000_000_000
+KEEPALIVE_INTVL_NS, KEEPALIVE_PROBES = 75_000_000_000, 9
 DUPLICATE_ACKS = 3
 # With so much room left the guest needs no segment of its own about a larger window: the next
 # acknowledgement tells it. Else every connection's first data would be answered twice.
@@ -100,6 +106,7 @@ _CAN_SEND = (State.ESTABLISHED, State.CLOSE_WAIT)
 _CAN_RECEIVE = (State.ESTABLISHED, State.FIN_WAIT_1, State.FIN_WAIT_2)
 _FIN_SENT = (State.FIN_WAIT_1, State.CLOSING, State.LAST_ACK)
 _GUEST_ENDED = (State.CLOSE_WAIT, State.CLOSING, State.LAST_ACK)
+_HALF_CLOSED = (State.CLOSE_WAIT, State.FIN_WAIT_2)
 
 
 class Payload(NamedTuple):
@@ -141,6 +148,7 @@ class Connection:
         ack_due: the guest is owed an acknowledgement or a new window.
         reset_due: the connection ended in a way that the guest must be told by RST.
         ended_by_fin: it is over, and both sides said so.
+        last_ns: when the guest last said something.
         deadline_ns: when on_time() is to be called; None for never.
     """
 
@@ -150,7 +158,6 @@ class Connection:
         "_is_ack_delayed",
         "_is_probe_due",
         "_is_scaled",
-        "_last_ns",
         "_our_fin_seq",
         "_receive_bytes",
         "_reset_seq",
@@ -167,6 +174,7 @@ class Connection:
         "ended_by_fin",
         "held_bytes",
         "iss",
+        "last_ns",
         "mss",
         "rcv_adv",
         "rcv_nxt",
@@ -204,7 +212,7 @@ class Connection:
         self._is_probe_due = False
         self._reset_seq: int | None = None
         self._retries = 0
-        self._last_ns = now_ns  # when the guest last said something
+        self.last_ns = now_ns
         self._is_ack_delayed = False
         self._unacked_bytes = 0  # received since the last acknowledgement
 
@@ -241,7 +249,9 @@ class Connection:
         state = _TRANSITIONS.get((self.state, event))
         if state is not None:
             self.state = state
-            if state is State.CLOSED:
+            if state in _HALF_CLOSED:
+                self.deadline_ns = min(self.deadline_ns or _NEVER_NS, self.last_ns + HALF_CLOSED_NS)
+            elif state is State.CLOSED:
                 self.deadline_ns = None
                 self.ended_by_fin = event is not Event.ABORT
 
@@ -261,6 +271,24 @@ class Connection:
     def is_closing(self) -> bool:
         """Whether a new SYN may take its place: we have said that we end, and the guest knows."""
         return self.state in (State.FIN_WAIT_2, State.CLOSING, State.LAST_ACK)
+
+    @property
+    def is_half_closed(self) -> bool:
+        """Whether one side has ended, and the other may go on for as long as it likes."""
+        return self.state in _HALF_CLOSED
+
+    def is_quiet(self, now_ns: int) -> bool:
+        """Whether nothing was said for so long that both ends are to be asked."""
+        return now_ns - self.last_ns >= self._quiet_ns
+
+    @property
+    def _quiet_ns(self) -> int:
+        return HALF_CLOSED_NS if self.state in _HALF_CLOSED else IDLE_NS
+
+    @property
+    def host_has_ended(self) -> bool:
+        """Whether the host's end has said that it sent everything."""
+        return self._wants_fin
 
     @property
     def guest_has_ended(self) -> bool:
@@ -313,7 +341,7 @@ class Connection:
 
     def receive(self, tcp: Tcp, payload_bytes: int, now_ns: int) -> Payload:
         """Take a segment (§3.10.7); returns what of its payload is new and has room."""
-        self._last_ns = now_ns
+        self.last_ns = now_ns
         if self.state is State.CONNECTING:
             if tcp.flags & TCP_RST and tcp.seq == self.rcv_nxt:
                 self._step(Event.ABORT)
@@ -464,7 +492,7 @@ class Connection:
         self.held(held_bytes)
 
     def _delay_ack(self) -> None:
-        when_ns = self._last_ns + DELAYED_ACK_NS
+        when_ns = self.last_ns + DELAYED_ACK_NS
         if not self._is_ack_delayed:
             self._is_ack_delayed = True
             if self.deadline_ns is None or self.deadline_ns > when_ns:
@@ -603,7 +631,7 @@ class Connection:
         if self.snd_max != self.snd_una:  # something is not acknowledged
             wait_ns = min(RTO_NS << self._retries, RTO_NS_MAX)
         else:
-            wait_ns = IDLE_NS
+            wait_ns = self._quiet_ns
         self.deadline_ns = now_ns + wait_ns
 
     def await_window(self, now_ns: int) -> None:
@@ -639,14 +667,23 @@ class Connection:
             else:
                 self._rewind()
             self._set_timer(now_ns)
-        elif now_ns - self._last_ns >= IDLE_NS:
-            self.abort()
+        elif self.is_quiet(now_ns):
+            self._keep_alive(now_ns)
         else:
-            self._set_timer(self._last_ns)
+            self._set_timer(self.last_ns)
+
+    def _keep_alive(self, now_ns: int) -> None:
+        """Ask whether the guest still has the connection (§3.8.4)."""
+        patience_ns = self._quiet_ns + KEEPALIVE_PROBES * KEEPALIVE_INTVL_NS
+        if now_ns - self.last_ns >= patience_ns:
+            self.abort()
+            return
+        self._is_probe_due = True
+        self.deadline_ns = now_ns + KEEPALIVE_INTVL_NS
 
     def _probe(self, now_ns: int) -> None:
         """Ask for the window. A guest that answers may keep it shut for as long as it likes."""
-        if self._retries == RETRIES_MAX and now_ns - self._last_ns >= SILENCE_NS:
+        if self._retries == RETRIES_MAX and now_ns - self.last_ns >= SILENCE_NS:
             self.abort()
             return
         self._retries = min(self._retries + 1, RETRIES_MAX)

@@ -169,6 +169,8 @@ class TcpFlow:
         self.readable |= readable
         if writable and self._held:
             self._flush()
+        if readable and self.connection.host_has_ended and self.stream and self.stream.is_broken():
+            self.connection.abort()
         self._on_change(self)
 
     def _flush(self) -> None:
@@ -191,6 +193,12 @@ class TcpFlow:
     def _pass_fin_on(self) -> None:
         if self.connection.take_fin() and self.stream is not None:
             self.stream.shutdown_write()
+
+    def on_time(self, now_ns: int) -> None:
+        """The connection's deadline has come."""
+        if self.stream is not None and self.connection.is_quiet(now_ns):
+            self.stream.keep_alive()
+        self.connection.on_time(now_ns, self.waits_for_window)
 
     def update_watch(self) -> None:
         """Ask the stream for what is of interest now."""

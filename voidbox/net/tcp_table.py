@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import errno
 import heapq
+from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import count
+from typing import NamedTuple
 
 from voidbox.net import wire
+from voidbox.net.addresses import format_address
 from voidbox.net.host import Host, Stream
 from voidbox.net.line import Line, quote
 from voidbox.net.name_service import NameService
-from voidbox.net.policy import Policy
-from voidbox.net.tcp import CONNECT_NS, U32, Connection
+from voidbox.net.policy import Gate
+from voidbox.net.tcp import CONNECT_NS, U32, Connection, State
 from voidbox.net.tcp_flow import TcpFlow, TimerEntry
 from voidbox.net.wire import Ip, Tcp
 
 TCP_FLOWS_MAX = 1024
+IDLE_MIN_NS = 60_000_000_000  # what was silent for so long may have to make room for others
 CONNECTING_MAX = 128
 CONNECT_PATIENCE_NS = 3_000_000_000  # then a connect() may have to make room for others
 # The first connections get windows that keep a fast stream going; the rest, ones that keep the
@@ -38,6 +42,23 @@ _OPENING = wire.TCP_SYN | wire.TCP_ACK | wire.TCP_RST
 Key = tuple[int, int, int]  # (guest's port, remote address, remote port)
 
 
+class FlowState(NamedTuple):
+    """A flow in a snapshot: enough to end it.
+
+    Attributes:
+        guest_port: the guest's.
+        address, port: whom the guest believes to talk to.
+        seq: the next sequence number that the guest expects.
+        ack: the next that is expected of it.
+    """
+
+    guest_port: int
+    address: int
+    port: int
+    seq: int
+    ack: int
+
+
 class TcpTable:
     """Thread: loop.
 
@@ -51,7 +72,7 @@ class TcpTable:
     """
 
     def __init__(
-        self, line: Line, host: Host, policy: Policy, names: NameService, secret: bytes
+        self, line: Line, host: Host, policy: Gate, names: NameService, secret: bytes
     ) -> None:
         self.flows: dict[Key, TcpFlow] = {}
         self.opened = 0
@@ -102,10 +123,6 @@ class TcpTable:
 
     def _open(self, head: bytes, ip: Ip, tcp: Tcp) -> None:
         key = (tcp.source_port, ip.destination, tcp.destination_port)
-        if len(self.flows) >= TCP_FLOWS_MAX:
-            self._line.drop("too many TCP connections")
-            self._refuse(key, tcp, 0)
-            return
         target = self._policy.target("TCP", ip.destination, tcp.destination_port, self._now_ns)
         if target is None:
             self._refuse(key, tcp, 0)
@@ -113,6 +130,9 @@ class TcpTable:
         is_dns = ip.destination == self._line.config.dns_ip
         if not is_dns and not self._may_connect():
             self._line.drop("too many TCP connections being opened")  # the guest asks again
+            return
+        if not self._make_room():
+            self._refuse(key, tcp, 0)
             return
         size = self._window_bytes()
         connection = Connection.accept(tcp, self._initial_seq(key), size, size, self._now_ns)
@@ -136,6 +156,34 @@ class TcpTable:
         self.flows[key] = flow
         self.opened += 1
         return flow
+
+    def _make_room(self) -> bool:
+        """Whether there may be one flow more. If need be that ends which was silent for longest."""
+        if len(self.flows) < TCP_FLOWS_MAX:
+            return True
+        idle = [flow for flow in self.flows.values() if self._is_idle(flow.connection)]
+        if not idle:
+            self._line.drop("too many TCP connections")
+            self._line.on_note(f"too many TCP connections: {TCP_FLOWS_MAX}, and none is idle")
+            return False
+        oldest = min(idle, key=lambda flow: flow.connection.last_ns)
+        silent_s = (self._now_ns - oldest.connection.last_ns) // 1_000_000_000
+        kind = "half-closed" if oldest.connection.is_half_closed else "idle"
+        self._line.drop("oldest idle TCP connection, for a new one")
+        remote = f"{format_address(oldest.remote[0])}:{oldest.remote[1]}"
+        self._line.on_note(
+            f"too many TCP connections: ended one, {kind} and silent for {silent_s} s, "
+            f"between the guest's port {oldest.guest_port} and {remote}"
+        )
+        oldest.connection.abort()
+        self._settle(oldest)
+        return True
+
+    def _is_idle(self, connection: Connection) -> bool:
+        if connection.is_half_closed:
+            return True
+        silent_ns = self._now_ns - connection.last_ns
+        return connection.state is State.ESTABLISHED and silent_ns >= IDLE_MIN_NS
 
     def _may_connect(self) -> bool:
         """Whether one more connect() may be under way. If need be the oldest goes, a black hole."""
@@ -169,18 +217,42 @@ class TcpTable:
 
     def _send_bare(self, key: Key, seq: int, ack: int, flags: int, window: int = 0) -> None:
         """Send a segment of no connection: there is none, or no longer."""
+        self._line.queue_frame(self._bare(key, seq, ack, flags, window))
+
+    def _bare(self, key: Key, seq: int, ack: int, flags: int, window: int = 0) -> bytes:
         line = self._line
         guest, remote = (line.guest_ip, key[0]), (key[1], key[2])
-        line.queue_frame(
-            wire.tcp_frame_header(line.link, remote, guest, seq, ack, flags, window, b"", 0, 0)
+        return wire.tcp_frame_header(line.link, remote, guest, seq, ack, flags, window, b"", 0, 0)
+
+    # Snapshots.
+
+    def flow_states(self) -> tuple[FlowState, ...]:
+        """Return what the guest would have to be told of each flow, were it gone."""
+        return tuple(
+            FlowState(*flow.key, flow.connection.snd_max, flow.connection.rcv_nxt)
+            for flow in self.flows.values()
+            # A SYN that nobody has answered is sent again, and opens a flow as the first one did.
+            if flow.connection.state is not State.CONNECTING
         )
+
+    def reset_flows(self, states: Sequence[FlowState]) -> None:
+        """Tell the guest of a restored machine that its connections of before are over.
+
+        A reader that is silent would wait for ever. The number is exact, for the guest is of the
+        same instant; if it is not, the guest asks (RFC 5961), and _refuse() answers.
+        """
+        for state in states[:TCP_FLOWS_MAX]:
+            key = (state.guest_port & 0xFFFF, state.address & U32, state.port & 0xFFFF)
+            flags = wire.TCP_RST | wire.TCP_ACK
+            # Past the limit on small frames: as many as there were flows, and once.
+            self._line.frames.append(self._bare(key, state.seq & U32, state.ack & U32, flags))
 
     # From the host.
 
     def open_to_guest(self, port: int, stream: Stream, now_ns: int) -> TcpFlow | None:
         """A program of the host wants a port of the guest; None if there are too many."""
         self._now_ns = now_ns
-        if len(self.flows) >= TCP_FLOWS_MAX:
+        if not self._make_room():
             return None
         gateway = self._line.config.gateway_ip
         source = self._line.gateway_port(lambda source: (port, gateway, source) in self.flows)
@@ -283,7 +355,7 @@ class TcpTable:
             flow.timer = None
             deadline_ns = flow.connection.deadline_ns
             if deadline_ns is not None and deadline_ns <= now_ns:
-                flow.connection.on_time(now_ns, flow.waits_for_window)
+                flow.on_time(now_ns)
                 self._settle(flow)
             else:
                 self._watch_time(flow)

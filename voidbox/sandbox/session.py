@@ -24,7 +24,10 @@ class Session:
         envs: variables of every command.
         workdir: where relative paths begin; /workspace by default.
         user: who commands and files belong to; the guest's "sandbox" by default.
-        is_paused: whether the guest stands still.
+        standstill: whether the guest stands still, and for how long it has done so all in all.
+
+    Attributes:
+        paused_s: how long it had stood still when a request was made last.
     """
 
     def __init__(
@@ -34,14 +37,15 @@ class Session:
         envs: Mapping[str, str] | None = None,
         workdir: str | None = None,
         user: str | None = None,
-        is_paused: Callable[[], bool] = lambda: False,
+        standstill: Callable[[], tuple[bool, float]] = lambda: (False, 0.0),
     ) -> None:
         self.agent = agent
         self.name = name
         self.envs = dict(envs or {})
         self.workdir = workdir
         self.user = user
-        self._is_paused = is_paused
+        self.paused_s = 0.0
+        self._standstill = standstill
 
     def path(self, path: str) -> str:
         """Return an absolute path of the guest."""
@@ -62,9 +66,14 @@ class Session:
             ConfigError: it makes no sense, or the sandbox is paused, so that nobody would answer.
         """
         limit_s = self.seconds(request_timeout)
-        if self._is_paused():
+        if self.is_paused():
             raise ConfigError(f"{self.name} is paused: resume() lets it go on")
         return limit_s
+
+    def is_paused(self) -> bool:
+        """Whether the guest stands still; looks at `paused_s` anew too."""
+        is_paused, self.paused_s = self._standstill()
+        return is_paused
 
     def seconds(self, request_timeout: float | None) -> float:
         """Return how long anything else may take.

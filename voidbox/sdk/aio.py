@@ -75,7 +75,7 @@ class AsyncSandbox:
         self._endpoint = StoredEndpoint(store, record)
         agent = AsyncAgent(self._endpoint, store.secret(record.id), log=self._log)
         self._session = Session(
-            agent, record.name, record.envs, record.workdir, record.user, self._is_paused
+            agent, record.name, record.envs, record.workdir, record.user, self._standstill
         )
         self.commands = AsyncCommands(self._session)
         self.files = AsyncFiles(self._session)
@@ -86,10 +86,11 @@ class AsyncSandbox:
     def _log(self, line: str) -> None:
         _logger.info("%s: %s", self._name, line)
 
-    def _is_paused(self) -> bool:
+    def _standstill(self) -> tuple[bool, float]:
         with contextlib.suppress(VoidboxError):  # gone, say: whoever asks it learns how
-            return self._store.read(self._id).state is State.PAUSED
-        return False
+            record = self._store.read(self._id)
+            return record.state is State.PAUSED, record.stood_still_s()
+        return False, 0.0
 
     @property
     def sandbox_id(self) -> str:

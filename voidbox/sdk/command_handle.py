@@ -55,6 +55,7 @@ class AsyncCommandHandle:
         self._what = what
         self._pid = pid
         self._timeout_s = timeout_s
+        self._paused_s = session.paused_s
         self._deadline = (
             None if timeout_s is None else time.monotonic() + timeout_s + _TIMEOUT_GRACE_S
         )
@@ -87,12 +88,20 @@ class AsyncCommandHandle:
         """How it ended; None while it runs, or while its output has not been read to the end."""
         return self._result
 
-    def _deadline_of(self, timeout: float | None) -> float | None:
-        """Return until when to wait: so long, and no longer than the command's own time limit."""
-        limits = [self._deadline] if self._deadline is not None else []
-        if timeout is not None:
-            limits.append(time.monotonic() + check_seconds("timeout", timeout))
+    def _first_of(self, given_up_at: float | None) -> float | None:
+        """Return until when to wait: until then, or until the command's own time limit."""
+        limits = (limit for limit in (self._deadline, given_up_at) if limit is not None)
         return min(limits, default=None)
+
+    def _is_to_go_on(self) -> bool:
+        """Whether its time limit is not over: pauses of the sandbox are no part of it."""
+        self._session.is_paused()
+        paused_s = self._session.paused_s - self._paused_s
+        if self._deadline is None or paused_s <= 0:
+            return False
+        self._paused_s = self._session.paused_s
+        self._deadline += paused_s
+        return left_s(self._deadline) > 0
 
     async def read(self, timeout: float | None = None) -> Output | None:
         """Return the next piece of output; None at the end.
@@ -103,8 +112,7 @@ class AsyncCommandHandle:
             AgentError: the guest or its agent is gone.
             SandboxTimeout: nothing came for so many seconds.
         """
-        limit_s = None if timeout is None else check_seconds("timeout", timeout)
-        return await self._read_until(None if limit_s is None else time.monotonic() + limit_s)
+        return await self._read_until(deadline_of(timeout))
 
     async def _read_until(self, deadline: float | None) -> Output | None:
         try:
@@ -161,20 +169,24 @@ class AsyncCommandHandle:
             CommandFailed: see check.
             AgentError: the guest or its agent is gone.
         """
-        deadline = self._deadline_of(timeout)
-        try:
-            async with asyncio.timeout(None if deadline is None else left_s(deadline)):
-                if self._pump is not None:
-                    await asyncio.shield(self._pump)
-                await self._read_all()
-        except TimeoutError:
-            if deadline != self._deadline:
-                raise SandboxTimeout(
-                    f"{self._what}: it still runs after {timeout:g} s of waiting"
-                ) from None
-            # The guest should have ended it: so it is not to be relied on.
-            self._call.cancel()
-            self._result = self._collector.result(Exit(None, signals.SIGKILL, True, ""))
+        given_up_at = deadline_of(timeout)
+        while self._result is None:
+            deadline = self._first_of(given_up_at)
+            try:
+                async with asyncio.timeout(None if deadline is None else left_s(deadline)):
+                    if self._pump is not None:
+                        await asyncio.shield(self._pump)
+                    await self._read_all()
+            except TimeoutError:
+                if deadline == given_up_at:
+                    raise SandboxTimeout(
+                        f"{self._what}: it still runs after {timeout:g} s of waiting"
+                    ) from None
+                if self._is_to_go_on():
+                    continue
+                # The guest should have ended it: so it is not to be relied on.
+                self._call.cancel()
+                self._result = self._collector.result(Exit(None, signals.SIGKILL, True, ""))
         assert self._result is not None
         self._result.check_time(self._what, self._timeout_s)
         if check:
@@ -231,6 +243,11 @@ class AsyncCommandHandle:
 
     async def __aexit__(self, *_: object) -> None:
         await self.detach()
+
+
+def deadline_of(timeout: float | None) -> float | None:
+    """Return when so many seconds will be over."""
+    return None if timeout is None else time.monotonic() + check_seconds("timeout", timeout)
 
 
 def left_s(deadline: float) -> float:

@@ -18,7 +18,7 @@ class SandboxInfo(NamedTuple):
         state: "creating", "running", "paused", "suspended", "stopping", "stopped" or "crashed".
         created_at, started_at, ended_at: in seconds since 1970; None for what has not happened.
             It was started when its machine was, a moment before its agent answered.
-        end_at: when its time limit ends it; None without one.
+        end_at: when its time limit ends it, were it not paused again; None without one.
         image: its name, or the path of its file.
         image_digest: "sha256:…" of an image that has a name; else "".
         envs: with those of the image.
@@ -64,7 +64,7 @@ class SandboxInfo(NamedTuple):
         """Return what users see of a record."""
         end_at = None
         if record.timeout_s is not None and record.started_at is not None:
-            end_at = record.started_at + record.timeout_s
+            end_at = record.started_at + record.timeout_s + record.stood_still_s()
         same = {name: getattr(record, name) for name in cls._fields if hasattr(record, name)}
         return cls(
             **same,

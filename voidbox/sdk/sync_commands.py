@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Concatenate, Literal, ParamSpec, Unpack, overload
 
 from voidbox.errors import SandboxTimeout
-from voidbox.sdk.command_handle import AsyncCommandHandle, OnText, left_s
+from voidbox.sdk.command_handle import AsyncCommandHandle, OnText, deadline_of, left_s
 from voidbox.sdk.command_result import CommandResult, Output
 from voidbox.sdk.commands import AsyncCommands, Command, RunOptions
 from voidbox.sdk.facade import Facade, blocking, blocking_as, documented_by
@@ -53,19 +52,22 @@ class CommandHandle(Facade[AsyncCommandHandle]):
     def wait(self, timeout: float | None = None, *, check: bool = False) -> CommandResult:
         """Wait for the end; see AsyncCommandHandle.wait()."""
         if any(self._callbacks.values()):
-            started, deadline = time.monotonic(), self._core._deadline_of(timeout)
+            given_up_at = deadline_of(timeout)
             while True:
+                deadline = self._core._first_of(given_up_at)
                 try:
                     output = run(self._core._read_until(deadline))
                 except SandboxTimeout:
+                    if deadline != given_up_at and self._core._is_to_go_on():
+                        continue
                     break  # wait() says whose time limit it was
                 if output is None:
                     break
                 callback = self._callbacks[output.stream]
                 if callback is not None and output.text:
                     callback(output.text)
-            if timeout is not None:
-                timeout = max(0.001, left_s(started + timeout))
+            if given_up_at is not None:
+                timeout = max(0.001, left_s(given_up_at))
         return run(self._core.wait(timeout, check=check))
 
     def __enter__(self) -> CommandHandle:

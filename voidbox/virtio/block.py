@@ -26,6 +26,7 @@ from typing import NamedTuple
 from voidbox.block.backend import Backend
 from voidbox.block.workers import Workers
 from voidbox.buffers import write_bytes
+from voidbox.errors import HostError
 from voidbox.virtio.block_config import (
     DISCARD_RANGES_MAX,
     DISCARD_SECTORS_MAX,
@@ -72,6 +73,8 @@ IN_PLACE_BYTES_MAX = 4 << 20
 # so many go to workers.
 SLOW_NS, SLOW_NS_PER_BYTE = 2_000_000, 10
 SLOW_REQUESTS = 32
+# How long a pause waits for requests that the host has not done.
+PAUSE_S = 10.0
 
 _NAMES = {
     VIRTIO_BLK_T_IN: "read",
@@ -158,6 +161,19 @@ class VirtioBlock:
         (self._queue,) = queues
         # §5.2.6.2: a driver that cannot flush is told that a write is done when it is on the disk.
         self._is_writethrough = not driver_features & VIRTIO_BLK_F_FLUSH
+
+    def pause(self) -> None:
+        """Wait for what is being read and written, and tell the driver of it.
+
+        Raises:
+            HostError: it takes too long.
+        """
+        if not self._workers.drain(PAUSE_S):
+            raise HostError(f"{self._name}: the host's disk did not answer in {PAUSE_S:g} s")
+        self._complete()
+
+    def resume(self) -> None:
+        """Nothing was stopped but what the transport calls."""
 
     def reset(self) -> None:
         """Wait for what is being read and written, and forget the queue and what it had asked."""

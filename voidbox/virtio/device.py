@@ -125,6 +125,21 @@ class VirtioDevice(Protocol):
         """The driver kicked a queue, or may have. Thread: loop."""
         ...
 
+    def pause(self) -> None:
+        """Finish what is under way: no chain is taken that was not returned, no interrupt owed.
+
+        Until resume(), or a reset, the device touches neither rings nor guest memory: the
+        transport calls nothing, and what else the device has running it stops. Thread: loop.
+
+        Raises:
+            HostError: it cannot, now; resume() is called all the same.
+        """
+        ...
+
+    def resume(self) -> None:
+        """Go on after pause(); every queue is notified afterwards. Thread: loop."""
+        ...
+
     def reset(self) -> None:
         """Forget transport and queues; activate() may come again. Thread: loop.
 

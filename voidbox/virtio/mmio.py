@@ -22,7 +22,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from voidbox.errors import ConfigError, GuestError
+from voidbox.errors import ConfigError, GuestError, HostError
 from voidbox.memory import GuestMemory
 from voidbox.virtio.device import (
     TRANSPORT_FEATURES,
@@ -132,6 +132,8 @@ class MmioTransport:
         # The loop thread's own.
         self._loop_thread_id: int | None = None
         self._active = False  # device.activate() was called, and reset() since then was not
+        self._is_paused = False
+        self._waiting: dict[Callable[[], None], None] = {}  # work that came while it was paused
         self._virtqueues: list[Virtqueue] = []
         self._restored: tuple[QueueState, ...] = ()
         self._notifications = 0
@@ -352,14 +354,18 @@ class MmioTransport:
             self._running = self._active = True
 
         def start() -> None:
+            is_restored = bool(self._restored)
             states = self._restored or self._fresh_queue_states()
             self._restored = ()
             self._virtqueues = [Virtqueue.from_state(s, memory=self._memory) for s in states]
             self._device.activate(self, self._driver_features, self._virtqueues)
+            if is_restored:
+                # One may have been owed for buffers that the driver can see already: nothing that
+                # the device does from here on would tell it of them.
+                self.interrupt_queues()
 
         self.run(start)
-        for queue_idx in range(len(self._virtqueues)):
-            self.notify(queue_idx)
+        self._notify_all()
 
     def _fresh_queue_states(self) -> tuple[QueueState, ...]:
         """The queues as the driver configured them, at index 0."""
@@ -432,19 +438,24 @@ class MmioTransport:
         with self._lock:
             self._running = False
             self._resetting = True
+        self._is_paused = False
+        self._waiting.clear()
         self._stop()
 
     # Kicks and device work. Thread: loop.
 
     def notify(self, queue_idx: int) -> None:
         """The driver kicked a queue: what the queue's ioeventfd calls."""
-        if queue_idx < len(self._virtqueues):
+        if queue_idx < len(self._virtqueues) and not self._is_paused:
             self._notifications += 1
             self.run(lambda: self._device.queue_notify(queue_idx))
 
     def run(self, work: Callable[[], None]) -> None:
         """Run device work, if the device is live: the one place where a GuestError ends."""
         if not self._running:
+            return
+        if self._is_paused:
+            self._waiting[work] = None
             return
         try:
             work()
@@ -454,6 +465,41 @@ class MmioTransport:
     def defer(self, work: Callable[[], None]) -> None:
         """Have the loop run(work) later: before a later activation, as calls keep their order."""
         self._call_soon(lambda: self.run(work))
+
+    def pause(self) -> None:
+        """Leave the rings and guest memory alone until resume(), with nothing under way.
+
+        What comes meanwhile waits: each piece of work once, and kicks not at all, for every queue
+        is looked at afterwards. Idempotent. Thread: loop.
+
+        Raises:
+            HostError: something under way does not end; the device goes on.
+        """
+        if self._is_paused:
+            return
+        if self._active and self._running:
+            try:
+                self._device.pause()
+            except BaseException:
+                self._device.resume()
+                raise
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Go on after pause(). Idempotent. Thread: loop."""
+        if not self._is_paused:
+            return
+        self._is_paused = False
+        if self._active:
+            self._device.resume()
+        waiting, self._waiting = list(self._waiting), {}
+        for work in waiting:
+            self.run(work)
+        self._notify_all()
+
+    def _notify_all(self) -> None:
+        for queue_idx in range(len(self._virtqueues)):
+            self.notify(queue_idx)
 
     # Interrupts. Thread: any.
 
@@ -512,7 +558,16 @@ class MmioTransport:
             )
 
     def state(self) -> MmioState:
-        """Snapshot registers and queues; the vCPUs are paused. Thread: loop."""
+        """Snapshot registers and queues; vCPUs and device are paused. Thread: loop.
+
+        Raises:
+            HostError: the device holds chains that it took.
+        """
+        for idx, queue in enumerate(self._virtqueues):
+            if not queue.is_idle:
+                raise HostError(
+                    f"virtio device {self._device.device_id} is at work on queue {idx}: try again"
+                )
         with self._lock:
             return MmioState(
                 device_id=self._device.device_id,
@@ -542,7 +597,7 @@ class MmioTransport:
         """Continue over restored memory; a live device is activated and kicked on the loop.
 
         Raises:
-            ConfigError: the snapshot is of another device.
+            ConfigError: the snapshot is of another device, or one that offered more.
         """
         if (state.device_id, len(state.queues)) != (device.device_id, len(device.queue_max_sizes)):
             raise ConfigError(
@@ -550,6 +605,7 @@ class MmioTransport:
                 f"queues where the machine has {device.device_id}: restore it with the same devices"
             )
         transport = cls(device, memory, pulse_irq, loop_call_soon, page, perform_writes)
+        transport._check_state(state)
         transport._status = state.status
         transport._device_features_sel = state.device_features_sel
         transport._driver_features_sel = state.driver_features_sel
@@ -562,8 +618,27 @@ class MmioTransport:
         transport._publish()
         if state.status == _RUNNING:
             loop_call_soon(transport._activate)
-        if state.interrupt_status:
+        elif state.interrupt_status:
             # It may be that the interrupt controller was saved before the pulse; one more is
             # harmless.
             loop_call_soon(pulse_irq)
         return transport
+
+    def _check_state(self, state: MmioState) -> None:
+        """Refuse what this voidbox could not have come to.
+
+        Raises:
+            ConfigError: a feature was dropped since, or a queue is larger than it can be.
+        """
+        what = f"the snapshot's virtio device {state.device_id}"
+        missing = state.driver_features & ~self._offered
+        if missing and state.status & VIRTIO_CONFIG_S_FEATURES_OK:
+            raise ConfigError(
+                f"{what} uses features {missing:#x}, which this voidbox does not offer: restore it "
+                "with the one that made it"
+            )
+        for queue, most in zip(state.queues, self._device.queue_max_sizes, strict=True):
+            if queue.ready and queue.size > most:
+                raise ConfigError(f"{what} has a queue of {queue.size}, where {most} is the most")
+        if len(state.virtqueues) not in (0, len(state.queues)):
+            raise ConfigError(f"{what} has {len(state.virtqueues)} queues of {len(state.queues)}")

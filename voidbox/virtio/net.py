@@ -198,6 +198,10 @@ class FrameBackend(Protocol):
         """
         ...
 
+    def pause(self) -> None:
+        """No transmit() comes before the next notification: do not ask for one again and again."""
+        ...
+
     def reset(self) -> None:
         """The driver let go of the device; start() may come again."""
         ...
@@ -320,6 +324,15 @@ class VirtioNet:
         """Serve both queues, unless a pass that will do so is under way."""
         if self._pair is not None:
             self._pair.kick()
+
+    def pause(self) -> None:
+        """Tell the driver of what was sent, and take nothing from sockets."""
+        if self._pair is not None:
+            self._pair.tell()
+        self._backend.pause()
+
+    def resume(self) -> None:
+        """The notification that follows starts the traffic."""
 
     def reset(self) -> None:
         """Forget the queues, and every buffer of theirs."""

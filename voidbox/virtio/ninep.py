@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 
 from voidbox.buffers import clip, first_bytes, skip, write_bytes
-from voidbox.errors import GuestError
+from voidbox.errors import GuestError, HostError
 from voidbox.ninep.numbers import P9_TWRITE
 from voidbox.ninep.server import REQUEST_BYTES_MAX, Server
 from voidbox.ninep.session import MSIZE_MAX
@@ -33,6 +33,9 @@ VIRTIO_9P_MOUNT_TAG = 1 << 0
 TAG_BYTES_MAX = 32
 # struct virtio_9p_config { __virtio16 tag_len; __u8 tag[]; };
 _TAG_LEN = struct.Struct("<H")
+
+# How long a pause waits for a read or write that the host has begun.
+PAUSE_S = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +147,7 @@ class VirtioNinep:
         self._queue: Virtqueue | None = None  # behind the gate
         self._session_epoch = 0  # the worker's: which the server's session is of
         self._is_closing = False
+        self._is_paused = False  # the gate's lock is held
         self._thread: threading.Thread | None = None
         self.kick_fd = os.eventfd(0, os.EFD_CLOEXEC)
 
@@ -169,6 +173,22 @@ class VirtioNinep:
         """Pass a kick on that came another way."""
         os.eventfd_write(self.kick_fd, 1)
 
+    def pause(self) -> None:
+        """Keep the worker out of the queue and guest memory.
+
+        Raises:
+            HostError: it is there, and the host's file system does not let it go on.
+        """
+        if not self._gate.lock.acquire(timeout=PAUSE_S):
+            raise HostError(f"a shared folder's file system did not answer in {PAUSE_S:g} s")
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Let the worker go on."""
+        if self._is_paused:
+            self._is_paused = False
+            self._gate.lock.release()
+
     def reset(self) -> None:
         """Take the queue away; the session ends once the worker gets there."""
         self._take_away()
@@ -177,6 +197,7 @@ class VirtioNinep:
 
     def _take_away(self) -> None:
         """Returns when no data is under way to or from guest memory, and none will be."""
+        self.resume()
         with self._gate.lock:
             self._gate.epoch += 1
             self._transport = self._queue = None

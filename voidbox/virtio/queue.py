@@ -404,6 +404,15 @@ class Virtqueue:
         if not self.event_idx:
             self._used[0] = VRING_USED_F_NO_NOTIFY
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether every chain that was taken is returned, and the driver can see it."""
+        return self._next_avail == self._next_used == self._published
+
+    def seek(self, idx: int) -> None:
+        """Go on at `idx` in both rings: where somebody else, who served the queue, has left it."""
+        self._next_avail = self._next_used = self._published = idx & 0xFFFF
+
     def state(self) -> QueueState:
         """Snapshot the queue. Chains taken but not returned are the device's to remember."""
         return QueueState(

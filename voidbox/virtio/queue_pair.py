@@ -103,6 +103,10 @@ class QueuePair:
 
     def _on_time(self) -> None:
         self._is_timer_set = False
+        self.tell()
+
+    def tell(self) -> None:
+        """Tell the driver now of what it was to hear a little later."""
         if self._is_interrupt_owed:
             self._is_interrupt_owed = False
             self._transport.interrupt_queues()

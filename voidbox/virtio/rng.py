@@ -45,6 +45,12 @@ class VirtioRng:
         self._transport = transport
         (self._queue,) = queues
 
+    def pause(self) -> None:
+        """A pass is never left half done."""
+
+    def resume(self) -> None:
+        """See pause()."""
+
     def reset(self) -> None:
         """Forget the queue."""
         self._transport = self._queue = None

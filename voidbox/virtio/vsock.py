@@ -66,6 +66,14 @@ class DataPlane(Protocol):
         """End every connection without a word to the guest."""
         ...
 
+    def pause(self) -> None:
+        """Leave rings and guest memory alone, with nothing under way, until resume()."""
+        ...
+
+    def resume(self) -> None:
+        """Go on after pause()."""
+        ...
+
     def stop(self) -> None:
         """End every connection and let go of the queues; start() may come again."""
         ...
@@ -149,6 +157,14 @@ class VirtioVsock:
             self._advance_reset()
         else:
             self._data_plane.kick(queue_idx)
+
+    def pause(self) -> None:
+        """Have the data plane stand still."""
+        self._data_plane.pause()
+
+    def resume(self) -> None:
+        """Have it go on."""
+        self._data_plane.resume()
 
     def reset(self) -> None:
         """The driver let go of the device."""
@@ -287,6 +303,14 @@ class PacketQueues:
     def reset_connections(self) -> None:
         """End every connection."""
         self._backend.reset()
+
+    def pause(self) -> None:
+        """Tell the driver of what was sent; the transport stops the rest."""
+        if self._pair is not None:
+            self._pair.tell()
+
+    def resume(self) -> None:
+        """The notification that follows starts the traffic."""
 
     def stop(self) -> None:
         """Forget queues and connections."""

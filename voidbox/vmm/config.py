@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from voidbox.boot import newc
@@ -11,6 +12,8 @@ from voidbox.errors import ConfigError
 from voidbox.memory import PAGE_BYTES
 
 if TYPE_CHECKING:  # a machine without a network starts sooner
+    import socket
+
     from voidbox.nat.backend import NatConfig
 
 CPUS_MAX = 8
@@ -90,11 +93,13 @@ class VsockConfig(NamedTuple):
         path: the Unix socket that host programs connect to; None for no other programs than this.
         is_vhost: let the host kernel's vhost-vsock carry the data; the address is then one of the
             whole host's, and `path` means nothing.
+        dial: connects to a host program for the guest; see vsock.unix. None: this process does.
     """
 
     cid: int = 3
     path: str | None = None
     is_vhost: bool = False
+    dial: Callable[[int], socket.socket] | None = None
 
     def validate(self) -> None:
         """Check the address; the path is checked when it is bound.

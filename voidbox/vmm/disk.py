@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from voidbox.block.open_disk import open_backend
+from voidbox.errors import HostError
 from voidbox.event_loop import EventLoop
 from voidbox.virtio.block import VirtioBlock
 from voidbox.vmm.config import DiskConfig
@@ -40,6 +41,19 @@ class Disk:
             HostError: the host gives none.
         """
         self._loop = self.loop = EventLoop(on_error, name=f"voidbox-{self._name}")
+
+    def flush(self) -> None:
+        """Bring what the guest has written into the files. While the device is paused.
+
+        Raises:
+            HostError: the host cannot.
+        """
+        try:
+            self._backend.flush()
+        except OSError as error:
+            raise HostError(
+                f"{self._name}: cannot flush: {error.strerror}", error.errno or 0
+            ) from error
 
     def close(self) -> None:
         """End the threads and close the files. Idempotent. After the slot's close()."""

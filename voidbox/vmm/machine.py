@@ -12,9 +12,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from voidbox.boot import acpi, cpu, layout, loader, newc
 from voidbox.devices.bus import Bus
@@ -56,7 +56,7 @@ from voidbox.memory import GuestMemory
 from voidbox.virtio.rng import VirtioRng
 from voidbox.vmm import requirements, vcpus
 from voidbox.vmm.coalesced import CoalescedRing
-from voidbox.vmm.config import MachineConfig, ShareConfig
+from voidbox.vmm.config import MachineConfig, ShareConfig, VsockConfig
 from voidbox.vmm.console import Console, wait_flushed
 from voidbox.vmm.outcome import EndReason, Outcome
 from voidbox.vmm.vcpu_thread import VcpuThread
@@ -68,8 +68,11 @@ if TYPE_CHECKING:  # imported where they are used: a machine without them starts
 
     from voidbox.nat.backend import NatBackend, NatConfig
     from voidbox.virtio.block_config import BlockStatistics
+    from voidbox.virtio.device import VirtioDevice
     from voidbox.vmm.disk import Disk
+    from voidbox.vmm.restore import Restore
     from voidbox.vmm.serial_port import SerialPort
+    from voidbox.vmm.snapshot import Parts, SnapshotReport
     from voidbox.vsock.unix import UnixBackend
 
 log = logging.getLogger(__name__)
@@ -82,6 +85,7 @@ _FLUSH_S = 1.0
 _GENERATION_ID_BYTES = 16
 _PUBLISH_S = 10.0
 _DRAIN_S = 0.1  # the longest that a coalesced write waits
+_PAUSE_S = 15.0  # for a device to finish what is under way, and for its loop to get there
 
 _POWER_REGISTERS = acpi.PowerRegisters(
     sleep_control_port=ACPI_PM_PORT + SLEEP_CONTROL_OFFSET,
@@ -133,9 +137,12 @@ class Machine:
         HostError: KVM is missing, forbidden or lacks something.
     """
 
-    def __init__(self, config: MachineConfig, kvm_path: str = KVM_DEVICE) -> None:
+    def __init__(
+        self, config: MachineConfig, kvm_path: str = KVM_DEVICE, restore: Restore | None = None
+    ) -> None:
         config.validate()
         self.config = config
+        self._restore = restore
         self.boot_timer = BootTimer()
         self._ended = threading.Event()
         self._end_lock = threading.Lock()  # covers _outcome's first setting and the kicks
@@ -150,6 +157,9 @@ class Machine:
         self.network: NatBackend | None = None
         self._disks: list[Disk] = []
         self._share_loops: list[EventLoop] = []
+        self._pause_lock = threading.RLock()  # whoever has the machine stand still, or go on
+        self._line_lock = threading.Lock()  # held by a snapshot that looks at the interrupt lines
+        self._snapshot_lock = threading.Lock()  # one snapshot at a time
         self._resources = contextlib.ExitStack()
         try:
             self._build(kvm_path)
@@ -163,7 +173,10 @@ class Machine:
         self._open_disks()
         kvm = own(contextlib.closing(Kvm(kvm_path)))
         requirements.check(kvm, self.config.cpus)
-        self.memory = own(GuestMemory(self.config.memory_bytes))
+        self._kvm = kvm
+        self.memory = own(self._make_memory())
+        if self._restore is not None:
+            self._resources.callback(self._restore.close)
         self._vm = own(contextlib.closing(kvm.create_vm()))
         self._vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP_GPA)
         self._vm.set_tss_addr(layout.KVM_TSS_GPA)
@@ -188,11 +201,20 @@ class Machine:
         self._attach_devices()
         self._attach_virtio()
         self._resources.callback(self.loop.stop)  # before anything that it serves goes away
-        self._load(kvm, handles)
+        self._handles = handles
+        if self._restore is not None:
+            self._restore.check_host(kvm, handles[0])
+        else:
+            self._load(kvm, handles)
         self._vcpus = Vcpus(
             VcpuThread(vcpu, self._ports, self._mmio, self._coalesced, self._end)
             for vcpu in handles
         )
+
+    def _make_memory(self) -> GuestMemory:
+        if self._restore is not None:
+            return self._restore.make_memory()
+        return GuestMemory(self.config.memory_bytes)
 
     def _load(self, kvm: Kvm, handles: list[Vcpu]) -> None:
         """Put the kernel and all that it is told into memory, and the first vCPU before it."""
@@ -221,13 +243,23 @@ class Machine:
                 self._resources.callback(disk.close)
                 self._disks.append(disk)
 
+    def _add_virtio(
+        self,
+        device: VirtioDevice,
+        kick_fds: Mapping[int, int] | None = None,
+        loop: EventLoop | None = None,
+    ) -> None:
+        """Put a device into the next slot, with what a snapshot has of it."""
+        state = self._restore.slot(len(self._slots)) if self._restore is not None else None
+        self._slots.add(device, kick_fds, loop, state)
+
     def _attach_virtio(self) -> None:
-        self._slots.add(VirtioRng())
+        self._add_virtio(VirtioRng())
         for disk in self._disks:
-            self._slots.add(disk.device, loop=disk.loop)
+            self._add_virtio(disk.device, loop=disk.loop)
             self._resources.callback(disk.loop.stop)
         if self.config.vsock is not None:
-            self._attach_vsock(*self.config.vsock)
+            self._attach_vsock(self.config.vsock)
         if self.config.net is not None:
             self._attach_network(self.config.net)
         for share in self.config.shares:
@@ -240,7 +272,9 @@ class Machine:
         self.network = NatBackend(config, self.loop, self._on_network_log)
         self._resources.callback(self.network.close)
         self._hang_ups.append(self.network.reset)
-        self._slots.add(
+        if self._restore is not None and self._restore.state.net is not None:
+            self.network.reset_flows(self._restore.state.net.flows)
+        self._add_virtio(
             VirtioNet(self.network, config.network.guest_mac, call_later=self.loop.call_later)
         )
 
@@ -257,30 +291,41 @@ class Machine:
         loop = EventLoop(self._on_loop_error, name=f"voidbox-{share.tag}")
         self._share_loops.append(loop)
         self._resources.callback(loop.close)  # before the device's, after which nothing is reset
-        self._slots.add(device, {0: device.kick_fd}, loop)
+        self._add_virtio(device, {0: device.kick_fd}, loop)
 
-    def _attach_vsock(self, cid: int, path: str | None, is_vhost: bool) -> None:
+    def _attach_vsock(self, config: VsockConfig) -> None:
         from voidbox.virtio.vsock import PacketQueues, VirtioVsock
 
-        if is_vhost:
+        cid = config.cid
+        if config.is_vhost:
             from voidbox.vsock.vhost import VhostVsock
 
             plane = VhostVsock(cid, self.memory, lambda region: host_address(region.map))
             self._resources.callback(plane.close)
             self._hang_ups.append(plane.hang_up)
-            self._slots.add(VirtioVsock(cid, plane), dict(enumerate(plane.kick_fds)))
+            device = VirtioVsock(cid, plane)
+            self._add_virtio(device, dict(enumerate(plane.kick_fds)))
         else:
             from voidbox.vsock.unix import UnixBackend
 
-            self._unix_backend = UnixBackend(path, cid, self.loop)
+            saved = self._restore.state.vsock if self._restore is not None else None
+            next_port = saved.next_port if saved is not None else 0
+            self._unix_backend = UnixBackend(config.path, cid, self.loop, next_port, config.dial)
             self._resources.callback(self._unix_backend.close)
             self._hang_ups.append(self._unix_backend.reset)
-            self._slots.add(
-                VirtioVsock(cid, PacketQueues(self._unix_backend, self.loop.call_later))
-            )
+            device = VirtioVsock(cid, PacketQueues(self._unix_backend, self.loop.call_later))
+            self._add_virtio(device)
+        if self._restore is not None:
+            device.transport_reset()
 
     def _attach_devices(self) -> None:
-        serial = Serial(partial(self._vm.irq_line, COM1_GSI))
+        self._serial = serial = Serial(partial(self._vm.irq_line, COM1_GSI))
+        self._serial_line: Serial | None = None
+        self._rtc, self._pci = Rtc(), PciHostBridge()
+        if self._restore is not None:
+            serial.restore(self._restore.state.console)
+            self._rtc.restore(self._restore.state.rtc)
+            self._pci.restore(self._restore.state.pci_address)
         self.console = Console(self.loop, serial)
         power = AcpiPower(
             on_power_off=lambda: self._end(Outcome(EndReason.POWER_OFF)),
@@ -293,8 +338,8 @@ class Machine:
         self._ports.attach(
             I8042_PORT, I8042_PORTS, I8042(lambda: self._end(Outcome(EndReason.RESET)))
         )
-        self._ports.attach(PCI_CONFIG_PORT, PCI_CONFIG_PORTS, PciHostBridge())
-        self._ports.attach(RTC_PORT, RTC_PORTS, Rtc())
+        self._ports.attach(PCI_CONFIG_PORT, PCI_CONFIG_PORTS, self._pci)
+        self._ports.attach(RTC_PORT, RTC_PORTS, self._rtc)
         self._ports.attach(ACPI_PM_PORT, ACPI_PM_PORTS, power)
         self._ports.attach(PVPANIC_PORT, PVPANIC_PORTS, panic)
         self._ports.attach(BOOT_TIMER_PORT, BOOT_TIMER_PORTS, self.boot_timer)
@@ -302,7 +347,9 @@ class Machine:
     def _attach_serial_line(self) -> None:
         from voidbox.vmm.serial_port import SerialPort
 
-        serial = Serial(partial(self._vm.irq_line, COM2_GSI))
+        self._serial_line = serial = Serial(partial(self._vm.irq_line, COM2_GSI))
+        if self._restore is not None and self._restore.state.serial_line is not None:
+            serial.restore(self._restore.state.serial_line)
         self._ports.attach(COM2_PORT, SERIAL_PORTS, serial)
         self._serial_port = SerialPort(self.loop, serial)
         self._resources.callback(self._serial_port.close)
@@ -318,7 +365,16 @@ class Machine:
         return CoalescedRing(vcpu.coalesced_ring(page_offset), self._ports, self._mmio)
 
     def start(self) -> None:
-        """Start the event loop and the vCPUs. Once."""
+        """Start the event loop and the vCPUs. Once.
+
+        Raises:
+            ConfigError: this host cannot go on with the snapshot that the machine is of.
+            HostError: the host gives no thread.
+        """
+        if self._restore is not None:
+            self._restore.start(self._vm, self._handles)
+            for serial in filter(None, (self._serial, self._serial_line)):
+                serial.raise_line()  # a new interrupt controller's lines are all low
         try:
             self.loop.start()
             for loop in (*(disk.loop for disk in self._disks), *self._share_loops):
@@ -358,16 +414,165 @@ class Machine:
         self._end(Outcome(EndReason.STOPPED))
 
     def pause(self) -> None:
-        """Halt the vCPUs; returns when none runs. Thread: any but the loop. Idempotent.
+        """Halt the vCPUs and the devices. Thread: any but a loop. Idempotent.
 
-        The host's side goes on: what devices have for the guest waits for it. Its clocks go on
-        too, as when a laptop is busy elsewhere. A machine that has ended ignores it.
+        When it returns, none runs, and nothing changes guest memory until resume(). What devices
+        have for the guest waits for it. Its clocks go on, as when a laptop is busy elsewhere. A
+        machine that has ended ignores it.
+
+        Raises:
+            HostError: a disk or a shared folder does not finish what it is at; all goes on.
         """
-        self._vcpus.pause()
+        with self._pause_lock:
+            was_paused = self.is_paused
+            self._vcpus.pause()
+            if self._started_ns is None:
+                return
+            try:
+                if self._coalesced is not None:
+                    self._coalesced.drain()
+                self._slots.pause(_PAUSE_S)
+            except BaseException:
+                if not was_paused:
+                    self.resume()
+                raise
 
     def resume(self) -> None:
-        """Let the vCPUs go on after pause(). Thread: any but the loop. Idempotent."""
+        """Let all go on after pause(). Thread: any but a loop. Idempotent."""
+        with self._pause_lock:
+            self._slots.resume()
+            self._vcpus.resume()
+
+    # Snapshots.
+
+    @classmethod
+    def from_snapshot(
+        cls,
+        folder: str,
+        config: MachineConfig,
+        *,
+        memory: Literal["lazy", "eager"] = "lazy",
+        kvm_path: str = KVM_DEVICE,
+    ) -> Machine:
+        """Make a machine that goes on where a snapshot's was; time does from start() on.
+
+        The guest finds that its connections are over, and all else as it was. Everything that the
+        host has of it is this machine's own: sockets, ports, overlays.
+
+        Args:
+            folder: the snapshot's.
+            config: the machine's, with as much memory, as many CPUs and the same devices as the
+                snapshot's. Kernel, initramfs and command line are not looked at. An overlay of a
+                disk that the snapshot has a copy of must not be there: it is made of the copy.
+            memory: see Restore.
+        Raises:
+            ConfigError: the snapshot cannot be restored here, or not with this `config`.
+            HostError: KVM is missing, forbidden or lacks something.
+        """
+        from voidbox.vmm.restore import Restore
+
+        config.validate()
+        restore = Restore(folder, config, memory)
+        try:
+            return cls(config, kvm_path, restore)
+        except BaseException:
+            restore.abort()
+            raise
+
+    def snapshot(
+        self,
+        folder: str,
+        *,
+        stop: bool = False,
+        disks: Literal["copy", "stay"] = "copy",
+        extra: Mapping[str, bytes] | None = None,
+        timeout_s: float = 300.0,
+    ) -> SnapshotReport:
+        """Save the machine, its memory and its disks as they are now. Thread: any but a loop.
+
+        It stands still for some milliseconds, while its state is read and a helper forked off,
+        which then writes the memory as it was; or, with `stop`, for as long as all takes, and ends
+        when it is done. Whatever fails, it goes on as before.
+
+        Args:
+            folder: is made, whole or not at all; until then `folder`.part is there.
+            disks: "stay": overlays are not copied, but must be what they were at the restore.
+            extra: more files for the folder.
+        Raises:
+            ConfigError: the folder is there; or the machine has what cannot be kept: a shared
+                folder, a disk without an overlay, a guest with virtual machines of its own.
+            HostError: another snapshot is being made, the machine has ended, a device is busy, the
+                files cannot be written, time ran out.
+        """
+        from voidbox.vmm import snapshot
+
+        if not self._snapshot_lock.acquire(blocking=False):
+            raise HostError("a snapshot of this machine is being made: wait for it")
+        try:
+            return snapshot.take(
+                self._snapshot_parts(),
+                snapshot.Control(
+                    self._pause_lock,
+                    lambda: self.is_paused,
+                    self._pause_living,
+                    self.resume,
+                    self._resume_but_disks,
+                    self.stop,
+                ),
+                folder,
+                stop=stop,
+                disks_stay=disks == "stay",
+                extra=extra or {},
+                timeout_s=timeout_s,
+            )
+        finally:
+            self._snapshot_lock.release()
+
+    def _snapshot_parts(self) -> Parts:
+        from voidbox.vmm import snapshot
+
+        return snapshot.Parts(
+            self.config,
+            self._kvm,
+            self._vm,
+            self._handles,
+            self.memory,
+            self.loop,
+            self._line_lock,
+            self._slots,
+            self._serial,
+            self._serial_line,
+            self._rtc,
+            self._pci,
+            self._unix_backend,
+            self.network,
+            lambda index: self._disks[index].flush(),
+        )
+
+    def _pause_living(self) -> None:
+        """Pause; a machine that has not begun, or has ended, is none to be saved."""
+        if self._started_ns is None:
+            raise HostError("the machine was not started: there is nothing to save")
+        self.pause()
+        with self._end_lock:
+            if self._outcome is not None:
+                raise HostError(f"the machine has ended ({self._outcome.reason.value})")
+
+    def _resume_but_disks(self) -> None:
+        self._slots.resume(but=[disk.loop for disk in self._disks])
         self._vcpus.resume()
+
+    def record_working_set(self, path: str) -> None:
+        """Write down what the guest has touched since its restore, for later restores to fetch.
+
+        Args:
+            path: "working-set" in the snapshot's folder; one that is there stays. Thread: any.
+        Raises:
+            HostError: it cannot be written; or the machine was not restored lazily.
+        """
+        from voidbox.vmm.restore import record_working_set
+
+        record_working_set(path, self.memory)
 
     @property
     def is_paused(self) -> bool:
@@ -380,7 +585,7 @@ class Machine:
         What comes of it is the guest's choice: a kernel without ACPI, or a guest in which nobody
         listens for the button, does nothing.
         """
-        with self._end_lock:
+        with self._line_lock, self._end_lock:
             if self._outcome is None:  # afterwards the VM may be gone
                 self._vm.irq_line(layout.POWER_BUTTON_GSI, True)
                 self._vm.irq_line(layout.POWER_BUTTON_GSI, False)

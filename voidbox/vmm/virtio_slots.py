@@ -12,7 +12,7 @@ from __future__ import annotations
 import mmap
 import os
 import select
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from voidbox.boot import acpi, layout
 from voidbox.devices.bus import Bus
@@ -23,7 +23,11 @@ from voidbox.kvm.vm import Vm
 from voidbox.memory import GuestMemory
 from voidbox.virtio.device import VirtioDevice
 from voidbox.virtio.mmio import MmioTransport
-from voidbox.virtio.mmio_regs import VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_QUEUE_NOTIFY
+from voidbox.virtio.mmio_regs import (
+    VIRTIO_MMIO_INTERRUPT_ACK,
+    VIRTIO_MMIO_QUEUE_NOTIFY,
+    MmioState,
+)
 from voidbox.vmm.coalesced import CoalescedRing
 
 _REGISTER_BYTES = 4
@@ -57,6 +61,7 @@ class VirtioSlots:
         self._has_readonly_memory = has_readonly_memory
         self._pages: list[mmap.mmap] = []
         self._transports: list[MmioTransport] = []
+        self._loops: list[EventLoop] = []  # each transport's
         self._eventfds: list[tuple[EventLoop, int]] = []
         self.acpi_devices: list[acpi.MmioDevice] = []
 
@@ -65,14 +70,16 @@ class VirtioSlots:
         device: VirtioDevice,
         kick_fds: Mapping[int, int] | None = None,
         loop: EventLoop | None = None,
+        state: MmioState | None = None,
     ) -> MmioTransport:
         """Put `device` into the next slot.
 
         Args:
             loop: the device's own, to which all said of the machine's applies.
             kick_fds: eventfds, by queue, of someone else who serves that queue: the host's kernel.
+            state: what a snapshot has of this slot; the device goes on when the loop starts.
         Raises:
-            ConfigError: all slots are taken.
+            ConfigError: all slots are taken, or the state is not of this device.
         """
         index = len(self._transports)
         gsi = layout.MMIO_FIRST_GSI + index
@@ -86,15 +93,23 @@ class VirtioSlots:
             self._vm.irq_line(gsi, True)
             self._vm.irq_line(gsi, False)
 
-        transport = MmioTransport(
-            device,
-            self._memory,
-            pulse_irq,
-            loop.call_soon,
-            self._page(gpa) if self._has_readonly_memory else None,
-            self._perform_writes,
-        )
+        page = self._page(gpa) if self._has_readonly_memory else None
+        if state is None:
+            transport = MmioTransport(
+                device, self._memory, pulse_irq, loop.call_soon, page, self._perform_writes
+            )
+        else:
+            transport = MmioTransport.from_state(
+                state,
+                device=device,
+                memory=self._memory,
+                pulse_irq=pulse_irq,
+                loop_call_soon=loop.call_soon,
+                page=page,
+                perform_writes=self._perform_writes,
+            )
         self._transports.append(transport)
+        self._loops.append(loop)
         if self._coalesced is not None:
             self._vm.register_coalesced_mmio(gpa + VIRTIO_MMIO_INTERRUPT_ACK, _REGISTER_BYTES)
         self._bus.attach(gpa, layout.MMIO_DEVICE_BYTES, transport)
@@ -127,8 +142,40 @@ class VirtioSlots:
         loop.watch(fd, select.EPOLLIN, _notifier(fd, transport, queue_idx))
         return fd
 
+    def __len__(self) -> int:
+        """How many slots are taken."""
+        return len(self._transports)
+
+    def pause(self, timeout_s: float) -> None:
+        """Have every device leave the rings and guest memory alone. Thread: any but a loop.
+
+        Raises:
+            HostError: one is busy, or its loop; all go on.
+        """
+        try:
+            for loop, transport in zip(self._loops, self._transports, strict=True):
+                loop.call(transport.pause, timeout_s)
+        except BaseException:
+            self.resume()
+            raise
+
+    def resume(self, but: Collection[EventLoop] = ()) -> None:
+        """Have the devices go on, but for those of some loops. Idempotent. Thread: any."""
+        for loop, transport in zip(self._loops, self._transports, strict=True):
+            if loop not in but:
+                loop.call_soon(transport.resume)
+
+    def states(self) -> tuple[MmioState, ...]:
+        """Return what a snapshot needs of each slot, in order. All are paused. Thread: any.
+
+        Raises:
+            HostError: a device is at work all the same.
+        """
+        return tuple(transport.state() for transport in self._transports)
+
     def close(self) -> None:
         """Let go of the queues and close the eventfds. Idempotent."""
+        self._loops.clear()
         while self._transports:
             self._transports.pop().close()
         while self._eventfds:

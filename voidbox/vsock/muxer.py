@@ -59,9 +59,13 @@ class Muxer:
     Args:
         guest_cid: the guest's address.
         connect: opens the host's end of a connection that the guest asks for; None refuses it.
+        next_port: where ports are given out from: after a restore the guest may still know those
+            that were given before.
     """
 
-    def __init__(self, guest_cid: int, connect: Callable[[int], HostStream | None]) -> None:
+    def __init__(
+        self, guest_cid: int, connect: Callable[[int], HostStream | None], next_port: int = 0
+    ) -> None:
         self.guest_cid = guest_cid
         self._connect = connect
         self._links: dict[Key, Link] = {}
@@ -69,7 +73,7 @@ class Muxer:
         self._resets: deque[tuple[Key, int]] = deque()  # RSTs owed: key and type
         # When the guest must have answered. All time-outs are alike, so the order is that of time.
         self._deadlines: dict[Link, int] = {}
-        self._next_port = 0
+        self._next_port = next_port % _HOST_PORTS
         self._rx_room_bytes = 4096  # in the last RX buffer that was used; Linux's are all alike
         self._opened_by_guest = self._opened_by_host = self._refused = self._expired = 0
         self._violations = self._invalid_packets = self._resets_dropped = 0
@@ -295,6 +299,11 @@ class Muxer:
         self._enqueue(link)
         self.update_watch(link)
         return link
+
+    @property
+    def next_port(self) -> int:
+        """What a muxer that goes on in this one's place is to begin with."""
+        return self._next_port
 
     def _allocate_port(self, guest_port: int) -> int:
         """Take turns, so that a port comes again as late as possible."""

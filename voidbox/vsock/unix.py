@@ -57,6 +57,21 @@ class _Greeter:
         self.deadline_ns = deadline_ns
 
 
+def connect_unix(path: str) -> socket.socket:
+    """Return a non-blocking socket that is connected to a Unix socket.
+
+    Raises:
+        OSError: nobody listens there, or its backlog is full.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        sock.connect(path)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 class UnixBackend:
     """The host's side of one guest's vsock. Thread: loop.
 
@@ -65,6 +80,9 @@ class UnixBackend:
             adopt() makes connections, and the guest's own are refused.
         guest_cid: the guest's address.
         loop: reports on the sockets.
+        next_port: see Muxer.
+        dial: connects to the socket that listens for a port of the host, or raises OSError; this
+            process by default. It must not block.
     Raises:
         ConfigError: the path cannot be used.
         HostError: the socket could not be made.
@@ -73,11 +91,19 @@ class UnixBackend:
         on_pending: set by the device: serve the guest's RX queue, for has_pending_rx() is true.
     """
 
-    def __init__(self, path: str | None, guest_cid: int, loop: Loop) -> None:
+    def __init__(
+        self,
+        path: str | None,
+        guest_cid: int,
+        loop: Loop,
+        next_port: int = 0,
+        dial: Callable[[int], socket.socket] | None = None,
+    ) -> None:
         self.path = path
+        self._dial = dial or self._dial_here
         self.on_pending: Callable[[], None] = lambda: None
         self._loop = loop
-        self._muxer = Muxer(guest_cid, self._connect)
+        self._muxer = Muxer(guest_cid, self._connect, next_port)
         self._greeters: dict[int, _Greeter] = {}  # by descriptor, in order of deadline
         self._bad_greetings = self._accept_pauses = 0
         self._timer: TimerHandle | None = None
@@ -117,6 +143,11 @@ class UnixBackend:
         """Whether recv_pkt may have something."""
         return self._muxer.has_pending_rx()
 
+    @property
+    def next_port(self) -> int:
+        """For a snapshot; see Muxer."""
+        return self._muxer.next_port
+
     def reset(self) -> None:
         """End every connection; the listener stays."""
         self._muxer.reset()
@@ -124,19 +155,17 @@ class UnixBackend:
     # Connections that the guest opens.
 
     def _connect(self, port: int) -> UnixStream | None:
-        sock = None
         if self.path is None:
             return None
         try:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            sock.connect(f"{self.path}_{port}")
+            return UnixStream(self._dial(port), self._loop, self._stream_ready)
         except OSError:
             # Nobody listens, the backlog is full (EAGAIN; a Unix socket cannot wait for it without
             # blocking), or we are out of descriptors: in each case the guest is refused.
-            if sock is not None:
-                sock.close()
             return None
-        return UnixStream(sock, self._loop, self._stream_ready)
+
+    def _dial_here(self, port: int) -> socket.socket:
+        return connect_unix(f"{self.path}_{port}")
 
     # Connections that host programs open.
 

@@ -58,7 +58,7 @@ class UnixStream:
     def send(self, buffers: list[memoryview]) -> int | None:
         """Send from guest memory."""
         try:
-            return self._socket.sendmsg(buffers[:IOV_MAX], [], _SEND_FLAGS)
+            return os.writev(self._fd, buffers[:IOV_MAX])
         except BlockingIOError:
             return 0
         except OSError:

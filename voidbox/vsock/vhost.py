@@ -88,6 +88,7 @@ class Ring(Protocol):
     device_gpa: int
 
     def state(self) -> RingState: ...
+    def seek(self, idx: int) -> None: ...
 
 
 class RingState(Protocol):
@@ -118,6 +119,8 @@ class VhostVsock:
         self._memory = memory
         self._host_address = host_address
         self._irq_thread: _IrqThread | None = None
+        self._transport: Transport | None = None  # while it has the queues
+        self._rings: tuple[Ring, ...] = ()
         self._eventfds: list[int] = []
         self._fd = _open_device()
         try:
@@ -181,8 +184,7 @@ class VhostVsock:
         self._ioctl("VHOST_SET_MEM_TABLE", VHOST_SET_MEM_TABLE, self._memory_table())
         for idx, ring in enumerate((rx, tx)):
             self._set_vring(idx, ring)
-        # Before the kernel runs: it may call at once.
-        self._irq_thread = _IrqThread(transport, self._call_fds, self._error_fds)
+        self._transport, self._rings = transport, (rx, tx)
         self.resume()
 
     def _memory_table(self) -> bytes:
@@ -229,38 +231,40 @@ class VhostVsock:
     def reset_connections(self) -> None:
         """A restored machine has opened the device anew, and it holds no connection yet."""
 
-    def pause(self) -> tuple[int, int]:
-        """Stop serving the rings.
+    def pause(self) -> None:
+        """Stop serving the rings, and have them say how far they were served.
 
-        Returns:
-            For rx and tx the idx up to which chains were taken, and returned: vhost-vsock holds
-            none back. It is next_avail_idx, next_used_idx and published_idx of a snapshot.
+        That is one idx for both rings, for vhost-vsock holds back no chain that it took.
         """
+        if self._irq_thread is None or self._transport is None:
+            return
         self._ioctl("VHOST_VSOCK_SET_RUNNING", VHOST_VSOCK_SET_RUNNING, _INT.pack(0))
-        rx, tx = (
-            VHOST_VRING_STATE.unpack(
-                self._ioctl(
-                    "VHOST_GET_VRING_BASE", VHOST_GET_VRING_BASE, VHOST_VRING_STATE.pack(idx, 0)
-                )
-            )[1]
-            for idx in range(QUEUES)
-        )
-        return rx, tx
+        for idx, ring in enumerate(self._rings):
+            base = self._ioctl(
+                "VHOST_GET_VRING_BASE", VHOST_GET_VRING_BASE, VHOST_VRING_STATE.pack(idx, 0)
+            )
+            ring.seek(VHOST_VRING_STATE.unpack(base)[1])
+        self._irq_thread.close()
+        self._irq_thread = None
+        # A call of the kernel's that the thread did not get to.
+        self._transport.interrupt_queues()
 
     def resume(self) -> None:
         """Serve the rings (again)."""
-        self._ioctl("VHOST_VSOCK_SET_RUNNING", VHOST_VSOCK_SET_RUNNING, _INT.pack(1))
+        if self._irq_thread is None and self._transport is not None:
+            # Before the kernel runs: it may call at once.
+            self._irq_thread = _IrqThread(self._transport, self._call_fds, self._error_fds)
+            self._ioctl("VHOST_VSOCK_SET_RUNNING", VHOST_VSOCK_SET_RUNNING, _INT.pack(1))
 
     def stop(self) -> None:
         """Take the queues back from the kernel, and end the thread."""
-        if self._irq_thread is None:
+        if self._transport is None:
             return
         self.pause()
+        self._transport, self._rings = None, ()
         unbind = VHOST_FILE_UNBIND
         for idx in range(QUEUES):
             self._set_eventfds(idx, unbind, unbind, unbind)
-        self._irq_thread.close()
-        self._irq_thread = None
 
     def hang_up(self) -> None:
         """Stop, end every connection, and give the CID back. Idempotent."""

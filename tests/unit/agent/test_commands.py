@@ -65,6 +65,15 @@ def test_stdin_reaches_the_command_and_ends(client: AgentClient) -> None:
     assert gather(process)[0] == b"some\0bytes\nend\n"
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root's agent runs commands of others: sudo")
+def test_a_user_may_open_its_streams_again_by_their_names(client: AgentClient) -> None:
+    line = "cat /dev/stdin >/dev/stdout; echo err >/dev/stderr; stat -L -c %u /dev/stdout"
+    process = client.exec(shell=line, user="65534", cwd="/tmp", stdin=True)
+    process.write(b"in\n")
+    process.end_input()
+    assert gather(process) == (b"in\n65534\n", b"err\n")
+
+
 def test_a_command_without_stdin_reads_nothing(client: AgentClient) -> None:
     assert run(client, "cat; echo end")[0] == b"end\n"
 

@@ -172,7 +172,7 @@ class Exchange:
             case ["ends"]:
                 self.stream.has_ended = True
             case ["breaks"]:
-                self.stream.is_broken = True
+                self.stream.breaks = True
             case ["takes", count]:
                 self.stream.room = 1 << 62 if count == "all" else int(count)
             case ["got", "FIN"]:

@@ -944,14 +944,17 @@ def test_no_descriptor_is_left() -> None:
             sockets.open_udp(FAR, 80, None),  # type: ignore[arg-type]
             sockets.open_ping(FAR, None),  # type: ignore[arg-type]
         ]
-        os.close(taken.pop())  # one: enough for the socket, but not to ask whose address it is
-        made.append(sockets.open_udp(FAR, 80, None))  # type: ignore[arg-type]
+        os.close(taken.pop())  # one is enough, also to ask first whose address it is
+        last = sockets.open_udp(FAR, 80, None)  # type: ignore[arg-type]
+        assert last in (errno.ENETUNREACH, errno.EHOSTUNREACH) or not isinstance(last, int)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for fd in taken:
             os.close(fd)
         with_loop.close()
-    assert {*made} <= {errno.EMFILE, errno.EACCES} and made[0] == made[1] == made[3]
+    if not isinstance(last, int):
+        last.close()
+    assert {*made} <= {errno.EMFILE, errno.EACCES} and made[0] == made[1]
     assert not errors
 
 
@@ -1111,7 +1114,7 @@ class Anything(RuleBasedStateMachine):
         elif what == "end":
             stream.has_ended = True
         elif what == "break":
-            stream.is_broken = True
+            stream.breaks = True
 
     @rule(port=st.integers(80, 82))
     def publish(self, port: int) -> None:

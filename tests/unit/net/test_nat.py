@@ -16,8 +16,10 @@ import pytest
 
 from tests.unit.net.tap import TapGuest, echo_server, needs_tap
 from voidbox.errors import ConfigError, HostError
+from voidbox.nat import sockets
 from voidbox.nat.backend import NatConfig
 from voidbox.nat.forwards import Forward, parse_forward
+from voidbox.net import tcp, tcp_table
 from voidbox.net.stack import StackStatistics
 
 pytestmark = needs_tap
@@ -198,6 +200,100 @@ sock.sendall(b"late")
                 assert stream is not None
                 stream.close()
             wait_for(lambda: statistics(guest).tcp_flows == 0, "the flow is still there")
+
+
+@pytest.fixture
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A half-closed connection is asked for after a second, at both ends."""
+    monkeypatch.setattr(tcp, "HALF_CLOSED_NS", 1_000_000_000)
+    monkeypatch.setattr(tcp, "KEEPALIVE_INTVL_NS", 1_000_000_000)
+    monkeypatch.setattr(sockets, "KEEP_ALIVE_S", 1)
+
+
+@pytest.mark.usefixtures("impatience")
+def test_half_closed_connections_end_when_the_guest_forgot_them() -> None:
+    """And not before: what a program of it still has open stays."""
+    code = """
+import socket, sys
+socks = [socket.create_connection(("10.0.2.2", int(sys.argv[1])), timeout=20) for _ in range(2)]
+for sock in socks:
+    sock.sendall(b"question")
+    sock.shutdown(socket.SHUT_WR)
+socks.pop(0).close()
+print(socks[0].recv(100, socket.MSG_WAITALL).decode())
+"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with TapGuest(NatConfig(allow_host_ports=(port,))) as guest:
+            guest.sh("echo 1 > /proc/sys/net/ipv4/tcp_fin_timeout")
+            process = guest.start(code, port)
+            (first, _), (second, _) = server.accept(), server.accept()
+            with first, second:
+                for connection in (first, second):
+                    connection.settimeout(20)
+                    assert connection.recv(100, socket.MSG_WAITALL) == b"question"
+                wait_for(lambda: statistics(guest).tcp_flows == 1, "the flow is still there")
+                # It had sent its end, and the far end's program did not take the hint.
+                with pytest.raises(ConnectionError):
+                    first.sendall(b"answer")
+                    first.sendall(b"answer")
+                time.sleep(3)
+                assert statistics(guest).tcp_flows == 1
+                second.sendall(b"answer")
+            assert process.communicate(timeout=20)[0] == b"answer\n"
+            wait_for(lambda: statistics(guest).tcp_flows == 0, "flows are left")
+
+
+@pytest.mark.usefixtures("impatience")
+def test_half_closed_connections_end_when_the_far_end_forgot_them() -> None:
+    code = """
+import socket, sys
+sock = socket.create_connection(("10.0.2.2", int(sys.argv[1])), timeout=20)
+assert sock.recv(1) == b""
+print("ended", flush=True)
+sys.stdin.read()
+"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        config = NatConfig(allow_host_ports=(port,))
+        with TapGuest(config) as guest, guest.start(code, port) as process:
+            connection, _ = server.accept()
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, 1)
+            connection.close()
+            assert process.stdout is not None and process.stdout.readline() == b"ended\n"
+            assert statistics(guest).tcp_flows == 1
+            wait_for(lambda: statistics(guest).tcp_flows == 0, "the flow is still there")
+
+
+def test_a_published_port_full_of_half_closed_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's programs have ended their side, and the guest's server does not care."""
+    monkeypatch.setattr(tcp_table, "TCP_FLOWS_MAX", 50)
+    code = """
+import socket
+with socket.create_server(("10.0.2.15", 80), backlog=200) as server:
+    print("listening", flush=True)
+    kept = []
+    while True:
+        kept.append(server.accept()[0])
+        kept[-1].sendall(b"hello")
+"""
+    with TapGuest(NatConfig(publish=(Forward("127.0.0.1", 0, 80, False),))) as guest:
+        process = guest.start(code)
+        assert process.stdout is not None and process.stdout.readline() == b"listening\n"
+        (forward,) = guest.backend.forwards.list()
+        clients = []
+        for _ in range(120):
+            client = socket.create_connection(("127.0.0.1", forward.host_port), timeout=20)
+            clients.append(client)
+            assert client.recv(5, socket.MSG_WAITALL) == b"hello"
+            client.shutdown(socket.SHUT_WR)
+            time.sleep(0.001)
+        assert statistics(guest).tcp_flows == 50
+        assert any("half-closed" in line for line in guest.log)
+        for client in clients:
+            client.close()
+        process.kill()
+        process.communicate(timeout=20)
 
 
 def test_a_reset_goes_through_both_ways() -> None:

@@ -18,10 +18,13 @@ from tests.unit.net.world import (
     RST,
     SYN,
     URG,
+    FakeStream,
     World,
+    assert_served,
     ip_of,
     tcp,
 )
+from voidbox.net import tcp_table
 from voidbox.net.tcp import U32, Connection
 from voidbox.net.tcp_flow import Kept
 from voidbox.net.tcp_table import CONNECTING_MAX, TCP_FLOWS_MAX
@@ -1035,7 +1038,7 @@ def test_a_fin_of_ours_is_sent_again_with_the_data_before_it() -> None:
         stack sends FIN|ACK seq 101
         guest sends ACK seq 1001 ack 102
         state FIN_WAIT_2
-        wait 60 s
+        wait 59 s
         stack sends nothing
     """)  # fmt: skip
 
@@ -1152,61 +1155,113 @@ def test_data_after_a_fin_that_waits_is_ignored() -> None:
     """)  # fmt: skip
 
 
-@pytest.mark.parametrize("first", ["guest", "host"])
-def test_half_open_for_an_hour(first: str) -> None:
-    exchange = Exchange(OPEN)
-    if first == "guest":
-        exchange.play("""
-            guest sends FIN|ACK seq 1001 ack 1
-            stack answers ACK ack 1002
-            wait 3600 s
-            host gives 100
-            stack sends ACK seq 1 data 100
-        """)
+CLOSE_WAIT = OPEN + "guest sends FIN|ACK seq 1001 ack 1 \n stack answers ACK ack 1002 \n"
+FIN_WAIT_2 = OPEN + "host ends \n stack sends FIN|ACK seq 1 \n guest sends ACK seq 1001 ack 2 \n"
+
+
+@pytest.mark.parametrize(
+    ("script", "probe", "answer"),
+    [
+        (CLOSE_WAIT, "ACK seq 0 ack 1002", "ACK seq 1002 ack 1"),
+        (FIN_WAIT_2, "ACK seq 1 ack 1001", "ACK seq 1001 ack 2"),
+    ],
+    ids=["CLOSE_WAIT", "FIN_WAIT_2"],
+)
+def test_half_closed_for_a_day_while_both_ends_want_it(
+    script: str, probe: str, answer: str
+) -> None:
+    exchange = Exchange(script)
+    assert not exchange.stream.is_kept_alive
+    exchange.play("wait 59.9 s \n stack sends nothing")
+    exchange.world.wait(0.2)
+    for _ in range(86400 // 75):
+        exchange.play(f"stack sends {probe} \n guest sends {answer}")
+        exchange.world.wait(75)
+    exchange.play(f"stack sends {probe} \n guest sends {answer}")
+    assert exchange.stream.is_kept_alive  # the host's kernel asks the far end too
+    if script == CLOSE_WAIT:
+        exchange.play("host gives 100 \n stack sends ACK seq 1 data 100")
     else:
         exchange.play("""
-            host ends
-            stack sends FIN|ACK seq 1
-            guest sends ACK seq 1001 ack 2
-            wait 3600 s
             guest sends ACK seq 1001 ack 2 data 100
             stack answers ACK ack 1101
             host got 100
         """)
 
 
-def test_idle_connections_end_after_two_hours() -> None:
-    Exchange(OPEN + """
-        wait 3600 s
-        guest sends ACK seq 1000 ack 1           # a keep-alive
-        stack answers ACK ack 1001
-        wait 7199 s
-        flows 1
+@pytest.mark.parametrize("script", [CLOSE_WAIT, FIN_WAIT_2], ids=["CLOSE_WAIT", "FIN_WAIT_2"])
+def test_half_closed_and_forgotten_by_the_guest(script: str) -> None:
+    """Its program has closed the connection, and its kernel waited for the other side's end."""
+    number = 1002 if script == CLOSE_WAIT else 1001
+    Exchange(script + f"""
+        wait 60.1 s
+        stack sends ACK ack {number}
+        guest sends RST seq {number}
         stack sends nothing
-        wait 2 s
-        stack sends RST|ACK seq 1 ack 1001
         flows 0
         host is reset
     """)  # fmt: skip
 
 
-@pytest.mark.parametrize("state", ["FIN_WAIT_2", "CLOSE_WAIT", "SYN_RECEIVED"])
-def test_no_state_lasts_for_ever(state: str) -> None:
-    exchange = Exchange()
-    if state == "SYN_RECEIVED":  # its SYN+ACK has no buffer to go into
-        exchange.play("""
-            guest has 0 buffers
-            guest sends SYN seq 1000 mss 1460
-            stack answers nothing
+def test_half_closed_and_gone_at_the_far_end() -> None:
+    Exchange(FIN_WAIT_2 + """
+        host breaks
+        stack sends RST|ACK seq 2 ack 1001
+        flows 0
+        host is reset
+    """)  # fmt: skip
+
+
+def test_half_closed_with_traffic_is_not_asked() -> None:
+    exchange = Exchange(CLOSE_WAIT)
+    for number in range(10):
+        exchange.play(f"""
+            wait 50 s
+            host gives 100
+            stack sends ACK seq {1 + 100 * number} data 100
+            guest sends ACK seq 1002 ack {101 + 100 * number}
         """)
-    elif state == "FIN_WAIT_2":
-        exchange.play(OPEN + "host ends \n stack sends FIN|ACK \n guest sends ACK seq 1001 ack 2")
-    else:
-        exchange.play(OPEN + "guest sends FIN|ACK seq 1001 ack 1 \n stack answers ACK ack 1002")
-    exchange.play(f"state {state}")
+
+
+def test_idle_connections_are_asked_after_two_hours() -> None:
+    exchange = Exchange(OPEN + """
+        wait 3600 s
+        guest sends ACK seq 1000 ack 1           # a keep-alive of its own
+        stack answers ACK ack 1001
+        wait 7199 s
+        stack sends nothing
+        wait 2 s
+        stack sends ACK seq 0 ack 1001
+        guest sends ACK seq 1001 ack 1
+        wait 7199 s
+        stack sends nothing
+    """)  # fmt: skip
+    assert exchange.stream.is_kept_alive
+    for _ in range(9):
+        exchange.play("flows 1 \n wait 75 s \n stack sends ACK seq 0 ack 1001")
+    exchange.play("wait 75 s \n stack sends RST|ACK seq 1 ack 1001 \n flows 0 \n host is reset")
+
+
+@pytest.mark.parametrize("script", [CLOSE_WAIT, FIN_WAIT_2], ids=["CLOSE_WAIT", "FIN_WAIT_2"])
+def test_half_closed_and_no_answer(script: str) -> None:
+    exchange = Exchange(script)
+    exchange.world.wait(60 + 9 * 75 - 1)
+    assert len(exchange.world.flows) == 1
+    exchange.world.wait(2)
+    frames = [seen.tcp.flags for seen in exchange.world.take()]
+    assert frames == [ACK] * 9 + [RST | ACK]
+    exchange.play("flows 0 \n host is reset")
+
+
+def test_a_syn_ack_that_finds_no_buffer_does_not_wait_for_ever() -> None:
+    exchange = Exchange("""
+        guest has 0 buffers
+        guest sends SYN seq 1000 mss 1460
+        stack answers nothing
+        state SYN_RECEIVED
+    """)
     exchange.world.wait(7201)
-    exchange.play("guest has all buffers \n stack sends RST|ACK \n flows 0")
-    assert exchange.world.host.opened == 1 and exchange.stream.was_reset
+    exchange.play("guest has all buffers \n stack sends RST|ACK \n flows 0 \n host is reset")
 
 
 # --- by force -----------------------------------------------------------------------------------
@@ -1265,7 +1320,7 @@ def test_a_host_that_breaks_off(when: str) -> None:
             guest sends ACK seq 1001 ack 1 data 10
             stack answers ACK ack 1011
         """)
-    exchange.stream.is_broken = True
+    exchange.stream.breaks = True
     if when == "sending":  # before the host's loop says anything
         exchange.world.send(tcp(40000, 80, 1001, (exchange.iss or 0) + 1, ACK, payload=b"x"))
     exchange.play(f"""
@@ -1380,18 +1435,79 @@ def test_black_holes_stop_nobody_else() -> None:
     assert len(world.flows) == 2 and len(world.stack._tcp._connecting) == 0
 
 
+def fill(world: World, count: int) -> list[tuple[FakeStream, int]]:
+    """Open connections, a millisecond after one another."""
+    opened = []
+    for port in range(count):
+        opened.append(world.open(1000 + port))
+        world.wait(1e-3)
+    return opened
+
+
 def test_too_many_connections_are_refused_and_places_become_free() -> None:
     world = World()
-    for port in range(TCP_FLOWS_MAX):
-        world.open(1000 + port)
+    fill(world, TCP_FLOWS_MAX)
     (seen,) = world.ask(tcp(1, 80, 1, 0, SYN))
     assert (seen.tcp.flags, seen.tcp.ack) == (RST | ACK, 2)
     assert world.dropped == {"too many TCP connections": 1}
+    assert world.log == ["too many TCP connections: 1024, and none is idle"]
     assert world.stack.open_to_guest(80, world.host.accepted(), world.now_ns) is None
     world.host.streams.pop()
     world.send(tcp(1000, 80, 1001, 0, RST))
     world.open(1)
     world.check()
+
+
+@pytest.mark.parametrize("opener", ["guest", "host"])
+@pytest.mark.parametrize("state", ["CLOSE_WAIT", "FIN_WAIT_2", "ESTABLISHED"])
+def test_too_many_connections_the_oldest_that_is_idle_makes_room(
+    monkeypatch: pytest.MonkeyPatch, state: str, opener: str
+) -> None:
+    monkeypatch.setattr(tcp_table, "TCP_FLOWS_MAX", 64)
+    world = World()
+    for number, (stream, iss) in enumerate(fill(world, 64)):
+        port = 1000 + number
+        if state == "CLOSE_WAIT":
+            world.send(tcp(port, 80, 1001, iss + 1, FIN | ACK))
+        elif state == "FIN_WAIT_2":
+            stream.has_ended = True
+            world.pump()
+            world.send(tcp(port, 80, 1001, iss + 2, ACK))
+        elif number:  # the first stays silent
+            world.wait(1)
+            world.send(tcp(port, 80, 1000, iss + 1, ACK))
+    world.take()
+    assert {flow.connection.state.name for flow in world.flows} == {state}
+    oldest = world.flows[0].stream
+    assert isinstance(oldest, FakeStream)
+    if opener == "guest":
+        seen = world.ask(tcp(1, 80, 1, 0, SYN))
+        assert [(s.tcp.dport, s.tcp.flags) for s in seen] == [(1000, RST | ACK), (1, SYN | ACK)]
+    else:
+        stream = world.host.accepted()
+        flow = world.stack.open_to_guest(22, stream, world.now_ns)
+        assert flow is not None
+        stream.owner = flow
+        assert [s.tcp.flags for s in world.take()] == [RST | ACK, SYN]
+    assert not oldest.is_open and oldest.was_reset
+    assert len(world.flows) == 64
+    assert world.dropped == {"oldest idle TCP connection, for a new one": 1}
+    kind = "idle" if state == "ESTABLISHED" else "half-closed"
+    (line,) = world.log
+    assert line.startswith(f"too many TCP connections: ended one, {kind} and silent for ")
+    assert line.endswith("between the guest's port 1000 and 192.0.2.7:80")
+    world.check()
+
+
+def test_a_thousand_half_closed_connections_after_another() -> None:
+    """They do not close the network, whoever opened them, and however many come."""
+    world = World()
+    for number in range(TCP_FLOWS_MAX + 100):
+        _, iss = world.open(1000 + number)
+        world.send(tcp(1000 + number, 80, 1001, iss + 1, FIN | ACK))
+    world.take()
+    world.check()
+    assert_served(world)
 
 
 def test_the_first_flows_get_large_windows_and_the_rest_small_ones() -> None:

@@ -248,14 +248,16 @@ class FakeStream:
         self.got = bytearray()
         self.room = 1 << 62
         self.gives = bytearray()
-        self.has_ended = self.is_broken = self.is_connected = self.is_shut = False
+        self.has_ended = self.breaks = self.is_connected = self.is_shut = False
+        self.was_told = False
         self.is_open, self.was_reset = True, False
         self.wants = (False, False)
+        self.is_kept_alive = False
         self._host = host
 
     def recv_into(self, buffers: list[memoryview]) -> int | None:
         assert self.is_open and self.is_connected
-        if self.is_broken:
+        if self.breaks:
             return RESET
         if not self.gives:
             return 0 if self.has_ended else None
@@ -269,7 +271,7 @@ class FakeStream:
 
     def send(self, buffers: Sequence[memoryview | bytearray]) -> int | None:
         assert self.is_open and self.is_connected and not self.is_shut
-        if self.is_broken:
+        if self.breaks:
             return None
         data = b"".join(buffers)[: self.room]
         self.got += data
@@ -284,6 +286,13 @@ class FakeStream:
         assert self.is_open
         self.wants = (readable, writable)
 
+    def is_broken(self) -> bool:
+        return self.breaks
+
+    def keep_alive(self) -> None:
+        assert self.is_open and self.is_connected
+        self.is_kept_alive = True
+
     def close(self, is_reset: bool) -> None:
         assert self.is_open, "closed twice"
         self.is_open, self.was_reset = False, is_reset
@@ -293,8 +302,10 @@ class FakeStream:
         """What epoll would report, level-triggered; True if it did."""
         if not (self.is_open and self.is_connected):
             return False
-        readable = self.wants[0] and bool(self.gives or self.has_ended or self.is_broken)
-        writable = self.wants[1] and (self.room > 0 or self.is_broken)
+        readable = self.wants[0] and bool(self.gives or self.has_ended or self.breaks)
+        readable |= self.breaks and not self.was_told  # EPOLLHUP, wanted or not
+        self.was_told |= self.breaks
+        writable = self.wants[1] and (self.room > 0 or self.breaks)
         if readable or writable:
             self.owner.ready(readable, writable)
         return readable or writable
@@ -453,6 +464,7 @@ class World:
         self.log: list[str] = []
         policy.on_refused = self.log.append
         self.stack = Stack(config, self.host, policy, self.names, dhcp, secret)
+        self.stack.line.on_note = self.log.append
         self.stack.start(has_csum, has_tso)
 
     def send(self, frame: bytes, *, needs_csum: bool = False, cuts: Sequence[int] = ()) -> None:

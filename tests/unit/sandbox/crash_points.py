@@ -53,7 +53,10 @@ def _dead(folder: str) -> None:
 def _corrupt(folder: str) -> None:
     _dead(folder)
     (record,) = Store(folder).list()
-    for path in (f"{folder}/allocations.json", Store(folder).path(record.id, "state.json")):
+    for path in (
+        f"{folder}/allocations/allocations.json",
+        Store(folder).path(record.id, "state.json"),
+    ):
         with open(path, "w") as file:
             file.write("{")
 

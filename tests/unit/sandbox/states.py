@@ -28,7 +28,7 @@ def wanted(name: str = "", **values: Any) -> SandboxRecord:
 
 def allocations(folder: str) -> dict[str, Any]:
     """Return what allocations.json says; without one nothing is taken."""
-    path = Path(folder, "allocations.json")
+    path = Path(folder, "allocations", "allocations.json")
     if not path.exists():
         return {"cids": {}, "ports": {}}
     found: dict[str, Any] = json.loads(path.read_text())
@@ -48,7 +48,7 @@ def check_whole(folder: str) -> list[SandboxRecord]:
     assert sorted(os.listdir(f"{folder}/sandboxes")) == sorted(record.id for record in found)
     assert all(record.state.is_final for record in found)
     assert len({record.name for record in found}) == len(found)
-    if os.path.exists(f"{folder}/allocations.json"):
+    if os.path.exists(f"{folder}/allocations/allocations.json"):
         assert allocations(folder)["cids"] == {}
         assert allocations(folder)["ports"] == {}
     for record in found:

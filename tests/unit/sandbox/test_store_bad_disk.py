@@ -84,7 +84,7 @@ def test_a_corrupted_record_of_one_that_lives_heals(
     running = store.update(made.id, Event.BOOTED, metadata={"a": "b"})
     port = store.allocate_port(made.id)
     Path(store.path(made.id, "state.json")).write_text("{")
-    Path(folder, "allocations.json").write_text("{")
+    Path(folder, "allocations", "allocations.json").write_text("{")
     with Store(folder) as other:
         assert other.list() == []
         assert other.clean() == []
@@ -107,7 +107,7 @@ def test_corrupted_allocations_are_made_anew_from_the_records(
     ended, first, second = [store.create(wanted()) for _ in range(3)]
     ports = [store.allocate_port(first.id), store.allocate_port(second.id)]
     store.update(ended.id, Event.ENDED)
-    path = Path(folder, "allocations.json")
+    path = Path(folder, "allocations", "allocations.json")
     if garbage is None:
         path.unlink()
     else:
@@ -136,7 +136,7 @@ def test_whoever_comes_first_makes_allocations_anew(
     store: Store, folder: str, act: Callable[[Store], object]
 ) -> None:
     store.create(wanted())
-    Path(folder, "allocations.json").write_text("{")
+    Path(folder, "allocations", "allocations.json").write_text("{")
     act(store)
     store.clean()
     live = [record for record in store.list() if not record.state.is_final]
@@ -146,7 +146,7 @@ def test_whoever_comes_first_makes_allocations_anew(
 def test_a_newer_folder_is_left_alone(folder: str) -> None:
     with Store(folder) as store:
         made = store.create(wanted())
-    path = Path(folder, "allocations.json")
+    path = Path(folder, "allocations", "allocations.json")
     before = path.read_text()
     path.write_text('{"version": 2, "leases": {}}')
     pattern = r"was written by a newer voidbox \(version 2\): upgrade, or name another folder with"
@@ -284,3 +284,12 @@ def test_a_full_disk_from_the_start(small_disk: Path) -> None:
         file.write(bytes(1 << 20))
     with pytest.raises(VoidboxError, match="No space left on device"):
         Store(str(small_disk / "state")).create(wanted())
+
+
+def test_allocations_where_an_older_voidbox_had_them_give_way(folder: str) -> None:
+    with Store(folder) as store:
+        first = store.create(wanted())
+        os.rename(f"{folder}/allocations/allocations.json", f"{folder}/allocations.json")
+        second = store.create(wanted())
+        assert allocations(folder)["cids"] == {str(r.cid): r.id for r in (first, second)}
+        assert not os.path.exists(f"{folder}/allocations.json")

@@ -140,7 +140,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule()
     def lose_allocations(self) -> None:
-        path = f"{self.folder}/allocations.json"
+        path = f"{self.folder}/allocations/allocations.json"
         if os.path.exists(path):
             with open(path, "w") as file:
                 file.write('{"version": 1')

@@ -28,7 +28,7 @@ from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.launch import launch
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
-from voidbox.sdk import draft, launching
+from voidbox.sdk import command_handle, draft, launching
 from voidbox.sdk.aio import AsyncSandbox
 from voidbox.sdk.info import SandboxMetrics
 from voidbox.sdk.launching import Launch
@@ -215,6 +215,48 @@ async def test_the_sandboxs_own_time_limit(options: dict[str, Any]) -> None:
             await task
         assert not isinstance(caught.value, CommandTimeout)
         assert (await sandbox.wait(10)).reason == "its time limit ran out"
+
+
+@in_event_loop
+async def test_a_time_limit_stands_still_while_the_sandbox_is_paused(
+    options: dict[str, Any],
+) -> None:
+    async with await AsyncSandbox.create(**options) as sandbox:
+        await sandbox.set_timeout(1.5)
+        await sandbox.pause()
+        await asyncio.sleep(2)
+        assert await sandbox.is_running()
+        end_at = (await sandbox.get_info()).end_at
+        assert end_at is not None and end_at > time.time()
+        await sandbox.resume()
+        assert (await sandbox.commands.run("echo on")).stdout == "on\n"
+        assert (await sandbox.wait(20)).reason == "its time limit ran out"
+
+
+@in_event_loop
+async def test_a_limit_that_is_set_while_the_sandbox_is_paused(options: dict[str, Any]) -> None:
+    async with await AsyncSandbox.create(**options) as sandbox:
+        await sandbox.pause()
+        await sandbox.set_timeout(0.1)
+        await asyncio.sleep(0.5)
+        assert await sandbox.is_running()
+        await sandbox.set_timeout(None)
+        await sandbox.resume()
+        assert (await sandbox.commands.run("echo on")).stdout == "on\n"
+
+
+@in_event_loop
+async def test_a_commands_time_limit_stands_still_while_the_sandbox_is_paused(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command_handle, "_TIMEOUT_GRACE_S", 0.0)
+    async with await AsyncSandbox.create(**options) as sandbox:
+        handle = await sandbox.commands.start("sleep 1; echo on", timeout=2.5)
+        await sandbox.pause()
+        waiting = asyncio.create_task(handle.wait())
+        await asyncio.sleep(4)
+        await sandbox.resume()
+        assert (await waiting).stdout == "on\n"
 
 
 @in_event_loop
@@ -481,7 +523,9 @@ async def test_rounds_leave_nothing(options: dict[str, Any], tmp_path: Path) -> 
     for _ in range(5):
         await round()
     assert descriptors() == before and not kept()
-    allocations = json.loads(Path(os.environ["VOIDBOX_STATE"], "allocations.json").read_text())
+    allocations = json.loads(
+        Path(os.environ["VOIDBOX_STATE"], "allocations/allocations.json").read_text()
+    )
     assert not allocations["cids"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -36,6 +37,9 @@ class Limits:
         self._on_time = on_time
         self._on_orphaned = on_orphaned
         self._timer: TimerHandle | None = None
+        self._left_s: float | None = None  # when _timer was set, or while time stands still
+        self._set_at = 0.0
+        self._is_held = False
         self._loop = EventLoop(self._on_fault)
 
     def start(self) -> None:
@@ -48,6 +52,14 @@ class Limits:
         """End the sandbox so many seconds from now; None for never."""
         self._loop.call_soon(partial(self._set_time, seconds))
 
+    def hold(self) -> None:
+        """Have the time stand still: the guest does."""
+        self._loop.call_soon(self._hold)
+
+    def go_on(self) -> None:
+        """Let the time go on. Idempotent."""
+        self._loop.call_soon(self._go_on)
+
     def close(self) -> None:
         """Watch no longer. Idempotent."""
         self._loop.close()
@@ -59,8 +71,20 @@ class Limits:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if seconds is not None:
+        self._left_s, self._set_at = seconds, time.monotonic()
+        if seconds is not None and not self._is_held:
             self._timer = self._loop.call_later(min(seconds, _DELAY_S_MAX), self._on_time)
+
+    def _hold(self) -> None:
+        left_s = self._left_s
+        if left_s is not None and not self._is_held:
+            left_s = max(0.0, left_s - (time.monotonic() - self._set_at))
+        self._is_held = True
+        self._set_time(left_s)
+
+    def _go_on(self) -> None:
+        self._is_held = False
+        self._set_time(self._left_s)
 
     def _watch_parent(self, fd: int) -> None:
         self._loop.watch(fd, select.EPOLLIN, partial(self._on_parent, fd))

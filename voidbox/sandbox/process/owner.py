@@ -170,8 +170,11 @@ class Owner:
         """
         with self._state_lock:
             self._check_stays()
-            self.record = self._store.update(self.record.id, Event.PAUSE)
+            self.record = self._store.update(
+                self.record.id, Event.PAUSE, paused_at=time.monotonic()
+            )
             self.machine.pause()
+            self._limits.hold()
             log.info("paused")
 
     def resume(self) -> None:
@@ -182,17 +185,24 @@ class Owner:
         """
         with self._state_lock:
             self._check_stays()
-            self.record = self._store.update(self.record.id, Event.RESUME)
+            stood_still_s = self.record.stood_still_s()
+            self.record = self._store.update(
+                self.record.id, Event.RESUME, paused_at=None, paused_s=stood_still_s
+            )
+            self._limits.go_on()
             self.machine.resume()
             log.info("resumed")
 
     def set_time_limit(self, seconds: float | None) -> None:
-        """End it so many seconds from now; None for never."""
+        """End it so many seconds from now, its pauses not counted; None for never."""
         since_start_s = None
         if seconds is not None:
-            since_start_s = round(time.monotonic() - self.started_at + seconds, 3)
+            since_start_s = round(self._ran_s() + seconds, 3)
         self.record = self._store.update(self.record.id, timeout_s=since_start_s)
         self._limits.set_time(seconds)
+
+    def _ran_s(self) -> float:
+        return time.monotonic() - self.started_at - self.record.stood_still_s()
 
     def deliver(self, values: dict[str, object]) -> dict[str, object]:
         """Take a message for the guest's programs."""
@@ -215,7 +225,7 @@ class Owner:
             self.record = self._store.update(
                 self.record.id,
                 forwards=forwards,
-                ran_s=round(time.monotonic() - self.started_at, 3),
+                ran_s=round(self._ran_s(), 3),
             )
             self._verdict = Verdict(Event.SUSPEND, "")
 

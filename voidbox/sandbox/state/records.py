@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,7 +28,9 @@ class SandboxRecord(NamedTuple):
         pid: its owner's; 0 before it runs. The process may be gone: see Store.is_alive.
         ports: those that Store.allocate_port gave it.
         workdir, user: of its commands that name none.
-        timeout_s: its time limit, from its start.
+        timeout_s: its time limit, from its start; without its pauses, which make it longer.
+        paused_s: how long its pauses took, those that are over.
+        paused_at: since when it is paused, by the host's CLOCK_MONOTONIC; None while it is not.
         net: allow, deny, allow_host_ports, publish, rate_bytes_s, pcap; None: no network. As JSON
             has it: lists, no tuples.
         disks: what vmm.config.parse_disk reads, with absolute paths.
@@ -64,6 +67,8 @@ class SandboxRecord(NamedTuple):
     workdir: str | None = None
     user: str | None = None
     timeout_s: float | None = None
+    paused_s: float = 0.0
+    paused_at: float | None = None
     net: dict[str, object] | None = None
     vsock: str = "unix"
     team: str | None = None
@@ -81,6 +86,11 @@ class SandboxRecord(NamedTuple):
     forwards: tuple[str, ...] = ()
     reason: str = ""
     crash: str = ""
+
+    def stood_still_s(self) -> float:
+        """Return how long it has been paused, all in all."""
+        now_s = 0.0 if self.paused_at is None else time.monotonic() - self.paused_at
+        return self.paused_s + max(now_s, 0.0)
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON has it.
@@ -187,6 +197,8 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "workdir": _is_text_or_none,
     "user": _is_text_or_none,
     "timeout_s": _is_number_or_none,
+    "paused_s": _is_number,
+    "paused_at": _is_number_or_none,
     "net": _is_options,
     "vsock": _is_text,
     "team": _is_text_or_none,

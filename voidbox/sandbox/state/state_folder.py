@@ -1,7 +1,8 @@
 """What is in a state folder, and how it is kept whole: the records, the allocations, the leftovers.
 
     STATE/lock                 held while anything below changes
-    STATE/allocations.json     who has which CID and port; see allocators
+    STATE/allocations/allocations.json     who has which CID and port; see allocators. In a folder
+                               of its own: a sandbox's process may write there, and no further
     STATE/sandboxes/ID/        0700
         state.json             the record
         secret                 what the guest's agent wants to see
@@ -52,8 +53,10 @@ class StateFolder:
 
     def __init__(self, folder: str | None) -> None:
         self.path = make_state_folder(folder, "sandboxes")
+        make_state_folder(self.path, "allocations")
         self.sandboxes = f"{self.path}/sandboxes"
-        self._allocations = f"{self.path}/allocations.json"
+        self.allocations = f"{self.path}/allocations"
+        self._allocations = f"{self.allocations}/allocations.json"
         with suppress(FileNotFoundError, Corrupted):  # whoever needs it sets it aside
             self._read_allocations()
 
@@ -239,6 +242,8 @@ class StateFolder:
             allocations = None
         if allocations is None:
             allocations = Allocations()
+            with suppress(OSError):  # where voidbox 0.1 had it
+                os.unlink(f"{self.path}/allocations.json")
             found = self.tidy() if found is None else found
         if found is not None:
             self._correct(allocations, found)

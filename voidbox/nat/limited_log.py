@@ -1,4 +1,4 @@
-"""What the policy refused, as lines of a log; so few that a guest cannot fill the host's disk."""
+"""What a guest makes the network say, as lines of a log; too few to fill the host's disk."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LINES_MAX = 20  # in a second; the rest is counted
 _PERIOD_S = 1.0
 
 
-class RefusalLog:
+class LimitedLog:
     """Thread: loop.
 
     Args:
@@ -24,19 +24,19 @@ class RefusalLog:
         self._timer: TimerHandle | None = None
 
     def add(self, text: str) -> None:
-        """Say what was refused and why."""
+        """Write a line, if there is room for it in this second."""
         if self._timer is None:
             self._timer = self._loop.call_later(_PERIOD_S, self._end_period)
         if self._lines < LINES_MAX:
             self._lines += 1
-            self._log(f"refused {text}")
+            self._log(text)
         else:
             self._omitted += 1
 
     def _end_period(self) -> None:
         self._timer = None
         if self._omitted:
-            self._log(f"refused {self._omitted} more in that second")
+            self._log(f"and {self._omitted} more in that second")
         self._lines = self._omitted = 0
 
     def close(self) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from voidbox.nat.refusal_log import LINES_MAX, RefusalLog
+from voidbox.nat.limited_log import LINES_MAX, LimitedLog
 
 
 class Timer:
@@ -23,15 +23,15 @@ class FakeLoop:
         return self.timers[-1]
 
 
-def make() -> tuple[FakeLoop, list[str], RefusalLog]:
+def make() -> tuple[FakeLoop, list[str], LimitedLog]:
     loop, lines = FakeLoop(), list[str]()
-    return loop, lines, RefusalLog(loop, lines.append)  # type: ignore[arg-type]
+    return loop, lines, LimitedLog(loop, lines.append)  # type: ignore[arg-type]
 
 
-def test_each_refusal_is_a_line() -> None:
+def test_each_is_a_line() -> None:
     loop, lines, log = make()
-    log.add("TCP to 192.0.2.1:80: no allow rule matches")
-    assert lines == ["refused TCP to 192.0.2.1:80: no allow rule matches"]
+    log.add("refused TCP to 192.0.2.1:80")
+    assert lines == ["refused TCP to 192.0.2.1:80"]
     loop.timers[0].callback()
     assert len(lines) == 1 and len(loop.timers) == 1  # nothing ticks where nothing is refused
 
@@ -42,9 +42,9 @@ def test_a_flood_is_counted_rather_than_written() -> None:
         log.add("x")
     assert len(lines) == LINES_MAX and len(loop.timers) == 1
     loop.timers[0].callback()
-    assert lines[LINES_MAX:] == [f"refused {100_000 - LINES_MAX} more in that second"]
+    assert lines[LINES_MAX:] == [f"and {100_000 - LINES_MAX} more in that second"]
     log.add("y")
-    assert lines[-1] == "refused y" and len(loop.timers) == 2
+    assert lines[-1] == "y" and len(loop.timers) == 2
 
 
 def test_closing_says_what_is_still_to_be_said() -> None:
@@ -53,5 +53,5 @@ def test_closing_says_what_is_still_to_be_said() -> None:
     for _ in range(LINES_MAX + 2):
         log.add("x")
     log.close()
-    assert lines[-1] == "refused 2 more in that second"
+    assert lines[-1] == "and 2 more in that second"
     assert loop.timers[0].is_cancelled

@@ -1,0 +1,461 @@
+"""Snapshots of guests of a few bytes: nothing is lost, made twice or left half done."""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.guest import tiny
+from tests.guest.test_machine import DEADLINE_S, MEMORY_BYTES
+from tests.guest.test_pause import (
+    COUNTER_PORT,
+    Counter,
+    attach_counter,
+    counting_guest,
+    wait_for_reads,
+)
+from voidbox.errors import ConfigError, HostError
+from voidbox.kvm import state as kvm_state
+from voidbox.snapshot import folder
+from voidbox.snapshot import format as machine_bin
+from voidbox.vmm.config import DiskConfig, MachineConfig, ShareConfig, VsockConfig
+from voidbox.vmm.console import CallbackOutput
+from voidbox.vmm.machine import Machine
+from voidbox.vmm.outcome import EndReason
+
+pytestmark = pytest.mark.kvm
+
+MMIO_GPA = 0xE000_0000
+
+
+def config_of(tmp_path: Path, code: bytes, pvh: bool = False, **changes: object) -> MachineConfig:
+    kernel = tiny.write_elf(tmp_path / "tiny.elf", code, pvh)
+    config = MachineConfig(kernel=kernel, memory_bytes=MEMORY_BYTES)
+    return config._replace(**changes)  # type: ignore[arg-type]
+
+
+@contextmanager
+def paused_copy(
+    machine: Machine, config: MachineConfig, path: Path, memory: str = "lazy"
+) -> Iterator[Machine]:
+    machine.pause()
+    machine.snapshot(str(path))
+    copy = Machine.from_snapshot(str(path), config, memory=memory)  # type: ignore[arg-type]
+    with copy:
+        yield copy
+
+
+# Acceptance: each access of the guest's is made once, wherever it was saved.
+
+
+class Register:
+    """Counts up at each read, and remembers what is written, at a port or in memory."""
+
+    def __init__(self, value: int = 0) -> None:
+        self.value = value
+        self.written: list[int] = []
+
+    def read(self, offset: int, width: int) -> int:
+        self.value += 1
+        return (self.value - 1) & 0xFFFF_FFFF
+
+    def write(self, offset: int, width: int, value: int) -> None:
+        self.written.append(value)
+
+
+def mmio_guest() -> bytes:
+    """Read a register in memory and write it back for ever; the value is kept in ebx too."""
+    # mov edi, MMIO; l: mov eax, [rdi]; cmp eax, ebx; jne out; mov [rdi], eax; inc ebx; jmp l
+    start = b"\x31\xdb\xbf" + struct.pack("<I", MMIO_GPA)
+    loop = b"\x8b\x07\x39\xd8\x75\x06\x89\x07\xff\xc3\xeb\xf4"
+    return start + loop + tiny.out8(0x505, 1) + tiny.HLT_FOREVER
+
+
+@pytest.mark.parametrize("memory", ["lazy", "eager"])
+def test_port_accesses_are_made_once(tmp_path: Path, memory: str) -> None:
+    config = config_of(tmp_path, counting_guest())
+    with Machine(config) as machine:
+        counter = attach_counter(machine)
+        machine.start()
+        for number in range(12):
+            wait_for_reads(counter, counter.reads + 1 + number)
+            with paused_copy(machine, config, tmp_path / f"snap{number}", memory) as copy:
+                copied = attach_counter(copy)
+                copied.reads = counter.reads
+                copy.start()
+                wait_for_reads(copied, copied.reads + 20)
+                assert copy.wait(0) is None, "the guest saw a value lost or twice"
+                assert copied.wrong_writes == 0
+            machine.resume()
+        assert machine.wait(0) is None
+        assert counter.wrong_writes == 0
+
+
+def test_memory_mapped_accesses_are_made_once(tmp_path: Path) -> None:
+    config = config_of(tmp_path, mmio_guest(), pvh=True)  # without paging: it reaches all
+    with Machine(config) as machine:
+        register = Register()
+        machine._mmio.attach(MMIO_GPA, 4, register)
+        machine.start()
+        for number in range(12):
+            _wait(lambda: len(register.written) > 3)
+            with paused_copy(machine, config, tmp_path / f"snap{number}") as copy:
+                copied = Register(register.value)
+                copy._mmio.attach(MMIO_GPA, 4, copied)
+                # The write of what was read last may still be to come.
+                first = register.written[-1] + 1
+                copy.start()
+                _wait(lambda copied=copied: len(copied.written) > 20)  # type: ignore[misc]
+                assert copied.written[:20] == list(range(first, first + 20))
+            register.written.clear()
+            machine.resume()
+        assert machine.wait(0) is None
+
+
+def test_string_output_goes_on_where_it_was(tmp_path: Path) -> None:
+    """REP OUTSB of a counter's bytes: an interrupted one is continued by RCX and RSI."""
+    # mov dx, port; l: mov rsi, CODE; mov ecx, 256; rep outsb; jmp l   (with the buffer 1 MiB on)
+    buffer_gpa = tiny.CODE_GPA + 0x1000
+    code = b"\x66\xba" + struct.pack("<H", COUNTER_PORT)
+    code += b"\xbe" + struct.pack("<I", buffer_gpa) + b"\xb9" + struct.pack("<I", 256)
+    code += b"\xf3\x6e\xeb\xf2"
+    config = config_of(tmp_path, code.ljust(0x1000, b"\x90") + bytes(range(256)))
+    with Machine(config) as machine:
+        register = Register()
+        machine._ports.attach(COUNTER_PORT, 4, register)
+        machine.start()
+        for number in range(8):
+            _wait(lambda: len(register.written) > 100 + 37 * number)  # noqa: B023
+            with paused_copy(machine, config, tmp_path / f"snap{number}") as copy:
+                copied = Register()
+                copy._ports.attach(COUNTER_PORT, 4, copied)
+                last = register.written[-1]
+                copy.start()
+                _wait(lambda copied=copied: len(copied.written) > 300)  # type: ignore[misc]
+                expected = [(last + 1 + index) & 0xFF for index in range(300)]
+                assert copied.written[:300] == expected
+            register.written.clear()
+            machine.resume()
+
+
+def timer_guest() -> bytes:
+    """Halt with interrupts on; each of the local APIC's timer is counted and asks for the next."""
+    lapic, idt_gpa, handler_gpa = 0xFEE0_0000, tiny.CODE_GPA + 0x1000, tiny.CODE_GPA + 0x800
+
+    def store(register: int, value: int) -> bytes:  # mov edi, lapic + register; mov [edi], value
+        address, number = struct.pack("<I", lapic + register), struct.pack("<I", value)
+        return b"\xbf" + address + b"\xc7\x07" + number
+
+    # mov esp, 0x90000; mov dx, port
+    port = b"\xbc\x00\x00\x09\x00\x66\xba" + struct.pack("<H", COUNTER_PORT)
+    lidt = b"\xbf" + struct.pack("<I", tiny.CODE_GPA + 0x700) + b"\x0f\x01\x1f"
+    # The spurious vector and the enable bit, the divisor, vector 0x40 once, and a count.
+    timer = store(0xF0, 0x1FF) + store(0x3E0, 0xB) + store(0x320, 0x40) + store(0x380, 1_000_000)
+    start = port + lidt + timer
+    # out dx, eax; EOI; count; then, for a KVM that does not know IRET: add esp, 12; jmp to the sti
+    handler = b"\xef" + store(0xB0, 0) + store(0x380, 1_000_000) + b"\x83\xc4\x0c\xe9"
+    handler += struct.pack("<i", len(start) - 0x800 - len(handler) - 4)
+    gate = struct.pack("<HHBBH", handler_gpa & 0xFFFF, 0x10, 0, 0x8E, handler_gpa >> 16)
+    code = (start + b"\xfb" + tiny.HLT_FOREVER).ljust(0x700, b"\x90")
+    code += struct.pack("<HI", 0x41 * 8 - 1, idt_gpa).ljust(0x100, b"\0")
+    return code + handler.ljust(0x800, b"\x90") + bytes(0x40 * 8) + gate
+
+
+def test_a_halted_guest_wakes_up(tmp_path: Path) -> None:
+    """The timer that was running when the guest was saved wakes it after the restore."""
+    config = config_of(tmp_path, timer_guest(), pvh=True)
+    with Machine(config) as machine:
+        register = Register()
+        machine._ports.attach(COUNTER_PORT, 4, register)
+        machine.start()
+        for number in range(5):
+            _wait(lambda: len(register.written) > 2)
+            with paused_copy(machine, config, tmp_path / f"snap{number}") as copy:
+                copied = Register()
+                copy._ports.attach(COUNTER_PORT, 4, copied)
+                copy.start()
+                _wait(lambda copied=copied: len(copied.written) > 5)  # type: ignore[misc]
+            register.written.clear()
+            machine.resume()
+
+
+def _wait(condition: object) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.001)
+
+
+def test_all_that_kvm_keeps_comes_back(tmp_path: Path) -> None:
+    config = config_of(tmp_path, counting_guest(), cpus=2)
+    with Machine(config) as machine:
+        counter = attach_counter(machine)
+        machine.start()
+        wait_for_reads(counter, 10)
+        with paused_copy(machine, config, tmp_path / "snap") as copy:
+            saved = kvm_state.read(machine._kvm, machine._vm, machine._handles)
+            kvm_state.write(copy._vm, copy._handles, saved)
+            again = kvm_state.read(copy._kvm, copy._vm, copy._handles)
+            assert again.clock_ns >= saved.clock_ns
+            for before, after in zip(saved.vcpus, again.vcpus, strict=True):
+                assert after.tsc >= before.tsc
+                assert after._replace(tsc=0, tsc_offset=0) == before._replace(tsc=0, tsc_offset=0)
+            assert again.irqchips == saved.irqchips
+
+
+# What goes on, what ends, and what is there afterwards.
+
+
+def test_the_original_goes_on_and_the_snapshot_stays_as_it_was(tmp_path: Path) -> None:
+    # inc dword [0x200000] for ever, and a port access at each 4,096th
+    code = b"\xbf\x00\x00\x20\x00\x66\xba" + struct.pack("<H", COUNTER_PORT)
+    code += b"\xff\x07\x8b\x07\xa9\xff\x0f\x00\x00\x75\xf5\xef\xeb\xf2"
+    config = config_of(tmp_path, code)
+    with Machine(config) as machine:
+        register = Register()
+        machine._ports.attach(COUNTER_PORT, 4, register)
+        machine.start()
+        _wait(lambda: register.written)
+        report = machine.snapshot(str(tmp_path / "snap"))
+        assert report.pause_ns >= report.fork_ns > 0
+        assert not machine.is_paused
+        at_once = len(register.written)
+        _wait(lambda: len(register.written) > at_once + 5)
+        saved = (tmp_path / "snap" / "memory").read_bytes()
+        count = int.from_bytes(saved[0x200000:0x200004], "little")
+        assert count < register.written[-1]
+        with Machine.from_snapshot(str(tmp_path / "snap"), config) as copy:
+            assert copy.memory.words(0x200000, "I", 1)[0] == count
+            copied = Register()
+            copy._ports.attach(COUNTER_PORT, 4, copied)
+            copy.start()
+            _wait(lambda: copied.written)
+            assert copied.written[0] == (count // 4096 + 1) * 4096
+        assert (tmp_path / "snap" / "memory").read_bytes() == saved
+    assert _children() == 0
+
+
+def _children() -> int:
+    try:
+        return os.waitpid(-1, os.WNOHANG)[0]
+    except ChildProcessError:
+        return 0
+
+
+def test_a_suspended_machine_ends_and_goes_on_elsewhere(tmp_path: Path) -> None:
+    config = config_of(tmp_path, counting_guest())
+    with Machine(config) as machine:
+        counter = attach_counter(machine)
+        machine.start()
+        wait_for_reads(counter, 10)
+        machine.snapshot(str(tmp_path / "snap"), stop=True, extra={"note": b"x"})
+        outcome = machine.wait(DEADLINE_S)
+        assert outcome is not None
+        assert outcome.reason is EndReason.STOPPED
+        with pytest.raises(HostError, match="has ended"):
+            machine.snapshot(str(tmp_path / "again"))
+    assert sorted(os.listdir(tmp_path / "snap")) == ["machine.bin", "memory", "note"]
+    assert sorted(os.listdir(tmp_path)) == ["snap", "tiny.elf"]
+    with Machine.from_snapshot(str(tmp_path / "snap"), config) as copy:
+        copied = attach_counter(copy)
+        copied.reads = counter.reads
+        copy.start()
+        wait_for_reads(copied, counter.reads + 20)
+        assert copied.wrong_writes == 0
+
+
+def test_snapshots_of_restored_machines_do_not_rest_on_the_first(tmp_path: Path) -> None:
+    config = config_of(tmp_path, counting_guest(), cpus=2)
+    reads = 0
+    with Machine(config) as machine:
+        counter = attach_counter(machine)
+        machine.start()
+        wait_for_reads(counter, 10)
+        machine.pause()
+        reads = counter.reads
+        machine.snapshot(str(tmp_path / "snap0"))
+    for number in range(5):
+        old, new = tmp_path / f"snap{number}", tmp_path / f"snap{number + 1}"
+        with Machine.from_snapshot(str(old), config) as copy:
+            assert folder.is_in_use(str(old))
+            for name in os.listdir(old):  # removed under it
+                (old / name).unlink()
+            counter = attach_counter(copy)
+            counter.reads = reads
+            copy.start()
+            copy.memory.write(0x300000 + 0x10000 * number, bytes([number + 1]) * 5000)
+            wait_for_reads(counter, reads + 20)
+            copy.pause()
+            reads = counter.reads
+            full = b"".join(bytes(region.view) for region in copy.memory)
+            copy.snapshot(str(new))
+            assert (new / "memory").read_bytes() == full
+            assert counter.wrong_writes == 0
+        assert not folder.is_in_use(str(new))
+    for number in range(5):
+        assert full[0x300000 + 0x10000 * number :][:5000] == bytes([number + 1]) * 5000
+
+
+def test_nothing_is_left_open(tmp_path: Path) -> None:
+    config = config_of(tmp_path, counting_guest(), vsock=VsockConfig(), serial_line=True)
+    for round_ in range(3):
+        with Machine(config) as machine:
+            attach_counter(machine)
+            machine.start()
+            machine.snapshot(str(tmp_path / f"snap{round_}"))
+        with Machine.from_snapshot(str(tmp_path / f"snap{round_}"), config) as copy:
+            attach_counter(copy)
+            copy.start()
+            copy.record_working_set(str(tmp_path / f"snap{round_}" / "working-set"))
+        with Machine.from_snapshot(str(tmp_path / f"snap{round_}"), config) as copy:
+            attach_counter(copy)
+            copy.start()
+        if round_ == 0:
+            before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+# Refusals: one line each, and the machine goes on.
+
+
+def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "share").mkdir()
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    share = ShareConfig(str(tmp_path / "share"), "tag")
+    disk = DiskConfig(str(tmp_path / "disk"))
+    for changes, message in (
+        ({"shares": (share,)}, "copy the folder"),
+        ({"disks": (disk,)}, "overlay"),
+    ):
+        config = config_of(tmp_path, counting_guest(), **changes)
+        with Machine(config) as machine:
+            counter = attach_counter(machine)
+            with pytest.raises((ConfigError, HostError)):
+                machine.snapshot(str(tmp_path / "snap"))
+            machine.start()
+            wait_for_reads(counter, 10)
+            with pytest.raises(ConfigError, match=message):
+                machine.snapshot(str(tmp_path / "snap"))
+            wait_for_reads(counter, counter.reads + 10)
+        assert not list(tmp_path.glob("snap*"))
+
+
+def test_a_place_that_is_taken_is_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path, counting_guest())
+    with Machine(config) as machine:
+        counter = attach_counter(machine)
+        machine.start()
+        machine.snapshot(str(tmp_path / "snap"))
+        with pytest.raises(ConfigError, match="there already"):
+            machine.snapshot(str(tmp_path / "snap"))
+        with pytest.raises(HostError, match="No such file"):
+            machine.snapshot(str(tmp_path / "nowhere" / "snap"))
+        wait_for_reads(counter, counter.reads + 10)
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    config = config_of(tmp_path, counting_guest())
+    with Machine(config) as machine:
+        attach_counter(machine)
+        machine.start()
+        with machine._snapshot_lock, pytest.raises(HostError, match="is being made"):
+            machine.snapshot(str(tmp_path / "snap"))
+        machine.snapshot(str(tmp_path / "snap"))
+
+
+def test_another_machine_is_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path, counting_guest(), vsock=VsockConfig())
+    path = str(tmp_path / "snap")
+    with Machine(config) as machine:
+        attach_counter(machine)
+        machine.start()
+        machine.snapshot(path)
+    for changes, message in (
+        ({"memory_bytes": 2 * MEMORY_BYTES}, "MiB of memory"),
+        ({"cpus": 2}, "CPUs"),
+        ({"vsock": None}, "vsock"),
+        ({"serial_line": True}, "serial"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Machine.from_snapshot(path, config._replace(**changes))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="lazy"):
+        Machine.from_snapshot(path, config, memory="slow")  # type: ignore[arg-type]
+
+
+def _changed(path: Path, change: object) -> None:
+    values = machine_bin.read(str(path))
+    change(values)  # type: ignore[operator]
+    (path / "machine.bin").unlink()
+    (path / "machine.bin").write_bytes(machine_bin.encode(values))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.update(device_model=99), "99"),
+        (lambda values: values["host"].update(model="0"), "another processor"),
+        (lambda values: values["kvm"]["vcpus"][0].update(tsc_khz=1000), "TSC|scale"),
+        (lambda values: values["kvm"]["vcpus"][0]["cpuid"][1].update(ecx=0xFFFF_FFFF), "CPUID"),
+        (lambda values: values["slots"].pop(), "devices"),
+        (lambda values: values["slots"][0].update(device_id=2), "device"),
+        (lambda values: values["slots"][0].update(status="x"), "status"),
+        (lambda values: values.pop("rtc"), "machine"),
+        (lambda values: values["memory"][0].__setitem__(0, 4096), "laid out"),
+    ],
+)
+def test_a_foreign_or_damaged_snapshot_is_refused(
+    tmp_path: Path, change: object, message: str
+) -> None:
+    config = config_of(tmp_path, counting_guest())
+    with Machine(config) as machine:
+        attach_counter(machine)
+        machine.start()
+        machine.snapshot(str(tmp_path / "snap"))
+    _changed(tmp_path / "snap", change)
+    with pytest.raises(ConfigError, match=message) as caught:
+        Machine.from_snapshot(str(tmp_path / "snap"), config)
+    assert "\n" not in str(caught.value)
+
+
+def test_shorter_memory_is_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path, counting_guest())
+    with Machine(config) as machine:
+        attach_counter(machine)
+        machine.start()
+        machine.snapshot(str(tmp_path / "snap"))
+    memory = tmp_path / "snap" / "memory"
+    memory.chmod(0o600)
+    os.truncate(memory, MEMORY_BYTES - 4096)
+    with pytest.raises(ConfigError, match="cut short"):
+        Machine.from_snapshot(str(tmp_path / "snap"), config)
+    memory.unlink()
+    with pytest.raises(ConfigError, match="No such file"):
+        Machine.from_snapshot(str(tmp_path / "snap"), config)
+
+
+def test_console_output_goes_on(tmp_path: Path) -> None:
+    """The UART's registers and its interrupt come back: a guest that polls LSR sends on."""
+    # l: in LSR; test THRE; jz l; out 'x'; jmp l
+    code = b"\x66\xba" + struct.pack("<H", tiny.COM1 + 5) + b"\xec\xa8\x20\x74\xf8"
+    code += tiny.out8(tiny.COM1, ord("x")) + tiny.in8(COUNTER_PORT) + b"\xeb"
+    code += struct.pack("<b", -len(code) - 1)
+    config = config_of(tmp_path, code)
+    with Machine(config) as machine:
+        counter = Counter()
+        machine._ports.attach(COUNTER_PORT, 4, counter)
+        machine.start()
+        wait_for_reads(counter, 10)
+        with paused_copy(machine, config, tmp_path / "snap") as copy:
+            output = bytearray()
+            copy.console.attach(CallbackOutput(output.extend))
+            attach_counter(copy)
+            copy.start()
+            _wait(lambda: len(output) > 10)
+            assert set(output) == {ord("x")}
