@@ -68,6 +68,8 @@ ALLOWED: dict[str, set[str]] = {
         "defaults",
         "storage",
         "images",
+        "snapshot",
+        "version",
     },
     "sdk": {"errors", "vmm", "agent", "defaults", "images", "sandbox"},
     "defaults": {"errors"},
@@ -87,6 +89,7 @@ ALLOWED: dict[str, set[str]] = {
         "nat",
         "storage",
         "images",
+        "snapshot",
         "mcp_server",
     },
     "mcp_server": {"errors", "version", "sandbox", "sdk", "cli"},  # the last in __main__ alone

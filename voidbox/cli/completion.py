@@ -7,6 +7,7 @@ import argparse
 from voidbox.cli import exit_status
 from voidbox.cli.image import ACTIONS
 from voidbox.cli.parser import make_parser
+from voidbox.cli.snapshot import ACTIONS as SNAPSHOT_ACTIONS
 from voidbox.cli.verbs import VERBS
 
 _EPILOG = """\
@@ -16,8 +17,20 @@ examples:
   voidbox completion fish > ~/.config/fish/completions/voidbox.fish
 """
 # Verbs whose words are sandboxes; of any state, where they work on those that have ended too.
-_RUNNING = ("exec", "shell", "cp", "send", "port", "stats", "stop", "kill", "pause", "resume")
-_ANY = ("inspect", "logs", "rename", "rm")
+_RUNNING = (
+    "exec",
+    "fork",
+    "suspend",
+    "shell",
+    "cp",
+    "send",
+    "port",
+    "stats",
+    "stop",
+    "kill",
+    "pause",
+)
+_ANY = ("inspect", "logs", "rename", "rm", "resume")
 
 _BASH = """\
 # voidbox completion for bash
@@ -42,6 +55,9 @@ _voidbox() {
             image:2:*) words="@IMAGE@" ;;
             image:*:import) compopt -o default ;;
             image:*:*) words=$(voidbox image ls --quiet 2>/dev/null) ;;
+            snapshot:2:*) words="@SNAPSHOT@" ;;
+            snapshot:3:create) words=$(voidbox ps --quiet 2>/dev/null) ;;
+            snapshot:*:*) words=$(voidbox snapshot ls --quiet 2>/dev/null) ;;
         esac
     fi
     COMPREPLY=($(compgen -W "$words" -- "$current"))
@@ -73,6 +89,15 @@ _voidbox() {
                     _files
                 else
                     compadd -- ${(f)"$(voidbox image ls --quiet 2>/dev/null)"}
+                fi
+                return ;;
+            snapshot)
+                if (( CURRENT == 3 )); then
+                    compadd @SNAPSHOT@
+                elif [[ $words[3] == create ]]; then
+                    compadd -- ${(f)"$(voidbox ps --quiet 2>/dev/null)"}
+                else
+                    compadd -- ${(f)"$(voidbox snapshot ls --quiet 2>/dev/null)"}
                 fi
                 return ;;
             completion) compadd bash zsh fish; return ;;
@@ -149,6 +174,7 @@ def _fish() -> str:
     for verb, words in (
         ("port", "add rm ls"),
         ("image", " ".join(ACTIONS)),
+        ("snapshot", " ".join(SNAPSHOT_ACTIONS)),
         ("completion", "bash zsh fish"),
     ):
         lines.append(
@@ -164,6 +190,7 @@ def _fill(template: str, verbs: str, options: list[str]) -> str:
         .replace("@RUNNING@", "|".join(_RUNNING))
         .replace("@ANY@", "|".join(_ANY))
         .replace("@IMAGE@", " ".join(ACTIONS))
+        .replace("@SNAPSHOT@", " ".join(SNAPSHOT_ACTIONS))
     )
 
 

@@ -14,7 +14,7 @@ import time
 from typing import BinaryIO
 
 import voidbox
-from voidbox.errors import HostError, VoidboxError
+from voidbox.errors import ConfigError, HostError, SandboxTimeout, VoidboxError
 from voidbox.sandbox.control import describe_error, make_error
 from voidbox.sandbox.log_file import read_tail
 from voidbox.sandbox.process.logs import open_log
@@ -43,11 +43,13 @@ def wake(store: Store, id: str, parent_fd: int | None = None, owner: str = OWNER
         VoidboxError: what it failed with.
     """
     deadline = time.monotonic() + _WAKE_S
-    while (state := store.read(id).state) is State.CREATING and time.monotonic() < deadline:
+    while (found := _try_to_wake(store, id)) is None:
+        if time.monotonic() > deadline:
+            raise SandboxTimeout(f"{id} is being woken, for more than {_WAKE_S:g} s already")
         time.sleep(_POLL_S)
-    if state in (State.RUNNING, State.PAUSED):
-        return store.read(id)
-    record = store.wake(id)
+    record = found
+    if record.state is not State.CREATING:
+        return record
     if parent_fd is None and record.is_owned:
         record = store.update(id, is_owned=False)
     try:
@@ -56,6 +58,21 @@ def wake(store: Store, id: str, parent_fd: int | None = None, owner: str = OWNER
         store.clean()
         raise
     return store.read(id)
+
+
+def _try_to_wake(store: Store, id: str) -> SandboxRecord | None:
+    """Return a record that is ours to start, or one that runs; None while somebody else wakes it."""
+    record = store.read(id)
+    if record.state in (State.RUNNING, State.PAUSED):
+        return record
+    if record.state is State.CREATING:
+        return None
+    try:
+        return store.wake(id)
+    except ConfigError:
+        if store.read(id).state is not State.CREATING:
+            raise
+        return None  # somebody else was faster
 
 
 def launch(

@@ -19,11 +19,11 @@ from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
 
-from voidbox.agent import connect
+from voidbox.agent import connect, protocol
 from voidbox.agent.client import AgentClient
 from voidbox.errors import ConfigError, HostError
 from voidbox.event_loop import EventLoop
-from voidbox.sandbox.process import owner
+from voidbox.sandbox.process import owner, restoring
 from voidbox.sandbox.process.heartbeat import Heartbeat
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.machine import MachineStatistics
@@ -72,6 +72,8 @@ class FakeMachine:
         with open(f"{self._folder}/agent.secret", "wb") as file:
             file.write(self._secret)
         arguments = ("--socket", self.agent_path, "--secret-file", file.name)
+        with suppress(FileNotFoundError):
+            os.unlink(self.agent_path)  # of the machine before
         # A machine ends with its process, however that ends.
         die_with_us = ("setpriv", "--pdeathsig", "KILL")
         self._process = subprocess.Popen(
@@ -253,8 +255,13 @@ class FakeGuest:
             raise ZeroDivisionError("a bug")
         if self._options.mode == "nervous":  # notices a dead agent within a second
             owner.Heartbeat = partial(Heartbeat, period_s=0.1, answer_s=0.3)  # type: ignore[misc, assignment]
-        if snapshot is not None and os.environ.get("FAKE_RESTORE") == "bad":
+        problem = os.environ.get("FAKE_RESTORE") if snapshot is not None else None
+        if problem == "bad":
             raise HostError("the snapshot is of another CPU")
+        if problem == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if problem == "no-adopt":
+            restoring.protocol = SimpleNamespace(**{**vars(protocol), "ADOPT": protocol.ATTACH})  # type: ignore[assignment]
         self.secret = secret
         self.machine = FakeMachine(config, secret)
 

@@ -100,10 +100,15 @@ class Templates:
         folders.sweep(self.path)
         self.prune(COUNT_MAX - 1, DISK_BYTES_MAX)
 
-    def prune(self, count: int = 0, disk_bytes: int = 0) -> tuple[list[str], int]:
+    def prune(
+        self, count: int = 0, disk_bytes: int = 0, *, dry_run: bool = False
+    ) -> tuple[list[str], int]:
         """Delete templates until so many, and so many bytes, are left; return which, and the bytes.
 
         Those whose files have changed go first.
+
+        Args:
+            dry_run: only say which.
         """
         kept: list[int] = []
         gone: list[str] = []
@@ -116,7 +121,8 @@ class Templates:
                 continue
             with suppress(HostError, OSError):
                 freed += folders.sizes(folder).disk_bytes
-                self._remove(folder)
+                if not dry_run:
+                    self._remove(folder)
                 gone.append(os.path.basename(folder))
         return gone, freed
 
