@@ -61,23 +61,26 @@ bench: setup kernels registry
 	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
 		$(PYTHON) benchmarks/workspace.py --output benchmarks/results/workspace.json
 
+# This host's apt, if it has one, fetches for what needs packages: as it is configured.
+WITH_APT = scripts/with-apt
+
 kernels: setup image network-image disk-image git-image root-images
-	kernel/fetch_debian.sh cloud
-	kernel/fetch_debian.sh generic
+	$(WITH_APT) kernel/fetch_debian.sh cloud
+	$(WITH_APT) kernel/fetch_debian.sh generic
 	kernel/build_minimal.sh
 	scripts/build_first_guest.sh
 	tests/e2e/vsock_test/build.sh
 
 # The guest image, for kernels that need no modules and for Debian's cloud kernel.
 image: setup
-	scripts/build_guest_image.sh
-	scripts/build_guest_image.sh --kernel "$$(kernel/fetch_debian.sh cloud)"
+	$(WITH_APT) scripts/build_guest_image.sh
+	$(WITH_APT) scripts/build_guest_image.sh --kernel "$$($(WITH_APT) kernel/fetch_debian.sh cloud)"
 
 # The same with the programs that the network's tests use.
 network-image: setup
-	scripts/build_guest_image.sh --with curl --with netcat-openbsd
-	scripts/build_guest_image.sh --with curl --with netcat-openbsd \
-		--kernel "$$(kernel/fetch_debian.sh cloud)"
+	$(WITH_APT) scripts/build_guest_image.sh --with curl --with netcat-openbsd
+	$(WITH_APT) scripts/build_guest_image.sh --with curl --with netcat-openbsd \
+		--kernel "$$($(WITH_APT) kernel/fetch_debian.sh cloud)"
 
 # Roots on disks for the tests, which have no network where they run.
 root-images: setup
@@ -93,13 +96,13 @@ registry:
 
 # The same with the programs that the disks' tests use, and their benchmark.
 disk-image: setup
-	scripts/build_guest_image.sh --with e2fsprogs
-	scripts/build_guest_image.sh --with e2fsprogs --kernel "$$(kernel/fetch_debian.sh cloud)"
-	scripts/build_guest_image.sh --with fio
+	$(WITH_APT) scripts/build_guest_image.sh --with e2fsprogs
+	$(WITH_APT) scripts/build_guest_image.sh --with e2fsprogs --kernel "$$($(WITH_APT) kernel/fetch_debian.sh cloud)"
+	$(WITH_APT) scripts/build_guest_image.sh --with fio
 
 # The same with git, for the workspace's tests.
 git-image: setup
-	scripts/build_guest_image.sh --with git
+	$(WITH_APT) scripts/build_guest_image.sh --with git
 
 setup:
 	scripts/setup.sh

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from guest_agent.connection import RequestError
-from guest_agent.protocol import BAD_REQUEST
+from guest_agent.protocol import BAD_REQUEST, EXTENTS_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,6 +79,20 @@ def texts(values: Values, name: str) -> list[str]:
     if not isinstance(value, list) or not value:
         raise _bad(name, "a list of strings")
     return [text({name: item}, name) for item in value]
+
+
+def extents(values: Values, name: str) -> list[tuple[int, int]] | None:
+    """Return pairs of bytes of a hole, and of the data after it; None if there are none."""
+    value = values.get(name)
+    if value is None:
+        return None
+    if (
+        not isinstance(value, list)
+        or len(value) > EXTENTS_MAX
+        or not all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+    ):
+        raise _bad(name, f"a list of {EXTENTS_MAX} pairs at most")
+    return [(integer({name: hole}, name), integer({name: data}, name)) for hole, data in value]
 
 
 def text_map(values: Values, name: str) -> dict[str, str]:

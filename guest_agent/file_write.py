@@ -32,10 +32,16 @@ if TYPE_CHECKING:
 
 _KERNELS_OWN = ("/proc/", "/sys/")  # files there take what is written, and have no other names
 _KERNELS_BYTES_MAX = 64 << 10
+_OFFSET_MAX = (1 << 63) - 1  # loff_t
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)  # what a folder answers to a new file
 
 
 class Part:
-    """A file that is not whole yet, under a temporary name. Values: see FileWrite."""
+    """A file that is not whole yet, under a temporary name. Values: see FileWrite.
+
+    Where no other file can take the place of an old one, that is written to itself, and keeps its
+    owner: in a folder that is not the user's, and where something is mounted on it.
+    """
 
     def __init__(self, path: str, user: users.User, values: dict[str, Any]) -> None:
         mode = arguments.optional_integer(values, "mode")
@@ -43,6 +49,7 @@ class Part:
         makes_parents = arguments.flag(values, "parents", True)
         self._user = user
         self.path = path
+        self.is_whole = False
         with acting_as(self._user):
             folder = os.path.dirname(self.path)
             if makes_parents:
@@ -51,15 +58,23 @@ class Part:
             self._owner = None if old is None else (old.st_uid, old.st_gid)
             old_mode = 0o644 if old is None else old.st_mode
             self._mode = stat.S_IMODE(old_mode if mode is None else mode)
-            self._temporary = temporary_name(folder)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._temporary = ""
             with _naming(self.path):
-                self._fd = os.open(self._temporary, flags, 0o600)
+                self._fd = self._open(folder, old)
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether it has its own name."""
-        return not self._temporary
+    def _open(self, folder: str, old: os.stat_result | None) -> int:
+        if old is not None and _stays(self.path, folder, old, self._user):
+            return _open_old(self.path)
+        temporary = temporary_name(folder)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            fd = os.open(temporary, flags, 0o600)
+        except OSError as error:
+            if old is None or error.errno not in _NOT_OURS:
+                raise
+            return _open_old(self.path)
+        self._temporary = temporary
+        return fd
 
     def truncate(self, size: int) -> None:
         """Forget what came after the first `size` bytes."""
@@ -68,22 +83,38 @@ class Part:
         os.ftruncate(self._fd, size)
         os.lseek(self._fd, size, os.SEEK_SET)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Add bytes."""
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]
 
+    def skip(self, size: int) -> None:
+        """Leave a hole."""
+        end = os.lseek(self._fd, 0, os.SEEK_CUR) + size
+        if end > _OFFSET_MAX:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        os.ftruncate(self._fd, end)
+        os.lseek(self._fd, end, os.SEEK_SET)
+
     def commit(self) -> int:
         """Give the file its name; return its size."""
         with acting_as(self._user):
-            self._keep_owner()
-            os.fchmod(self._fd, self._mode)
-            if self._mtime_ns is not None:
-                os.utime(self._fd, ns=(self._mtime_ns, self._mtime_ns))
-            os.rename(self._temporary, self.path)
+            if self._temporary:
+                self._keep_owner()
+                self._describe()
+                os.rename(self._temporary, self.path)
+            else:
+                with contextlib.suppress(PermissionError):  # it is somebody else's
+                    self._describe()
         self._temporary = ""
+        self.is_whole = True
         return os.fstat(self._fd).st_size
+
+    def _describe(self) -> None:
+        os.fchmod(self._fd, self._mode)
+        if self._mtime_ns is not None:
+            os.utime(self._fd, ns=(self._mtime_ns, self._mtime_ns))
 
     def _keep_owner(self) -> None:
         """Give it to whom the old file belongs to, as far as the user may."""
@@ -97,7 +128,7 @@ class Part:
                     os.fchown(self._fd, -1, gid)
 
     def close(self) -> None:
-        """Free it; without a commit nothing is left of it. Idempotent."""
+        """Free it; without a commit nothing is left of a temporary file. Idempotent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -123,11 +154,15 @@ class KernelsFile:
             raise RequestError(protocol.GONE, f"{self.path}: fewer than {size} bytes have come")
         del self._data[size:]
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Add bytes."""
         self._data += data
         if len(self._data) > _KERNELS_BYTES_MAX:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    def skip(self, size: int) -> None:
+        """Add zeros: there are no holes here."""
+        self.write(bytes(min(size, _KERNELS_BYTES_MAX + 1)))
 
     def commit(self) -> int:
         """Give them to the kernel; return how many."""
@@ -196,9 +231,12 @@ class Parts:
 class FileWrite(Request):
     """Write a file, whole or not at all: it gets its name when all of it is there and right.
 
+    A file that must stay where it is (see Part) is written in place: what of it came is there.
+
     Values: path, user, mode (the old file's or 0644), mtime_ns, parents (bool: make the folders
     above); part (the client's name for a file that comes in several requests) and offset (of this
-    one in it). Then DATA, and END {checksum (of this request's bytes), more (bool: it goes on in
+    one in it); extents (list of [bytes of a hole, bytes of the data after it]: where the data
+    belongs). Then DATA, and END {checksum (of this request's data), more (bool: it goes on in
     another request)}. Answers: RESULT {size (of all so far)}. Fails with "checksum" if that of
     what came differs, and with "gone" if the beginning is no longer there.
     """
@@ -214,6 +252,9 @@ class FileWrite(Request):
         self._token = arguments.optional_text(values, "part")
         self._offset = arguments.integer(values, "offset", 0)
         self._size = self._offset
+        extents = arguments.extents(values, "extents")
+        self._extents = None if extents is None else iter(extents)
+        self._run = 0  # of data, until the next hole
         part = self._parts.take(self._token) if self._token is not None else None
         if self._offset == 0:
             if part is not None:
@@ -229,10 +270,38 @@ class FileWrite(Request):
     def on_data(self, data: bytes) -> None:
         if self._part is not None:
             with _naming(self._part.path):
-                self._part.write(data)
+                self._write(self._part, data)
         self._checksum.update(data)
         self._size += len(data)
         self.used(data)
+
+    def _write(self, part: _Target, data: bytes) -> None:
+        """Put data where it belongs."""
+        if self._extents is None:
+            part.write(data)
+            return
+        view = memoryview(data)
+        while view:
+            if not self._run and not self._skip(part):
+                raise RequestError(protocol.BAD_REQUEST, "more data than there are extents for")
+            piece = view[: self._run]
+            part.write(piece)
+            self._run -= len(piece)
+            view = view[len(piece) :]
+
+    def _skip(self, part: _Target) -> bool:
+        """Leave the next hole; False if there is none."""
+        hole, self._run = next(self._extents or iter(()), (-1, 0))
+        if hole > 0:
+            part.skip(hole)
+            self._size += hole
+        return hole >= 0
+
+    def _finish_extents(self, part: _Target) -> None:
+        while not self._run and self._skip(part):
+            pass
+        if self._run:
+            raise RequestError(protocol.BAD_REQUEST, "less data than the extents say")
 
     def on_end(self, values: dict[str, Any]) -> None:
         part = self._part
@@ -241,6 +310,8 @@ class FileWrite(Request):
         if values.get("checksum") != self._checksum.digest():
             part.close()  # before the answer: who has that sees nothing left
             raise RequestError(protocol.CHECKSUM, f"{part.path}: what arrived has another checksum")
+        with _naming(part.path):
+            self._finish_extents(part)
         if self._token is not None and arguments.flag(values, "more"):
             self._part = None
             self._parts.end(self._token, self)
@@ -277,6 +348,25 @@ def _naming(path: str) -> Iterator[None]:
     except OSError as error:
         error.filename = path
         raise
+
+
+def _stays(path: str, folder: str, old: os.stat_result, user: users.User) -> bool:
+    """Whether no other file can be renamed to this one's name, though the folder takes new ones."""
+    from guest_agent import syscalls  # not at the start of an agent that is a program
+
+    status = os.stat(folder)
+    is_sticky = status.st_mode & stat.S_ISVTX and user.uid not in (0, status.st_uid, old.st_uid)
+    return bool(is_sticky) or syscalls.is_mount_point(path)
+
+
+def _open_old(path: str) -> int:
+    fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        require_regular(os.fstat(fd).st_mode, path)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _old_file(path: str) -> os.stat_result | None:

@@ -6,6 +6,7 @@ that this user's programs prepare leads further than they get themselves.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import stat
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _ENTRIES_PER_EVENT = 16  # with the longest names they still fit into what may wait for a client
 _REMOVALS_PER_PASS = 256  # then other requests get their turn
+_OFFSET_MAX = (1 << 63) - 1  # loff_t
 _NUMBERS = itertools.count()
 _UNKNOWN = {"type": "unknown", "size": 0, "mode": 0, "uid": 0, "gid": 0, "mtime_ns": 0}
 _TYPES = {
@@ -73,9 +75,11 @@ def describe(path: str, name: str, follow: bool = False) -> dict[str, Any]:
 class FileRead(Request):
     """Read a regular file.
 
-    Values: path, user, offset, length. Answers: DATA, then RESULT {size, mode, mtime_ns, file (a
-    number that another file of this name would not have), end_size and end_mtime_ns (others if it
-    changed while it was read), checksum (BLAKE2b-256 of what was sent)}.
+    Values: path, user, offset, length (of data at most), holes (bool: send none of what is in
+    holes). Answers: DATA, then RESULT {size, mode, mtime_ns, file (a number that another file of
+    this name would not have), end_size and end_mtime_ns (others if it changed while it was read),
+    checksum (BLAKE2b-256 of what was sent)}, and if it has holes that are not sent extents (list of
+    [bytes of a hole, bytes of the data after it]).
     """
 
     def start(self, values: dict[str, Any]) -> None:
@@ -89,13 +93,17 @@ class FileRead(Request):
         self._status = os.fstat(self._fd)
         require_regular(self._status.st_mode, path)
         os.lseek(self._fd, offset, os.SEEK_SET)
+        has_holes = self._status.st_blocks * 512 < self._status.st_size
+        wants_holes = arguments.flag(values, "holes")
+        self._extents: list[list[int]] | None = [] if has_holes and wants_holes else None
+        self._run = 0  # of data, until the next hole
         self._checksum = new_checksum()
         self.on_room()
 
     def on_room(self) -> None:
         while not self.is_done and self.room:
             size = self.room if self._left is None else min(self.room, self._left)
-            data = os.read(self._fd, size) if size else b""
+            data = self._read(size) if size else b""
             if not data:
                 self._finish()
                 return
@@ -104,8 +112,38 @@ class FileRead(Request):
             self._checksum.update(data)
             self.send(data)
 
+    def _read(self, size: int) -> bytes:
+        """Return what comes next, without holes; b"" at the end, or where there are too many."""
+        if self._extents is None:
+            return os.read(self._fd, size)
+        if not self._run:
+            self._find_data(self._extents)
+        data = os.read(self._fd, min(size, self._run)) if self._run else b""
+        self._run -= len(data)
+        if data:
+            self._extents[-1][1] += len(data)
+        return data
+
+    def _find_data(self, extents: list[list[int]]) -> None:
+        """Go to where the next data is; lseek(2)."""
+        if len(extents) == protocol.EXTENTS_MAX:
+            return
+        at = os.lseek(self._fd, 0, os.SEEK_CUR)
+        try:
+            begin = os.lseek(self._fd, at, os.SEEK_DATA)
+            self._run = os.lseek(self._fd, begin, os.SEEK_HOLE) - begin
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # a file system that knows of no holes
+                self._run = _OFFSET_MAX - at
+            # Else the rest is one.
+            begin = at if self._run else max(at, self._status.st_size)
+        os.lseek(self._fd, begin, os.SEEK_SET)
+        if begin > at or self._run:
+            extents.append([begin - at, 0])
+
     def _finish(self) -> None:
         status, at_end = self._status, os.fstat(self._fd)
+        extents = {} if self._extents is None else {"extents": self._extents}
         self.result(
             {
                 "size": status.st_size,
@@ -115,6 +153,7 @@ class FileRead(Request):
                 "end_size": at_end.st_size,
                 "end_mtime_ns": at_end.st_mtime_ns,
                 "checksum": self._checksum.digest(),
+                **extents,
             }
         )
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 AGENT_VERSION = "1"
 CAPABILITIES = (
     *("exec", "pty", "background", "files", "watch", "metrics", "clock", "shutdown"),
-    *(protocol.CAN_RESUME, protocol.CAN_LINK, protocol.CAN_ADOPT),
+    *(protocol.CAN_RESUME, protocol.CAN_LINK, protocol.CAN_ADOPT, protocol.CAN_HOLES),
 )
 CONNECTIONS_MAX = 2048
 _BACKLOG = 1024

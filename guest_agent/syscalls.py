@@ -8,6 +8,7 @@ import os
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_RDONLY = 2, 4, 8, 32, 1
 RB_POWER_OFF, RB_AUTOBOOT = 0x4321FEDC, 0x01234567
 SYS_FINIT_MODULE = 313  # x86-64
+AT_FDCWD, AT_SYMLINK_NOFOLLOW, STATX_ATTR_MOUNT_ROOT = -100, 0x100, 0x2000
 IN_CLOEXEC, IN_NONBLOCK = 0o2000000, 0o4000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -29,6 +30,14 @@ def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> No
 def umount(target: str) -> None:
     """umount(2)."""
     _check(_libc.umount(os.fsencode(target)), target)
+
+
+def is_mount_point(path: str) -> bool:
+    """statx(2): whether something is mounted there, a file on a file too; Linux 5.8."""
+    status = ctypes.create_string_buffer(256)
+    _check(_libc.statx(AT_FDCWD, os.fsencode(path), AT_SYMLINK_NOFOLLOW, 0, status), path)
+    attributes = int.from_bytes(status[8:16], "little")  # struct statx.stx_attributes
+    return bool(attributes & STATX_ATTR_MOUNT_ROOT)
 
 
 def finit_module(fd: int, parameters: str = "") -> None:

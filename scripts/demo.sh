@@ -4,8 +4,8 @@ set -eu
 cd "$(dirname "$0")/.."
 # Debian's kernel is fetched in a moment; the minimal one, the default once built, takes minutes.
 . kernel/cache.sh
-kernel=$(readlink -e "$cache/kernels/current-minimal/bzImage" || kernel/fetch_debian.sh cloud)
-echo "image: $(scripts/build_guest_image.sh --kernel "$kernel")"
+kernel=$(readlink -e "$cache/kernels/current-minimal/bzImage" || scripts/with-apt kernel/fetch_debian.sh cloud)
+echo "image: $(scripts/with-apt scripts/build_guest_image.sh --kernel "$kernel")"
 echo "+ voidbox run -- python3 -c '...'"
 scripts/with-kvm -- "${VENV:-.venv}/bin/python" -m voidbox run --verbose --timeout 120 -- \
     python3 -c 'import os; print(f"Hello from Linux {os.uname().release}, as user {os.getuid()}.")'

@@ -2,10 +2,11 @@
 
 The cache is a folder: $VOIDBOX_CACHE, or voidbox in $XDG_CACHE_HOME or ~/.cache.
 
+    kernels/current/vmlinuz             by `voidbox setup`
     kernels/current-minimal/bzImage     by kernel/build_minimal.sh
     kernels/current-cloud/vmlinuz       by kernel/fetch_debian.sh cloud
-    images/current-RELEASE/     by scripts/build_guest_image.sh; RELEASE is "builtin" for kernels
-                                that need no modules
+    images/current-RELEASE/     by `voidbox setup` or scripts/build_guest_image.sh; RELEASE is
+                                "builtin" for kernels that need no modules
         boot.cpio, runtime.erofs     the image as a disk, and the initramfs that mounts it
         initramfs.cpio               the image as an initramfs
 """
@@ -23,7 +24,8 @@ _MAGIC_OFFSET = 0x202
 _KERNEL_VERSION_OFFSET, _KERNEL_VERSION_BASE = 0x20E, 0x200
 _RELEASE_BYTES_MAX = 128
 _RELEASE = re.compile(rb"[0-9][A-Za-z0-9.+_~-]*")
-_KERNELS = ("current-minimal/bzImage", "current-cloud/vmlinuz")
+_KERNELS = ("current/vmlinuz", "current-minimal/bzImage", "current-cloud/vmlinuz")
+_HOW_TO_GET = "pip install 'voidbox-kvm[runtime]', or voidbox setup"
 
 
 def cache_folder() -> str:
@@ -45,10 +47,7 @@ def find_kernel() -> str:
     for name in _KERNELS:
         if os.path.exists(f"{folder}/{name}"):
             return f"{folder}/{name}"
-    raise ConfigError(
-        f"no kernel in {folder}: run kernel/build_minimal.sh, or kernel/fetch_debian.sh cloud, "
-        "or name one with --kernel"
-    )
+    raise ConfigError(f"no kernel in {folder}: {_HOW_TO_GET}; or name one with --kernel")
 
 
 def find_image(kernel: str) -> str:
@@ -92,8 +91,7 @@ def _find_images(kernel: str) -> str:
         if name and os.path.exists(f"{path}/initramfs.cpio"):
             return path
     raise ConfigError(
-        f"no guest image for {kernel} in {folder}: run scripts/build_guest_image.sh "
-        f"--kernel {kernel}, or name one with --initramfs"
+        f"no guest image for {kernel} in {folder}: {_HOW_TO_GET}; or name one with --initramfs"
     )
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "guest_boot_init.sh"
+SCRIPT = Path(__file__).parents[2] / "voidbox/setup/guest/boot_init.sh"
 DO_NOTHING = ["insmod", "mount", "cp", "switch_root", "poweroff"]
 LIB = "usr/lib/x86_64-linux-gnu"
 

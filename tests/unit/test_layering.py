@@ -91,6 +91,7 @@ ALLOWED: dict[str, set[str]] = {
         "images",
         "snapshot",
         "mcp_server",
+        "setup",
     },
     "mcp_server": {"errors", "version", "sandbox", "sdk", "cli"},  # the last in __main__ alone
     "__main__": {"cli"},

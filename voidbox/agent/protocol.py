@@ -46,6 +46,8 @@ CHUNK_BYTES, OUTGOING_BYTES_MAX = 64 << 10, 256 << 10
 SERIAL_CHUNK_BYTES, SERIAL_OUTGOING_BYTES_MAX = 1 << 10, 4 << 10
 WINDOW_BYTES = 1 << 20
 REQUESTS_MAX = 1024  # at a time on one connection
+# Of a file with holes, in one request: pairs of bytes without data, and with data after them.
+EXTENTS_MAX = 4096
 CHECKSUM_BYTES = 32  # BLAKE2b-256 of a file's bytes
 # Beginnings of files whose client is gone: how long they wait for it, and how many at a time.
 PART_KEPT_S, PARTS_MAX = 600, 64
@@ -77,7 +79,7 @@ BAD_REQUEST, CANCELLED, BUSY, CHECKSUM = "bad-request", "cancelled", "busy", "ch
 GONE = "gone"  # the beginning of a file, to which more was to come
 
 # What an agent that can do it lists in its PONG.
-CAN_RESUME, CAN_LINK, CAN_ADOPT = "resume", "links", "adopt"
+CAN_RESUME, CAN_LINK, CAN_ADOPT, CAN_HOLES = "resume", "links", "adopt", "holes"
 # That it has mounted the folder that the host shares; or with an errno's name, why it has not.
 CAN_SHARE, CANNOT_SHARE = "workspace", "workspace:"
 

@@ -38,6 +38,7 @@ class ImageBar:
         if step.stage == progress.WAIT:
             complain("waiting for another voidbox that makes the same image")
         elif step.stage == progress.INSTALL:
+            self.close()
             complain(shown(step.item))
         elif not self._is_terminal:
             if step.stage in _LINES:
@@ -53,7 +54,7 @@ class ImageBar:
 
     def close(self) -> None:
         """End the line of the bar. Idempotent."""
-        bar, self._bar = self._bar, None
+        bar, self._bar, self._title = self._bar, None, ""
         if bar is not None:
             bar.__exit__()
 

@@ -35,6 +35,7 @@ GROUPS = {
         "image": "pull, import, build, ls, inspect, rm, prune",
     },
     "host": {
+        "setup": "make the kernel and the image that run takes by default",
         "doctor": "check that this host can run VMs, and say what to do if not",
         "completion": "print what makes a shell complete voidbox's words",
     },
@@ -67,6 +68,8 @@ _ELSEWHERE = {
     "checkpoint": "snapshot",
     "hibernate": "suspend",
     "wake": "resume",
+    "install": "setup",
+    "init": "setup",
 }
 VERBS = {verb: text for group in GROUPS.values() for verb, text in group.items()}
 

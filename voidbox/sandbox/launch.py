@@ -61,7 +61,7 @@ def wake(store: Store, id: str, parent_fd: int | None = None, owner: str = OWNER
 
 
 def _try_to_wake(store: Store, id: str) -> SandboxRecord | None:
-    """Return a record that is ours to start, or one that runs; None while somebody else wakes it."""
+    """Return a record to be started here, or one that runs; None while somebody else starts it."""
     record = store.read(id)
     if record.state in (State.RUNNING, State.PAUSED):
         return record

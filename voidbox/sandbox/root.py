@@ -2,7 +2,7 @@
 
 boot.cpio, a small initramfs, finds the disks by their serial numbers, mounts the image with a
 writable overlay, and hands over to the agent, which lies in a runtime of its own: see
-scripts/guest_boot_init.sh and guest_agent/root.py.
+voidbox/setup/guest/boot_init.sh and guest_agent/root.py.
 """
 
 from __future__ import annotations

@@ -8,7 +8,10 @@ Whatever is in the cache was checked when it came, and is checked when it is use
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import importlib.resources
+import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +24,9 @@ from voidbox.images.progress import INSTALL, ImageProgress, OnProgress, Tally
 from voidbox.setup import openpgp, sources
 from voidbox.setup.apt_conf import AptConf, read_apt_conf
 from voidbox.setup.errors import SetupError
-from voidbox.setup.files import PARTIAL, Files, is_whole, make_folder
+from voidbox.setup.files import PARTIAL, Files, is_whole, make_folder, replace
 from voidbox.setup.lists import Lists
-from voidbox.setup.packages import Package
+from voidbox.setup.packages import Package, parse_package
 from voidbox.setup.resolve import Universe, resolve
 from voidbox.setup.site import Absent
 from voidbox.setup.sources import DEFAULT_SUITE, Source
@@ -167,24 +170,45 @@ class Archive:
         """Return these packages and all that they depend on, needed ones first.
 
         Raises:
-            SetupError: see resolve.resolve and universe().
+            SetupError: see resolve.resolve and Lists.universe.
             HostError: the cache cannot be written.
         """
-        return resolve(self.universe(), names)
+        return self._recall("resolve", names, lambda: resolve(self.universe(), names))
 
     def exactly(self, names: Sequence[str]) -> list[Package]:
         """Return the newest versions of these packages, and nothing more.
 
+        Args:
+            names: "ONE|OTHER" for what has another name in another release.
         Raises:
-            SetupError: there is no such package; see universe().
+            SetupError: there is no such package; see Lists.universe.
             HostError: the cache cannot be written.
         """
-        found = []
-        for name in names:
+        return self._recall("exactly", names, lambda: [self._newest(name) for name in names])
+
+    def _newest(self, names: str) -> Package:
+        for name in names.split("|"):
             package = self.universe().newest(name)
-            if package is None:
-                raise SetupError(f"the archive has no package {name}: is the mirror whole?")
-            found.append(package)
+            if package is not None:
+                return package
+        raise SetupError(f"the archive has no package {names}: is the mirror whole?")
+
+    def _recall(
+        self, kind: str, names: Sequence[str], find: Callable[[], list[Package]]
+    ) -> list[Package]:
+        """Return what was found before, while the lists are the same: they are long to read."""
+        words = json.dumps([self.snapshot(), kind, list(names)])
+        path = f"{self._lists.folder}/found-{hashlib.sha256(words.encode()).hexdigest()[:24]}.json"
+        uris = {source.suite: source.uri for source in self.sources}
+        suites = {source.uri: source.suite for source in self.sources}
+        with (
+            contextlib.suppress(OSError, ValueError, TypeError, KeyError, SetupError),
+            open(path, encoding="utf-8") as file,
+        ):
+            return [parse_package(stanza, uris[suite]) for suite, stanza in json.load(file)]
+        found = find()
+        kept = [(suites[package.uri], package.stanza) for package in found]
+        replace(path, json.dumps(kept).encode())
         return found
 
     def download(self, packages: Sequence[Package]) -> list[str]:

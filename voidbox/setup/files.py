@@ -6,16 +6,35 @@ Whatever is killed, what has come stays in partial/, under its digest, and is go
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Mapping
 
+from voidbox.errors import HostError
 from voidbox.images.flock import OwnedFile
+from voidbox.setup.errors import SetupError
 from voidbox.setup.release import Digest
 from voidbox.setup.site import Site, open_site
 from voidbox.storage import durable
 
 PARTIAL = "partial"
+_ELSEWHERE = "name another folder for it with VOIDBOX_CACHE"
+_TODO = {
+    errno.ENOSPC: f"free some space there, or {_ELSEWHERE}",
+    errno.EDQUOT: f"free some space there, or {_ELSEWHERE}",
+    errno.EROFS: _ELSEWHERE,
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+    errno.ENOTDIR: _ELSEWHERE,
+}
+
+
+def failure(verb: str, path: str, error: OSError) -> HostError:
+    """Return the error of an operation on the cache, which says what to do."""
+    found = durable.failure(verb, path, error)
+    todo = _TODO.get(error.errno or 0)
+    return HostError(f"{found}: {todo}", found.errno) if todo else found
 
 
 class Files:
@@ -61,13 +80,18 @@ class Files:
                     file.delete()
                     on_bytes(digest.size_bytes)
                     return
-                self._site(uri).fetch(path, file, digest, on_bytes)
+                try:
+                    self._site(uri).fetch(path, file, digest, on_bytes)
+                except SetupError:
+                    if not os.fstat(file.fd).st_size:  # nothing to go on from
+                        file.delete()
+                    raise
                 os.fsync(file.fd)
                 os.fchmod(file.fd, 0o644)
                 os.rename(partial, target)
                 durable.sync_folder(os.path.dirname(target))
         except OSError as error:
-            raise durable.failure("write", partial, error) from error
+            raise failure("write", partial, error) from error
 
     def save(self, path: str, name: str) -> None:
         """Put a file into the folder that becomes a mirror, if there is one.
@@ -87,7 +111,7 @@ class Files:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.unlink(beside)
-            raise durable.failure("write", target, error) from error
+            raise failure("write", target, error) from error
 
     def _site(self, uri: str) -> Site:
         site = self._sites.get(uri)
@@ -105,7 +129,7 @@ def make_folder(path: str) -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        raise durable.failure("make", path, error) from error
+        raise failure("make", path, error) from error
 
 
 def is_whole(path: str, digest: Digest) -> bool:
@@ -118,7 +142,7 @@ def is_whole(path: str, digest: Digest) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise durable.failure("read", path, error) from error
+        raise failure("read", path, error) from error
 
 
 def replace(path: str, content: bytes) -> None:
@@ -135,4 +159,4 @@ def replace(path: str, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(beside)
-        raise durable.failure("write", path, error) from error
+        raise failure("write", path, error) from error

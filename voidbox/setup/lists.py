@@ -60,7 +60,7 @@ class Lists:
         self._sources = found
         self._keys = keys
         self._files = files
-        self._folder = folder
+        self.folder = folder
         self._is_refreshed = is_refreshed
         self._is_bound = is_bound
         self._may_be_old = may_be_old or is_bound
@@ -112,7 +112,7 @@ class Lists:
         return self._releases
 
     def _in_release(self, suite: str) -> str:
-        return f"{self._folder}/{suite}/InRelease"
+        return f"{self.folder}/{suite}/InRelease"
 
     def _release(self, source: Source) -> Release | None:
         """Return a suite's release: new, or as the cache has it; None if it may be missing."""
@@ -188,7 +188,7 @@ class Lists:
             packed = release.files.get(path + kind)
             if packed is None:
                 continue
-            target = f"{self._folder}/{packed.sha256}{kind}"
+            target = f"{self.folder}/{packed.sha256}{kind}"
             try:
                 if not is_whole(target, packed):
                     self._fetch_list(source, release, path + kind, packed, target)

@@ -139,10 +139,15 @@ class PackageList:
         start = self._starts[idx]
         end = self._content.find(b"\n\n", start)
         text = self._content[start : end if end >= 0 else len(self._content)]
-        return _parse(text.decode("utf-8", "replace"), self._uri)
+        return parse_package(text.decode("utf-8", "replace"), self._uri)
 
 
-def _parse(stanza: str, uri: str) -> Package:
+def parse_package(stanza: str, uri: str) -> Package:
+    """Return what an archive says of a package.
+
+    Raises:
+        SetupError: nothing that could be used.
+    """
     fields: dict[str, str] = {}
     name = ""
     for line in stanza.split("\n"):

@@ -183,6 +183,57 @@ def test_a_file_keeps_its_owner_where_that_is_allowed(client: AgentClient, folde
     assert (path.stat().st_uid, path.read_bytes()) == (65534, b"newer")
 
 
+@needs_root
+def test_a_file_in_a_folder_of_others_is_written_in_place(
+    client: AgentClient, folder: Path
+) -> None:
+    inner = folder / "roots"
+    inner.mkdir(mode=0o755)
+    path = inner / "f"
+    path.write_bytes(b"old and longer")
+    path.chmod(0o666)
+    before = path.stat()
+    assert write(client, path, b"new", user=NOBODY, mode=0o600, mtime_ns=10**18) == 3
+    after = path.stat()
+    assert path.read_bytes() == b"new"
+    assert (after.st_ino, after.st_uid, after.st_mode) == (before.st_ino, 0, before.st_mode)
+    path.chmod(0o644)
+    with pytest.raises(RequestFailed, match=f"{path}: Permission denied"):
+        write(client, path, b"newer", user=NOBODY)
+    assert path.read_bytes() == b"new" and not leftovers(folder)
+
+
+@needs_root
+def test_a_file_of_others_in_a_sticky_folder_is_written_in_place(
+    client: AgentClient, folder: Path
+) -> None:
+    path = folder / "f"
+    path.write_bytes(b"old")
+    path.chmod(0o666)
+    write(client, path, b"new", user=NOBODY)
+    assert (path.stat().st_uid, path.read_bytes()) == (0, b"new") and not leftovers(folder)
+
+
+@needs_root
+@pytest.mark.parametrize("flags", ["--bind", "-t tmpfs"])
+def test_what_is_mounted_on_a_file_is_written_in_place(
+    client: AgentClient, folder: Path, flags: str
+) -> None:
+    path, source = folder / "f", folder / "source"
+    path.touch()
+    if flags == "-t tmpfs":
+        (folder / "other").mkdir()
+        assert os.system(f"mount -t tmpfs tmpfs {folder / 'other'}") == 0
+        source = folder / "other" / "source"
+    source.write_bytes(b"old")
+    assert os.system(f"mount --bind {source} {path}") == 0
+    try:
+        assert write(client, path, b"new") == 3
+        assert source.read_bytes() == b"new" and not leftovers(folder)
+    finally:
+        os.system(f"umount {path}; umount {folder / 'other'} 2>/dev/null")
+
+
 def test_a_file_of_the_kernels_is_written_where_it_is(client: AgentClient) -> None:
     path = Path("/proc/self/oom_score_adj")  # of the agent, which may raise its own
     score = read(client, path).strip()

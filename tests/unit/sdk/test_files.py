@@ -550,3 +550,22 @@ async def test_a_fifo_or_a_device_is_not_replaced(box: Box, guest: Path, tmp_pat
         with pytest.raises(ConfigError, match="would be replaced"):
             await box.files.download(source, target)
     assert (tmp_path / "d" / "fifo").is_fifo() and leftovers(tmp_path / "d") == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts: sudo")
+@in_event_loop
+async def test_what_is_mounted_on_a_file_of_the_host_is_written_in_place(
+    box: Box, guest: Path, tmp_path: Path
+) -> None:
+    (guest / "f").write_bytes(b"new")
+    other, target = tmp_path / "other", tmp_path / "target"
+    other.mkdir()
+    target.touch()
+    assert os.system(f"mount -t tmpfs tmpfs {other}") == 0
+    (other / "source").write_bytes(b"old and longer")
+    assert os.system(f"mount --bind {other / 'source'} {target}") == 0
+    try:
+        await box.files.download("f", target)
+        assert (other / "source").read_bytes() == b"new" and not leftovers(tmp_path)
+    finally:
+        os.system(f"umount {target}; umount {other}")

@@ -160,9 +160,8 @@ class Download(Transfer):
                     calls.append(call)
                 for entry, values, call in zip(batch, requests, calls, strict=True):
                     try:
-                        found.append(
-                            (entry, *await pieces.finish_read(call, values, self._limit_s))
-                        )
+                        piece, info = await pieces.finish_read(call, values, self._limit_s)
+                        found.append((entry, piece.data, info))
                     except RequestFailed as error:
                         failed.append((entry, error))
             return found

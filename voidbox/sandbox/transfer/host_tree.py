@@ -13,6 +13,7 @@ made only if they cannot lead outside:
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -22,6 +23,9 @@ from voidbox.errors import AgentError, ConfigError, HostError
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OLD_FILE_FLAGS = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_NOCTTY | os.O_CLOEXEC
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)  # what a folder answers to a new file
+_OFFSET_MAX = (1 << 63) - 1  # loff_t
 _MTIME_NS_MAX = 1 << 62
 
 
@@ -52,6 +56,9 @@ def is_safe_link(parts: tuple[str, ...], target: str) -> bool:
 class HostFile:
     """A file that is on its way, under a temporary name.
 
+    Where no other file can take the place of an old one, that is written to itself: in a folder
+    that is not the user's, and where something is mounted on it.
+
     Args:
         folder_fd: of the folder that it will be in; owned by this from now on.
     """
@@ -63,43 +70,80 @@ class HostFile:
         self._temporary = f".voidbox-{os.urandom(8).hex()}.part"
         self._fd = -1
         try:
-            self._is_replacing = self._check_replaceable()
-            # Set-user-id and the like are not the guest's to give; the umask holds.
-            self._fd = os.open(self._temporary, _NEW_FILE_FLAGS, mode & 0o777, dir_fd=folder_fd)
+            old = self._old_file()
+            self._is_replacing = old is not None
+            self._fd = self._open(mode, old)
         except BaseException:
             os.close(folder_fd)
             raise
 
-    def _check_replaceable(self) -> bool:
-        """Whether there is a file. Refuses the name of a FIFO: nothing would be left of it."""
+    def _open(self, mode: int, old: os.stat_result | None) -> int:
+        if old is not None and self._stays(old):
+            return self._open_old()
         try:
-            mode = os.stat(self._final, dir_fd=self._folder_fd, follow_symlinks=False).st_mode
+            # Set-user-id and the like are not the guest's to give; the umask holds.
+            return os.open(self._temporary, _NEW_FILE_FLAGS, mode & 0o777, dir_fd=self._folder_fd)
+        except OSError as error:
+            if old is None or error.errno not in _NOT_OURS:
+                raise
+            return self._open_old()
+
+    def _stays(self, old: os.stat_result) -> bool:
+        """Whether no other file can get this one's name, though the folder takes new ones."""
+        folder, uid = os.fstat(self._folder_fd), os.geteuid()
+        is_sticky = folder.st_mode & stat.S_ISVTX and uid not in (0, folder.st_uid, old.st_uid)
+        return bool(is_sticky) or old.st_dev != folder.st_dev
+
+    def _open_old(self) -> int:
+        fd = os.open(self._final, _OLD_FILE_FLAGS, dir_fd=self._folder_fd)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):  # since a moment ago
+            os.close(fd)
+            raise ConfigError(f"{self.name} is no regular file any more: refused")
+        os.ftruncate(fd, 0)
+        self._temporary = ""
+        return fd
+
+    def _old_file(self) -> os.stat_result | None:
+        """Describe the file there is. Refuses the name of a FIFO: nothing would be left of it."""
+        try:
+            old = os.stat(self._final, dir_fd=self._folder_fd, follow_symlinks=False)
         except FileNotFoundError:
-            return False
+            return None
+        mode = old.st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
             raise ConfigError(
                 f"{self.name} is neither a file nor a folder, and would be replaced: refused"
             )
-        return stat.S_ISREG(mode)
+        return old if stat.S_ISREG(mode) else None
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         """Add bytes."""
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]
         return len(data)
 
+    def skip(self, size: int) -> None:
+        """Leave a hole."""
+        end = os.lseek(self._fd, 0, os.SEEK_CUR) + size
+        if end > _OFFSET_MAX:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        os.ftruncate(self._fd, end)
+        os.lseek(self._fd, end, os.SEEK_SET)
+
     def commit(self, mode: int | None = None, mtime_ns: int = 0) -> None:
         """Give it its name."""
-        if mode is not None:
-            os.fchmod(self._fd, mode & 0o777 & ~umask())
-        _set_time(self._fd, mtime_ns)
+        # What is not under a temporary name may be somebody else's, and then stays as it is.
+        with contextlib.nullcontext() if self._temporary else contextlib.suppress(PermissionError):
+            if mode is not None:
+                os.fchmod(self._fd, mode & 0o777 & ~umask())
+            _set_time(self._fd, mtime_ns)
         if self._is_replacing:  # or a crash of the host may leave neither the old nor the new one
             os.fsync(self._fd)
-        os.rename(
-            self._temporary, self._final, src_dir_fd=self._folder_fd, dst_dir_fd=self._folder_fd
-        )
-        self._temporary = ""
+        if self._temporary:
+            folder_fd = self._folder_fd
+            os.rename(self._temporary, self._final, src_dir_fd=folder_fd, dst_dir_fd=folder_fd)
+            self._temporary = ""
 
     def close(self) -> None:
         """Free it; without a commit nothing is left of it. Idempotent."""

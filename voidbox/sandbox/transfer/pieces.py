@@ -8,21 +8,22 @@ host has been checked.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 from voidbox.agent import protocol
 from voidbox.agent.aio import AsyncAgent, AsyncCall
 from voidbox.agent.call import RequestFailed
 from voidbox.agent.core import Data, printable
-from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout
+from voidbox.errors import AgentError, HostError, SandboxTimeout
 from voidbox.sandbox.session import Session
 from voidbox.sandbox.transfer import threads
 from voidbox.sandbox.transfer.again import again, lost_or
+from voidbox.sandbox.transfer.extents import Holes, Piece, checked
 from voidbox.sandbox.transfer.listing import numbers_of
+from voidbox.sandbox.transfer.reading import SourcePiece, checksum_of, read_piece
 from voidbox.sandbox.transfer.steady import Changed, ReadInfo
 
 PIECE_BYTES, _SERIAL_PIECE_BYTES = 8 << 20, 64 << 10
@@ -36,15 +37,10 @@ OnBytes = Callable[[int], None]
 
 
 class Writer(Protocol):
-    """What a file is copied to."""
+    """What a file is copied to; it may also have skip(size), which leaves a hole."""
 
-    def write(self, data: bytes, /) -> object:
+    def write(self, data: bytes | memoryview, /) -> object:
         """Take all of it."""
-
-
-def checksum_of(data: bytes) -> bytes:
-    """Return the checksum that goes with a piece."""
-    return hashlib.blake2b(data, digest_size=protocol.CHECKSUM_BYTES).digest()
 
 
 def piece_bytes(agent: AsyncAgent) -> int:
@@ -106,26 +102,30 @@ async def _receive(
         while True:
             length = piece_bytes(agent)
             request = {**values, "offset": offset, "length": length}
+            if hasattr(output, "skip"):
+                request["holes"] = True
             attempt = partial(_receive_piece, agent, request, limit_s, on_bytes)
-            data, info = await again(agent, attempt, limit_s)
-            is_short = len(data) < length
+            piece, info = await again(agent, attempt, limit_s)
+            is_short = len(piece.data) < length
+            if piece.extents is not None:
+                is_short = not piece.length or offset + piece.length >= info.end_size
             first = first or info
             has_size = first.size or info.end_size  # else it is empty, or one of the kernel's
             if has_size and not info.is_as(first):
-                rest = data[: max(first.size - offset, 0)]
-                is_whole = not is_short or offset + len(rest) == first.size
+                rest = piece.cut(max(first.size - offset, 0))
+                is_whole = not is_short or offset + rest.length == first.size
                 if not (takes_growth and is_whole and info.is_grown(first)):
                     raise Changed(path)
-                on_bytes(len(rest) - len(data))
-                data = rest
-            offset += len(data)
+                on_bytes(rest.length - piece.length)
+                piece = rest
+            offset += piece.length
             limit = bytes_max or max(first.size, _ENDLESS_BYTES_MAX)
             if offset > limit:
                 hint = ": use files.download()" if bytes_max else ""
                 raise AgentError(f"{printable(path)}: more than {limit} bytes{hint}")
             if writing is not None:
                 await threads.end(writing)
-            writing = threads.start(_write, output, data)
+            writing = threads.start(_write, output, piece)
             if is_short or offset == first.size:
                 break
         await threads.end(writing)
@@ -144,12 +144,15 @@ async def receive_part(agent: AsyncAgent, values: dict[str, Any], limit_s: float
         RequestFailed, AgentError, SandboxTimeout.
     """
     attempt = partial(_receive_piece, agent, values, limit_s, lambda count: None)
-    return (await again(agent, attempt, limit_s))[0]
+    return (await again(agent, attempt, limit_s))[0].data
 
 
-def _write(output: Writer, data: bytes) -> None:
+def _write(output: Writer, piece: Piece) -> None:
     try:
-        output.write(data)
+        for hole, data in piece.parts():
+            if hole:
+                output.skip(hole)  # type: ignore[attr-defined]  # else there are none
+            output.write(data)
     except OSError as error:
         name = printable(str(getattr(output, "name", "the output")))
         raise HostError(f"cannot write {name}: {error.strerror}", error.errno or 0) from error
@@ -157,7 +160,7 @@ def _write(output: Writer, data: bytes) -> None:
 
 async def _receive_piece(
     agent: AsyncAgent, values: dict[str, Any], limit_s: float, on_bytes: OnBytes
-) -> tuple[bytes, ReadInfo]:
+) -> tuple[Piece, ReadInfo]:
     call = await agent.call(protocol.FILE_READ, values, f"read {values['path']}", limit_s)
     with call:
         return await finish_read(call, values, limit_s, on_bytes)
@@ -168,7 +171,7 @@ async def finish_read(
     values: dict[str, Any],
     limit_s: float,
     on_bytes: OnBytes = lambda count: None,
-) -> tuple[bytes, ReadInfo]:
+) -> tuple[Piece, ReadInfo]:
     """Wait for what a FILE_READ brings, and check it.
 
     Raises:
@@ -194,7 +197,11 @@ async def finish_read(
     checksum = await asyncio.to_thread(checksum_of, data) if came > _WRITE_BYTES else None
     if answer.get("checksum") != (checksum or checksum_of(data)):
         raise AgentError(f"{path}: what arrived has another checksum")
-    return data, _read_info(answer)
+    piece = Piece(data, checked(answer.get("extents"), data, path))
+    if piece.extents is not None and not values.get("holes"):
+        raise AgentError(f"{path}: the guest's agent gave holes that nobody asked for")
+    on_bytes(piece.hole_bytes)
+    return piece, _read_info(answer)
 
 
 def named(error: AgentError, path: str) -> AgentError:
@@ -261,26 +268,31 @@ async def _send(
 ) -> int:
     token = os.urandom(16).hex()
     offset = 0
-    reading = _start_read(source, agent)
+    link = await agent.link(limit_s)
+    holes = Holes.of(source) if protocol.CAN_HOLES in link.capabilities else None
+    reading = _start_read(source, agent, holes)
     try:
         while True:
-            piece = await asyncio.shield(reading)
-            if not piece.is_last:
+            piece, checksum, is_last = await asyncio.shield(reading)
+            if not is_last:
                 if not offset:
                     await _require_parts(agent, limit_s)
-                reading = _start_read(source, agent)
-            end: dict[str, Any] = {"checksum": piece.checksum}
+                reading = _start_read(source, agent, holes)
+            end: dict[str, Any] = {"checksum": checksum}
             request = values
-            if offset or not piece.is_last:
-                request = {**values, "part": token, "offset": offset}
-                end["more"] = not piece.is_last
+            if piece.extents is not None:
+                request = {**values, "extents": piece.extents}
+            if offset or not is_last:
+                request = {**request, "part": token, "offset": offset}
+                end["more"] = not is_last
             size: int = await again(
                 agent,
                 partial(_send_piece, agent, request, piece.data, end, limit_s, on_bytes),
                 limit_s,
             )
-            offset += len(piece.data)
-            if piece.is_last:
+            offset += piece.length
+            on_bytes(piece.hole_bytes)
+            if is_last:
                 return size
     except BaseException:
         if not reading.done():
@@ -296,35 +308,10 @@ async def _require_parts(agent: AsyncAgent, limit_s: float) -> None:
         raise AgentError("the agent in the guest's image is older than voidbox: build it again")
 
 
-class _Piece(NamedTuple):
-    data: bytes
-    checksum: bytes
-    is_last: bool
-
-
-def _start_read(source: BinaryIO, agent: AsyncAgent) -> asyncio.Future[_Piece]:
-    return threads.start(_read, source, piece_bytes(agent))
-
-
-def _read(source: BinaryIO, size: int) -> _Piece:
-    """Return the next piece; only the last one is shorter than asked for, perhaps empty."""
-    parts: list[bytes] = []
-    name = printable(str(getattr(source, "name", "the source")))
-    try:
-        while size and (data := source.read(size)) != b"":
-            if not isinstance(data, bytes):
-                why = (
-                    "it has nothing yet and does not wait" if data is None else "it gives no bytes"
-                )
-                raise ConfigError(
-                    f"cannot read {name}: {why}: open it for blocking, binary reading"
-                )
-            parts.append(data)
-            size -= len(data)
-    except OSError as error:
-        raise HostError(f"cannot read {name}: {error.strerror}", error.errno or 0) from error
-    data = parts[0] if len(parts) == 1 else b"".join(parts)
-    return _Piece(data, checksum_of(data), size > 0)
+def _start_read(
+    source: BinaryIO, agent: AsyncAgent, holes: Holes | None
+) -> asyncio.Future[SourcePiece]:
+    return threads.start(read_piece, source, piece_bytes(agent), holes)
 
 
 async def _send_piece(

@@ -14,7 +14,7 @@ from voidbox.agent.core import printable
 from voidbox.errors import AgentError
 from voidbox.sandbox.transfer import pieces, threads
 from voidbox.sandbox.transfer.again import again, lost_or
-from voidbox.sandbox.transfer.pieces import checksum_of
+from voidbox.sandbox.transfer.reading import checksum_of
 from voidbox.sandbox.transfer.transfer import Calls, Transfer, cut, join
 from voidbox.sandbox.transfer.trees import Entry, entry_of, open_source, read_all, scan
 

@@ -91,4 +91,4 @@ for folder in dev sys proc; do # from here on, busybox is found by its links
 done
 exec 3>&-
 exec switch_root -c /dev/console /root "/$agent/$lib/ld-linux-x86-64.so.2" --inhibit-cache \
-    --library-path "/$agent/$lib" "/$agent/usr/bin/python3.11" -ISB "/$agent/init"
+    --library-path "/$agent/$lib" "/$agent/usr/bin/python3" -ISB "/$agent/init"

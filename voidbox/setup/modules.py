@@ -1,26 +1,26 @@
-"""Put the kernel modules that a guest needs into an image's tree: those that the kernel's
-configuration makes modules, with all that they depend on. Nothing for a kernel that has them
-built in.
+"""Which modules of a kernel a guest needs: those that the kernel's configuration makes modules,
+with all that they depend on. None of a kernel that has them built in.
 
-    python scripts/guest_modules.py CONFIG MODULES ROOT [boot]
-
-CONFIG is the kernel's .config, MODULES its lib/modules/RELEASE. ROOT gets
+What comes out are files of the guest's image:
 
     usr/lib/modules/RELEASE    the modules, modules.dep and modules.alias, where busybox's modprobe
                                finds what a user names, or the kernel asks for at a mount
     usr/lib/voidbox/modules    what the agent loads at once: one path a line, each after those that
                                it needs
 
-With "boot", ROOT is the initramfs that mounts the root: it gets what that takes, all of it at once.
+or of the initramfs that mounts the root, which gets what that takes, all of it loaded at once.
 """
 
 from __future__ import annotations
 
 import lzma
 import struct
-import sys
 from functools import cache
 from pathlib import Path
+
+from voidbox.setup.errors import SetupError
+
+LIST = "usr/lib/voidbox/modules"
 
 # Kconfig symbol to module.
 AT_ONCE = {
@@ -55,7 +55,7 @@ _SECTIONS = struct.Struct("<40xQ10xHHH")
 _SECTION = struct.Struct("<IIQQQQ24x")
 
 
-class Missing(Exception):
+class Missing(SetupError):
     """A module that the configuration promises is not there, or is none."""
 
 
@@ -189,53 +189,40 @@ def _lines(path: Path, separator: str) -> list[str]:
     return [line for line in path.read_text().split(separator) if line] if path.exists() else []
 
 
-def install(config: Path, folder: Path, root: Path, is_boot: bool) -> None:
-    """Copy the modules, and write the lists.
+def guest_files(config: str, folder: str, *, is_boot: bool = False) -> dict[str, bytes]:
+    """Return the files of a guest's image that are its kernel's modules, by path.
 
+    Args:
+        config: the path of the kernel's .config.
+        folder: its lib/modules/RELEASE.
+        is_boot: for the initramfs that mounts the root.
     Raises:
         Missing: a module that the configuration promises is not there.
+        OSError: reading failed.
     """
     as_modules = {
         line.removeprefix("CONFIG_").removesuffix("=m")
-        for line in config.read_text().splitlines()
+        for line in Path(config).read_text().splitlines()
         if line.endswith("=m")
     }
     wanted, others = (FOR_BOOT, {}) if is_boot else (AT_ONCE, ON_DEMAND)
     at_once = [name for symbol, name in wanted.items() if symbol in as_modules]
     on_demand = [name for symbol, name in others.items() if symbol in as_modules]
-    modules = Modules(folder)
-    target = Path("/usr/lib/modules", modules.release)
-    copies = root / target.relative_to("/")
+    modules = Modules(Path(folder))
+    target = f"usr/lib/modules/{modules.release}"
+    files: dict[str, bytes] = {}
     dependencies, aliases = [], []
     for name in modules.in_order([*at_once, *on_demand]):
-        copies.mkdir(parents=True, exist_ok=True)
         file_name = modules.file_name(name)
-        (copies / file_name).write_bytes(modules.content(name))
+        files[f"{target}/{file_name}"] = modules.content(name)
         # modprobe loads from the last to the first.
         first = reversed(modules.in_order([name])[:-1])
-        files = "".join(f" {modules.file_name(other)}" for other in first)
-        dependencies.append(f"{file_name}:{files}\n")
+        needed = "".join(f" {modules.file_name(other)}" for other in first)
+        dependencies.append(f"{file_name}:{needed}\n")
         aliases += [f"alias {alias} {name}\n" for alias in modules.aliases(name)]
     if dependencies:
-        (copies / "modules.dep").write_text("".join(dependencies))
-        (copies / "modules.alias").write_text("".join(aliases))
-    lists = root / "usr/lib/voidbox"
-    lists.mkdir(parents=True, exist_ok=True)
-    (lists / "modules").write_text(
-        "".join(f"{target}/{modules.file_name(name)}\n" for name in modules.in_order(at_once))
-    )
-
-
-def main(arguments: list[str]) -> int:
-    """Install; returns the exit status."""
-    config, folder, root = map(Path, arguments[:3])
-    try:
-        install(config, folder, root, is_boot=arguments[3:] == ["boot"])
-    except (Missing, OSError) as error:
-        print(f"guest_modules.py: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+        files[f"{target}/modules.dep"] = "".join(dependencies).encode()
+        files[f"{target}/modules.alias"] = "".join(aliases).encode()
+    loaded = [f"/{target}/{modules.file_name(name)}\n" for name in modules.in_order(at_once)]
+    files[LIST] = "".join(loaded).encode()
+    return files
