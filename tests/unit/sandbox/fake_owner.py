@@ -101,7 +101,7 @@ class FakeMachine:
         disks: str,
         timeout_s: float,
         extra: dict[str, bytes],
-        on_frozen: Callable[[], None] | None,
+        on_frozen: Callable[[], object],
     ) -> str:
         mode = os.environ.get("FAKE_SNAPSHOT", "")
         part = f"{folder}.part"
@@ -110,7 +110,7 @@ class FakeMachine:
             raise HostError("cannot write memory: No space left on device", 28)
         if mode == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        if on_frozen is not None:
+        if not stop:
             on_frozen()
         if mode == "slow":
             time.sleep(1)

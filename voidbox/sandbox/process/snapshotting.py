@@ -198,7 +198,7 @@ class Snapshotting:
                 disks="stay" if is_suspend else "copy",
                 timeout_s=WRITE_S,
                 extra=extra,
-                on_frozen=None if is_suspend else release,
+                on_frozen=release,
             )
         except BaseException:
             release()
