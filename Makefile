@@ -60,6 +60,8 @@ bench: setup kernels registry
 		$(PYTHON) benchmarks/block.py --output benchmarks/results/block.json
 	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
 		$(PYTHON) benchmarks/workspace.py --output benchmarks/results/workspace.json
+	scripts/with-kvm --mem 8192 --timeout 1200 --rw benchmarks/results -- \
+		$(PYTHON) benchmarks/snapshot.py --output benchmarks/results/snapshot.json
 
 # This host's apt, if it has one, fetches for what needs packages: as it is configured.
 WITH_APT = scripts/with-apt

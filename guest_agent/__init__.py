@@ -13,7 +13,7 @@ server       listens on vsock and on the second serial port
     files        FILE_*: reads, writes, lists
       watch        FILE_WATCH by inotify
     system       METRICS, SET_CLOCK, SHUTDOWN
-protocol, packing, serial_link    shared with voidbox/agent (symbolic links)
+protocol, packing, serial_link, watch_tree    shared with voidbox/agent (symbolic links)
 relay        the command voidbox-relay; relay_protocol is shared with voidbox/sandbox
 
 Standard library only; it runs on the guest's Python and imports nothing of voidbox.

@@ -14,6 +14,7 @@ import sys
 
 from guest_agent.loop import Loop, describe_fault, log
 from guest_agent.server import Agent
+from guest_agent.spawn import reset_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUS
 
 def main(arguments: list[str]) -> int:
     """Run the agent; returns the exit status, unless it is PID 1."""
+    reset_signals()
     if os.getpid() == 1:
         _run_guest()
         return 0

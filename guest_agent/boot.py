@@ -9,7 +9,7 @@ import signal
 import termios
 import time
 
-from guest_agent import network, plain_files, protocol, root, syscalls, workspace
+from guest_agent import mounts, network, plain_files, protocol, root, syscalls
 from guest_agent.loop import log
 from guest_agent.spawn import OPEN_FILES, PATH
 from guest_agent.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID
@@ -69,7 +69,7 @@ def prepare() -> bytes:
         _attempt("the folders", _own_folders)
     _attempt("the network", network.set_up)
     _attempt("the host's name", _set_hostname)
-    _attempt("the workspace", workspace.set_up)
+    _attempt("what is to be mounted", mounts.set_up)
     _attempt("the limits", _set_limits)
     _attempt("the host's files", root.forget_files)
     return secret
@@ -150,9 +150,6 @@ def _own_folders() -> None:
 
 def _set_limits() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES[1], OPEN_FILES[1]))
-    # The kernel ends others first when memory is short: without PID 1 there is no guest.
-    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write("-1000")
 
 
 def open_serial_line() -> int | None:
@@ -178,6 +175,7 @@ def open_serial_line() -> int | None:
 def end(is_reboot: bool) -> None:
     """End all processes, politely first, and the machine. Does not return in a guest."""
     _end_processes()
+    mounts.end()
     os.sync()
     syscalls.reboot(syscalls.RB_AUTOBOOT if is_reboot else syscalls.RB_POWER_OFF)
 

@@ -53,10 +53,12 @@ class Group:
         self.path = path
 
     def join(self) -> None:
-        """Have this process be in it; called by the child that will be the command."""
-        fd = os.open(f"{self.path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-        os.write(fd, b"0")
-        os.close(fd)
+        """Have this process be in it, so that a child is."""
+        _move_to(self.path)
+
+    def leave(self) -> None:
+        """Have this process be where it was. Idempotent."""
+        _move_to(self._groups.origin)
 
     def signal_strays(self, leader: int, number: int) -> None:
         """Send a signal to all outside the process group of `leader`.
@@ -96,15 +98,27 @@ class Group:
             return  # the group is gone
 
 
+def _move_to(path: str) -> None:
+    fd = os.open(f"{path}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, b"0")
+    finally:
+        os.close(fd)
+
+
 class Groups:
     """Makes them, on a cgroup2 that is mounted when the first is wanted.
+
+    Args:
+        origin: the folder of the cgroup that this process is in.
 
     Attributes:
         left: those with daemons in them, that outlive their command.
     """
 
-    def __init__(self, root: str = ROOT) -> None:
+    def __init__(self, root: str = ROOT, origin: str = ROOT) -> None:
         self._root = root
+        self.origin = origin
         self._made = 0
         self._is_ready: bool | None = None  # not known yet
         self.left: list[Group] = []

@@ -142,7 +142,7 @@ class Connection:
     Args:
         handlers: type of request to what makes its Request.
         secret: what the client must show.
-        hello: what PONG says.
+        hello: returns what PONG says.
         is_serial: the client is at the other end of a slow line.
         on_close: called when the client is gone.
 
@@ -156,7 +156,7 @@ class Connection:
         loop: Loop,
         handlers: Mapping[int, Callable[[Connection, int], Request]],
         secret: Secret,
-        hello: dict[str, Any],
+        hello: Callable[[], dict[str, Any]],
         is_serial: bool = False,
         on_close: Callable[[Connection], None] = lambda connection: None,
     ) -> None:
@@ -239,6 +239,11 @@ class Connection:
         self.on_outgoing()
 
     @property
+    def has_requests(self) -> bool:
+        """Whether something is asked of the guest that is not done."""
+        return bool(self._requests)
+
+    @property
     def has_outgoing(self) -> bool:
         """Whether there is something for the client."""
         return bool(self._outgoing)
@@ -286,7 +291,7 @@ class Connection:
             self.is_authenticated = True
         else:
             self._wrong_secrets += 1
-        hello = {**self._hello, "authenticated": self.is_authenticated}
+        hello = {**self._hello(), "authenticated": self.is_authenticated}
         self.send(protocol.PONG, 0, pack(hello))
         if self._wrong_secrets >= _WRONG_SECRETS_MAX:
             raise ProtocolError("the secret is wrong")

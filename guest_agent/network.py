@@ -60,7 +60,7 @@ def set_up() -> None:
         _set_address(sock, _SIOCSIFNETMASK, name, mask)
         _raise(sock, name)
         _add_default_route(sock, socket.inet_aton(settings["gateway"]))
-    _write_resolv_conf(settings["dns"])
+    _write_resolv_conf(settings["dns"], settings.get("search", "").replace(",", " "))
 
 
 def _read_settings() -> dict[str, str]:
@@ -98,5 +98,6 @@ def _add_default_route(sock: socket.socket, gateway: bytes) -> None:
     fcntl.ioctl(sock, _SIOCADDRT, entry)
 
 
-def _write_resolv_conf(server: str) -> None:
-    plain_files.replace(RESOLV_CONF, f"nameserver {server}\n")
+def _write_resolv_conf(server: str, search: str = "") -> None:
+    search_line = f"search {search}\n" if search else ""
+    plain_files.replace(RESOLV_CONF, f"nameserver {server}\n{search_line}")

@@ -8,7 +8,8 @@ import socket
 import time
 from functools import partial
 
-from guest_agent import protocol, workspace
+from guest_agent import mounts, protocol
+from guest_agent.activity import Activity
 from guest_agent.commands import Attach, Exec, Kill, Processes, ProcessTable, Resize
 from guest_agent.connection import Connection, Request, Secret
 from guest_agent.file_write import FileWrite, Parts
@@ -30,6 +31,7 @@ from guest_agent.watch import FileWatch
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from guest_agent.cgroups import Groups
     from guest_agent.identity import Identity
@@ -39,6 +41,8 @@ CAPABILITIES = (
     *("exec", "pty", "background", "files", "watch", "metrics", "clock", "shutdown"),
     *(protocol.CAN_RESUME, protocol.CAN_LINK, protocol.CAN_ADOPT, protocol.CAN_HOLES),
 )
+# Who only looks does not use the guest.
+_UNCOUNTED = frozenset((protocol.METRICS, protocol.SET_CLOCK))
 CONNECTIONS_MAX = 2048
 _BACKLOG = 1024
 _READ_BYTES = 256 << 10
@@ -71,6 +75,7 @@ class Agent:
         self._connections: set[Connection] = set()
         table = ProcessTable(groups)
         generation = Generation(loop, table, load_identity, self._adopt)
+        self._activity = Activity(lambda: self._is_busy(table))
         self._handlers: dict[int, Callable[[Connection, int], Request]] = {
             protocol.EXEC: partial(Exec, table),
             protocol.ATTACH: partial(Attach, table),
@@ -93,18 +98,39 @@ class Agent:
             protocol.RELEASE: partial(Release, generation),
             protocol.ADOPT: partial(Adopt, generation),
         }
+        for type in protocol.REQUESTS - _UNCOUNTED:
+            self._handlers[type] = partial(self._use, self._handlers[type])
+
+    def _use(
+        self, make: Callable[[Connection, int], Request], connection: Connection, number: int
+    ) -> Request:
+        self._activity.use()
+        return make(connection, number)
+
+    def _is_busy(self, table: ProcessTable) -> bool:
+        return any(connection.has_requests for connection in self._connections) or any(
+            process.end is None for process in table
+        )
 
     def connection(self, is_serial: bool = False) -> Connection:
         """Return a new client's connection."""
-        hello = {
-            "version": AGENT_VERSION,
-            "capabilities": [*CAPABILITIES, *workspace.capabilities()],
-        }
         connection = Connection(
-            self._loop, self._handlers, self._secret, hello, is_serial, self._connections.discard
+            self._loop,
+            self._handlers,
+            self._secret,
+            self._hello,
+            is_serial,
+            self._connections.discard,
         )
         self._connections.add(connection)
         return connection
+
+    def _hello(self) -> dict[str, Any]:
+        return {
+            "version": AGENT_VERSION,
+            "capabilities": [*CAPABILITIES, *mounts.capabilities()],
+            "idle_s": self._activity.idle_s(),
+        }
 
     def _adopt(self, adopter: Connection, secret: bytes) -> None:
         """Be another's guest: who came by the old secret has to leave."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _posixsubprocess
+import contextlib
 import errno
 import fcntl
 import os
@@ -12,10 +14,11 @@ import termios
 from typing import NamedTuple
 
 from guest_agent.connection import RequestError
-from guest_agent.users import User
+from guest_agent.users import User, acting_as
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import NoReturn
 
     from guest_agent.cgroups import Group
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # what a shell's exit status would be
 OPEN_FILES = (1024, 65536)  # soft and hard limit of what we start; the agent has more
-_FAILURE = struct.Struct("<BI")  # where it failed, errno
-_IN_CWD, _IN_EXEC, _ELSEWHERE = 0, 1, 2
+_OF_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)  # which every Python ignores
+_FAILURE_BYTES_MAX = 1024  # of what a child says that could not become the program
 
 
 class Program(NamedTuple):
@@ -81,16 +84,15 @@ def start(program: Program, group: Group | None = None) -> Child:
     try:
         ours, theirs = _streams(program, opened)
         failure_read, failure_write = _opened(opened, os.pipe2(os.O_CLOEXEC))
-        pid = os.fork()
-        if pid == 0:
-            _become(program, theirs, failure_write, group)
+        with _inherited(program, group):
+            pid = _fork(program, theirs, (failure_read, failure_write))
         for fd in {*theirs, failure_write}:
             opened.remove(fd)
             os.close(fd)
-        failure = os.read(failure_read, _FAILURE.size)  # b"" once exec has closed it
+        failure = os.read(failure_read, _FAILURE_BYTES_MAX)  # b"" once exec has closed it
         if failure:
             os.waitpid(pid, 0)
-            _raise_failure(program, *_FAILURE.unpack(failure))
+            _raise_failure(program, failure)
         for fd in set(ours) - {-1}:
             os.set_blocking(fd, False)
             opened.remove(fd)
@@ -98,6 +100,89 @@ def start(program: Program, group: Group | None = None) -> Child:
     finally:
         for fd in opened:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def _inherited(program: Program, group: Group | None) -> Iterator[None]:
+    """Have for a moment what a child is to inherit: its folder, its limits, its cgroup.
+
+    The agent has one thread and does nothing else meanwhile. So a child need not run Python before
+    it is the program, which costs a multiple: each object that it touches is a page to be copied.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _enter(program)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES[0], hard), hard))
+        if group is not None:
+            group.join()
+        yield
+    finally:
+        if group is not None:
+            group.leave()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.fchdir(home)
+        os.close(home)
+
+
+def _enter(program: Program) -> None:
+    try:
+        with acting_as(program.user):
+            os.chdir(program.cwd)
+    except OSError as error:
+        code = errno.errorcode.get(error.errno or 0, "EIO")
+        raise RequestError(code, f"cannot work in {program.cwd}: {error.strerror}") from error
+
+
+def _fork(program: Program, streams: tuple[int, int, int], failure_pipe: tuple[int, ...]) -> int:
+    """Return the child that becomes the program; what goes wrong there, it writes."""
+    if program.window_size is None:
+        try:
+            return _fork_exec(program, streams, failure_pipe)
+        except TypeError:
+            pass  # another Python's, of other arguments
+    pid = os.fork()
+    if pid == 0:
+        _become(program, streams, failure_pipe[1])
+    return pid
+
+
+def _fork_exec(
+    program: Program, streams: tuple[int, int, int], failure_pipe: tuple[int, ...]
+) -> int:
+    """Fork and execute without Python in between, by what the module subprocess is made of.
+
+    Its import would cost a guest's start as much as a command, and a child of another user runs
+    Python there no less. The child of root's is a vfork.
+    """
+    user, gid, groups, uid = program.user, None, None, None
+    if os.geteuid() == 0 and (user.uid, user.gid, {*user.groups, 0}) != (0, 0, {0}):
+        gid, groups, uid = user.gid, list(user.groups), user.uid
+    return _posixsubprocess.fork_exec(
+        program.argv,
+        _candidates(program),
+        False,  # close_fds: all of ours are closed by exec
+        failure_pipe[1:],
+        None,  # cwd
+        [os.fsencode(f"{name}={value}") for name, value in program.environment.items()],
+        *(streams[0], -1, -1, streams[1], -1, streams[2]),
+        *failure_pipe,
+        True,  # restore_signals
+        True,  # call_setsid
+        -1,  # pgid_to_set
+        *(gid, groups, uid),
+        0o022,
+        None,  # preexec_fn
+        True,  # allow_vfork
+    )
+
+
+def _candidates(program: Program) -> list[bytes]:
+    """Return where the program may be; as execvp(3) looks for it."""
+    name = program.argv[0]
+    if "/" in name:
+        return [os.fsencode(name)]
+    return [os.fsencode(os.path.join(f, name)) for f in os.get_exec_path(program.environment)]
 
 
 def _opened(opened: list[int], fds: tuple[int, ...]) -> tuple[int, ...]:
@@ -139,56 +224,46 @@ def set_window_size(fd: int, rows: int, columns: int) -> None:
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
-def _become(
-    program: Program, streams: tuple[int, int, int], failure_fd: int, group: Group | None
-) -> NoReturn:
-    """Turn this child into the program."""
-    where = _ELSEWHERE
+def _become(program: Program, streams: tuple[int, int, int], failure_fd: int) -> NoReturn:
+    """Turn this child into the program, on a terminal."""
+    what = "noexec"
     try:
         os.setsid()
-        if group is not None:
-            group.join()
         if program.window_size is not None:
             fcntl.ioctl(streams[0], termios.TIOCSCTTY, 0)
         for target, fd in enumerate(streams):
             os.dup2(fd, target)
-        _reset_process()
+        for number in _OF_PYTHON:
+            signal.signal(number, signal.SIG_DFL)
+        os.umask(0o022)
         if os.geteuid() == 0:
             os.setgroups(program.user.groups)
             os.setgid(program.user.gid)
             os.setuid(program.user.uid)
-        where = _IN_CWD
-        os.chdir(program.cwd)
-        where = _IN_EXEC
+        what = ""
         os.execvpe(program.argv[0], program.argv, program.environment)
     except OSError as error:
-        os.write(failure_fd, _FAILURE.pack(where, error.errno or errno.EIO))
+        os.write(failure_fd, b"OSError:%x:%s" % (error.errno or errno.EIO, what.encode()))
     except BaseException:
-        os.write(failure_fd, _FAILURE.pack(where, errno.EINVAL))
+        os.write(failure_fd, b"OSError:%x:noexec" % errno.EINVAL)
     finally:
         os._exit(NOT_FOUND)
 
 
-def _reset_process() -> None:
-    """Undo what the agent, Python, and whoever started them set for themselves."""
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_DFL)
+def reset_signals() -> None:
+    """Have no signal ignored or blocked because the agent's parent did so: children would too."""
+    for number in signal.valid_signals() - set(_OF_PYTHON):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    os.umask(0o022)
-    hard = min(OPEN_FILES[1], resource.getrlimit(resource.RLIMIT_NOFILE)[1])
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES[0], hard), hard))
-    if os.getppid() == 1:
-        # The agent is the last that the kernel may kill for want of memory; this is not.
-        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-            file.write("0")
 
 
-def _raise_failure(program: Program, where: int, number: int) -> NoReturn:
+def _raise_failure(program: Program, failure: bytes) -> NoReturn:
+    """Raise what a child wrote: the kind of error, its number in hexadecimal, and where it was."""
+    _, code, what = failure.split(b":", 2)
+    number = int(code, 16)
     reason = os.strerror(number)
-    if where == _IN_CWD:
-        code = errno.errorcode.get(number, "EIO")
-        raise RequestError(code, f"cannot work in {program.cwd}: {reason}")
-    if where == _IN_EXEC:
+    if not what.startswith(b"noexec"):
         exit_code = NOT_FOUND if number in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
         text = "command not found" if number == errno.ENOENT else reason
         raise StartError(exit_code, f"{program.argv[0]}: {text}")

@@ -5,7 +5,8 @@ cd "$(dirname "$0")/.."
 # Debian's kernel is fetched in a moment; the minimal one, the default once built, takes minutes.
 . kernel/cache.sh
 kernel=$(readlink -e "$cache/kernels/current-minimal/bzImage" || scripts/with-apt kernel/fetch_debian.sh cloud)
-echo "image: $(scripts/with-apt scripts/build_guest_image.sh --kernel "$kernel")"
+image=$(scripts/with-apt scripts/build_guest_image.sh --kernel "$kernel") # in an echo its failure would be lost
+echo "image: $image"
 echo "+ voidbox run -- python3 -c '...'"
 scripts/with-kvm -- "${VENV:-.venv}/bin/python" -m voidbox run --verbose --timeout 120 -- \
     python3 -c 'import os; print(f"Hello from Linux {os.uname().release}, as user {os.getuid()}.")'

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     )
     from voidbox.sandbox.transfer.listing import FileInfo
     from voidbox.sandbox.transfer.transfer import TransferResult
+    from voidbox.sdk import volumes
     from voidbox.sdk.aio import AsyncSandbox
     from voidbox.sdk.command_result import CommandResult, Output
     from voidbox.sdk.commands import CommandInfo
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from voidbox.sdk.sync import Sandbox
     from voidbox.sdk.watch import FileEvent
 
+# Rooms that users see as modules of voidbox itself.
+_ROOMS = {"images": "voidbox.images", "volumes": "voidbox.sdk.volumes"}
 # Name to the module that it is in.
 _MODULES = {
     "AsyncSandbox": "voidbox.sdk.aio",
@@ -83,21 +86,21 @@ __all__ = [
     "VoidboxError",
     "__version__",
     "images",
+    "volumes",
 ]
 
 
 def __getattr__(name: str) -> object:
-    module = _MODULES.get(name)
-    if module is None and name != "images":
+    if name not in _MODULES and name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    if module is None:
-        return import_module(f"voidbox.{name}")
-    value = getattr(import_module(module), name)
+    if name in _ROOMS:
+        return import_module(_ROOMS[name])
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES, "images"})
+    return sorted({*globals(), *_MODULES, *_ROOMS})

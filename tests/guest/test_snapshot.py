@@ -210,6 +210,27 @@ def test_all_that_kvm_keeps_comes_back(tmp_path: Path) -> None:
             assert again.irqchips == saved.irqchips
 
 
+def test_cpuid_that_was_read_can_be_set(tmp_path: Path) -> None:
+    """KVM leaves entries of zeroes behind the real ones, and takes none of them."""
+    with Machine(config_of(tmp_path, counting_guest())) as machine, machine._kvm.create_vm() as vm:
+        read = machine._handles[0].get_cpuid2()
+        assert 0 < read.nent <= machine._handles[0].cpuid.nent
+        with vm.create_vcpu(0) as vcpu:  # type: ignore[attr-defined]
+            vcpu.set_cpuid2(read)
+
+
+def test_every_msr_that_is_read_can_be_set(tmp_path: Path) -> None:
+    with Machine(config_of(tmp_path, counting_guest())) as machine:
+        vcpu = machine._handles[0]
+        indices = kvm_state.saved_msrs(machine._kvm.get_msr_index_list())
+        values, refused = vcpu.read_msrs([0xDEAD_BEEF, *indices])
+        assert refused[0] == 0xDEAD_BEEF
+        assert {0x2FF, 0x174} <= set(values)
+        vcpu.set_msrs(values.items())
+        with pytest.raises(HostError, match="0xdeadbeef was refused"):
+            vcpu.set_msrs([(0x174, 0), (0xDEAD_BEEF, 0)])
+
+
 # What goes on, what ends, and what is there afterwards.
 
 
@@ -269,6 +290,58 @@ def test_a_suspended_machine_ends_and_goes_on_elsewhere(tmp_path: Path) -> None:
         copy.start()
         wait_for_reads(copied, counter.reads + 20)
         assert copied.wrong_writes == 0
+
+
+def test_disks_that_stay_must_be_as_they_were(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(1 << 20))
+    disks = (DiskConfig(str(tmp_path / "disk")),)
+    config = config_of(tmp_path, counting_guest(), disks=disks)
+    path = str(tmp_path / "snap")
+    with Machine(config) as machine:
+        counter = attach_counter(machine)
+        machine.start()
+        wait_for_reads(counter, 10)
+        with pytest.raises(ConfigError, match="only if the machine stops"):
+            machine.snapshot(path, disks="stay")
+        machine.snapshot(path, stop=True, disks="stay")
+    with Machine.from_snapshot(path, config) as copy:
+        copied = attach_counter(copy)
+        copied.reads = counter.reads
+        copy.start()
+        wait_for_reads(copied, counter.reads + 20)
+    os.utime(tmp_path / "disk")
+    with pytest.raises(ConfigError, match="was changed since"):
+        Machine.from_snapshot(path, config)
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_disks_are_copied_with_the_machine(tmp_path: Path, is_own: bool) -> None:
+    base, own = tmp_path / "base", tmp_path / "own"
+    base.write_bytes(bytes(1 << 20))
+    own_disk = (
+        DiskConfig(str(own), is_own=True) if is_own else DiskConfig(str(base), overlay=str(own))
+    )
+    if is_own:
+        own.write_bytes(b"of the guest".ljust(1 << 20, b"\0"))
+    config = config_of(tmp_path, counting_guest(), disks=(own_disk,))
+    path = str(tmp_path / "snap")
+    with Machine(config) as machine:
+        attach_counter(machine)
+        machine.start()
+        machine.snapshot(path)
+        with pytest.raises(HostError, match="File exists"):
+            Machine.from_snapshot(path, config)
+        new = str(tmp_path / "new")
+        changes = {"path": new} if is_own else {"overlay": new}
+        copy_config = config._replace(disks=(own_disk._replace(**changes),))
+        with pytest.raises(ConfigError):  # and what was placed is taken away again
+            wrong = own_disk._replace(**{**changes, "is_read_only": True})
+            Machine.from_snapshot(path, config._replace(disks=(wrong,)))
+        assert not os.path.exists(new)
+        with Machine.from_snapshot(path, copy_config) as copy:
+            attach_counter(copy)
+            copy.start()
+            assert Path(new).read_bytes() == own.read_bytes()
 
 
 def test_snapshots_of_restored_machines_do_not_rest_on_the_first(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ ALLOWED: dict[str, set[str]] = {
     "buffers": set(),
     "kvm": {"errors"},
     "zstd": set(),
+    "lz4": set(),
     "boot": {"errors", "memory", "zstd"},
     "devices": set(),
     "loop_api": set(),
@@ -29,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "event_loop": {"errors"},
     "jail": set(),
     "storage": {"errors"},
-    "images": {"errors", "storage", "version", "zstd"},
+    "images": {"errors", "storage", "version", "lz4", "zstd"},
     "setup": {"errors", "defaults", "storage", "images", "boot"},
     "agent": {"errors", "event_loop", "loop_api"},
     "snapshot": {"errors", "agent"},  # the latter's packing alone

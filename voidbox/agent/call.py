@@ -10,7 +10,7 @@ from threading import Condition
 from typing import Any
 
 from voidbox.agent.core import Data, Event, Failure, Result, printable
-from voidbox.errors import AgentError, SandboxTimeout
+from voidbox.errors import AgentError, SandboxTimeout, VoidboxError
 
 INPUT_BYTES_MAX = 256 << 10  # what write() queues before it waits for the guest
 
@@ -65,7 +65,7 @@ class Call:
         self._events: deque[Event | Data] = deque()
         self._first_event: Event | None = None
         self._end: Result | None = None
-        self._error: Callable[[], AgentError] | None = None
+        self._error: Callable[[], VoidboxError] | None = None
         self._input = bytearray()
         self._input_end: dict[str, Any] | None = None
 
@@ -85,8 +85,8 @@ class Call:
             self._changed.notify_all()
         self.on_change()
 
-    def fail(self, error: Callable[[], AgentError]) -> None:
-        """The connection is lost; what came before is still to be had.
+    def fail(self, error: Callable[[], VoidboxError]) -> None:
+        """The connection is lost, or the request cannot be made; what came is still to be had.
 
         `error` is called by the caller's thread: it may wait for the guest's post-mortem.
         """
@@ -186,6 +186,7 @@ class Call:
         Raises:
             RequestFailed: the guest could not do it.
             AgentError: the connection is lost.
+            ConfigError: the request is too long, or holds what is no text.
             SandboxTimeout: nothing came for so long.
         """
         with self._changed:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from voidbox.agent import protocol
 from voidbox.agent.call import Call, NotStarted, RequestFailed
-from voidbox.agent.core import Data, printable
+from voidbox.agent.core import Data, Pong, printable
 from voidbox.agent.link import Link
 from voidbox.errors import AgentError, SandboxTimeout
 
@@ -346,9 +346,9 @@ class AgentClient:
 
     # The guest.
 
-    def ping(self, secret: bytes, timeout_s: float | None = None) -> str:
-        """Return the agent's version; wait for it as for any request, or so long."""
-        return self._link.handshake(secret, timeout_s or self._timeout_s).version
+    def ping(self, secret: bytes, timeout_s: float | None = None) -> Pong:
+        """Return what the agent says of itself; wait for it as for any request, or so long."""
+        return self._link.handshake(secret, timeout_s or self._timeout_s)
 
     def metrics(self) -> dict[str, Any]:
         """Return the guest's own figures: CPUs, load, memory, disk, processes, clock."""

@@ -17,7 +17,7 @@ from voidbox.agent.call import Call
 from voidbox.agent.core import ClientCore, Failure, Pong, Result, Writable
 from voidbox.agent.protocol import ProtocolError
 from voidbox.agent.serial_link import CLOSED, OPEN, SerialLink
-from voidbox.errors import AgentError, SandboxTimeout
+from voidbox.errors import AgentError, ConfigError, SandboxTimeout
 from voidbox.event_loop import EventLoop
 from voidbox.loop_api import TimerHandle
 
@@ -48,7 +48,10 @@ class _Waiting(NamedTuple):
 
 
 class Link:
-    """One connection to the agent. Thread: loop, where nothing else is said.
+    """One connection to the agent. Thread: whoever holds `_lock`, where nothing else is said.
+
+    What arrives is the loop's to read. What is to be sent goes out on the thread that wants it
+    sent, unless another is at it: a hand-over to the loop's costs more than the sending.
 
     Once it is lost, its thread and its descriptors are gone, though nobody has closed it.
 
@@ -83,15 +86,19 @@ class Link:
         self._unwritten = b""
         self._timer: TimerHandle | None = None
         self._lost: str | None = None  # why
+        self._is_broken = False  # and about to be lost
         self._lost_error: AgentError | None = None
         self._explain_lock = threading.Lock()  # covers _lost_error
+        self._lock = threading.Lock()  # never waited for but by the loop
+        self._work: deque[Callable[[], None]] = deque()  # for the loop, in order
+        self._events = 0  # that the loop watches for
         self._pings: deque[_Ping] = deque()  # in the order in which they will be answered
         self._is_closed = False
         self._capabilities: frozenset[str] = frozenset()
         self._loop = EventLoop(on_error=self._on_fault, is_daemon=is_daemon)
         sock.setblocking(False)
         self._loop.start()
-        self._loop.call_soon(self._begin)
+        self._give_to_loop(self._begin)
 
     @property
     def is_serial(self) -> bool:
@@ -121,7 +128,7 @@ class Link:
             SandboxTimeout: no answer within `timeout_s` seconds.
         """
         ping = _Ping()
-        self._loop.call_soon(partial(self._ping, secret, ping))
+        self._do(partial(self._ping, secret, ping))
         if self._is_closed:  # else whoever closes us ends the wait too
             raise AgentError("the connection to the guest's agent is closed")
         if self._lost is not None:  # else the loop still sees to it
@@ -137,8 +144,8 @@ class Link:
 
     def call(self, type: int, values: dict[str, Any], what: str) -> Call:
         """Begin a request, once there is a place for it. Thread: any."""
-        call = Call(what, self._loop.call_soon)
-        self._loop.call_soon(partial(self._start_call, call, type, values))
+        call = Call(what, self._do)
+        self._do(partial(self._start_call, call, type, values))
         if self._is_closed:  # else whoever closes us ends the call too
             call.fail(partial(AgentError, f"{what}: the connection to the guest's agent is closed"))
         elif self._lost is not None:  # else the loop still sees to it
@@ -154,11 +161,34 @@ class Link:
         """End the connection and all calls. Idempotent. Thread: any but the loop."""
         if not self._is_closed:
             self._is_closed = True
-            self._loop.call_soon(partial(self._lose, "it was closed here"))
+            self._give_to_loop(partial(self._lose, "it was closed here"))
             self._loop.close()
             self._socket.close()
 
-    # On the loop.
+    def _do(self, work: Callable[[], None]) -> None:
+        """Do it now, if nobody is at anything, else have the loop do it. Thread: any."""
+        # A serial line has timers, which are the loop's. What waits for the loop comes first.
+        if self._serial is None and not self._work and self._lock.acquire(blocking=False):
+            try:
+                if not self._work:
+                    work()
+                    return
+            finally:
+                self._lock.release()
+        self._give_to_loop(work)
+
+    def _give_to_loop(self, work: Callable[[], None]) -> None:
+        """Thread: any."""
+        self._work.append(work)
+        self._loop.call_soon(self._work_off)
+
+    def _work_off(self) -> None:
+        """Thread: loop."""
+        with self._lock:
+            while self._work:  # all of it: it is waited for by nobody, and never much
+                self._work.popleft()()
+
+    # Under the lock.
 
     def _begin(self) -> None:
         self._watch()
@@ -205,7 +235,7 @@ class Link:
         try:
             number = self._core.begin(type, values)
         except (RuntimeError, ValueError, TypeError, OverflowError) as error:
-            call.fail(partial(AgentError, f"{call.what}: {error}"))
+            call.fail(partial(ConfigError, f"{call.what}: {error}"))
             return
         self._calls[number] = call
         call.on_consumed = partial(self._on_consumed, number)
@@ -255,6 +285,11 @@ class Link:
         return sent > 0
 
     def _on_ready(self, ready: int) -> None:
+        """Thread: loop."""
+        with self._lock:
+            self._serve(ready)
+
+    def _serve(self, ready: int) -> None:
         if ready & ~select.EPOLLOUT:
             try:
                 data = self._socket.recv(_IO_BYTES)
@@ -292,13 +327,15 @@ class Link:
 
     def _pump(self) -> None:
         """Write what is due, and come back when the connection or the clock asks for it."""
-        if self._lost is not None:
+        if self._lost is not None or self._is_broken:
             return
         try:
             while (self._fill() and self._flush()) or (not self._unwritten and self._move_inputs()):
                 pass
         except OSError as error:
-            self._lose(error.strerror or "it broke")
+            # What is to be closed now is the loop's.
+            self._is_broken = True
+            self._give_to_loop(partial(self._lose, error.strerror or "it broke"))
             return
         self._watch()
         self._set_timer()
@@ -328,7 +365,9 @@ class Link:
 
     def _watch(self) -> None:
         events = select.EPOLLIN | (select.EPOLLOUT if self._unwritten else 0)
-        self._loop.watch(self._socket.fileno(), events, self._on_ready)
+        if events != self._events:
+            self._events = events
+            self._loop.watch(self._socket.fileno(), events, self._on_ready)
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -337,10 +376,15 @@ class Link:
         deadline_ns = self._serial.deadline_ns if self._serial is not None else None
         if deadline_ns is not None:
             delay_s = max(0, deadline_ns - time.monotonic_ns()) / 1e9
-            self._timer = self._loop.call_later(delay_s, self._pump)
+            self._timer = self._loop.call_later(delay_s, self._on_time)
+
+    def _on_time(self) -> None:
+        """Thread: loop."""
+        with self._lock:
+            self._pump()
 
     def _lose(self, reason: str) -> None:
-        """End every call, and every ping."""
+        """End every call, and every ping. Thread: loop."""
         if self._lost is not None:
             return
         self._lost = reason
@@ -375,4 +419,5 @@ class Link:
             return self._lost_error
 
     def _on_fault(self, error: BaseException) -> None:
-        self._lose(f"voidbox failed: {error!r}")
+        with self._lock:
+            self._lose(f"voidbox failed: {error!r}")

@@ -30,12 +30,13 @@ MAGIC = b"vbxA"
 AGENT_PORT = 1234
 SECRET_BYTES = 32
 SECRET_PATH = "/etc/voidbox/secret"
-# Lines "name value": address (with its prefix), gateway, dns, mtu. Without the file no network.
+# Lines "name value": address (with its prefix), gateway, dns, search (domains, with commas between
+# them; perhaps). Without the file no network.
 NETWORK_PATH = "/etc/voidbox/network"
 # Lines "name value": user, workdir, of an image that is the root. Without the file it is our own.
 IMAGE_PATH = "/etc/voidbox/image"
-# Lines "name value": tag, path, access (ro, rw), msize, of a folder that the host shares by 9P.
-WORKSPACE_PATH = "/etc/voidbox/workspace"
+# Lines "kind access source options target", of what is to be mounted; see guest_agent/mounts.py.
+MOUNTS_PATH = "/etc/voidbox/mounts"
 HANDSHAKE_S = 10  # a client that has not shown the secret by then is sent away
 
 HEADER = struct.Struct("<4sBBHII")
@@ -80,8 +81,8 @@ GONE = "gone"  # the beginning of a file, to which more was to come
 
 # What an agent that can do it lists in its PONG.
 CAN_RESUME, CAN_LINK, CAN_ADOPT, CAN_HOLES = "resume", "links", "adopt", "holes"
-# That it has mounted the folder that the host shares; or with an errno's name, why it has not.
-CAN_SHARE, CANNOT_SHARE = "workspace", "workspace:"
+# That all is mounted which the host names; or, with a source and an errno's name, why one is not.
+CAN_MOUNT, CANNOT_MOUNT = "mounts", "mounts:"
 
 _CREDIT = struct.Struct("<I")
 

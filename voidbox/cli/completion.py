@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from voidbox.cli import exit_status
-from voidbox.cli.image import ACTIONS
+from voidbox.cli import exit_status, image, snapshot, volume
 from voidbox.cli.parser import make_parser
-from voidbox.cli.snapshot import ACTIONS as SNAPSHOT_ACTIONS
 from voidbox.cli.verbs import VERBS
 
 _EPILOG = """\
@@ -58,6 +56,8 @@ _voidbox() {
             snapshot:2:*) words="@SNAPSHOT@" ;;
             snapshot:3:create) words=$(voidbox ps --quiet 2>/dev/null) ;;
             snapshot:*:*) words=$(voidbox snapshot ls --quiet 2>/dev/null) ;;
+            volume:2:*) words="@VOLUME@" ;;
+            volume:*:*) words=$(voidbox volume ls --quiet 2>/dev/null) ;;
         esac
     fi
     COMPREPLY=($(compgen -W "$words" -- "$current"))
@@ -98,6 +98,13 @@ _voidbox() {
                     compadd -- ${(f)"$(voidbox ps --quiet 2>/dev/null)"}
                 else
                     compadd -- ${(f)"$(voidbox snapshot ls --quiet 2>/dev/null)"}
+                fi
+                return ;;
+            volume)
+                if (( CURRENT == 3 )); then
+                    compadd @VOLUME@
+                else
+                    compadd -- ${(f)"$(voidbox volume ls --quiet 2>/dev/null)"}
                 fi
                 return ;;
             completion) compadd bash zsh fish; return ;;
@@ -173,8 +180,9 @@ def _fish() -> str:
             lines.append(f"complete -c voidbox {condition} -F")
     for verb, words in (
         ("port", "add rm ls"),
-        ("image", " ".join(ACTIONS)),
-        ("snapshot", " ".join(SNAPSHOT_ACTIONS)),
+        ("image", " ".join(image.ACTIONS)),
+        ("volume", " ".join(volume.ACTIONS)),
+        ("snapshot", " ".join(snapshot.ACTIONS)),
         ("completion", "bash zsh fish"),
     ):
         lines.append(
@@ -189,8 +197,9 @@ def _fill(template: str, verbs: str, options: list[str]) -> str:
         .replace("@OPTIONS@", "\n".join(options))
         .replace("@RUNNING@", "|".join(_RUNNING))
         .replace("@ANY@", "|".join(_ANY))
-        .replace("@IMAGE@", " ".join(ACTIONS))
-        .replace("@SNAPSHOT@", " ".join(SNAPSHOT_ACTIONS))
+        .replace("@IMAGE@", " ".join(image.ACTIONS))
+        .replace("@VOLUME@", " ".join(volume.ACTIONS))
+        .replace("@SNAPSHOT@", " ".join(snapshot.ACTIONS))
     )
 
 

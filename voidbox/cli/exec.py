@@ -11,7 +11,7 @@ from voidbox.cli.parser import (
     add_command_options,
     make_parser,
     parse_environment,
-    parse_number,
+    parse_optional_duration,
 )
 from voidbox.cli.sandboxes import open_store
 
@@ -42,7 +42,7 @@ def make_options() -> argparse.ArgumentParser:
     )
     parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
     add_command_options(parser)
-    parser.add_argument("--timeout", metavar="SECONDS", help="end the COMMAND after so long")
+    parser.add_argument("--timeout", metavar="TIME", help="end the COMMAND after 90, 90s, 10m, 2h")
     parser.add_argument("name", metavar="NAME", help="the sandbox's name or ID")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     return parser
@@ -62,11 +62,7 @@ def main(argv: list[str]) -> int:
         user=options.user,
         wants_tty=options.tty,
         wants_input=options.interactive,
-        timeout_s=(
-            parse_number(options.timeout, "--timeout", float)
-            if options.timeout is not None
-            else None
-        ),
+        timeout_s=parse_optional_duration(options.timeout, "--timeout"),
     )
     return run(open_store(), options.name, command, options.verbose)
 

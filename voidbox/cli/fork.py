@@ -42,7 +42,7 @@ def make_options() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
     options = make_options().parse_args(argv)
-    count = int(parse_number(options.count, "--count", int))
+    count = parse_number(options.count, "--count")
     with open_store() as store:
         original = find_running(store, options.name)
         answer = control(store, original, SNAPSHOT_S).request("snapshot", fork=True)

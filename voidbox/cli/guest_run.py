@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import AgentClient
@@ -12,9 +12,10 @@ from voidbox.cli import exit_status
 from voidbox.cli.attach import Attachment, Command, status_of
 from voidbox.cli.complain import complain
 from voidbox.cli.workspace_back import RunWorkspace
-from voidbox.errors import ConfigError, VoidboxError
+from voidbox.errors import AgentError, ConfigError, SandboxTimeout, VoidboxError
 from voidbox.event_loop import EventLoop
 from voidbox.sandbox.guest import Guest
+from voidbox.sandbox.process.stopping import AGENT_S
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.console import FdOutput
 from voidbox.vmm.machine import Machine
@@ -58,6 +59,8 @@ def run(
             stack.callback(guest.close)
             client = stack.enter_context(guest.connect(log=attachment.log))
             clients.append(client)
+            if any(disk.target and not disk.is_read_only for disk in config.disks):
+                stack.callback(_shut_down, guest, client)
             if copier is not None:
                 if client.is_serial:
                     raise ConfigError("a workspace is copied over vsock, and there is none")
@@ -92,6 +95,13 @@ def explain(guest: Guest, error: VoidboxError, has_answered: bool = True) -> int
     if status != exit_status.OK:
         complain(f"voidbox: {error}")
     return status
+
+
+def _shut_down(guest: Guest, client: AgentClient) -> None:
+    """Have the guest leave its volumes in order: its end would be a power cut for them."""
+    with suppress(AgentError, SandboxTimeout):
+        client.shut_down(timeout_s=AGENT_S)
+        guest.machine.wait(AGENT_S)
 
 
 def _open_log(path: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 from voidbox.cli.parser import make_parser
 
@@ -54,7 +55,7 @@ def make_options() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_makers(subs: dict[str, argparse.ArgumentParser]) -> None:
+def _add_makers(subs: Mapping[str, argparse.ArgumentParser]) -> None:
     """Add the options of what makes images."""
     for action in ("pull", "import", "build"):
         subs[action].add_argument("name", metavar="NAME", help="what it is called")

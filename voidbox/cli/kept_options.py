@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from voidbox.cli import network
-from voidbox.cli.parser import parse_environment, parse_number
+from voidbox.cli.parser import parse_environment, parse_number, parse_optional_duration
 from voidbox.errors import ConfigError
 
 if TYPE_CHECKING:  # the usual `voidbox run` needs none
@@ -44,6 +44,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--team", metavar="NAME", help="whose sandboxes exchange messages with it")
     group.add_argument(
         "--metadata", action="append", default=[], metavar="KEY=VALUE", help="a note; repeatable"
+    )
+    group.add_argument(
+        "--idle-timeout",
+        metavar="TIME",
+        help="stop it when nobody has asked anything of it, and no command has run, for so long",
     )
     group.add_argument(
         "--json", action="store_true", help="with --detach: print the sandbox as JSON"
@@ -84,14 +89,10 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
         kernel=options.kernel,
         image=choice,
         memory=options.memory,
-        cpus=int(parse_number(options.cpus, "--cpus", int)),
+        cpus=parse_number(options.cpus, "--cpus"),
         envs=parse_environment(options.env),
         metadata=_parse_metadata(options.metadata),
-        timeout=(
-            parse_number(options.timeout, "--timeout", float)
-            if options.timeout is not None
-            else None
-        ),
+        timeout=parse_optional_duration(options.timeout, "--timeout"),
         name=options.name,
         workdir=options.workdir,
         user=options.user,
@@ -103,6 +104,8 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
         disks=options.disk,
         workspace=workspace,
         workspace_mode=workspace_mode,
+        volumes=options.volume,
+        idle_timeout=parse_optional_duration(options.idle_timeout, "--idle-timeout"),
     )
     return record._replace(removes_itself=options.rm, is_cold=options.cold)
 
@@ -118,6 +121,7 @@ _MADE_OF: tuple[tuple[str, object, str], ...] = (
     ("disk", [], "disks"),
     ("cmdline", "", "cmdline"),
     ("vsock", None, "vsock"),
+    ("volume", [], "volumes"),
 )
 
 
@@ -134,8 +138,7 @@ def make_restored(options: argparse.Namespace, store: Store) -> SandboxRecord:
     rules: dict[str, object] = {
         "allow": options.allow or None,
         "deny": options.deny or None,
-        "allow_host_ports": [int(parse_number(p, "--allow-host", int)) for p in options.allow_host]
-        or None,
+        "allow_host_ports": [parse_number(p, "--allow-host") for p in options.allow_host] or None,
         "rate_bytes_s": network.parse_rate(options.net_rate),
         "pcap": options.pcap,
         "block_network": True if options.net == "off" else None,
@@ -151,11 +154,8 @@ def make_restored(options: argparse.Namespace, store: Store) -> SandboxRecord:
         publish=options.publish or None,
         envs=parse_environment(options.env),
         metadata=_parse_metadata(options.metadata),
-        timeout=(
-            parse_number(options.timeout, "--timeout", float)
-            if options.timeout is not None
-            else None
-        ),
+        timeout=parse_optional_duration(options.timeout, "--timeout"),
+        idle_timeout=parse_optional_duration(options.idle_timeout, "--idle-timeout"),
         name=options.name,
         workdir=options.workdir,
         user=options.user,

@@ -16,8 +16,10 @@ from voidbox.cli.output import print_json
 from voidbox.cli.sandboxes import describe, open_store
 from voidbox.errors import AgentError, ConfigError, VoidboxError
 from voidbox.sandbox.launch import launch
+from voidbox.sandbox.process.stopping import AGENT_S
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
+from voidbox.sandbox.volumes.spec import writes_named
 
 
 def main(options: argparse.Namespace, command: tuple[str, ...], cmdline: str) -> int:
@@ -120,7 +122,7 @@ def _run_attached(
     """Run the command in the sandbox, which ends with it, and with this process."""
     from voidbox.cli import in_sandbox
     from voidbox.cli.attach import Command, status_of
-    from voidbox.cli.ending import begin_kill, finish_kill
+    from voidbox.cli.ending import begin_kill, begin_stop, finish_kill, finish_stop
 
     parent_fd, our_end = os.pipe()
     started = time.monotonic()
@@ -143,6 +145,9 @@ def _run_attached(
             status = in_sandbox.attach(store, record, command, options.verbose, explain)
             return _copy_back(store, record, options.verbose, status)
         finally:
+            if writes_named(record.volumes):  # a kill would be a power cut for their file systems
+                begin_stop(store, record, AGENT_S)
+                finish_stop(store, record, AGENT_S)
             begin_kill(store, record)
             finish_kill(store, record)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from voidbox.cli import exit_status
-from voidbox.cli.parser import make_parser, parse_number
+from voidbox.cli.parser import make_parser, parse_duration, parse_number
 from voidbox.errors import ConfigError
 
 _MAX = "4"
@@ -33,9 +33,9 @@ def make_options() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--timeout",
-        metavar="SECONDS",
+        metavar="TIME",
         default=_LIFE_S,
-        help=f"each is ended after so long; {_LIFE_S}",
+        help=f"each is ended after 90, 90s, 10m, 2h; {_LIFE_S}",
     )
     parser.add_argument("--net", choices=("nat", "off"), help="off, unless there are rules")
     for name, text in (("--allow", "what they may reach"), ("--deny", "what they may not")):
@@ -53,8 +53,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError("--net off leaves nothing for --allow and --deny to do")
     has_network = options.net == "nat" or any(rules.values())
     network = rules if has_network else {"block_network": True}
-    sandboxes_max = int(parse_number(options.max, "--max", int))
-    timeout_s = parse_number(options.timeout, "--timeout", float)
+    sandboxes_max = parse_number(options.max, "--max")
+    timeout_s = parse_duration(options.timeout, "--timeout")
     try:
         from voidbox.mcp_server.server import make_server
     except ModuleNotFoundError as error:

@@ -74,9 +74,7 @@ def parse(options: argparse.Namespace, is_console: bool) -> NatConfig | None:
     return NatConfig(
         allow=tuple(options.allow),
         deny=tuple(options.deny),
-        allow_host_ports=tuple(
-            int(parse_number(port, "--allow-host", int)) for port in options.allow_host
-        ),
+        allow_host_ports=tuple(parse_number(port, "--allow-host") for port in options.allow_host),
         publish=tuple(parse_forward(text) for text in options.publish),
         pcap=options.pcap,
         rate_bytes_s=parse_rate(options.net_rate),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from voidbox import defaults
@@ -18,6 +19,7 @@ from voidbox.cli.parser import (
     make_parser,
     parse_environment,
     parse_number,
+    parse_optional_duration,
 )
 from voidbox.errors import ConfigError
 from voidbox.file_limit import raise_file_limit
@@ -33,6 +35,15 @@ from voidbox.vmm.config import (
 
 if TYPE_CHECKING:  # what a detached sandbox's command does not need
     from voidbox.vmm.machine import Machine
+
+# Options that other programs have, and what does it here.
+_ELSEWHERE = {
+    "--mount": "--volume SOURCE:TARGET[:ro] shares a folder, or gives a named volume",
+    "--network": "--net off leaves the guest alone, --allow RULE says what it may reach",
+    "-m": "--memory SIZE",
+    "--hostname": "every guest is called voidbox",
+    "--privileged": "--user root is root of the guest, which is a machine of its own",
+}
 
 _EPILOG = f"""\
 With a COMMAND, its input, output and exit status are this one's, and it runs as the user
@@ -72,6 +83,7 @@ examples:
   voidbox run --disk base.img,overlay=mine.img --user root -- mount /dev/vda /mnt
   voidbox run --workspace . -- make test
   voidbox run --workspace project:rw
+  voidbox run --volume ./data:/data:ro --volume cache:/home/sandbox/.cache -- make test
   voidbox run --kernel vmlinuz --initramfs guest.cpio
   voidbox run --kernel vmlinuz --initramfs guest.cpio --memory 4G --cpus 2
   voidbox run --kernel vmlinux --initramfs guest.cpio --cmdline 'loglevel=7'
@@ -82,11 +94,15 @@ def make_options() -> argparse.ArgumentParser:
     """Return the verb's parser."""
     parser = make_parser("run", "Run a command or a shell in a fresh VM.", _EPILOG)
     parser.usage = "voidbox run [OPTION …] [-- COMMAND [ARGUMENT …]]"
+    parser.explain = _explain
     parser.add_argument(
         "--kernel", metavar="PATH", help="bzImage or ELF vmlinux; the last built by default"
     )
     root_options.add_options(parser)
     add_command_options(parser)
+    parser.add_argument(
+        "-i", "--interactive", action="store_true", help="it reads this input; done anyway"
+    )
     parser.add_argument(
         "-t",
         "--tty",
@@ -120,7 +136,7 @@ def make_options() -> argparse.ArgumentParser:
         "overlay: what is written goes to FILE, so that VMs share PATH; serial: its name in the "
         "guest. A comma in a path is written twice. Repeatable",
     )
-    parser.add_argument("--timeout", metavar="SECONDS", help="end the VM after so long")
+    parser.add_argument("--timeout", metavar="TIME", help="end the VM after 90, 90s, 10m, 2h")
     parser.add_argument(
         "--self-extract",
         action="store_true",
@@ -139,6 +155,14 @@ def make_options() -> argparse.ArgumentParser:
         metavar="DIR[:copy|ro|rw]",
         help="a folder of this host at /workspace: copied in, and its changes back at the end "
         "(copy, the default), or shared live, read-only or not",
+    )
+    parser.add_argument(
+        "--volume",
+        action="append",
+        default=[],
+        metavar="SOURCE:TARGET[:ro]",
+        help="a folder of this host, named with a / in it, live at TARGET; or a named volume, see "
+        "voidbox volume. Repeatable",
     )
     kept_options.add_options(parser)
     network.add_options(parser)
@@ -162,6 +186,8 @@ def main(argv: list[str]) -> int:
         return kept_run.main(options, command, _cmdline(options))
     if options.json:
         raise ConfigError("--json shows a sandbox that stays: it goes with --detach")
+    if options.idle_timeout is not None:
+        raise ConfigError("--idle-timeout is for a sandbox that stays: it goes with --detach")
     is_console = options.console or (options.initramfs is not None and not command)
     if command and options.console:
         raise ConfigError("--console shows the guest's console and runs no COMMAND: leave one out")
@@ -170,12 +196,12 @@ def main(argv: list[str]) -> int:
 
 def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console: bool) -> int:
     """Run the VM in this process."""
-    timeout_s = None
-    if options.timeout is not None:
-        timeout_s = parse_number(options.timeout, "--timeout", float)
+    timeout_s = parse_optional_duration(options.timeout, "--timeout")
     workspace, workspace_mode = kept_options.parse_workspace(options.workspace)
-    if workspace is not None and is_console:
-        raise ConfigError("--workspace needs the agent: give a COMMAND, and no --console")
+    if (workspace is not None or options.volume) and is_console:
+        raise ConfigError(
+            "--workspace and --volume need the agent: give a COMMAND, and no --console"
+        )
     kernel = options.kernel or defaults.find_kernel()
     choice = None
     # A kernel of one's own on the console is given no image unasked.
@@ -186,7 +212,7 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
         initramfs=choice.image if choice is not None else None,
         cmdline=_cmdline(options),
         memory_bytes=parse_memory(options.memory),
-        cpus=int(parse_number(options.cpus, "--cpus", int)),
+        cpus=parse_number(options.cpus, "--cpus"),
         self_extract=options.self_extract,
         vsock=_vsock(options.vsock, options.cid),
         net=network.parse(options, is_console),
@@ -210,6 +236,8 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
 
                 upper = stack.enter_context(TemporaryUpper(root.disk_bytes)).path
             config = root.applied_to(config, upper)
+        if options.volume:
+            config = _with_volumes(config, options.volume, workspace, workspace_mode)
         if is_console or choice is None:
             from voidbox.cli import console_run
 
@@ -238,9 +266,43 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
 def _shares(path: str | None, mode: str) -> tuple[ShareConfig, ...]:
     if path is None or mode == "copy":
         return ()
-    from voidbox.sandbox.guest import WORKSPACE_TAG
+    from voidbox.sandbox.mounts import WORKSPACE_PATH, WORKSPACE_TAG
 
-    return (ShareConfig(path, WORKSPACE_TAG, mode == "ro"),)
+    return (ShareConfig(path, WORKSPACE_TAG, mode == "ro", WORKSPACE_PATH),)
+
+
+def _with_volumes(
+    config: MachineConfig, texts: list[str], workspace: str | None, mode: str
+) -> MachineConfig:
+    from voidbox.sandbox.mounts import WORKSPACE_PATH
+    from voidbox.sandbox.volumes.attach import attach
+    from voidbox.sandbox.volumes.spec import parse_volumes
+
+    is_copied = workspace is not None and mode == "copy"
+    return attach(config, parse_volumes(texts, copied_to=WORKSPACE_PATH if is_copied else None))
+
+
+def _explain(words: Sequence[str], unknown: Sequence[str]) -> str | None:
+    """Say what is wrong with words that other programs' `run` would take."""
+    if not unknown:
+        glued = [word for word in words if word.startswith("-v") and ":" in word]
+        return _explain_v(glued[0][2:]) if glued else None
+    word = unknown[0].partition("=")[0]
+    before = words[words.index(unknown[0]) - 1] if unknown[0] in words else ""
+    if word in _ELSEWHERE:
+        return f"there is no option {word}: {_ELSEWHERE[word]}"
+    if before in ("-v", "-it", "-ti") and ":" in unknown[0]:
+        return _explain_v(unknown[0])
+    if not word.startswith("-"):
+        return f"a COMMAND comes behind --: voidbox run [OPTION …] -- {' '.join(unknown)}"
+    return None
+
+
+def _explain_v(volume: str) -> str:
+    return (
+        f"-v is --verbose here: --volume {volume} shares a folder, or gives a named volume; "
+        "--workspace DIR gives the folder at /workspace"
+    )
 
 
 def _split(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -254,7 +316,7 @@ def _split(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:
 
 
 def _vsock(where: str | None, cid: str) -> VsockConfig | None:
-    address = int(parse_number(cid, "--cid", int))
+    address = parse_number(cid, "--cid")
     if where is None or where == "none":
         return None
     if not where:

@@ -23,6 +23,8 @@ examples:
 def make_options() -> argparse.ArgumentParser:
     """Return the verb's parser."""
     parser = make_parser("shell", "Open a shell in a sandbox.", _EPILOG)
+    for letter, option in (("-i", "--interactive"), ("-t", "--tty")):
+        parser.add_argument(letter, option, action="store_true", help="done anyway, on a terminal")
     add_command_options(parser)
     parser.add_argument("name", metavar="NAME", help="the sandbox's name or ID")
     return parser

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from voidbox.cli.ending import begin_stop, finish_stop
-from voidbox.cli.parser import make_parser, parse_number
+from voidbox.cli.parser import make_parser, parse_duration
 from voidbox.cli.sandboxes import add_names, for_each, open_store
 from voidbox.errors import HostError
 from voidbox.sandbox.state.records import SandboxRecord
@@ -26,7 +26,7 @@ def make_options() -> argparse.ArgumentParser:
     """Return the verb's parser."""
     parser = make_parser("stop", "Shut sandboxes down; returns when they have ended.", _EPILOG)
     parser.add_argument(
-        "-t", "--timeout", default="10", metavar="SECONDS", help="for the shutdown, 10"
+        "-t", "--timeout", default="10", metavar="TIME", help="for the shutdown, 10s"
     )
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
     add_names(parser)
@@ -36,7 +36,7 @@ def make_options() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
     options = make_options().parse_args(argv)
-    timeout_s = parse_number(options.timeout, "--timeout", float)
+    timeout_s = parse_duration(options.timeout, "--timeout")
     return for_each(
         open_store(),
         options.names,

@@ -33,6 +33,7 @@ GROUPS = {
     "images": {
         "snapshot": "save sandboxes: create, ls, inspect, verify, rm, prune",
         "image": "pull, import, build, ls, inspect, rm, prune",
+        "volume": "disks that outlive sandboxes: create, ls, inspect, rm",
     },
     "host": {
         "setup": "make the kernel and the image that run takes by default",
@@ -44,7 +45,7 @@ TITLES = {
     "run": "sandboxes and what runs in them",
     "look": "what there is",
     "end": "their life",
-    "images": "what they are made from",
+    "images": "what they are made from, and what outlives them",
     "host": "this host",
 }
 # What other programs call them.

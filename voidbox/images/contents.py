@@ -73,6 +73,20 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview, position: i
         view, position = view[count:], position + count
 
 
+def read_all(descriptor: int, view: memoryview, position: int) -> None:
+    """Fill `view` from a position.
+
+    Raises:
+        ImageError: there are fewer bytes.
+        OSError: as pread(2).
+    """
+    while view:
+        count = os.preadv(descriptor, [view], position)
+        if not count:
+            raise ImageError("a file became shorter while it was read")
+        view, position = view[count:], position + count
+
+
 def part(extents: tuple[Extent, ...], start: int, end: int) -> Iterator[Extent]:
     """Yield what of the extents lies in [start, end), cut to it."""
     for extent in extents:

@@ -1,4 +1,4 @@
-"""EROFS on disk: the structures of an uncompressed image (Linux fs/erofs/erofs_fs.h).
+"""EROFS on disk: the structures of an image (Linux fs/erofs/erofs_fs.h); erofs_lz4 has some more.
 
 block 0                 the superblock, at 1024
 block 1 …               inodes, each followed by its xattrs and maybe by the end of its content;
@@ -26,8 +26,9 @@ _EROFS_INODE_LAYOUT_EXTENDED = 1
 
 # struct erofs_super_block { __le32 magic, checksum, feature_compat; __u8 blkszbits, sb_extslots;
 #   __le16 root_nid; __le64 inos, build_time; __le32 build_time_nsec, blocks, meta_blkaddr,
-#   xattr_blkaddr; __u8 uuid[16], volume_name[16]; __le32 feature_incompat; … zeros up to 128 }
-SUPER_BLOCK = struct.Struct("<IIIBBHQQIIII16s16sI44x")
+#   xattr_blkaddr; __u8 uuid[16], volume_name[16]; __le32 feature_incompat;
+#   __le16 available_compr_algs; … zeros up to 128 }
+SUPER_BLOCK = struct.Struct("<IIIBBHQQIIII16s16sIH42x")
 assert SUPER_BLOCK.size == 128
 
 # struct erofs_inode_extended { __le16 i_format, i_xattr_icount, i_mode, i_reserved; __le64 i_size;

@@ -1,6 +1,6 @@
 """Pack a folder as an EROFS image, the same bytes for the same folder.
 
-python -m voidbox.images.pack FOLDER OUTPUT.erofs [--owner UID:GID] [--mtime SECONDS]
+python -m voidbox.images.pack FOLDER OUTPUT.erofs [--lz4] [--owner UID:GID] [--mtime SECONDS]
     [--node /dev/console:5:1 …] [--mode /tmp:1777 …]
 """
 
@@ -16,13 +16,18 @@ from voidbox.images import host_folder
 from voidbox.images.erofs import write_erofs
 from voidbox.images.errors import ImageError
 from voidbox.images.tree import Special, Tree
+from voidbox.lz4 import Compressor, Lz4Error
 
 _NS = 10**9
 
 
-def write_tree(tree: Tree, output: str, *, mtime: int = 0) -> int:
+def write_tree(
+    tree: Tree, output: str, *, mtime: int = 0, compressor: Compressor | None = None
+) -> int:
     """Write a tree as an image under a name, which it has once it is whole; return its size.
 
+    Args:
+        compressor: see write_erofs.
     Raises:
         ImageError: see write_erofs.
         OSError: writing failed.
@@ -30,7 +35,7 @@ def write_tree(tree: Tree, output: str, *, mtime: int = 0) -> int:
     partial = f"{output}.partial-{os.getpid()}"
     try:
         with open(partial, "xb") as file:
-            size = write_erofs(tree, file, mtime=mtime)
+            size = write_erofs(tree, file, mtime=mtime, compressor=compressor)
             os.fsync(file.fileno())
         os.rename(partial, output)
     except BaseException:
@@ -68,6 +73,7 @@ def _make_options() -> argparse.ArgumentParser:
         action="store_true",
         help="everyone may read and execute what the owner may, write nothing: no umask shows",
     )
+    parser.add_argument("--lz4", action="store_true", help="compress files (Linux 5.13 on)")
     parser.add_argument("--node", action="append", default=[], metavar="PATH:MAJOR:MINOR")
     parser.add_argument("--mode", action="append", default=[], metavar="PATH:OCTAL")
     return parser
@@ -99,8 +105,9 @@ def main(argv: list[str]) -> int:
     try:
         with host_folder.read_folder(arguments.folder, options, on_skip=_say_skipped) as tree:
             _adjust(tree, arguments.node, arguments.mode, options.mtime_ns or 0)
-            write_tree(tree, arguments.output, mtime=mtime or 0)
-    except (VoidboxError, OSError, ValueError) as error:
+            compressor = Compressor() if arguments.lz4 else None
+            write_tree(tree, arguments.output, mtime=mtime or 0, compressor=compressor)
+    except (VoidboxError, Lz4Error, OSError, ValueError) as error:
         print(f"pack: {error}", file=sys.stderr)
         return 1
     return 0

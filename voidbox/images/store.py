@@ -121,8 +121,8 @@ class ImageStore:
             raise ConfigError(f"several images' IDs begin with {name}: give more digits of it")
         if not found:
             raise ConfigError(
-                f"no image {name}: voidbox image ls lists those there are; voidbox image pull and "
-                "voidbox image import bring others"
+                f"no image {name}: voidbox image pull {name} brings it from a registry, "
+                "voidbox image ls lists those there are"
             )
         return found[0]
 

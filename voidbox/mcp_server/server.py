@@ -6,10 +6,11 @@ import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from posixpath import normpath
-from typing import Annotated, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.tools import Tool
 from pydantic import Field
 
 from voidbox.errors import CommandTimeout, VoidboxError
@@ -45,15 +46,8 @@ def make_server(shelf: Shelf) -> MCPServer[None]:
         finally:
             await shelf.close()
 
-    server = MCPServer(
-        "voidbox",
-        instructions=INSTRUCTIONS,
-        version=__version__,
-        lifespan=lifespan,
-        log_level="WARNING",
-    )
     tools = _Tools(shelf)
-    for tool in (
+    methods = (
         tools.sandbox_create,
         tools.sandbox_exec,
         tools.sandbox_write_file,
@@ -61,9 +55,38 @@ def make_server(shelf: Shelf) -> MCPServer[None]:
         tools.sandbox_list_files,
         tools.sandbox_list,
         tools.sandbox_kill,
-    ):
-        server.tool(structured_output=False)(tool)
-    return server
+    )
+    return MCPServer(
+        "voidbox",
+        instructions=INSTRUCTIONS,
+        version=__version__,
+        lifespan=lifespan,
+        log_level="WARNING",
+        tools=[_StrictTool.of(method) for method in methods],
+    )
+
+
+class _StrictTool(Tool):
+    """A tool that refuses arguments that it does not know.
+
+    Left out, they would make a model believe that it has what it asked for: a limit, say.
+    """
+
+    @classmethod
+    def of(cls, method: Callable[..., Awaitable[str]]) -> Tool:
+        tool = cls.from_function(method, structured_output=False)
+        tool.parameters["additionalProperties"] = False
+        return tool
+
+    async def run(
+        self, arguments: dict[str, Any], context: Any, convert_result: bool = False
+    ) -> Any:
+        known = self.parameters["properties"]
+        unknown = [name[:100] for name in arguments if name not in known]
+        if unknown:
+            takes = ", ".join(known) or "none"
+            raise ToolError(f"{self.name} has no argument {', '.join(unknown)}; it takes: {takes}")
+        return await super().run(arguments, context, convert_result)
 
 
 def _told(tool: Callable[_P, Awaitable[str]]) -> Callable[_P, Awaitable[str]]:

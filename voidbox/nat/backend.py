@@ -18,13 +18,14 @@ from voidbox.loop_api import Loop, TimerHandle
 from voidbox.nat.forwards import Forward, Forwards
 from voidbox.nat.limited_log import LimitedLog
 from voidbox.nat.outside import NoResolvers, Outside
-from voidbox.nat.resolvers import HostResolvers, read_resolvers
+from voidbox.nat.resolv_conf_file import NameServers, read_resolv_conf
+from voidbox.nat.resolvers import HostResolvers
 from voidbox.nat.sockets import HostSockets
 from voidbox.net.addresses import NetworkConfig
 from voidbox.net.dhcp import Server as DhcpServer
 from voidbox.net.dns import Forwarder
 from voidbox.net.line import RxFrames
-from voidbox.net.name_service import DNS_PORT, NameService
+from voidbox.net.name_service import NameService
 from voidbox.net.pcap import PcapWriter
 from voidbox.net.policy import Gate, Policy
 from voidbox.net.stack import Header, Stack, StackStatistics
@@ -52,7 +53,8 @@ class NatConfig(NamedTuple):
         publish: ports of the guest that the host offers.
         pcap: a file for all frames, or None.
         rate_bytes_s: the most that passes, both directions together; None for no limit.
-        resolvers: (address, port) of name servers; None for the host's own.
+        resolvers: (address, port) of name servers; None for those of the host's resolv.conf, which
+            is read again when it changes, and whose search domains the guest gets too.
         network: the addresses on the line.
         outside: who decides, resolves and makes sockets; None: this process.
     """
@@ -67,6 +69,10 @@ class NatConfig(NamedTuple):
     network: NetworkConfig = NetworkConfig()
     outside: Outside | None = None
 
+    def search(self) -> tuple[str, ...]:
+        """Return the domains in which the guest looks for names: those of the host."""
+        return read_resolv_conf().search if self.resolvers is None else ()
+
     def make_policy(self) -> Policy:
         """Return the rules as a policy.
 
@@ -77,16 +83,15 @@ class NatConfig(NamedTuple):
         return Policy(self.allow, self.deny, self.allow_host_ports, self.network)
 
 
-def host_servers(config: NatConfig) -> list[tuple[str, int]]:
+def host_servers(config: NatConfig) -> NameServers:
     """Return the name servers: those of the configuration, else the host's own."""
-    if config.resolvers is not None:
-        return list(config.resolvers)
-    return [(address, DNS_PORT) for address in read_resolvers()]
+    return NameServers(config.resolvers)
 
 
-def make_forwarder(policy: Policy, servers: Sequence[tuple[str, int]]) -> Forwarder:
+def make_forwarder(policy: Policy, servers: NameServers) -> Forwarder:
     """Return a DNS forwarder, whose identifiers nobody guesses."""
-    return Forwarder(policy, len(servers), lambda: int.from_bytes(os.urandom(2), "little"))
+    random_u16 = lambda: int.from_bytes(os.urandom(2), "little")  # noqa: E731
+    return Forwarder(policy, len(servers.places), random_u16, servers.refresh)
 
 
 class NatBackend:
@@ -145,7 +150,7 @@ class NatBackend:
             self._sockets,
             gate,
             self._names,
-            DhcpServer(config.network),
+            DhcpServer(config.network, search=config.search),
             os.urandom(16),
             tap=self._capture if config.pcap is not None else None,
         )

@@ -1,4 +1,4 @@
-"""The host's resolvers: sends the guest's queries to the name servers of /etc/resolv.conf."""
+"""The host's resolvers: sends the guest's queries to its name servers."""
 
 from __future__ import annotations
 
@@ -8,30 +8,19 @@ from collections.abc import Callable
 from functools import partial
 
 from voidbox.loop_api import Loop
-from voidbox.net.dns import parse_resolv_conf
+from voidbox.nat.resolv_conf_file import NameServers
 from voidbox.net.dns_message import ParseError, Splitter, frame
 
-RESOLV_CONF = "/etc/resolv.conf"
-DNS_PORT = 53
 _REPLY_BYTES_MAX = 65535
 _REPLIES_PER_PASS = 32
 _TCP_MAX = 64  # connections at a time; a query beyond it goes to the next resolver
-
-
-def read_resolvers(path: str = RESOLV_CONF) -> list[str]:
-    """Return the addresses of the host's name servers; none if it has none."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return parse_resolv_conf(file.read())
-    except OSError:
-        return []
 
 
 class HostResolvers:
     """See name_service.Resolvers. Thread: loop.
 
     Args:
-        servers: (address, port), in order of preference; IPv4 or IPv6.
+        servers: where they are, IPv4 or IPv6.
         replied: takes a resolver's number and its message.
         failed: takes a resolver's number and the queries that did not get there, None for all.
     """
@@ -39,12 +28,13 @@ class HostResolvers:
     def __init__(
         self,
         loop: Loop,
-        servers: list[tuple[str, int]],
+        servers: NameServers,
         replied: Callable[[int, bytes], None],
         failed: Callable[[int, list[int] | None], None],
     ) -> None:
         self._loop = loop
         self._servers = servers
+        self._places = servers.places  # of the sockets that are open
         self._replied = replied
         self._failed = failed
         self._udp: dict[int, socket.socket] = {}  # by resolver
@@ -52,6 +42,7 @@ class HostResolvers:
 
     def send_udp(self, server_idx: int, upstream_id: int, message: bytes) -> None:
         """See Resolvers."""
+        self._leave_old_ones()
         try:
             sock = self._udp.get(server_idx) or self._open_udp(server_idx)
             sock.send(message)
@@ -61,8 +52,14 @@ class HostResolvers:
             # Not from within the forwarder's own call.
             self._loop.call_soon(partial(self._failed, server_idx, [upstream_id]))
 
+    def _leave_old_ones(self) -> None:
+        """Of resolvers that are no longer the host's nothing is to come."""
+        if self._servers.places is not self._places:
+            self.close()
+            self._places = self._servers.places
+
     def _open_udp(self, server_idx: int) -> socket.socket:
-        address, port = self._servers[server_idx]
+        address, port = self._places[server_idx]
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
@@ -89,6 +86,7 @@ class HostResolvers:
 
     def send_tcp(self, server_idx: int, upstream_id: int, message: bytes) -> None:
         """See Resolvers."""
+        self._leave_old_ones()
         old = self._tcp.pop(upstream_id, None)
         if old is not None:
             old.close()
@@ -96,7 +94,7 @@ class HostResolvers:
             if len(self._tcp) >= _TCP_MAX:
                 self._tcp.pop(next(iter(self._tcp))).close()
             self._tcp[upstream_id] = _TcpQuery(
-                self._loop, self._servers[server_idx], frame(message),
+                self._loop, self._places[server_idx], frame(message),
                 partial(self._on_tcp_end, server_idx, upstream_id),
             )  # fmt: skip
         except OSError:
@@ -110,7 +108,10 @@ class HostResolvers:
             self._replied(server_idx, message)
 
     def close(self) -> None:
-        """Close all sockets. Idempotent. Thread: loop, or any once the loop is stopped."""
+        """Close all sockets; queries open new ones. Idempotent.
+
+        Thread: loop, or any once the loop is stopped.
+        """
         for sock in self._udp.values():
             self._loop.unwatch(sock.fileno())
             sock.close()

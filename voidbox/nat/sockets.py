@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from voidbox.loop_api import Loop
 from voidbox.net.addresses import format_address
@@ -21,7 +22,8 @@ _SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 _GONE = select.EPOLLHUP | select.EPOLLERR
 # struct linger { int l_onoff; int l_linger; };
 _LINGER = struct.Struct("@ii")
-_LOOPBACK_NETWORK = 127
+LOOPBACK = 0x7F00_0001
+TCP_SYN_SENT, TCP_CLOSE = 2, 7  # include/net/tcp_states.h
 _ABORT = _LINGER.pack(1, 0)
 
 
@@ -71,23 +73,33 @@ class _Watched:
 class TcpSocket(_Watched):
     """A Stream over a TCP socket.
 
+    Args:
+        open_again: for one that is not connected yet: returns another, or an errno, if it is
+            refused; None for no other.
+
     Attributes:
         owner: whom it tells; set once, before anything can happen.
+        is_connected: connect() has succeeded.
     """
 
     owner: StreamOwner
 
     def __init__(
-        self, sock: socket.socket, loop: Loop, after: Callable[[], None], is_connected: bool
+        self,
+        sock: socket.socket,
+        loop: Loop,
+        after: Callable[[], None],
+        open_again: Callable[[], socket.socket | int] | None = None,
     ) -> None:
         super().__init__(sock, loop, after)
-        self._is_connected = is_connected
+        self.is_connected = _state_of(sock) not in (TCP_SYN_SENT, TCP_CLOSE)
+        self._open_again = open_again
         self._is_kept_alive = False
-        if not is_connected:
+        if not self.is_connected:
             self._register(select.EPOLLOUT)
 
     def _handle(self, ready: int) -> None:
-        if self._is_connected:
+        if self.is_connected:
             is_gone = bool(ready & _GONE)
             self.owner.ready(
                 readable=is_gone or bool(ready & select.EPOLLIN),
@@ -95,7 +107,14 @@ class TcpSocket(_Watched):
             )
             return
         error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        self._is_connected = not error
+        if error == errno.ECONNREFUSED and self._open_again is not None:
+            other, self._open_again = self._open_again(), None
+            if not isinstance(other, int):
+                self._close()
+                self._socket, self._fd, self._is_gone = other, other.fileno(), False
+                self._register(select.EPOLLOUT)
+                return
+        self.is_connected = not error
         self._register(0)
         self.owner.connected(error)
 
@@ -126,7 +145,7 @@ class TcpSocket(_Watched):
 
     def watch(self, readable: bool, writable: bool) -> None:
         """See Stream."""
-        if self._is_connected:
+        if self.is_connected:
             mask = select.EPOLLIN if readable else 0
             self._register(mask | select.EPOLLOUT if writable else mask)
 
@@ -219,7 +238,9 @@ class HostSockets:
         sock = self._open(socket.SOCK_STREAM, 0, address, port)
         if isinstance(sock, int):
             return sock
-        stream = TcpSocket(sock, self._loop, self._after, is_connected=False)
+        # Refused after all: on the loopback there is another to try.
+        again = partial(self._open, socket.SOCK_STREAM, 0, address, port)
+        stream = TcpSocket(sock, self._loop, self._after, again if address == LOOPBACK else None)
         stream.owner = owner
         return stream
 
@@ -228,7 +249,7 @@ class HostSockets:
         sock.setblocking(False)
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return TcpSocket(sock, self._loop, self._after, is_connected=True)
+        return TcpSocket(sock, self._loop, self._after)
 
     def open_udp(self, address: int, port: int, owner: DatagramOwner) -> DatagramSocket | int:
         """See Host."""
@@ -250,22 +271,66 @@ class HostSockets:
 def open_connected(kind: int, protocol: int, address: int, port: int) -> socket.socket | int:
     """Return a socket that is connected, or for TCP is being so; an errno in place of one.
 
-    Never blocks. Nothing is sent to the host's own addresses, loopback excepted.
+    Never blocks. Nothing is sent to the host's own addresses, loopback excepted. LOOPBACK is the
+    host's 127.0.0.1, and where nobody serves that port there, its ::1.
     """
-    is_tcp = kind == socket.SOCK_STREAM
     try:
         if is_own(address):
-            return errno.ECONNREFUSED if is_tcp else errno.EACCES
-        sock = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK, protocol)
+            return errno.ECONNREFUSED if kind == socket.SOCK_STREAM else errno.EACCES
+        if address == LOOPBACK and kind == socket.SOCK_DGRAM and _serves_ipv6_alone(port):
+            return _open_connected(socket.AF_INET6, kind, protocol, ("::1", port))
+    except OSError as error:
+        return error.errno or errno.EMFILE
+    place = (format_address(address), port)
+    made = _open_connected(socket.AF_INET, kind, protocol, place)
+    if address == LOOPBACK and made == errno.ECONNREFUSED and kind == socket.SOCK_STREAM:
+        other = _open_connected(socket.AF_INET6, kind, protocol, ("::1", port))
+        return made if isinstance(other, int) else other
+    return made
+
+
+def _open_connected(
+    family: int, kind: int, protocol: int, place: tuple[str, int]
+) -> socket.socket | int:
+    is_tcp = kind == socket.SOCK_STREAM
+    try:
+        sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
     except OSError as error:
         return error.errno or errno.EMFILE
     if is_tcp:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    error_number = _connect(sock, address, port)
-    if error_number and not (is_tcp and error_number == errno.EINPROGRESS):
+    error_number = _connect(sock, place)
+    if is_tcp and error_number == errno.EINPROGRESS:
+        # On the loopback it has ended by now, though connect(2) did not wait to see it.
+        is_over = _state_of(sock) == TCP_CLOSE
+        error_number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if is_over else 0
+    if error_number:
         sock.close()
         return error_number
     return sock
+
+
+def _state_of(sock: socket.socket) -> int:
+    """Return the first byte of struct tcp_info: where a TCP connection is in its life."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+
+
+def _serves_ipv6_alone(port: int) -> bool:
+    """Whether a program has a UDP port of ::1, and none that of 127.0.0.1.
+
+    A datagram that is sent to nobody would be lost before that is known.
+    """
+    if {f"0100007F:{port:04X}", f"00000000:{port:04X}"} & _local_places("/proc/net/udp"):
+        return False
+    return f"{'0' * 24}01000000:{port:04X}" in _local_places("/proc/net/udp6")
+
+
+def _local_places(path: str) -> set[str]:
+    try:
+        with open(path, encoding="ascii") as file:
+            return {line.split()[1] for line in file}
+    except FileNotFoundError:  # no IPv6
+        return set()
 
 
 def is_own(address: int) -> bool:
@@ -277,14 +342,15 @@ def is_own(address: int) -> bool:
     Raises:
         OSError: there is no descriptor left to ask with.
     """
-    if address >> 24 == _LOOPBACK_NETWORK:
+    if address >> 24 == LOOPBACK >> 24:
         return False
+    text = format_address(address)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as probe:
-        return not _connect(probe, address, 9) and probe.getsockname()[0] == format_address(address)
+        return not _connect(probe, (text, 9)) and probe.getsockname()[0] == text
 
 
-def _connect(sock: socket.socket, address: int, port: int) -> int:
+def _connect(sock: socket.socket, place: tuple[str, int]) -> int:
     try:
-        return sock.connect_ex((format_address(address), port))
+        return sock.connect_ex(place)
     except OSError as error:
         return error.errno or errno.EIO

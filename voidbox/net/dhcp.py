@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable, Sequence
 
 from voidbox.errors import ConfigError
 from voidbox.net.addresses import MAC_BYTES, NetworkConfig
@@ -30,6 +31,8 @@ assert _HEADER.size == 240
 BOOTREQUEST, BOOTREPLY = 1, 2
 HTYPE_ETHERNET = 1
 MAGIC_COOKIE = 0x63825363
+# What every client takes (RFC 2131 §2), options only.
+_REPLY_BYTES_MAX = 576 - 28 - _HEADER.size
 REPLY_BYTES_MIN = 300  # of BOOTP (RFC 1542 §2.1); some clients insist on it
 
 DHCPDISCOVER, DHCPOFFER, DHCPREQUEST, DHCPDECLINE = 1, 2, 3, 4
@@ -39,6 +42,7 @@ DHCPACK, DHCPNAK, DHCPRELEASE, DHCPINFORM = 5, 6, 7, 8
 PAD, SUBNET_MASK, ROUTER, DOMAIN_NAME_SERVER, HOST_NAME = 0, 1, 3, 6, 12
 INTERFACE_MTU, BROADCAST_ADDRESS, REQUESTED_ADDRESS, LEASE_TIME = 26, 28, 50, 51
 MESSAGE_TYPE, SERVER_IDENTIFIER, CLIENT_IDENTIFIER, END = 53, 54, 61, 255
+DOMAIN_NAME, DOMAIN_SEARCH = 15, 119  # the latter RFC 3397
 
 _U16, _U32 = struct.Struct("!H"), struct.Struct("!I")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
@@ -54,6 +58,7 @@ class Server:
 
     Args:
         network: the addresses; the gateway is the server as well. Nobody else's MAC is answered.
+        search: asked at each reply for the domains in which the guest is to look for names.
     Raises:
         ConfigError: an argument that no reply can carry.
     """
@@ -64,6 +69,7 @@ class Server:
         mtu: int = 1500,
         hostname: str = "voidbox",
         lease_s: int = 86400,
+        search: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         if not _MTU_MIN <= mtu <= 0xFFFF:
             raise ConfigError(f"MTU {mtu}: give {_MTU_MIN} to 65535")
@@ -71,6 +77,7 @@ class Server:
             raise ConfigError(f"a lease of {lease_s} s: give 1 to 4294967295")
         if not _HOST_NAME.fullmatch(hostname):
             raise ConfigError(f"host name {hostname!r}: give up to 63 letters, digits and '-'")
+        self._search = search
         self._guest_mac = network.guest_mac
         self._guest_ip = network.guest_ip
         self._gateway = network.gateway_ip
@@ -120,6 +127,8 @@ class Server:
             body += self._settings if is_inform else self._lease + self._settings
         if CLIENT_IDENTIFIER in options:
             body += _option(CLIENT_IDENTIFIER, options[CLIENT_IDENTIFIER])  # RFC 6842 §3
+        if type_ != DHCPNAK:
+            body += _search_options(self._search(), _REPLY_BYTES_MAX - len(body) - 1)
         # Every field of the reply is made here: nothing of the request comes back by accident.
         header = _HEADER.pack(
             BOOTREPLY, HTYPE_ETHERNET, MAC_BYTES, 0, xid, 0, flags,
@@ -149,6 +158,29 @@ class Server:
 
 def _option(code: int, value: bytes) -> bytes:
     return bytes([code, len(value)]) + value
+
+
+def _search_options(domains: Sequence[str], room: int) -> bytes:
+    """Return the first domain as the guest's own, and as many as there is room for to search."""
+    found = b""
+    for count in range(1, len(domains) + 1):
+        names = b"".join(map(_labels, domains[:count]))
+        # Longer than an option: in several, which are one (RFC 3396).
+        parts = [names[at : at + 255] for at in range(0, len(names), 255)]
+        options = _option(DOMAIN_NAME, domains[0].encode("ascii"))
+        options += b"".join(_option(DOMAIN_SEARCH, part) for part in parts)
+        if len(options) > room:
+            break
+        found = options
+    return found
+
+
+def _labels(domain: str) -> bytes:
+    """Return a name as RFC 1035 has it."""
+    return (
+        b"".join(bytes([len(label)]) + label for label in domain.encode("ascii").split(b"."))
+        + b"\0"
+    )
 
 
 def _parse_options(payload: bytes, at: int) -> dict[int, bytes]:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
 from voidbox.net import dns_message as dns
-from voidbox.net.addresses import parse_address
 from voidbox.net.dns_message import ParseError, Query
 from voidbox.net.policy import Policy
 
@@ -30,7 +29,6 @@ DEMOTED_NS = 30_000_000_000
 # The longest reply over UDP that goes into one IPv4 packet of 1500 bytes, whatever the guest takes.
 UDP_BYTES_MAX = 1472
 LOCAL_TTL_S = 60
-SERVERS_MAX = 3  # as in glibc (MAXNS): a fourth would be asked when the guest has given up
 
 _LOOPBACK = 0x7F00_0001
 _OWN_DOMAIN = "voidbox.internal"
@@ -119,10 +117,19 @@ class Forwarder:
         policy: which names may be resolved; it is told their addresses.
         server_count: how many resolvers there are, in the order of preference.
         random_u16: a new unpredictable number of 16 bits; who guesses it forges replies.
+        refresh: asked at each query, with the time: how many resolvers there are, if they are
+            others now.
     """
 
-    def __init__(self, policy: Policy, server_count: int, random_u16: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        server_count: int,
+        random_u16: Callable[[], int],
+        refresh: Callable[[int], int | None] = lambda now_ns: None,
+    ) -> None:
         self._policy = policy
+        self._refresh = refresh
         self._random_u16 = random_u16
         self._demoted_until_ns = [0] * server_count
         self._pending: dict[int, _Pending] = {}  # by upstream identifier; the oldest is first
@@ -152,10 +159,12 @@ class Forwarder:
         reply = self._answer(query)
         if reply is not None:
             return [Reply(source_key, reply)]
+        server_count = self._refresh(now_ns)
+        actions = [] if server_count is None else self._restart(server_count, now_ns)
         if (source_key, message) in self._by_query:
             self._merged += 1
-            return []
-        return self._forward(source_key, message, query, is_tcp, now_ns)
+            return actions
+        return actions + self._forward(source_key, message, query, is_tcp, now_ns)
 
     def _complain(self, source_key: Hashable, message: bytes) -> list[Action]:
         """Answer what cannot be read, if it is a query at all; never a reply by a reply."""
@@ -279,6 +288,16 @@ class Forwarder:
         if not pending.is_tcp:
             self._demoted_until_ns[pending.asked[-1]] = now_ns + DEMOTED_NS
 
+    def _restart(self, server_count: int, now_ns: int) -> list[Action]:
+        """The resolvers are others now: what is under way is asked anew, of them."""
+        self._demoted_until_ns = [0] * server_count
+        actions: list[Action] = []
+        for pending in list(self._pending.values()):
+            pending.asked.clear()
+            pending.waiting = list(range(server_count))
+            actions.append(self._ask_next(pending, now_ns))
+        return actions
+
     # Time.
 
     def next_deadline_ns(self) -> int | None:
@@ -343,30 +362,3 @@ def _fit(reply: bytes, pending: _Pending) -> bytes:
     if pending.is_tcp or len(reply) <= min(pending.query.udp_bytes, UDP_BYTES_MAX):
         return reply
     return dns.truncate(reply, pending.query)
-
-
-def parse_resolv_conf(text: str) -> list[str]:
-    """Return the addresses of resolv.conf(5)'s name servers, IPv4 and IPv6, in their order.
-
-    What is not understood is passed over: a resolver that is left is better than none.
-    """
-    servers: list[str] = []
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) >= 2 and words[0] == "nameserver" and _is_address(words[1]):
-            servers.append(words[1])
-    return list(dict.fromkeys(servers))[:SERVERS_MAX]
-
-
-def _is_address(text: str) -> bool:
-    if parse_address(text) is not None:
-        return True
-    if ":" not in text:
-        return False
-    import ipaddress  # slow to import, and few have IPv6 resolvers
-
-    try:
-        ipaddress.IPv6Address(text)  # with a zone, such as fe80::1%eth0, too
-    except ValueError:
-        return False
-    return True

@@ -9,7 +9,14 @@ RESET = -1  # recv_into(): the other side ended the connection by force
 
 
 class Stream(Protocol):
-    """The host's end of a TCP connection. No method blocks or raises."""
+    """The host's end of a TCP connection. No method blocks or raises.
+
+    Attributes:
+        is_connected: it is; else the owner hears of the end of connect().
+    """
+
+    @property
+    def is_connected(self) -> bool: ...
 
     def recv_into(self, buffers: list[memoryview]) -> int | None:
         """Read what fits; None if there is nothing now, 0 after the last byte, or RESET."""
@@ -84,7 +91,7 @@ class Host(Protocol):
     """Makes sockets. An errno in place of one: it could not be made. Addresses are integers."""
 
     def connect_tcp(self, address: int, port: int, owner: StreamOwner) -> Stream | int:
-        """Begin to connect; the owner hears of the end."""
+        """Begin to connect; the owner hears of the end, unless the stream is connected already."""
         ...
 
     def open_udp(self, address: int, port: int, owner: DatagramOwner) -> Datagrams | int:

@@ -104,6 +104,8 @@ class NameService:
 class NameStream:
     """One TCP connection of the guest to its DNS server: a Stream without a socket."""
 
+    is_connected = True
+
     def __init__(self, service: NameService, owner: StreamOwner) -> None:
         self._service = service
         self._owner = owner

@@ -139,15 +139,17 @@ class TcpTable:
         flow = self._add(key, connection)
         flow.quote = quote(head, ip)
         if is_dns:
-            flow.stream = self._names.accept(flow, self._now_ns)
-            flow.connected(0)
-            return
-        self._connecting[flow] = None
-        stream = self._host.connect_tcp(target, tcp.destination_port, flow)
+            stream: Stream | int = self._names.accept(flow, self._now_ns)
+        else:
+            stream = self._host.connect_tcp(target, tcp.destination_port, flow)
         if isinstance(stream, int):
             flow.connected(stream)
+            return
+        flow.stream = stream
+        if stream.is_connected:
+            flow.connected(0)
         else:
-            flow.stream = stream
+            self._connecting[flow] = None
             self._watch_time(flow)
 
     def _add(self, key: Key, connection: Connection) -> TcpFlow:

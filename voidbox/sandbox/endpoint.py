@@ -22,10 +22,15 @@ _POLL_S = 0.01
 
 
 class StoredEndpoint:
-    """A sandbox's guest as its agent's client sees it; see Endpoint. Thread: any."""
+    """A sandbox's guest as its agent's client sees it; see Endpoint. Thread: any.
+
+    Attributes:
+        own_end: what to say of its end, where this program itself has ended it.
+    """
 
     def __init__(self, store: Store, record: SandboxRecord) -> None:
         self.cid = record.cid
+        self.own_end = ""
         self._store = store
         self._id = record.id
         self._vsock = record.vsock
@@ -62,7 +67,7 @@ class StoredEndpoint:
     def explain_end(self) -> str:
         """See Endpoint; waits a moment for a sandbox that is ending."""
         deadline = time.monotonic() + _POST_MORTEM_S
-        while True:
+        while not self.own_end:
             is_alive = self._store.is_alive(self._id)
             try:
                 record = self._store.read(self._id)
@@ -73,6 +78,7 @@ class StoredEndpoint:
             if time.monotonic() > deadline:
                 return ""
             self.has_ended(_POLL_S)
+        return self.own_end
 
     def _tell(self, record: SandboxRecord) -> str:
         if record.state is State.SUSPENDED:

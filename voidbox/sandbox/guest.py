@@ -6,18 +6,18 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from voidbox.agent import connect, protocol
 from voidbox.agent.client import AgentClient
-from voidbox.agent.core import printable
 from voidbox.agent.endpoint import await_ok, connect_vhost
 from voidbox.boot import newc
 from voidbox.errors import ConfigError
 from voidbox.sandbox import kvm_speed
+from voidbox.sandbox.mounts import check_mounted, mount_files
 from voidbox.sandbox.root import RUNTIME
-from voidbox.vmm.config import MachineConfig, ShareConfig, VsockConfig
+from voidbox.vmm.config import MachineConfig, VsockConfig
 from voidbox.vmm.machine import Machine
 
 if TYPE_CHECKING:  # most need none
@@ -27,7 +27,6 @@ _CPIO_MAGIC = b"0707"
 # While Linux unpacks an initramfs, that still takes its place, and what it becomes may take half of
 # the rest; kernel and page tables have some too. Found by trying: 46 MB need 152 to 160 MiB.
 _MEMORY_PER_IMAGE, _MEMORY_SPARE_BYTES = 3.1, 20 << 20
-WORKSPACE_TAG, WORKSPACE_PATH = "workspace", "/workspace"
 # With the root on disks: 40 MiB do for the minimal kernel, 36 do not; the cloud kernel needs 80.
 _MEMORY_ON_DISKS_BYTES = 40 << 20
 _POST_MORTEM_S = 2.0  # between the loss of the connection and the machine's outcome
@@ -76,7 +75,7 @@ class Guest:
                 *config.extra_files,
                 *secret_files(self.secret),
                 *network_files(config),
-                *workspace_files(config),
+                *mount_files(config),
             ),
         )
         self.machine = Machine(config)
@@ -89,11 +88,11 @@ class Guest:
         """Return a client once the agent answers; see voidbox.agent.connect.
 
         Raises:
-            ConfigError: the guest cannot share the folder that it was to share.
+            ConfigError: the guest cannot mount what it was to.
         """
         client = connect.connect(MachineEndpoint(self.machine), self.secret, timeout_s, log)
         try:
-            check_shared(self.machine.config, client.link.capabilities)
+            check_mounted(self.machine.config, client.link.capabilities)
         except BaseException:
             client.close()
             raise
@@ -175,55 +174,10 @@ def network_files(config: MachineConfig) -> tuple[newc.Entry, ...]:
         f"address {format_address(network.guest_ip)}/{network.prefix_bits}",
         f"gateway {format_address(network.gateway_ip)}",
         f"dns {format_address(network.dns_ip)}",
+        *(f"search {','.join(search)}" for search in [config.net.search()] if search),
     )
     content = "".join(f"{line}\n" for line in lines).encode()
     return (newc.Entry(protocol.NETWORK_PATH.lstrip("/"), stat.S_IFREG | 0o644, content),)
-
-
-def workspace_share(config: MachineConfig) -> ShareConfig | None:
-    """Return the folder that the agent mounts, if there is one."""
-    return next((share for share in config.shares if share.tag == WORKSPACE_TAG), None)
-
-
-def workspace_files(config: MachineConfig) -> tuple[newc.Entry, ...]:
-    """Return what tells the agent to mount the folder that is shared."""
-    share = workspace_share(config)
-    if share is None:
-        return ()
-    from voidbox.ninep.session import MSIZE_MAX
-
-    lines = (
-        f"tag {share.tag}",
-        f"path {WORKSPACE_PATH}",
-        f"access {'ro' if share.is_read_only else 'rw'}",
-        f"msize {MSIZE_MAX}",
-    )
-    content = "".join(f"{line}\n" for line in lines).encode()
-    return (newc.Entry(protocol.WORKSPACE_PATH.lstrip("/"), stat.S_IFREG | 0o644, content),)
-
-
-def check_shared(config: MachineConfig, capabilities: Collection[str]) -> None:
-    """Check that the guest has mounted the folder that it was to share.
-
-    Args:
-        capabilities: what its agent says of itself.
-    Raises:
-        ConfigError: it has not, and how to do without.
-    """
-    share = workspace_share(config)
-    if share is None or protocol.CAN_SHARE in capabilities:
-        return
-    found = [word for word in capabilities if word.startswith(protocol.CANNOT_SHARE)]
-    reason = found[0].removeprefix(protocol.CANNOT_SHARE) if found else ""
-    if reason == "ENODEV":
-        why = f"its kernel, {config.kernel}, has no 9P file system: use the minimal kernel"
-    elif reason:
-        why = f"its kernel says {printable(reason)[:40]}: use the minimal kernel"
-    else:
-        why = "its image's agent is older than voidbox: build the image again"
-    raise ConfigError(
-        f"the guest cannot share {share.path}: {why}, or have it copied, with the mode copy"
-    )
 
 
 class MachineEndpoint:

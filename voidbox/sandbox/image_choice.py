@@ -83,6 +83,7 @@ def choose(
         return _choose_own(kernel, disk_bytes)
     if not isinstance(image, str) or _PATH.fullmatch(image):
         path = os.path.abspath(os.path.expanduser(image))
+        _check_file(path)
         if not is_file_system(path):
             return choose_initramfs(path, disk_bytes)
         return Choice(path, _on_disks(kernel, disk_bytes, path))
@@ -108,6 +109,17 @@ def choose_initramfs(path: str, disk_bytes: int | None = None) -> Choice:
     if disk_bytes:
         raise ConfigError(f"{path} is an initramfs: it is all memory, and gets no disk")
     return Choice(os.path.abspath(path))
+
+
+def _check_file(path: str) -> None:
+    if os.path.isdir(path):
+        raise ConfigError(
+            f"the image {path} is a folder: voidbox image import NAME {path} makes an image of it"
+        )
+    if not os.path.exists(path):
+        raise ConfigError(
+            f"there is no image {path}: give a file, or the name of one that voidbox image ls lists"
+        )
 
 
 def _choose_own(kernel: str, disk_bytes: int | None) -> Choice:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from voidbox.errors import ConfigError
+from voidbox.errors import AgentError, ConfigError
 
 if TYPE_CHECKING:  # the command line needs no asyncio to make a sandbox
     from voidbox.agent.aio import AsyncAgent
 
 WORKDIR = "/workspace"
+_WORD_BYTES_MAX = (128 << 10) - 1  # MAX_ARG_STRLEN, but for the zero at the end; execve(2)
+_WORDS_BYTES_MAX = 1000 << 10  # of protocol.PAYLOAD_BYTES_MAX, which is 1 MiB
 
 
 class Session:
@@ -25,9 +27,11 @@ class Session:
         workdir: where relative paths begin; /workspace by default.
         user: who commands and files belong to; the guest's "sandbox" by default.
         standstill: whether the guest stands still, and for how long it has done so all in all.
+        shared: the host's folder that the guest has at /workspace live; None: there is none.
 
     Attributes:
         paused_s: how long it had stood still when a request was made last.
+        ended: what to say once this program itself has ended it; "" until then.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class Session:
         workdir: str | None = None,
         user: str | None = None,
         standstill: Callable[[], tuple[bool, float]] = lambda: (False, 0.0),
+        shared: str | None = None,
     ) -> None:
         self.agent = agent
         self.name = name
@@ -45,13 +50,25 @@ class Session:
         self.workdir = workdir
         self.user = user
         self.paused_s = 0.0
+        self.ended = ""
         self._standstill = standstill
+        self._shared = shared
 
     def path(self, path: str) -> str:
         """Return an absolute path of the guest."""
         if not isinstance(path, str) or not path:
             raise ConfigError(f"{path!r} is no path in the sandbox: give a string")
         return posixpath.join(self.workdir or WORKDIR, path)
+
+    def shared_parts(self, path: str) -> tuple[str, tuple[str, ...]] | None:
+        """Return which folder of the host an absolute path leads into, and the names on the way.
+
+        None if it is not in a live workspace.
+        """
+        names = posixpath.normpath(path).strip("/").split("/")
+        if self._shared is None or f"/{names[0]}" != WORKDIR:
+            return None
+        return self._shared, tuple(names[1:])
 
     def values(self, user: str | None, **others: object) -> dict[str, object]:
         """Return a request's map, with its user, without what is None."""
@@ -64,11 +81,22 @@ class Session:
 
         Raises:
             ConfigError: it makes no sense, or the sandbox is paused, so that nobody would answer.
+            AgentError: this program has ended the sandbox.
         """
         limit_s = self.seconds(request_timeout)
+        self.check_not_ended()
         if self.is_paused():
             raise ConfigError(f"{self.name} is paused: resume() lets it go on")
         return limit_s
+
+    def check_not_ended(self) -> None:
+        """See that this program has not ended it.
+
+        Raises:
+            AgentError: it has.
+        """
+        if self.ended:
+            raise AgentError(self.ended)
 
     def is_paused(self) -> bool:
         """Whether the guest stands still; looks at `paused_s` anew too."""
@@ -84,6 +112,27 @@ class Session:
         if request_timeout is None:
             return self.agent.request_timeout_s
         return check_seconds("request_timeout", request_timeout)
+
+
+def check_words(what: str, words: Iterable[str]) -> None:
+    """See that a command can have these, as arguments or as variables.
+
+    Raises:
+        ConfigError: one is longer than Linux takes, or all together than a request may be.
+    """
+    total = 0
+    for word in words:
+        size = len(word.encode("utf-8", "surrogateescape"))
+        if size > _WORD_BYTES_MAX:
+            raise ConfigError(
+                f"{what}: {word[:20]!r}… has {size} bytes, and Linux takes {_WORD_BYTES_MAX} at"
+                " most: put it into a file"
+            )
+        total += size
+    if total > _WORDS_BYTES_MAX:
+        raise ConfigError(
+            f"{what}: {total} bytes in all, of at most {_WORDS_BYTES_MAX}: put some into a file"
+        )
 
 
 def check_seconds(name: str, value: float) -> float:

@@ -26,6 +26,7 @@ from voidbox.sandbox.snapshots.shelf import Shelf, Snapshot
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
+from voidbox.sandbox.volumes.spec import writes_named
 from voidbox.sandbox.workspace.copying import LIMIT_BYTES, WorkspaceResult
 from voidbox.sandbox.workspace.stored import StoredWorkspace
 from voidbox.sdk import draft, parent_pipe, snapshots
@@ -72,11 +73,13 @@ class AsyncSandbox:
         self._id = record.id
         self._name = record.name
         self._keeps = keep
+        self._writes_volumes = writes_named(record.volumes)
         self._endpoint = StoredEndpoint(store, record)
         agent = AsyncAgent(self._endpoint, store.secret(record.id), log=self._log)
         self._session = Session(
-            agent, record.name, record.envs, record.workdir, record.user, self._standstill
-        )
+            agent, record.name, record.envs, record.workdir, record.user, self._standstill,
+            record.workspace if record.workspace_mode in ("ro", "rw") else None,
+        )  # fmt: skip
         self.commands = AsyncCommands(self._session)
         self.files = AsyncFiles(self._session)
         self.pty = AsyncPty(self._session)
@@ -119,6 +122,7 @@ class AsyncSandbox:
         envs: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
         timeout: float | None = None,
+        idle_timeout: float | None = None,
         name: str | None = None,
         workdir: str | None = None,
         user: str | None = None,
@@ -136,6 +140,7 @@ class AsyncSandbox:
         cmdline: str | None = None,
         workspace: str | os.PathLike[str] | None = None,
         workspace_mode: Literal["copy", "ro", "rw"] = "copy",
+        volumes: Sequence[str] | None = None,
         snapshot: str | SnapshotInfo | None = None,
         cold: bool = False,
         detached: bool = False,
@@ -156,6 +161,8 @@ class AsyncSandbox:
             envs: variables of every command.
             metadata: text to text, for your own use; see get_info().
             timeout: the sandbox is ended after so many seconds.
+            idle_timeout: it is stopped when no request was made, and no command has run, for so
+                many seconds.
             name: another than the one it is given.
             workdir: where commands run and relative paths begin; the image's, or /workspace.
             user: who commands and files belong to; the image's, or "sandbox" in voidbox's own.
@@ -176,6 +183,8 @@ class AsyncSandbox:
             workspace: a folder of this host, which the guest has at /workspace.
             workspace_mode: "copy": it is copied in, and sync_back(), stop() and the end of the
                 context bring back what has changed; "ro", "rw": it is shared as it is, live.
+            volumes: folders of this host, live, and named volumes, each as SOURCE:TARGET[:ro]. A
+                source with a / in it is a folder; see voidbox.volumes.
             snapshot: its name or ID, or what snapshot() gave: the sandbox goes on from there,
                 instead of booting, as one of its own. What the machine is made of cannot be given
                 then; published ports are on other ports of this host unless `publish` says which.
@@ -214,6 +223,7 @@ class AsyncSandbox:
                 "disks": disks,
                 "cmdline": cmdline,
                 "vsock": vsock if vsock != "unix" else None,
+                "volumes": volumes,
             }
             record = snapshots.make_record(
                 (await asyncio.to_thread(snapshots.find, store, snapshot)).record,
@@ -223,6 +233,7 @@ class AsyncSandbox:
                 envs=envs,
                 metadata=metadata,
                 timeout=timeout,
+                idle_timeout=idle_timeout,
                 name=name,
                 workdir=workdir,
                 user=user,
@@ -241,6 +252,7 @@ class AsyncSandbox:
             envs=envs,
             metadata=metadata,
             timeout=timeout,
+            idle_timeout=idle_timeout,
             name=name,
             workdir=workdir,
             user=user,
@@ -251,6 +263,7 @@ class AsyncSandbox:
             disks=disks,
             workspace=workspace,
             workspace_mode=workspace_mode,
+            volumes=volumes,
             is_owned=not detached,
             state_folder=state_folder,
         )._replace(is_cold=cold)
@@ -350,6 +363,8 @@ class AsyncSandbox:
     ) -> dict[str, object]:
         """Ask the sandbox's process."""
         limit_s = self._session.seconds(request_timeout)
+        if op != "kill":
+            self._session.check_not_ended()
         client = ControlClient(self._store.path(self._id, "control.sock"), limit_s)
         try:
             return await asyncio.to_thread(client.request, op, **values)
@@ -359,7 +374,11 @@ class AsyncSandbox:
 
     async def get_info(self) -> SandboxInfo:
         """Return what it is and how it is; also once it has ended."""
-        return SandboxInfo.of(await asyncio.to_thread(read_truly, self._store, self._id))
+        try:
+            return SandboxInfo.of(await asyncio.to_thread(read_truly, self._store, self._id))
+        except ConfigError:  # it has been removed
+            self._session.check_not_ended()
+            raise
 
     async def is_running(self) -> bool:
         """Whether it has not ended."""
@@ -534,10 +553,13 @@ class AsyncSandbox:
             return
         if await self.is_running():
             await self._workspace.settle(self._session.limit_s(None), is_failing=False)
+        await self._stop(timeout)
+        await self._disconnect()
+
+    async def _stop(self, timeout: float) -> None:
         with contextlib.suppress(AgentError):  # it has ended already
             await self._control("stop", timeout=timeout)
         await wait_or_kill(self._store, self._id, timeout + _STOP_GRACE_S)
-        await self._disconnect()
 
     async def wait(self, timeout: float | None = None) -> SandboxInfo:
         """Wait until it has ended; return how.
@@ -546,6 +568,8 @@ class AsyncSandbox:
             SandboxTimeout: it has not after so many seconds.
         """
         limit_s = None if timeout is None else check_seconds("timeout", timeout)
+        if self._session.ended:
+            return await self.get_info()
         if not await wait_gone(self._store, self._id, limit_s):
             raise SandboxTimeout(f"{self._name} still runs after {timeout:g} s of waiting")
         return await self.get_info()
@@ -557,6 +581,8 @@ class AsyncSandbox:
         workspace is not copied back.
         """
         self._workspace.is_owed = False
+        end = f"{self._name} has been ended by this program: by kill(), or with its block"
+        self._session.ended = self._endpoint.own_end = end
         try:
             was_alive = await asyncio.to_thread(self._store.is_alive, self._id)
         except ConfigError:
@@ -596,7 +622,10 @@ class AsyncSandbox:
 
     async def __aexit__(self, type: object, *_: object) -> None:
         try:
-            await self._workspace.settle(self._session.limit_s(None), type is not None)
+            if not self._session.ended:
+                await self._workspace.settle(self._session.limit_s(None), type is not None)
+                if self._writes_volumes:  # a kill would be a power cut for their file systems
+                    await self._stop(STOP_S)
         finally:
             await self.kill()
 

@@ -12,7 +12,7 @@ from voidbox.agent import protocol
 from voidbox.agent.client import Exit, parse_exit
 from voidbox.agent.core import Data, printable
 from voidbox.errors import AgentError, ConfigError
-from voidbox.sandbox.session import Session, check_seconds
+from voidbox.sandbox.session import Session, check_seconds, check_words
 from voidbox.sdk.command_handle import AsyncCommandHandle, OnText, send_signal, to_bytes
 from voidbox.sdk.command_result import CommandResult
 
@@ -35,6 +35,7 @@ class RunOptions(TypedDict, total=False):
     on_stderr: OnText | None
     timeout: float | None
     stdin: Stdin
+    input: str | bytes | None
     check: bool
     request_timeout: float | None
 
@@ -103,6 +104,7 @@ class AsyncCommands:
         timeout: float | None = None,
         background: bool = False,
         stdin: Stdin = False,
+        input: str | bytes | None = None,
         check: bool = False,
         request_timeout: float | None = None,
     ) -> CommandResult | AsyncCommandHandle:
@@ -121,6 +123,7 @@ class AsyncCommands:
             timeout: the command is ended after so many seconds.
             stdin: text or bytes to read, or an open file, which is read to its end before; True if
                 send_stdin() brings it.
+            input: text or bytes to read, as subprocess.run() has it.
             check: raise if the exit code is not 0.
             request_timeout: how long the agent may take to start it.
         Raises:
@@ -131,6 +134,7 @@ class AsyncCommands:
             AgentError: the guest or its agent is gone.
             SandboxTimeout: see request_timeout.
         """
+        stdin = one_input(stdin, input)
         if stdin is True and not background:
             raise ConfigError("stdin=True: nobody could write it; give background=True or start()")
         if check and background:
@@ -237,6 +241,19 @@ class AsyncCommands:
         return await send_signal(self._session, pid, signal, request_timeout)
 
 
+def one_input(stdin: Stdin, input: str | bytes | None) -> Stdin:
+    """Return what a command is to read, given in one of two ways.
+
+    Raises:
+        ConfigError: it is given in both, or is neither text nor bytes.
+    """
+    if input is None:
+        return stdin
+    if stdin is not False and stdin is not None:
+        raise ConfigError("give stdin or input, not both")
+    return to_bytes(input)
+
+
 async def _content(stdin: Stdin) -> bytes | None:
     """Return what a command is to read; None if that is not known yet, or nothing.
 
@@ -280,6 +297,8 @@ def program(
     all_envs = {**session.envs, **(envs or {})}
     if all_envs:
         values["env"] = all_envs
+    check_words("the command", [cmd] if isinstance(cmd, str) else cmd)
+    check_words("envs", (f"{name}={value}" for name, value in all_envs.items()))
     return values
 
 

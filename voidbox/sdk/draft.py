@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from voidbox import defaults
 from voidbox.errors import ConfigError
 from voidbox.sandbox.image_choice import Choice, choose
-from voidbox.sandbox.session import check_seconds
+from voidbox.sandbox.session import WORKDIR, check_seconds, check_words
 from voidbox.sandbox.state.names import check_name
 from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.volumes.spec import parse_volumes
 from voidbox.vmm.config import MEMORY_BYTES_DEFAULT, parse_disk, parse_memory
 
 WORKSPACE_MODES = ("copy", "ro", "rw")
@@ -39,6 +40,8 @@ def make_record(
     state_folder: str | None = None,
     workspace: str | os.PathLike[str] | None = None,
     workspace_mode: str = "copy",
+    volumes: Sequence[str] | None = None,
+    idle_timeout: float | None = None,
 ) -> SandboxRecord:
     """Return what Store.create() takes.
 
@@ -55,6 +58,7 @@ def make_record(
     for variable, value in check_texts("envs", envs).items():
         if not variable or "=" in variable or "\0" in variable + value:
             raise ConfigError(f"envs: {variable!r}: {value!r}: no program can have such a variable")
+    check_words("envs", (f"{name}={value}" for name, value in (envs or {}).items()))
     kernel_path = os.path.abspath(kernel) if kernel is not None else defaults.find_kernel()
     if not isinstance(image, Choice):
         image = choose(
@@ -66,6 +70,11 @@ def make_record(
         raise ConfigError(f"workdir={workdir!r}: give an absolute path in the guest")
     if workspace_mode not in WORKSPACE_MODES:
         raise ConfigError(f"workspace_mode={workspace_mode!r}: choose copy, ro or rw")
+    if idle_timeout is not None and vsock == "none":
+        raise ConfigError(
+            "idle_timeout needs vsock: on a serial line nobody can be asked who uses the sandbox"
+        )
+    copied_to = WORKDIR if workspace is not None and workspace_mode == "copy" else None
     return SandboxRecord(
         name=name or "",
         kernel=kernel_path,
@@ -77,15 +86,19 @@ def make_record(
         workdir=image.workdir(workdir),
         user=image.user(user),
         timeout_s=None if timeout is None else check_seconds("timeout", timeout),
+        idle_timeout_s=(
+            None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout)
+        ),
         net=net,
         vsock=vsock,
         team=team,
         is_owned=is_owned,
         cmdline=cmdline or "",
-        disks=tuple(str(parse_disk(text).at(os.getcwd())) for text in check_words("disks", disks)),
+        disks=tuple(str(parse_disk(text).at(os.getcwd())) for text in check_list("disks", disks)),
         root=image.root.to_json() if image.root is not None else None,
         workspace=None if workspace is None else check_workspace(workspace),
         workspace_mode=workspace_mode,
+        volumes=tuple(map(str, parse_volumes(volumes or (), copied_to=copied_to))),
     )
 
 
@@ -150,10 +163,10 @@ def make_net(
         ConfigError: the arguments contradict each other, or one is no list.
     """
     rules: dict[str, object] = {
-        "allow": [*check_words("allow", allow), *check_words("", outbound_domain_allowlist)],
-        "deny": list(check_words("deny", deny)),
+        "allow": [*check_list("allow", allow), *check_list("", outbound_domain_allowlist)],
+        "deny": list(check_list("deny", deny)),
         "allow_host_ports": _ports(allow_host_ports),
-        "publish": list(check_words("publish", publish)),
+        "publish": list(check_list("publish", publish)),
     }
     if block_network:
         if any(rules.values()) or rate_bytes_s is not None or pcap is not None:
@@ -168,7 +181,7 @@ def make_net(
     return rules
 
 
-def check_words(name: str, values: Sequence[str] | None) -> list[str]:
+def check_list(name: str, values: Sequence[str] | None) -> list[str]:
     """Return a list of texts. Raises ConfigError for anything else."""
     name = name or "outbound_domain_allowlist"
     if isinstance(values, str) or not all(isinstance(value, str) for value in values or ()):

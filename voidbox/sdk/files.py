@@ -21,7 +21,8 @@ from voidbox.sandbox.transfer.telling import Progress
 from voidbox.sandbox.transfer.transfer import TransferResult
 from voidbox.sandbox.transfer.trees import Entry
 from voidbox.sandbox.transfer.upload import Upload
-from voidbox.sdk.watch import AsyncWatch, OnEvent
+from voidbox.sandbox.workspace.watching import SharedFolderWatch
+from voidbox.sdk.watch import AsyncWatch, OnEvent, SharedCall
 
 READ_BYTES_MAX = 1 << 30  # into memory: a hostile file must not fill it
 _OFFSET_MAX = (1 << 63) - 1  # loff_t
@@ -245,17 +246,27 @@ class AsyncFiles:
     ) -> AsyncWatch:
         """Watch a folder; what happens after this returns is told.
 
-        Iterate over what it returns, or give `on_event`, a function or coroutine function.
+        Iterate over what it returns, or give `on_event`, a function or coroutine function. In a
+        workspace that is shared live what the host changes is told too; but not to who watches a
+        folder above it.
+
+        Raises:
+            RequestFailed: there is no such folder, or `user` may not read it.
+            ConfigError: it is in a live workspace, and the host cannot watch it.
         """
         values = self._values(path, user, recursive=recursive)
         limit_s = self._session.limit_s(request_timeout)
         call = await self._session.agent.call(protocol.FILE_WATCH, values, f"watch {path}", limit_s)
         try:
             await call.next(limit_s)  # it watches
+            shared = self._session.shared_parts(values["path"])
+            if shared is None:
+                return AsyncWatch(call, path, on_event)
+            folder = await asyncio.to_thread(SharedFolderWatch, *shared, recursive)
+            return AsyncWatch(SharedCall(call, folder), path, on_event)
         except BaseException:
             call.cancel()
             raise
-        return AsyncWatch(call, on_event)
 
     # Transfers.
 

@@ -19,6 +19,7 @@ class SandboxInfo(NamedTuple):
         created_at, started_at, ended_at: in seconds since 1970; None for what has not happened.
             It was started when its machine was, a moment before its agent answered.
         end_at: when its time limit ends it, were it not paused again; None without one.
+        idle_timeout_s: it is stopped when nobody has used it for so long; None: never.
         image: its name, or the path of its file.
         image_digest: "sha256:…" of an image that has a name; else "".
         envs: with those of the image.
@@ -28,6 +29,7 @@ class SandboxInfo(NamedTuple):
         crash: the whole story of a crash.
         workspace: the host's folder at /workspace; None for none.
         workspace_mode: "copy", "ro" or "rw".
+        volumes: each as SOURCE:TARGET[:ro].
         snapshot: the ID of what it was restored from, by snapshot or fork; "" for one that was not.
     """
 
@@ -38,6 +40,7 @@ class SandboxInfo(NamedTuple):
     started_at: float | None
     ended_at: float | None
     end_at: float | None
+    idle_timeout_s: float | None
     memory_bytes: int
     cpus: int
     kernel: str
@@ -52,6 +55,7 @@ class SandboxInfo(NamedTuple):
     crash: str
     workspace: str | None
     workspace_mode: str
+    volumes: tuple[str, ...]
     snapshot: str
 
     @property

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-from voidbox.errors import ConfigError
+from voidbox.errors import ConfigError, VoidboxError
 
 T = TypeVar("T")
 
@@ -88,6 +88,11 @@ class _Job(Generic[T]):
     def wait(self) -> T:
         try:
             return self.future.result()
+        except VoidboxError as error:
+            if os.environ.get("VOIDBOX_DEBUG"):
+                raise
+            # The message says it all; where in here it was raised helps no user.
+            raise error.with_traceback(None) from None
         except BaseException:
             if not self.future.done():  # it is us who were interrupted
                 self.cancel()

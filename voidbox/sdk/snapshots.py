@@ -105,6 +105,7 @@ def make_record(
     envs: Mapping[str, str] | None,
     metadata: Mapping[str, str] | None,
     timeout: float | None,
+    idle_timeout: float | None,
     name: str | None,
     workdir: str | None,
     user: str | None,
@@ -136,6 +137,9 @@ def make_record(
         envs={**record.envs, **draft.check_texts("envs", envs)},
         metadata={**record.metadata, **draft.check_texts("metadata", metadata)},
         timeout_s=None if timeout is None else check_seconds("timeout", timeout),
+        idle_timeout_s=(
+            None if idle_timeout is None else check_seconds("idle_timeout", idle_timeout)
+        ),
         workdir=workdir or record.workdir,
         user=user if user is not None else record.user,
         team=team if team is not None else record.team,
@@ -159,7 +163,7 @@ def _net(
         )
     wanted = publish if publish is not None else record.net["publish"]
     if not given:
-        return {**record.net, "publish": list(draft.check_words("publish", publish))}
+        return {**record.net, "publish": list(draft.check_list("publish", publish))}
     options = dict.fromkeys(
         ("allow", "deny", "allow_host_ports", "rate_bytes_s", "pcap", "outbound_domain_allowlist")
     )

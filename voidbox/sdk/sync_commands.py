@@ -9,7 +9,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, Unpack, overload
 from voidbox.errors import SandboxTimeout
 from voidbox.sdk.command_handle import AsyncCommandHandle, OnText, deadline_of, left_s
 from voidbox.sdk.command_result import CommandResult, Output
-from voidbox.sdk.commands import AsyncCommands, Command, RunOptions
+from voidbox.sdk.commands import AsyncCommands, Command, RunOptions, one_input
 from voidbox.sdk.facade import Facade, blocking, blocking_as, documented_by
 from voidbox.sdk.loop_thread import run
 from voidbox.sdk.pty import AsyncPty, AsyncPtyHandle
@@ -118,6 +118,7 @@ class Commands(Facade[AsyncCommands]):
             return CommandHandle(core, on_stdout, on_stderr)
         if on_stdout is None and on_stderr is None:
             return run(self._core.run(cmd, **options))
+        options["stdin"] = one_input(options.get("stdin"), options.pop("input", None))
         check = options.pop("check", False)
         core = run(self._core.start(cmd, **options))  # type: ignore[misc]
         with CommandHandle(core, on_stdout, on_stderr) as handle:

@@ -12,8 +12,9 @@ from typing import NamedTuple, TypeAlias
 from voidbox.agent import protocol
 from voidbox.agent.aio import AsyncCall
 from voidbox.agent.call import RequestFailed
-from voidbox.agent.core import Data
-from voidbox.errors import AgentError
+from voidbox.agent.core import Data, Event, printable
+from voidbox.errors import AgentError, SandboxTimeout
+from voidbox.sandbox.workspace.watching import SharedFolderWatch
 
 
 class FileEvent(NamedTuple):
@@ -34,11 +35,74 @@ class FileEvent(NamedTuple):
 OnEvent: TypeAlias = Callable[[FileEvent], object] | Callable[[FileEvent], Awaitable[object]]
 
 
+class SharedCall:
+    """The watch of a folder that the host shares: its events are the host's, its end the guest's.
+
+    Args:
+        call: the guest's own watch, which says when the folder or the guest is gone.
+    """
+
+    def __init__(self, call: AsyncCall, folder: SharedFolderWatch) -> None:
+        self._call = call
+        self._folder = folder
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._end = asyncio.create_task(self._follow())
+        self._end.add_done_callback(self._on_end)
+        self._loop.add_reader(folder.fd, self._on_ready)
+
+    async def _follow(self) -> None:
+        while await self._call.next() is not None:
+            pass
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        self._changed.set()
+        if not task.cancelled():
+            task.exception()  # next() raises it, if somebody asks
+
+    def _on_ready(self) -> None:
+        self._folder.read()
+        self._changed.set()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, well or not."""
+        return self._call.is_over
+
+    async def next(self, timeout_s: float | None = None) -> Event | Data | None:
+        """As AsyncCall.next()."""
+        tree = self._folder.tree
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not tree.pending and not tree.is_gone and not self._end.done():
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise SandboxTimeout("nothing happened") from None
+        if tree.pending:
+            return Event(0, tree.pending.pop(0), 0)
+        if not tree.is_gone:
+            self._end.result()
+        self.cancel()
+        return None
+
+    def cancel(self) -> None:
+        """Watch no longer. Idempotent."""
+        if self._folder.fd >= 0:
+            self._loop.remove_reader(self._folder.fd)
+            self._folder.close()
+        if not self._call.is_over:
+            self._call.cancel()
+
+
 class AsyncWatch:
     """What happens in a folder: iterate over it, until close() or the folder's end."""
 
-    def __init__(self, call: AsyncCall, on_event: OnEvent | None = None) -> None:
+    def __init__(
+        self, call: AsyncCall | SharedCall, path: str, on_event: OnEvent | None = None
+    ) -> None:
         self._call = call
+        self._path = printable(path)
         self._error: Exception | None = None
         self._is_closed = False
         self._task = asyncio.create_task(self._tell(on_event)) if on_event is not None else None
@@ -59,7 +123,8 @@ class AsyncWatch:
         """Return the next event; None when the folder is gone, or after close().
 
         Raises:
-            SandboxTimeout: nothing happened for so long.
+            SandboxTimeout: nothing happened for so long; the watch goes on.
+            AgentError: the guest or its agent is gone.
             Exception: what `on_event` raised, which has ended the watch.
         """
         if self._error is not None:
@@ -69,6 +134,8 @@ class AsyncWatch:
     async def _next(self, timeout: float | None) -> FileEvent | None:
         try:
             event = await self._call.next(timeout)
+        except SandboxTimeout:
+            raise SandboxTimeout(f"{self._path}: nothing happened for {timeout:g} s") from None
         except RequestFailed as error:
             if error.code == protocol.CANCELLED:
                 return None

@@ -120,6 +120,7 @@ class DiskConfig(NamedTuple):
         overlay: a file of this machine's own that gets what the guest writes, made if it is not
             there; `path` is then only read, and any number of machines may share it.
         serial: how the guest tells its disks apart, up to 20 characters of ASCII.
+        target: where the guest's agent mounts its ext4; "" for a disk that it leaves alone.
         is_own: `path` is this machine's alone, to be copied with it into snapshots.
     """
 
@@ -127,6 +128,7 @@ class DiskConfig(NamedTuple):
     is_read_only: bool = False
     overlay: str | None = None
     serial: str = ""
+    target: str = ""
     is_own: bool = False
 
     def at(self, folder: str) -> DiskConfig:
@@ -147,17 +149,19 @@ class DiskConfig(NamedTuple):
 
 
 class ShareConfig(NamedTuple):
-    """A folder of the host that the guest can mount, by 9P.
+    """A folder of the host that the guest can mount.
 
     Attributes:
         path: the folder.
         tag: what the guest calls it.
         is_read_only: the guest cannot write.
+        target: where the guest's agent mounts it; "" for a folder that it leaves alone.
     """
 
     path: str
     tag: str
     is_read_only: bool = False
+    target: str = ""
 
     def validate(self) -> None:
         """Check the tag and the folder; it is opened when the machine is made.

@@ -499,7 +499,8 @@ class Machine:
 
         Args:
             folder: is made, whole or not at all; until then `folder`.part is there.
-            disks: "stay": overlays are not copied, but must be what they were at the restore.
+            disks: "stay", with `stop`: they are not copied, but must be as they are now when the
+                snapshot is restored, with the same files.
             extra: more files for the folder.
             on_frozen: called once all that is saved is held, and the machine goes on; it must not
                 raise. Not with `stop`.

@@ -90,6 +90,7 @@ def disk_state(config: DiskConfig, index: int, stays: bool) -> DiskState:
     """
     is_written = not config.is_read_only
     is_overlay = config.overlay is not None
+    is_copied = is_written and not stays and written_file(config) is not None
     digest = b""
     size = os.path.getsize(config.path)
     if is_overlay or not is_written:
@@ -103,9 +104,14 @@ def disk_state(config: DiskConfig, index: int, stays: bool) -> DiskState:
         is_read_only=config.is_read_only,
         is_overlay=is_overlay,
         base_digest=digest,
-        file=f"disk-{index}" if is_overlay and is_written and not stays else "",
+        file=f"disk-{index}" if is_copied else "",
         stays=(0, 0) if is_written and stays else None,
     )
+
+
+def written_file(config: DiskConfig) -> str | None:
+    """Return the file of the machine's own that the guest writes; None if it has no such."""
+    return config.overlay or (config.path if config.is_own else None)
 
 
 def stamp(config: DiskConfig) -> tuple[int, int]:

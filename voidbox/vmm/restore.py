@@ -39,6 +39,7 @@ from voidbox.vmm.machine_state import (
     disk_state,
     memory_parts,
     stamp,
+    written_file,
 )
 
 log = logging.getLogger(__name__)
@@ -83,12 +84,15 @@ class Restore:
 
     def _place_disks(self, config: MachineConfig) -> None:
         for saved, disk in zip(self.state.disks, config.disks, strict=True):
-            _check_disk(saved, disk)
-            if saved.file and disk.overlay is not None:
+            target = written_file(disk)
+            if saved.file and target is not None:
+                if saved.file != os.path.basename(saved.file):
+                    raise ConfigError(f"the snapshot is damaged: a disk is called {saved.file!r}")
                 copy = os.path.join(self._folder, saved.file)
                 os.close(machine_bin.open_own(copy))
-                files.clone(copy, disk.overlay)
-                self._placed.append(disk.overlay)
+                files.clone(copy, target)
+                self._placed.append(target)
+            _check_disk(saved, disk)
 
     def make_memory(self) -> GuestMemory:
         """Return the guest's memory; afterwards the file is the mapping's alone.

@@ -44,6 +44,7 @@ from voidbox.vmm.machine_state import (
     disk_state,
     memory_parts,
     stamp,
+    written_file,
 )
 from voidbox.vmm.virtio_slots import VirtioSlots
 
@@ -126,6 +127,8 @@ def take(
 ) -> SnapshotReport:
     """Make a snapshot; see Machine.snapshot."""
     started_ns = time.perf_counter_ns()
+    if disks_stay and not stop:
+        raise ConfigError("disks can stay where they are only if the machine stops: copy them")
     _refuse_what_cannot_be_kept(parts.config, disks_stay)
     draft = folder.Draft(path)
     try:
@@ -144,7 +147,7 @@ def _refuse_what_cannot_be_kept(config: MachineConfig, disks_stay: bool) -> None
             "be kept: copy the folder into the guest instead of sharing it"
         )
     for disk in config.disks:
-        if not (disk.is_read_only or disk.overlay is not None or disks_stay):
+        if not (disk.is_read_only or written_file(disk) is not None or disks_stay):
             raise ConfigError(
                 f"disk {disk.path} is written itself, and a copy of the machine would write it "
                 "too: give it an overlay (,overlay=FILE), or suspend the machine"
@@ -172,7 +175,7 @@ class _Taking:
         self._disks_stay = disks_stay
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
-        self._pause_ns = 0
+        self._pause_ns = self._paused_at_ns = 0
         self._was_paused = False
         self._helper: Helper | None = None
 
@@ -189,6 +192,8 @@ class _Taking:
                 memory_bytes = helper.wait(self._left_s())
             finally:
                 os.close(fd)
+                if self._helper is not None:
+                    self._helper.close()
             self._finish(state, extra)
         except OSError as error:
             raise files.failure("write", f"snapshot {self._draft.path}", error) from error
@@ -207,18 +212,13 @@ class _Taking:
 
     def _fork(self, fd: int) -> tuple[MachineState, int, Helper]:
         """Have a helper write the memory; returns when the machine goes on, its disks too."""
-        started_ns = time.perf_counter_ns()
         with self._standing_still(lambda: Helper(fd, memory_parts(self._parts.memory))) as state:
             helper = self._helper
             assert helper is not None
-            try:
-                if not self._was_paused:
-                    self._control.resume_but_disks()
-                    self._pause_ns = time.perf_counter_ns() - started_ns
-                return state, self._copy_disks(state.disks), helper
-            except BaseException:
-                helper.close()
-                raise
+            if not self._was_paused:
+                self._control.resume_but_disks()
+                self._pause_ns = time.perf_counter_ns() - self._paused_at_ns
+            return state, self._copy_disks(state.disks), helper
 
     @contextlib.contextmanager
     def _standing_still(self, fork: Callable[[], Helper] | None = None) -> Iterator[MachineState]:
@@ -227,6 +227,7 @@ class _Taking:
         disks, host = self._disks(), Host.here()
         with control.lock:  # nobody else resumes it meanwhile
             self._was_paused = control.is_paused()
+            self._paused_at_ns = time.perf_counter_ns()
             try:
                 control.pause()
                 with parked(parts.loop), parts.line_lock:
@@ -264,8 +265,9 @@ class _Taking:
             if state.is_read_only:
                 continue
             self._parts.flush_disk(index)
-            if state.file and config.overlay is not None:
-                copied += files.clone(config.overlay, self._draft.file(state.file))
+            source = written_file(config)
+            if state.file and source is not None:
+                copied += files.clone(source, self._draft.file(state.file))
             self._check_deadline()
         return copied
 

@@ -40,7 +40,8 @@ def root() -> Path:
 def groups(root: Path) -> Iterator[Groups]:
     path = root / f"test-{os.getpid()}"
     path.mkdir()
-    groups = Groups(str(path))
+    own = Path("/proc/self/cgroup").read_text().partition("0::/")[2].split("\n")[0]
+    groups = Groups(str(path), f"{root}/{own}")
     yield groups
     (path / "voidbox").rmdir()  # whatever is left in it would be an error
     path.rmdir()

@@ -54,7 +54,7 @@ class Pair:
     def __init__(self) -> None:
         self.core = ClientCore()
         handlers = {protocol.EXEC: Echo, protocol.FILE_READ: FileRead}
-        self.connection = Connection(Loop(), handlers, Secret(SECRET), HELLO)
+        self.connection = Connection(Loop(), handlers, Secret(SECRET), lambda: HELLO)
         self.sent: dict[int, bytes] = {}
         self.unsent: dict[int, bytes] = {}
         self.got: dict[int, bytes] = {}
@@ -171,7 +171,7 @@ def test_any_interleaving_keeps_every_stream_whole(operations: list[tuple[Any, .
 
 
 def test_pong_says_who_is_there() -> None:
-    core, connection = ClientCore(), Connection(Loop(), {}, Secret(SECRET), HELLO)
+    core, connection = ClientCore(), Connection(Loop(), {}, Secret(SECRET), lambda: HELLO)
     core.ping(SECRET)
     connection.receive(core.take_outgoing(1000))
     (pong,) = core.feed(connection.take_outgoing(1000))
@@ -180,7 +180,7 @@ def test_pong_says_who_is_there() -> None:
 
 
 def test_no_request_before_the_handshake_and_none_after_a_wrong_secret() -> None:
-    core, connection = ClientCore(), Connection(Loop(), {}, Secret(SECRET), HELLO)
+    core, connection = ClientCore(), Connection(Loop(), {}, Secret(SECRET), lambda: HELLO)
     with pytest.raises(RuntimeError, match="handshake"):
         core.begin(protocol.EXEC, {})
     core.ping(bytes(32))

@@ -87,3 +87,6 @@ def test_the_names_resolver_is_written_anew(
     monkeypatch.setattr(network, "RESOLV_CONF", str(tmp_path / "resolv.conf"))
     network._write_resolv_conf("192.0.2.1")
     assert (tmp_path / "resolv.conf").read_text() == "nameserver 192.0.2.1\n"
+    network._write_resolv_conf("192.0.2.1", "eng.example.com example.com")
+    expected = "nameserver 192.0.2.1\nsearch eng.example.com example.com\n"
+    assert (tmp_path / "resolv.conf").read_text() == expected

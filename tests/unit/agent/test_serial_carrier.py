@@ -39,7 +39,7 @@ class Line:
         self.host.setblocking(False)
 
         def connect() -> Connection:
-            return Connection(self.loop, handlers, Secret(SECRET), {}, is_serial=True)
+            return Connection(self.loop, handlers, Secret(SECRET), dict, is_serial=True)
 
         self.carrier = _SerialCarrier(self.loop, self.guest.fileno(), connect)
         self.link = SerialLink(7)

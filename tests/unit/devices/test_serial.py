@@ -237,3 +237,49 @@ def test_no_access_raises_and_the_line_says_what_iir_says(
             port.take_output()
         level = line.level
         assert (port.read(uart.UART_IIR, 1) & 0x01 == 0) == level
+
+
+# --- snapshots ----------------------------------------------------------------------------------
+
+
+def test_a_driver_that_waits_for_the_transmitter_goes_on() -> None:
+    """The interrupt was taken, or was it? One that finds nothing to send does no harm."""
+    line, output = Line(), bytearray()
+    port = Serial(line)
+    driver = Driver(port, line)
+    driver.send(b"x" * 100)
+    port.receive(b"typed")
+    state = port.state()
+    assert state.input == b"typed"
+
+    class Level:
+        """A line of a new interrupt controller: low, and told of whatever the level is."""
+
+        level = False
+        edges = 0
+
+        def __call__(self, level: bool) -> None:
+            self.edges += level and not self.level
+            self.level = level
+
+    new_line = Level()
+    restored = Serial(new_line, on_output=lambda: output.extend(restored.take_output()))
+    restored.restore(state)
+    assert restored.state() == state
+    restored.raise_line()
+    assert new_line.level, "a driver that waits would do so for ever"
+    assert bytes(output) == state.output
+    driver.port, driver.line = restored, new_line  # type: ignore[assignment]
+    assert [restored.read(uart.UART_RX, 1) for _ in range(5)] == list(b"typed")
+
+
+def test_a_state_with_values_that_cannot_be_is_cut_to_what_can() -> None:
+    port = Serial(Line())
+    wild = port.state()._replace(
+        ier=0xFFFF, lcr=1 << 40, divisor=-1, input=b"x" * 100_000, output=b"y" * 1_000_000
+    )
+    port.restore(wild)
+    state = port.state()
+    assert (state.ier, state.lcr, state.divisor) == (0x0F, 0, 0xFFFF)
+    assert len(state.input) == uart.INPUT_BYTES_MAX
+    assert len(state.output) < OUTPUT_BYTES_MAX + 8192

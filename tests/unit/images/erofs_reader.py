@@ -54,6 +54,35 @@ def crc32c(data: bytes) -> int:
     return reflect(crc, 32)
 
 
+def unpack_lz4(data: bytes, length: int) -> bytes:
+    """Return what a block of LZ4 unpacks to (lz4_Block_format.md)."""
+    output = bytearray()
+    at = 0
+
+    def number(low: int) -> int:
+        nonlocal at
+        while low >= 15 and data[at] == 255:
+            low, at = low + 255, at + 1
+        if low >= 15:
+            low, at = low + data[at], at + 1
+        return low
+
+    while at < len(data):
+        token = data[at]
+        at += 1
+        literals = number(token >> 4)
+        output += data[at : at + literals]
+        at += literals
+        if at == len(data):
+            break
+        distance = int.from_bytes(data[at : at + 2], "little")
+        at += 2
+        for _ in range(number(token & 15) + 4):
+            output.append(output[-distance])
+    assert len(output) == length
+    return bytes(output)
+
+
 class Image:
     """An image in memory."""
 
@@ -64,7 +93,11 @@ class Image:
         self.blocks, self.meta_block, self.xattr_block = struct.unpack_from("<III", data, 1060)
         self.uuid = data[1072:1088]
         (self.incompat,) = struct.unpack_from("<I", data, 1104)
-        assert (magic, block_bits, slots, self.incompat) == (0xE0F5E1E2, 12, 0, 0)
+        assert (magic, block_bits, slots) == (0xE0F5E1E2, 12, 0)
+        assert self.incompat in (0, 3)
+        if self.incompat:
+            algorithms, *configuration = struct.unpack_from("<H42xHHH", data, 1108)
+            assert (algorithms, *configuration) == (1, 14, 65535, 33)
         assert len(data) == self.blocks * BLOCK
         zeroed = data[1024:1028] + bytes(4) + data[1032:4096]
         assert crc32c(zeroed) == self.checksum
@@ -75,7 +108,7 @@ class Image:
         fields = struct.unpack_from("<HHHHQIIIIqII", self.data, start)
         form, icount, mode, _, size, where, _, uid, gid, seconds, nanoseconds, nlink = fields
         layout = form >> 1
-        assert form & 1 and layout in (0, 2) and start % BLOCK + 64 <= BLOCK
+        assert form & 1 and layout in (0, 1, 2) and start % BLOCK + 64 <= BLOCK
         xattr_bytes = 12 + 4 * (icount - 1) if icount else 0
         after = start + 64
         xattrs = dict(self._xattrs(self.data[after : after + xattr_bytes]))
@@ -88,6 +121,8 @@ class Image:
         return File(nid, mode, uid, gid, mtime_ns, nlink, device, xattrs, content)
 
     def _content(self, layout: int, size: int, block: int, inline: int) -> bytes:
+        if layout == 1:
+            return self._compressed(size, block, inline)
         if layout == 0:
             assert block * BLOCK + size <= len(self.data)
             return self.data[block * BLOCK : block * BLOCK + size]
@@ -95,6 +130,41 @@ class Image:
         assert tail and inline // BLOCK == (inline + tail - 1) // BLOCK, "crosses a block"
         whole = self.data[block * BLOCK : block * BLOCK + size - tail]
         return whole + self.data[inline : inline + tail]
+
+    def _compressed(self, size: int, blocks: int, inline: int) -> bytes:
+        """As zmap.c reads it, by the indexes of full size."""
+        header = -(-inline // 8) * 8
+        advise, algorithm, cluster_bits = struct.unpack_from("<4xHBB", self.data, header)
+        assert (advise, algorithm, cluster_bits) == (2, 0, 0)
+        clusters = -(-size // BLOCK)
+        where = [
+            struct.unpack_from("<HHI", self.data, header + 16 + 8 * i) for i in range(clusters)
+        ]
+        content, used = b"", []
+        lcn = 0
+        while lcn < clusters:
+            kind, offset, block = where[lcn]
+            assert kind in (0, 1) and offset == 0
+            if kind == 0:
+                used.append(block)
+                content += self.data[block * BLOCK : (block + 1) * BLOCK]
+                lcn += 1
+                continue
+            first = lcn
+            lcn += 1
+            assert where[lcn][0] == 2 and where[lcn][2] & 0x800, "no count of blocks"
+            count = where[lcn][2] & 0x7FF
+            while lcn < clusters and where[lcn][0] == 2:
+                back, on = where[lcn][2] & 0xFFFF, where[lcn][2] >> 16
+                assert lcn == first + 1 or back == lcn - first
+                assert lcn + on == clusters or where[lcn + on][0] != 2
+                lcn += 1
+            used += range(block, block + count)
+            data = self.data[block * BLOCK : (block + count) * BLOCK].lstrip(b"\0")
+            assert count * BLOCK - len(data) < BLOCK and count < lcn - first
+            content += unpack_lz4(data, min(lcn * BLOCK, size) - first * BLOCK)
+        assert len(used) == len(set(used)) == blocks
+        return content[:size]
 
     @staticmethod
     def _xattrs(area: bytes) -> Iterator[tuple[str, bytes]]:

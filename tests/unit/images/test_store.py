@@ -23,7 +23,7 @@ def test_an_image_is_found_by_any_of_its_names(stored: StoreFolder) -> None:
         assert found.names == ("docker.io/library/python:3.12",)
         assert Path(found.path).read_bytes() == b"root" and found.record.size_bytes == 4
     for name in ("python", "other", made.id[7:10], "0000"):
-        with pytest.raises(ConfigError, match=f"no image {name}: voidbox image ls"):
+        with pytest.raises(ConfigError, match=f"no image {name}: voidbox image pull"):
             stored.store.find(name)
     assert not stored.leftovers()
 

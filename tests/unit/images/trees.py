@@ -21,13 +21,14 @@ from voidbox.images.tree import (
     encode,
     file_type,
 )
+from voidbox.lz4 import Compressor
 
 
-def image_of(tree: Tree, folder: Path) -> Image:
+def image_of(tree: Tree, folder: Path, compressor: Compressor | None = None) -> Image:
     """Write a tree as an image and read it."""
     path = folder / "image.erofs"
     with open(path, "wb") as file:
-        size = write_erofs(tree, file)
+        size = write_erofs(tree, file, compressor=compressor)
     assert path.stat().st_size == size
     return Image(path.read_bytes())
 

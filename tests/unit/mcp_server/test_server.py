@@ -252,6 +252,24 @@ def test_what_fails_is_the_tools_error(server: Server) -> None:
     run(server, test)
 
 
+def test_arguments_that_no_tool_has_are_refused(server: Server) -> None:
+    async def test(call: Call) -> None:
+        for name, arguments, takes in (
+            ("sandbox_exec", {"command": "true", "timeout": 5}, "command, sandbox, cwd, stdin, "),
+            ("sandbox_create", {"memory": "1G"}, "none"),
+            ("sandbox_list", {"x" * 5000: 1}, "none"),
+            ("sandbox_write_file", {"path": "f", "content": "", "mode": 1, "user": 0}, "path, con"),
+        ):
+            text, is_error = await call(name, **arguments)
+            assert is_error and f"{name} has no argument " in text and f"it takes: {takes}" in text
+            assert len(text) < 300
+        assert not server.made
+        for tool in (await call.client.list_tools()).tools:
+            assert tool.input_schema["additionalProperties"] is False
+
+    run(server, test)
+
+
 def test_two_at_once_make_one_sandbox(server: Server) -> None:
     async def test(call: Call) -> None:
         await asyncio.gather(*(call.ok("sandbox_exec", command="true") for _ in range(3)))

@@ -260,3 +260,44 @@ def test_random_options_and_damaged_headers(options: bytes, at: int, damage: byt
     if reply is not None:
         assert parse(reply)[0].chaddr == MAC + bytes(10)
         assert len(reply) <= 576
+
+
+# --- the domains to search ----------------------------------------------------------------------
+
+
+def options_of(reply: bytes | None) -> dict[int, bytes]:
+    """The options as they are; those that come several times put together (RFC 3396)."""
+    assert reply is not None
+    options: dict[int, bytes] = {}
+    at = 240
+    while reply[at] != 255:
+        size = reply[at + 1]
+        options[reply[at]] = options.get(reply[at], b"") + reply[at + 2 : at + 2 + size]
+        at += 2 + size
+    return options
+
+
+def test_search_domains_go_along() -> None:
+    domains: tuple[str, ...] = ()
+    server = make(search=lambda: domains)
+    discover = request(("message-type", "discover"))
+    assert not {15, 119} & options_of(server.receive(discover)).keys()
+    domains = ("eng.example.com", "example.com")  # the host is elsewhere now
+    options = options_of(server.receive(discover))
+    assert options[15] == b"eng.example.com"
+    assert options[119] == b"\3eng\7example\3com\0\7example\3com\0"
+    bad = request(("message-type", "request"), ("requested_addr", "10.0.2.16"))
+    assert not {15, 119} & options_of(server.receive(bad)).keys()
+
+
+def test_as_many_search_domains_as_any_client_takes() -> None:
+    domains = tuple(f"{'x' * 40}.{n}" for n in range(6))
+    reply = make(search=lambda: domains).receive(request(("message-type", "discover")))
+    assert reply is not None and len(reply) <= 548
+    options = options_of(reply)
+    assert options[15] == domains[0].encode()
+    found = options[119].count(b"\x28")
+    assert found == 4 and len(reply) + 44 > 548
+    long = (".".join(["x" * 60] * 4),)
+    options = options_of(make(search=lambda: long).receive(request(("message-type", "discover"))))
+    assert 119 not in options and options[6]

@@ -22,7 +22,6 @@ from voidbox.net.dns import (
     Reply,
     SendTcp,
     SendUdp,
-    parse_resolv_conf,
 )
 from voidbox.net.policy import Policy
 
@@ -359,6 +358,32 @@ def test_a_resolver_without_tcp_is_not_demoted() -> None:
 # Forged and repeated.
 
 
+def test_other_resolvers_are_asked_what_the_old_ones_were() -> None:
+    ids, news = itertools.count(), list[int]()
+    refresh = lambda now_ns: news.pop() if news else None  # noqa: E731
+    forwarder = Forwarder(Policy(), 2, lambda: next(ids), refresh)
+    by_udp = sent(forwarder.query(KEY, query(), False, 0))
+    by_tcp = sent(forwarder.query("a connection", query(id=8), True, 0))
+    forwarder.failed(0, None, 0)
+    news.append(1)
+    *again, new = forwarder.query(KEY, query("example.org"), False, S)
+    assert again == [
+        SendUdp(0, by_udp.upstream_id, by_udp.message),
+        SendTcp(0, by_tcp.upstream_id, by_tcp.message),
+    ]
+    assert isinstance(new, SendUdp) and new.server_idx == 0
+    assert forwarder.reply(1, answer(by_udp, a_record()), S) == []  # nobody knows that one
+    assert replied(forwarder.reply(0, answer(by_udp, a_record()), S)).rcode == NOERROR
+    assert forwarder.next_deadline_ns() == S + SERVER_TIMEOUT_NS
+    # And there may be none any more.
+    news.append(0)
+    actions = forwarder.query(KEY, query(id=9), False, S)
+    assert [type(action) for action in actions] == [Reply] * 3
+    assert all(DNS(action.message).rcode == SERVFAIL for action in actions)
+    news.append(3)
+    assert sent(forwarder.query(KEY, query(id=10), False, S)).server_idx == 0
+
+
 def test_replies_to_nothing_that_was_asked_are_ignored() -> None:
     policy = Policy(allow=["*.com"])
     forwarder = make(policy)
@@ -478,39 +503,3 @@ def test_random_bytes_of_the_guest(data: bytes, is_tcp: bool) -> None:
         for action in forwarder.query(KEY, message, is_tcp, 0):
             if isinstance(action, Reply):
                 assert action.message[:2] == message[:2]
-
-
-# resolv.conf.
-
-
-def test_resolv_conf() -> None:
-    text = """
-# comment
-; nameserver 9.9.9.9
-search example.com
-nameserver 192.0.2.1
-nameserver\t2001:db8::1   # trailing
- nameserver fe80::1%eth0
-nameserver 192.0.2.1
-nameserver 192.0.2.4
-"""
-    assert parse_resolv_conf(text) == ["192.0.2.1", "2001:db8::1", "fe80::1%eth0"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", "nameserver", "nameserver ", "nameserver dns.example", "nameserver 1.2.3",
-        "nameserver 1.2.3.4.5", "nameserver ::g", "nameserver 1.2.3.4:53", "#nameserver 1.2.3.4",
-        "nameservers 1.2.3.4", "options edns0", "\0",
-    ],
-)  # fmt: skip
-def test_resolv_conf_without_servers(text: str) -> None:
-    assert parse_resolv_conf(text) == []
-    assert parse_resolv_conf(text + "\r\nnameserver 192.0.2.7\r\n") == ["192.0.2.7"]
-
-
-@settings(deadline=None)
-@given(st.text(max_size=60))
-def test_any_resolv_conf(text: str) -> None:
-    parse_resolv_conf("nameserver " + text)

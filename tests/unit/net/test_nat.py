@@ -16,7 +16,7 @@ import pytest
 
 from tests.unit.net.tap import TapGuest, echo_server, needs_tap
 from voidbox.errors import ConfigError, HostError
-from voidbox.nat import sockets
+from voidbox.nat import resolv_conf_file, sockets
 from voidbox.nat.backend import NatConfig
 from voidbox.nat.forwards import Forward, parse_forward
 from voidbox.net import tcp, tcp_table
@@ -577,6 +577,97 @@ def test_the_hosts_loopback_is_closed_but_for_the_ports_that_were_opened() -> No
         assert guest.log == [f"refused TCP to 10.0.2.2:{other}: {rule}"]
 
 
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+needs_ipv6 = pytest.mark.skipif(
+    not has_ipv6(), reason="no ::1: sysctl net.ipv6.conf.lo.disable_ipv6=0"
+)
+
+
+@needs_ipv6
+@pytest.mark.parametrize("is_at_once", [True, False])
+def test_a_service_on_ipv6_alone_is_found(
+    monkeypatch: pytest.MonkeyPatch, is_at_once: bool
+) -> None:
+    if not is_at_once:  # as on a machine that is busy
+        state_of, late = sockets._state_of, [sockets.TCP_SYN_SENT] * 2
+        monkeypatch.setattr(
+            sockets, "_state_of", lambda sock: late.pop() if late else state_of(sock)
+        )
+    with (
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as server,
+        socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as datagrams,
+    ):
+        port = server.getsockname()[1]
+        datagrams.bind(("::1", port))
+        datagrams.settimeout(20)
+        code = """
+import socket, sys
+kind = socket.SOCK_STREAM if sys.argv[2] == "tcp" else socket.SOCK_DGRAM
+sock = socket.socket(socket.AF_INET, kind)
+sock.settimeout(20)
+sock.connect(("10.0.2.2", int(sys.argv[1])))
+for part in (b"question", b"another"):
+    sock.send(part)
+    assert sock.recv(100) == part.upper()
+"""
+        with TapGuest(NatConfig(allow_host_ports=(port,))) as guest:
+            with guest.start(code, port, "tcp") as process:
+                connection, _ = server.accept()
+                with connection:
+                    while data := connection.recv(100):
+                        connection.sendall(data.upper())
+                assert process.wait(20) == 0
+            with guest.start(code, port, "udp") as process:
+                for _ in range(2):
+                    data, peer = datagrams.recvfrom(100)
+                    datagrams.sendto(data.upper(), peer)
+                assert process.wait(20) == 0
+
+
+@needs_ipv6
+def test_a_service_on_ipv4_comes_first_and_one_on_neither_is_refused() -> None:
+    code = """
+import socket, sys
+try:
+    sock = socket.create_connection(("10.0.2.2", int(sys.argv[1])), timeout=20)
+    print(sock.recv(4, socket.MSG_WAITALL))
+except ConnectionRefusedError:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.connect(("10.0.2.2", int(sys.argv[1])))
+    sock.settimeout(20)
+    try:
+        sock.send(b"x")
+        sock.recv(1)
+    except ConnectionRefusedError:
+        print("refused")
+"""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.socket(socket.AF_INET6) as other,
+        socket.socket() as nobody,
+    ):
+        nobody.bind(("127.0.0.1", 0))
+        port, dead = server.getsockname()[1], nobody.getsockname()[1]
+        other.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        other.bind(("::1", port))
+        other.listen()
+        with TapGuest(NatConfig(allow_host_ports=(port, dead))) as guest:
+            with guest.start(code, port) as process:
+                connection, _ = server.accept()
+                with connection:
+                    connection.sendall(b"IPv4")
+                assert process.communicate(timeout=20)[0] == b"b'IPv4'\n"
+            assert guest.python(code, dead) == "refused\n"
+            wait_for(lambda: statistics(guest).tcp_flows == 0, "flows are left")
+
+
 def test_rules() -> None:
     with TapGuest(NatConfig(allow=("192.0.2.0/24",), deny=("192.0.2.7",))) as guest:
         real = guest.backend._sockets.connect_tcp
@@ -685,20 +776,23 @@ print(identifier, flags & 15, answers, socket.inet_ntoa(reply[-4:]) if answers e
 
 
 @contextlib.contextmanager
-def name_server() -> Iterator[int]:
-    """A resolver on loopback, UDP and TCP, that gives 192.0.2.33 for every name."""
+def name_server(
+    place: tuple[str, int] = ("127.0.0.1", 0), gives: str = "192.0.2.33"
+) -> Iterator[int]:
+    """A resolver on loopback, UDP and TCP, that gives the same address for every name."""
     with (
         socket.socket(type=socket.SOCK_DGRAM) as udp,
         socket.socket() as tcp,
     ):
-        tcp.bind(("127.0.0.1", 0))
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tcp.bind(place)
         tcp.listen(10)
         udp.bind(tcp.getsockname())
 
         def answer(query: bytes) -> bytes:
             head = query[:2] + b"\x81\x80" + query[4:6] + b"\0\1\0\0\0\0"
             question = query[12 : query.index(b"\0", 12) + 5]
-            return head + question + b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4" + bytes((192, 0, 2, 33))
+            return head + question + b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4" + socket.inet_aton(gives)
 
         def serve_udp() -> None:
             with contextlib.suppress(OSError):
@@ -742,6 +836,39 @@ def test_the_next_resolver_is_asked_when_one_is_dead(protocol: str) -> None:
         resolvers = (("127.0.0.1", dead), ("127.0.0.1", port))
         with TapGuest(NatConfig(resolvers=resolvers)) as guest:
             assert guest.python(RESOLVE, "example.com", protocol) == "4242 0 1 192.0.2.33\n"
+
+
+@pytest.mark.parametrize("protocol", ["udp", "tcp"])
+def test_the_hosts_resolvers_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    """A VPN comes up: the new one answers also what was asked before, of one that is dead."""
+    conf = tmp_path / "resolv.conf"
+    monkeypatch.setattr(resolv_conf_file, "RESOLV_CONF", str(conf))
+    monkeypatch.setattr(resolv_conf_file, "LOOK_NS", 0)
+    # Ours alone: others run this test at the same time.
+    pid = os.getpid()
+    first, silent, second = (f"127.{n}.{pid >> 8 & 255}.{pid & 255}" for n in (77, 78, 79))
+    conf.write_text("")
+    with (
+        TapGuest() as guest,
+        name_server((first, 53), "192.0.2.1"),
+        name_server((second, 53), "192.0.2.2"),
+        socket.socket(type=socket.SOCK_DGRAM) as never,
+        socket.create_server((silent, 53)),
+    ):
+        never.bind((silent, 53))
+        assert guest.python(RESOLVE, "example.com", protocol) == "4242 2 0 -\n"
+        conf.write_text(f"nameserver {first}\n")
+        assert guest.python(RESOLVE, "example.com", protocol) == "4242 0 1 192.0.2.1\n"
+        conf.write_text(f"nameserver {silent}\n")
+        waiting = guest.start(RESOLVE, "slow.example.com", protocol)
+        pending = guest.backend._names._forwarder._pending
+        wait_for(lambda: pending, "it was not asked")
+        conf.write_text(f"nameserver {second}\n")
+        assert guest.python(RESOLVE, "example.com", protocol) == "4242 0 1 192.0.2.2\n"
+        assert waiting.communicate(timeout=20)[0] == b"4242 0 1 192.0.2.2\n"
+        assert len(guest.backend._names._resolvers._udp) <= 1  # the old ones' sockets are closed
 
 
 def test_without_a_resolver_the_guest_gets_servfail() -> None:

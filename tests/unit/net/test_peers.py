@@ -33,7 +33,7 @@ from tests.unit.net.world import (
     udp,
 )
 from voidbox.nat.backend import NatConfig
-from voidbox.nat.resolvers import read_resolvers
+from voidbox.nat.resolv_conf_file import read_resolv_conf
 
 
 def free_port(kind: int = socket.SOCK_STREAM) -> int:
@@ -352,7 +352,7 @@ def test_alike(
     scenario: Scenario, ours: Callable[[Scenario], object], other: tuple[str, Client], ports: Ports
 ) -> None:
     name, client = other
-    if scenario is dns_forward and not read_resolvers():
+    if scenario is dns_forward and not read_resolv_conf().servers:
         pytest.skip("the host has no resolver in /etc/resolv.conf")
     intended = INTENDED.get((name, scenario.__name__))
     if intended is not None:

@@ -4,10 +4,15 @@ from pathlib import Path
 
 import pytest
 
+from guest_agent import network
+from voidbox.agent import protocol
 from voidbox.errors import ConfigError
-from voidbox.sandbox.guest import check_memory, check_shared, workspace_files
+from voidbox.nat import resolv_conf_file
+from voidbox.nat.backend import NatConfig
+from voidbox.sandbox.guest import check_memory, network_files
+from voidbox.sandbox.mounts import check_mounted, mount_files
 from voidbox.sandbox.root import Root
-from voidbox.vmm.config import MachineConfig, ShareConfig
+from voidbox.vmm.config import DiskConfig, MachineConfig, ShareConfig
 
 
 def config(path: Path, start: bytes, image_mib: int, memory_mib: int) -> MachineConfig:
@@ -29,22 +34,52 @@ def test_what_cannot_be_known_is_not_judged(tmp_path: Path) -> None:
     check_memory(MachineConfig("kernel", None, memory_bytes=16 << 20))
 
 
-def test_a_shared_folder(tmp_path: Path) -> None:
-    plain = MachineConfig("kernel")
-    assert workspace_files(plain) == ()
-    check_shared(plain, ())
-    sharing = plain._replace(shares=(ShareConfig(str(tmp_path), "workspace", True),))
-    (entry,) = workspace_files(sharing)
-    lines = [b"tag workspace", b"path /workspace", b"access ro", b"msize 512000", b""]
-    assert entry.data.split(b"\n") == lines
-    check_shared(sharing, ("exec", "workspace"))
-    for said, wanted in (
-        (("workspace:ENODEV",), "no 9P file system: use the minimal kernel.*mode copy"),
-        (("workspace:EIO\x1b",), "EIO"),
-        (("exec",), "build the image again"),
-    ):
-        with pytest.raises(ConfigError, match=wanted):
-            check_shared(sharing, said)
+def test_what_the_guest_mounts(tmp_path: Path) -> None:
+    plain = MachineConfig("kernel", disks=(DiskConfig("/d"),), shares=(ShareConfig("/s", "s"),))
+    assert mount_files(plain) == ()
+    check_mounted(plain, ())
+    config = plain._replace(
+        shares=(
+            ShareConfig("/h", "inner", target="/a/b c"),
+            ShareConfig(str(tmp_path), "workspace", True, "/workspace"),
+        ),
+        disks=(*plain.disks, DiskConfig("/v/disk.img", serial="volume", target="/a")),
+    )
+    (entry,) = mount_files(config)
+    assert f"/{entry.path}" == protocol.MOUNTS_PATH
+    assert entry.data.decode().splitlines() == [
+        "9p ro workspace msize=512000 /workspace",
+        "ext4 rw volume - /a",
+        "9p rw inner msize=512000 /a/b c",
+    ]
+    check_mounted(config, ("exec", "mounts"))
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("mounts:workspace:ENODEV", "no 9P file system: use the minimal kernel.*the mode copy"),
+        ("mounts:workspace:EIO\x1b", r"EIO\\x1b"),
+        ("mounts:inner:ENOTDIR", "cannot share /h, as /a/b c: its kernel says ENOTDIR$"),
+        ("mounts:volume:ENODEV", "volume /v/disk.img at /a: its kernel, kernel, has no ext4"),
+        ("mounts:volume:ENODATA", "it is blank: use it once without :ro"),
+        ("mounts:volume:EROFS", "when its machine was killed: use it once without :ro"),
+        ("exec", "build the image again"),
+        ("mounts:", "nothing of sense"),
+        ("mounts:nobody:EIO", "nothing of sense"),
+    ],
+)
+def test_what_the_guest_could_not_mount(tmp_path: Path, said: str, wanted: str) -> None:
+    config = MachineConfig(
+        "kernel",
+        shares=(
+            ShareConfig(str(tmp_path), "workspace", True, "/workspace"),
+            ShareConfig("/h", "inner", target="/a/b c"),
+        ),
+        disks=(DiskConfig("/v/disk.img", serial="volume", target="/a"),),
+    )
+    with pytest.raises(ConfigError, match=wanted):
+        check_mounted(config, (said,))
 
 
 def test_what_cannot_be_shared(tmp_path: Path) -> None:
@@ -59,3 +94,25 @@ def test_a_root_on_disks_takes_little(tmp_path: Path) -> None:
     check_memory(on_disks)
     with pytest.raises(ConfigError, match="32 MiB of memory: .* choose at least 40M"):
         check_memory(on_disks._replace(memory_bytes=32 << 20))
+
+
+def test_the_guest_gets_its_network_and_the_hosts_search_domains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = tmp_path / "resolv.conf"
+    monkeypatch.setattr(resolv_conf_file, "RESOLV_CONF", str(conf))
+    config = MachineConfig("kernel", net=NatConfig())
+    settings = {"address": "10.0.2.15/24", "gateway": "10.0.2.2", "dns": "10.0.2.3"}
+    monkeypatch.setattr(network.protocol, "NETWORK_PATH", str(tmp_path / "network"))
+    for text, search in (
+        ("nameserver 192.0.2.1", {}),
+        ("search eng.example.com example.com", {"search": "eng.example.com,example.com"}),
+    ):
+        conf.write_text(text)
+        (entry,) = network_files(config)
+        (tmp_path / "network").write_bytes(entry.data)
+        assert network._read_settings() == settings | search
+    own = config._replace(net=NatConfig(resolvers=(("192.0.2.1", 53),)))
+    (entry,) = network_files(own)
+    assert b"search" not in entry.data
+    assert network_files(MachineConfig("kernel")) == ()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from voidbox.agent.core import Pong
 from voidbox.errors import AgentError, SandboxTimeout
 from voidbox.sandbox.process.heartbeat import ATTEMPTS, Heartbeat
 
@@ -21,7 +22,7 @@ class Agent:
         self.pings = 0
         self.has_pinged = threading.Condition()
 
-    def ping(self, secret: bytes, timeout_s: float | None = None) -> str:
+    def ping(self, secret: bytes, timeout_s: float | None = None) -> Pong:
         assert secret == b"s"
         with self.has_pinged:
             answer = self.answers[min(self.pings, len(self.answers) - 1)]
@@ -29,7 +30,7 @@ class Agent:
             self.has_pinged.notify_all()
         if answer is not None:
             raise answer
-        return "1"
+        return Pong("1", (), True, {"idle_s": self.pings})
 
     def wait_pinged(self, times: int) -> None:
         with self.has_pinged:

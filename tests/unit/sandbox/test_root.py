@@ -14,7 +14,7 @@ from voidbox import defaults
 from voidbox.agent import protocol
 from voidbox.errors import ConfigError, HostError
 from voidbox.images.config import ImageConfig
-from voidbox.sandbox.image_choice import Choice, choose, choose_initramfs
+from voidbox.sandbox.image_choice import Choice, choose
 from voidbox.sandbox.process import recipe
 from voidbox.sandbox.root import (
     DISK_BYTES_DEFAULT,
@@ -80,9 +80,14 @@ def test_a_path_is_what_the_file_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     initramfs = Choice(str(tmp_path / "guest.cpio"))
     for word in (tmp_path / "guest.cpio", "guest.cpio", "./guest.cpio"):
         assert choose(word, "/k") == initramfs, word
-    # What is not there is told by whoever loads it.
-    assert choose("/nowhere", "/k") == Choice("/nowhere")
-    assert choose("x.cpio.gz", "/k") == choose_initramfs("x.cpio.gz")
+
+
+def test_a_file_that_is_no_image_is_told(tmp_path: Path) -> None:
+    for word in (tmp_path / "none", f"{tmp_path}/none", "x.cpio.gz", "./none"):
+        with pytest.raises(ConfigError, match="there is no image /.*: give a file, or the name"):
+            choose(word, "/k")
+    with pytest.raises(ConfigError, match=r"is a folder: voidbox image import NAME /.* makes an"):
+        choose(tmp_path, "/k")
 
 
 def test_a_name_is_an_image_of_the_store(stored: StoreFolder) -> None:
@@ -96,7 +101,7 @@ def test_a_name_is_an_image_of_the_store(stored: StoreFolder) -> None:
     assert choice.envs({"B": "3"}) == {"A": "1", "B": "3"}
     assert (choice.user(None), choice.user("7")) == ("web:www", "7")
     assert (choice.workdir(None), choice.workdir("/srv")) == ("/app", "/srv")
-    with pytest.raises(ConfigError, match="no image nothing"):
+    with pytest.raises(ConfigError, match="no image nothing: voidbox image pull nothing brings"):
         choose("nothing", "/k", state_folder=str(stored.path))
 
 

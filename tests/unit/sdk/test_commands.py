@@ -41,6 +41,42 @@ async def test_where_and_with_what_it_runs(box: Box, guest: Path) -> None:
 
 
 @in_event_loop
+async def test_input(box: Box) -> None:
+    assert (await box.commands.run("cat; echo end", input="zwölf\n")).stdout == "zwölf\nend\n"
+    assert (await box.commands.run(["cat"], input=b"\0\xff")).stdout_bytes == b"\0\xff"
+    assert (await box.commands.run("cat; echo end", input="")).stdout == "end\n"
+    for bad in ({"input": "a", "stdin": "b"}, {"input": "a", "stdin": True}, {"input": 5}):
+        with pytest.raises(ConfigError, match="input"):
+            await box.commands.run("cat", **bad)  # type: ignore[call-overload]
+
+
+@in_event_loop
+async def test_what_is_too_long_for_a_command(box: Box) -> None:
+    for envs in (
+        {"A": "x" * (3 << 20)},
+        {f"A{number}": "x" * 100_000 for number in range(30)},
+        {"A": "x" * (128 << 10)},
+    ):
+        with pytest.raises(ConfigError, match=r"envs: .* into a file$"):
+            await box.commands.run("true", envs=envs)
+    with pytest.raises(ConfigError, match="the command: .* into a file$"):
+        await box.commands.run("true " + "x" * (128 << 10))
+    envs = {f"A{number}": "x" * 130_000 for number in range(7)}
+    result = await box.commands.run(["sh", "-c", "echo ${#A6}"], envs=envs)
+    assert result.stdout == "130000\n"
+
+
+@in_event_loop
+async def test_a_request_that_is_too_long_is_refused_and_others_go_on(box: Box) -> None:
+    handle = await box.commands.start("cat", stdin=True)
+    for path in ("/" + "x" * (3 << 20), "/\ud800"):
+        with pytest.raises(ConfigError):
+            await box.files.read(path)
+    await handle.close_stdin()
+    assert (await handle.wait()).exit_code == 0
+
+
+@in_event_loop
 async def test_check(box: Box) -> None:
     with pytest.raises(CommandFailed, match="exit 4: exit code 4: no such thing") as caught:
         await box.commands.run("echo no such thing >&2; exit 4", check=True)

@@ -23,6 +23,7 @@ import pytest
 
 from tests.unit.agent.conftest import ROOT, USER
 from tests.unit.sandbox.conftest import in_event_loop
+from voidbox import volumes
 from voidbox.errors import AgentError, CommandTimeout, ConfigError, HostError, SandboxTimeout
 from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.launch import launch
@@ -125,6 +126,26 @@ async def test_from_create_to_kill(options: dict[str, Any], tmp_path: Path) -> N
         assert kept() == [sandbox.sandbox_id]
     assert not kept()
     assert not await sandbox.kill() and not await sandbox.terminate()
+
+
+@in_event_loop
+async def test_volumes(options: dict[str, Any], tmp_path: Path) -> None:
+    volumes.create("cache")
+    (tmp_path / "data").mkdir()
+    given = [f"{tmp_path}/data:/data:ro", "cache:/cache"]
+    sandbox = await AsyncSandbox.create(**options, volumes=given, keep=True)
+    assert (await sandbox.get_info()).volumes == tuple(given)
+    async with sandbox:
+        pass
+    info = await sandbox.get_info()
+    assert info.reason == "it was stopped"  # a kill would be a power cut for the file system
+    launch = AsyncSandbox.create(**options, volumes=["nothing:/cache"])
+    with pytest.raises(ConfigError, match="no volume 'nothing': voidbox volume create"):
+        await launch
+    for wrong in ("cache:/c", ["cache"], [7]):
+        with pytest.raises(ConfigError, match="give"):
+            await AsyncSandbox.create(**options, volumes=wrong)
+    assert kept() == [sandbox.sandbox_id]
 
 
 @in_event_loop
@@ -547,6 +568,8 @@ async def test_rounds_leave_nothing(options: dict[str, Any], tmp_path: Path) -> 
         {"envs": {"": "x"}},
         {"envs": {"A": "x\0"}},
         {"envs": "abc"},
+        {"envs": {"A": "x" * 200_000}},
+        {"envs": {f"A{number}": "x" * 100_000 for number in range(30)}},
         {"metadata": [1]},
         {"name": 5},
         {"name": ""},
@@ -569,6 +592,33 @@ async def test_arguments_without_sense(
     with pytest.raises(ConfigError) as caught:
         await AsyncSandbox.create(**{**options, **bad})
     assert "\n" not in str(caught.value) and not kept()
+
+
+@in_event_loop
+async def test_whatever_is_asked_of_a_sandbox_after_ones_own_kill_is_answered_so(
+    options: dict[str, Any],
+) -> None:
+    sandbox = await AsyncSandbox.create(**options)
+    handle = await sandbox.commands.start("sleep 100")
+    watch = await sandbox.files.watch_dir("/tmp")
+    await sandbox.kill()
+    said = f"{sandbox.name} has been ended by this program"
+    for asked in (
+        lambda: sandbox.commands.run("true"),
+        lambda: sandbox.commands.list(),
+        lambda: sandbox.files.read("f"),
+        lambda: sandbox.pause(),
+        lambda: sandbox.get_metrics(),
+        lambda: sandbox.get_info(),
+        lambda: sandbox.wait(),
+        lambda: sandbox.ports.list(),
+    ):
+        with pytest.raises(AgentError, match=f"^{said}[^\n]*$"):
+            await asked()
+    for what in (handle.wait(), watch.next()):
+        with pytest.raises(AgentError, match=said):
+            await what
+    assert not await sandbox.kill() and not await sandbox.is_running()
 
 
 @pytest.mark.parametrize("key", [None, 5, b"x", ""])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,14 @@ from tests.unit.agent.conftest import ROOT
 from tests.unit.sandbox.conftest import Box, in_event_loop
 from tests.unit.sdk.test_sandbox import kept, options, state_folder
 from voidbox.agent.call import RequestFailed
-from voidbox.errors import AgentError, CommandFailed, CommandTimeout, ConfigError, SandboxTimeout
+from voidbox.errors import (
+    AgentError,
+    CommandFailed,
+    CommandTimeout,
+    ConfigError,
+    SandboxTimeout,
+    VoidboxError,
+)
 from voidbox.sdk import (
     aio,
     command_handle,
@@ -82,6 +90,31 @@ def test_what_a_callback_raises_ends_the_command(sandbox: Sandbox) -> None:
         sandbox.commands.run("echo; exec sleep 60", on_stdout=refuse)
     while sandbox.commands.list():
         time.sleep(0.01)
+
+
+def test_errors_come_without_the_frames_in_here(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def frames(line: str) -> int:
+        with pytest.raises(VoidboxError) as caught:
+            if line == "read":
+                sandbox.files.read("/no/such")
+            else:
+                sandbox.commands.run(line, cwd="/no/such" if line == "true" else None, check=True)
+        shown = "".join(traceback.format_exception(caught.value))
+        assert shown.count("Traceback") == 1
+        return len(traceback.extract_tb(caught.tb))
+
+    for line in ("read", "true", "exit 3"):
+        assert frames(line) <= 5
+    monkeypatch.setenv("VOIDBOX_DEBUG", "1")
+    assert frames("read") > 8
+
+
+def test_input_with_callbacks(sandbox: Sandbox) -> None:
+    heard: list[str] = []
+    assert sandbox.commands.run("cat", input="a", on_stdout=heard.append).stdout == "a"
+    assert heard == ["a"] and sandbox.exec("cat", input=b"b").stdout == "b"
 
 
 def test_iterating(sandbox: Sandbox) -> None:
@@ -294,7 +327,7 @@ def test_a_dead_one_says_so(options: dict[str, Any]) -> None:
     with pytest.raises(AgentError, match="it was stopped"):
         sandbox.commands.run("true")
     assert not sandbox.kill()
-    with pytest.raises(AgentError, match="has been removed"):
+    with pytest.raises(AgentError, match="has been ended by this program"):
         sandbox.commands.run("true")
 
 

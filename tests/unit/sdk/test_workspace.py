@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import pytest
 
 from tests.unit.sandbox.conftest import in_event_loop
 from tests.unit.sdk.test_sandbox import options, state_folder
-from voidbox.errors import AgentError, ConfigError
+from voidbox.errors import AgentError, ConfigError, SandboxTimeout
+from voidbox.sandbox import session
 from voidbox.sandbox.process import recipe
 from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.sandbox.workspace import copying
+from voidbox.sandbox.workspace import copying, watching
 from voidbox.sdk.aio import AsyncSandbox
 from voidbox.sdk.sync import Sandbox
+from voidbox.sdk.watch import FileEvent
 from voidbox.vmm.config import ShareConfig
 
 __all__ = ["options", "state_folder"]
@@ -152,7 +155,66 @@ def test_the_recipe(tmp_path: Path) -> None:
         return recipe.machine_config(found, "s", "u").shares
 
     assert recipe.machine_config(record, "s", "u").shares == shares("copy") == ()
-    assert shares("ro") == (ShareConfig(str(tmp_path), "workspace", True),)
-    assert shares("rw") == (ShareConfig(str(tmp_path), "workspace", False),)
+    assert shares("ro") == (ShareConfig(str(tmp_path), "workspace", True, "/workspace"),)
+    assert shares("rw") == (ShareConfig(str(tmp_path), "workspace", False, "/workspace"),)
     with pytest.raises(ConfigError, match="workspace mode"):
         shares("both")
+
+
+@in_event_loop
+async def test_what_the_host_changes_in_a_live_folder_is_told(
+    options: dict[str, Any], host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (host / "sub").mkdir()
+    (host / "link").symlink_to("sub")
+    # The fake guest's /workspace: it knows that the folder is there, and nothing of its changes.
+    monkeypatch.setattr(session, "WORKDIR", "/etc")
+    options["workdir"] = "/etc"
+    async with await AsyncSandbox.create(**options, workspace=host, workspace_mode="rw") as sandbox:
+        async with await sandbox.files.watch_dir("/etc/.", recursive=True) as watch:
+            (host / "new").write_text("x")
+            assert await watch.next(20) == FileEvent("create", "new", False)
+            assert (await watch.next(20)).kind == "write"  # type: ignore[union-attr]
+            (host / "sub" / "deep").mkdir()
+            assert await watch.next(20) == FileEvent("create", "sub/deep", True)
+            with pytest.raises(SandboxTimeout, match=r"^/etc/.: nothing happened for 0.1 s$"):
+                await watch.next(0.1)
+        told: asyncio.Queue[FileEvent] = asyncio.Queue()
+        watch = await sandbox.files.watch_dir("/etc", told.put)
+        os.rename(host / "new", host / "newer")
+        async with asyncio.timeout(20):
+            assert [(await told.get()).kind for _ in range(2)] == ["rename", "create"]
+        await watch.close()
+        watch = await sandbox.files.watch_dir("/etc")
+        await sandbox.kill()
+        with pytest.raises(AgentError, match="ended by this program"):
+            await watch.next(20)
+
+
+@in_event_loop
+async def test_a_link_in_a_live_folder_is_not_followed_to_watch(
+    options: dict[str, Any], host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "WORKDIR", "/etc")
+    (host / "default").symlink_to("/")  # in the guest it is a folder
+    async with await AsyncSandbox.create(**options, workspace=host, workspace_mode="ro") as sandbox:
+        with pytest.raises(ConfigError, match="links on the way are not followed"):
+            await sandbox.files.watch_dir("/etc/default")
+        assert (await sandbox.commands.run("echo on")).stdout == "on\n"
+
+
+def test_a_guest_that_makes_folders_without_end_gets_no_watches_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "FOLDERS_MAX", 5)
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    watch = watching.SharedFolderWatch(str(tmp_path), (), True)
+    try:
+        for name in "defgh":
+            (tmp_path / name).mkdir()
+        watch.read()
+        kinds = [event["kind"] for event in watch.tree.pending]
+        assert watch.tree.folders == 5 and kinds.count("create") == 5 and "overflow" in kinds
+    finally:
+        watch.close()

@@ -14,7 +14,7 @@ import pytest
 from tests.unit.virtio.block_guest import SECTOR, FakeDisk, Guest, host_error
 from tests.unit.virtio.driver import ALL_FEATURES
 from voidbox.block.workers import WORKERS_MAX, Workers
-from voidbox.errors import ConfigError
+from voidbox.errors import ConfigError, HostError
 from voidbox.memory import GuestMemory
 from voidbox.virtio import block
 from voidbox.virtio.block import VirtioBlock
@@ -484,3 +484,34 @@ def test_workers_end_and_begin_again_none() -> None:
     workers.close()
     workers.close()
     assert not [one for one in threading.enumerate() if one.name == "voidbox-test"]
+
+
+def test_a_pause_waits_for_what_workers_do(guest: Guest) -> None:
+    gpa = start_read(guest)
+    release = threading.Timer(0.05, guest.disk.gate.set)
+    release.start()
+    guest.transport.pause()
+    assert guest.disk.gate.is_set()
+    assert guest.transport.state().virtqueues  # nothing is under way
+    assert guest.memory.read(gpa, 512) == bytes(guest.disk.data[:512])
+    assert len(guest.queue.completed()) == 1
+    release.join()
+    guest.add(VIRTIO_BLK_T_IN, 1, room=512)
+    guest.driver.kick(0)
+    guest.loop.run()
+    assert not guest.queue.completed()
+    guest.transport.resume()
+    guest.run()
+    assert len(guest.queue.completed()) == 1
+
+
+def test_a_disk_that_does_not_answer_is_not_waited_for_for_ever(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(block, "PAUSE_S", 0.05)
+    start_read(guest)
+    with pytest.raises(HostError, match="did not answer"):
+        guest.transport.pause()
+    guest.disk.gate.set()
+    guest.run()
+    assert len(guest.queue.completed()) == 1

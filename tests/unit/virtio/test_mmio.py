@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.virtio.driver import Arena, FakeLoop, IrqLine, MmioDriver
-from voidbox.errors import ConfigError, GuestError
+from voidbox.errors import ConfigError, GuestError, HostError
 from voidbox.memory import GuestMemory
 from voidbox.virtio import device as device_module
 from voidbox.virtio import mmio_regs as reg
@@ -45,7 +45,8 @@ class Echo:
         self.transport: Transport | None = None
         self.queues: Sequence[Virtqueue] = ()
         self.features = 0
-        self.activations = self.resets = 0
+        self.activations = self.resets = self.paused = 0
+        self.is_busy = False
         self.threads: set[int] = set()
 
     def read_config(self, offset: int, width: int) -> int:
@@ -77,6 +78,14 @@ class Echo:
         if queue.publish():
             self.transport.interrupt_queues()
         queue.enable_notification()
+
+    def pause(self) -> None:
+        self.paused += 1
+        if self.is_busy:
+            raise HostError("busy")
+
+    def resume(self) -> None:
+        self.paused -= 1
 
     def reset(self) -> None:
         self.threads.add(threading.get_ident())
@@ -825,3 +834,118 @@ def test_snapshot_of_another_device_is_refused(bench: Bench) -> None:
             pulse_irq=bench.line.pulse,
             loop_call_soon=bench.loop.call_soon,
         )
+
+
+def restore(bench: Bench, state: reg.MmioState, device: Echo | None = None) -> MmioTransport:
+    return MmioTransport.from_state(
+        state,
+        device=device or Echo(),
+        memory=bench.memory,
+        pulse_irq=bench.line.pulse,
+        loop_call_soon=bench.loop.call_soon,
+    )
+
+
+def test_a_restored_device_raises_the_interrupt_that_it_may_have_owed(bench: Bench) -> None:
+    """Used buffers that were published without one: nothing that follows would tell of them."""
+    bench.boot()
+    assert bench.echo() == b"ping"
+    bench.driver.interrupt()
+    state = bench.transport.state()
+    assert state.interrupt_status == 0
+    before = bench.line.pulses
+    transport = restore(bench, state)
+    bench.loop.run()
+    assert bench.line.pulses == before + 1
+    assert transport.state().interrupt_status == reg.VIRTIO_MMIO_INT_VRING
+    transport.close()
+
+
+def test_a_feature_that_is_no_longer_offered_is_refused(bench: Bench) -> None:
+    bench.boot()
+    device = Echo()
+    device.device_features = 0
+    with pytest.raises(ConfigError, match="does not offer"):
+        restore(bench, bench.transport.state(), device)
+
+
+def test_queues_that_cannot_be_are_refused(bench: Bench) -> None:
+    bench.boot()
+    state = bench.transport.state()
+    large = state.queues[0]._replace(size=4096)
+    with pytest.raises(ConfigError, match="4096"):
+        restore(bench, state._replace(queues=(large, *state.queues[1:])))
+    with pytest.raises(ConfigError, match="queues"):
+        restore(bench, state._replace(virtqueues=state.virtqueues[:1] * 3))
+
+
+def test_addresses_outside_of_memory_need_a_reset_and_no_more(bench: Bench) -> None:
+    bench.boot()
+    state = bench.transport.state()
+    wild = state.virtqueues[0]._replace(desc_gpa=1 << 50)
+    transport = restore(bench, state._replace(virtqueues=(wild, *state.virtqueues[1:])))
+    bench.loop.run()
+    assert transport.state().status & VIRTIO_CONFIG_S_NEEDS_RESET
+    transport.close()
+
+
+def test_chains_that_a_device_holds_are_no_snapshot(bench: Bench) -> None:
+    bench.boot()
+    bench.driver.queues[0].add([b"x"], [64])
+    assert bench.device.queues[0].next_chain() is not None
+    with pytest.raises(HostError, match="at work on queue 0"):
+        bench.transport.state()
+
+
+# Pausing
+
+
+def test_a_paused_device_touches_nothing(bench: Bench) -> None:
+    bench.boot()
+    assert bench.echo() == b"ping"
+    bench.transport.pause()
+    bench.transport.pause()
+    assert bench.device.paused == 1
+    before = bytes(bench.memory.view(0, bench.memory.size_bytes))
+    done: list[str] = []
+
+    def work() -> None:
+        done.append("work")
+
+    bench.driver.queues[0].add([b"later"], [64])
+    offered = bytes(bench.memory.view(0, bench.memory.size_bytes))
+    assert offered != before
+    bench.transport.notify(0)
+    for _ in range(1000):
+        bench.transport.run(work)
+        bench.transport.defer(work)
+    bench.loop.run()
+    assert bytes(bench.memory.view(0, bench.memory.size_bytes)) == offered
+    assert len(bench.transport._waiting) == 1, "what waits grows"
+    bench.transport.resume()
+    bench.transport.resume()
+    assert (done, bench.device.paused) == (["work"], 0)
+    assert [each.data for each in bench.driver.queues[0].completed()] == [b"later"]
+
+
+def test_a_device_that_is_busy_goes_on(bench: Bench) -> None:
+    bench.boot()
+    bench.device.is_busy = True
+    with pytest.raises(HostError, match="busy"):
+        bench.transport.pause()
+    assert bench.device.paused == 0
+    assert bench.echo() == b"ping"
+
+
+def test_a_paused_device_is_reset_and_closed(bench: Bench) -> None:
+    bench.boot()
+    bench.transport.pause()
+    bench.driver.reset()
+    bench.driver.probe()
+    bench.loop.run()
+    assert bench.device.activations == 1, "it began while it was paused"
+    bench.transport.resume()
+    assert bench.device.activations == 2
+    assert bench.echo() == b"ping"
+    bench.transport.pause()
+    bench.transport.close()

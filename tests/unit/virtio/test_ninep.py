@@ -289,3 +289,17 @@ def test_a_bug_ends_the_machine(guest: Guest, monkeypatch: pytest.MonkeyPatch) -
     guest.add(VERSION)
     with pytest.raises(RuntimeError, match="a bug"):
         guest.answers(1)
+
+
+def test_a_pause_keeps_the_worker_out(guest: Guest) -> None:
+    assert guest.ask(VERSION)
+    guest.transport.pause()
+    guest.add(VERSION)
+    guest.loop.run()
+    before = bytes(guest.memory.view(0, guest.memory.size_bytes))
+    threading.Event().wait(0.05)
+    assert bytes(guest.memory.view(0, guest.memory.size_bytes)) == before
+    guest.transport.resume()
+    assert guest.answers(1)
+    guest.transport.pause()
+    guest.device.close()  # though it is paused

@@ -681,3 +681,14 @@ def test_nothing_that_a_guest_sends_does_harm(steps: list[bytes | str]) -> None:
         assert fields[4] == len(data) - 44
     lab.muxer.reset()
     assert all(program.closed for program in programs)
+
+
+def test_a_muxer_that_goes_on_gives_other_ports(lab: Lab) -> None:
+    _, program = lab.host_opens()
+    after = module.Muxer(lab.muxer.guest_cid, lambda port: None, lab.muxer.next_port)
+    again = Program()
+    assert after.open(again, 22, 0) is not None
+    assert again.link is not None
+    assert again.link.connection.local_port == program.host_port + 1
+    for wild in (-5, 1 << 70):
+        assert 0 <= module.Muxer(3, lambda port: None, wild).next_port < 1 << 30

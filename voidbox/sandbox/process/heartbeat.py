@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
+from voidbox.agent.core import Pong
 from voidbox.errors import AgentError, SandboxTimeout
 
 PERIOD_S = 5.0
@@ -20,8 +21,8 @@ log = logging.getLogger(__name__)
 class Pinger(Protocol):
     """What the heartbeat needs of an agent's client."""
 
-    def ping(self, secret: bytes, timeout_s: float | None = None) -> str:
-        """Return the agent's version."""
+    def ping(self, secret: bytes, timeout_s: float | None = None) -> Pong:
+        """Return what the agent says of itself."""
 
 
 class Heartbeat:
@@ -32,6 +33,7 @@ class Heartbeat:
         reconnect: returns another client, when the connection breaks though the guest lives.
         is_suspended: whether the guest cannot answer now: it is paused, or is shutting down.
         on_lost: called on the thread, at most once.
+        on_answer: called on the thread with each answer.
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class Heartbeat:
         on_lost: Callable[[str], None],
         period_s: float = PERIOD_S,
         answer_s: float = ANSWER_S,
+        on_answer: Callable[[Pong], None] = lambda pong: None,
     ) -> None:
         self._client = client
         self._secret = secret
         self._reconnect = reconnect
         self._is_suspended = is_suspended
         self._on_lost = on_lost
+        self._on_answer = on_answer
         self._period_s = period_s
         self._answer_s = answer_s
         self._failures = 0
@@ -76,10 +80,11 @@ class Heartbeat:
     def _beat(self) -> bool:
         """Ping once; False when it is over."""
         try:
-            self._client.ping(self._secret, self._answer_s)
+            pong = self._client.ping(self._secret, self._answer_s)
             if self._failures:
                 log.info("heartbeat: the guest's agent answers again")
             self._failures = 0
+            self._on_answer(pong)
             return True
         except SandboxTimeout as error:
             return self._fail(str(error))

@@ -49,6 +49,7 @@ class Sandbox(Protocol):
 
     @property
     def machine(self) -> Machine: ...
+    def use(self) -> None: ...
     def current_record(self) -> SandboxRecord: ...
     def stop(self, agent_s: float) -> None: ...
     def kill(self, reason: str) -> None: ...
@@ -74,17 +75,28 @@ class Operations:
             "stop": self._stop,
             "kill": self._kill,
             "wait": lambda values: Later(self._sandbox.ended_fd, lambda: self._info({})),
-            "set_timeout": self._set_timeout,
+            "set_timeout": self._using(self._set_timeout),
             "pause": lambda values: self._do(self._sandbox.pause),
-            "resume": lambda values: self._do(self._sandbox.resume),
-            "snapshot": self._snapshot,
+            "resume": self._using(lambda values: self._do(self._sandbox.resume)),
+            "snapshot": self._using(self._snapshot),
             "suspend": lambda values: self._do(self._sandbox.suspend),
-            "port_add": self._port_add,
-            "port_remove": self._port_remove,
+            "port_add": self._using(self._port_add),
+            "port_remove": self._using(self._port_remove),
             "port_list": self._port_list,
-            "connect_serial": self._connect_serial,
-            "deliver": self._sandbox.deliver,
+            "connect_serial": self._using(self._connect_serial),
+            "deliver": self._using(self._sandbox.deliver),
         }
+
+    def _using(self, handler: Handler) -> Handler:
+        """Return a handler of what counts as use of the sandbox."""
+
+        def use(values: dict[str, object]) -> Answer:
+            try:
+                return handler(values)
+            finally:
+                self._sandbox.use()
+
+        return use
 
     def _do(self, action: Callable[[], None]) -> dict[str, object]:
         action()

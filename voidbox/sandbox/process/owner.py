@@ -35,7 +35,8 @@ from voidbox.sandbox.control import describe_error
 from voidbox.sandbox.guest import Guest
 from voidbox.sandbox.process import logs, recipe, restoring
 from voidbox.sandbox.process.control_server import ControlServer
-from voidbox.sandbox.process.heartbeat import Heartbeat
+from voidbox.sandbox.process.heartbeat import PERIOD_S, Heartbeat
+from voidbox.sandbox.process.idle import IdleLimit
 from voidbox.sandbox.process.limits import Limits
 from voidbox.sandbox.process.operations import Operations
 from voidbox.sandbox.process.published import PublishedPorts
@@ -49,6 +50,7 @@ from voidbox.sandbox.snapshots.record import SnapshotRecord
 from voidbox.sandbox.state.lifecycle import Event
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
+from voidbox.sandbox.volumes.spec import writes_named
 from voidbox.signals import SignalThread
 from voidbox.storage.durable import remove_tree
 from voidbox.vmm.config import MachineConfig
@@ -116,7 +118,9 @@ class Owner:
         self._lock = threading.Lock()  # covers _verdict
         self._verdict: Verdict | None = None  # who ended it from here
         self._state_lock = threading.Lock()  # one pause, resume or stop at a time
+        self._stop_reason = ""
         self._limits = Limits(parent_fd, self._on_time, self._on_orphaned)
+        self._idle = IdleLimit(record.idle_timeout_s, self._on_idle)
         self._stopping = Stopping(self._ask_agent, self._press_power_button, self.kill, self._ended)
         self._resources = contextlib.ExitStack()  # what ends before the last word is written
         self._control: ControlServer | None = None
@@ -136,11 +140,15 @@ class Owner:
 
     # What may be asked of it; see operations.
 
+    def use(self) -> None:
+        """Somebody uses it, by something that its guest does not see."""
+        self._idle.use()
+
     def current_record(self) -> SandboxRecord:
         """Return its record, with the ports that it has been given."""
         return self._store.known(self.record.id) or self.record
 
-    def stop(self, agent_s: float = AGENT_S) -> None:
+    def stop(self, agent_s: float = AGENT_S, reason: str = "it was stopped") -> None:
         """Begin to end it politely."""
         with self._state_lock:
             if self._client is None:
@@ -148,6 +156,8 @@ class Owner:
                 return
             self._check_stays()
             machine = self.machine
+            if not self._stopping.has_begun:
+                self._stop_reason = reason
             self._update(Event.STOP)
             if machine.is_paused:
                 machine.resume()
@@ -279,10 +289,30 @@ class Owner:
             self._guest.machine.press_power_button()
 
     def _on_time(self) -> None:
-        self.kill("its time limit ran out")
+        self._end("its time limit ran out")
+
+    def _on_idle(self) -> None:
+        reason = f"nobody used it for {self.record.idle_timeout_s:g} s"
+        log.info("%s: stopping", reason)
+        try:
+            self.stop(reason=reason)
+        except VoidboxError as error:
+            log.warning("%s", error)
+            self.kill(reason)
 
     def _on_orphaned(self) -> None:
-        self.kill("the process that owned it ended")
+        self._end("the process that owned it ended")
+
+    def _end(self, reason: str) -> None:
+        """End it, at once unless it has a volume that is to be left in order."""
+        if not writes_named(self.record.volumes):
+            self.kill(reason)
+            return
+        try:
+            self.stop(reason=reason)
+        except VoidboxError as error:
+            log.warning("%s", error)
+            self.kill(reason)
 
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
@@ -328,7 +358,7 @@ class Owner:
         record, own = self.record, self._resources.callback
         vsock_path = self._store.path(record.id, "vsock.sock")
         upper_path = self._store.path(record.id, UPPER_FILE)
-        config = recipe.machine_config(record, vsock_path, upper_path)
+        config = recipe.machine_config(record, vsock_path, upper_path, self._store.folder)
         key = templates.key_of(record, config)
         self._control = ControlServer(
             self._store.path(record.id, "control.sock"), Operations(self).handlers()
@@ -443,6 +473,8 @@ class Owner:
             self._reconnect,
             lambda: self._ended.is_set() or self._stopping.has_begun or self.machine.is_paused,
             lambda reason: self.kill(reason, Event.FAILED),
+            self._idle.period_s(PERIOD_S),
+            on_answer=self._idle.take,
         )
         heartbeat.start()
         self._resources.callback(heartbeat.close)
@@ -471,7 +503,7 @@ class Owner:
             return Verdict(Event.FAILED, str(error).partition("\n")[0], str(error))
         end = outcome.reason.name
         if has_stopped and self._stopping.has_begun:
-            return Verdict(Event.ENDED, "it was stopped")
+            return Verdict(Event.ENDED, self._stop_reason)
         if has_stopped:
             return Verdict(Event.ENDED, outcome.reason.value, end=end)
         story = outcome.describe()

@@ -6,9 +6,11 @@ import os
 from typing import TYPE_CHECKING, TypeVar
 
 from voidbox.errors import ConfigError
-from voidbox.sandbox.guest import WORKSPACE_TAG
+from voidbox.sandbox.mounts import WORKSPACE_PATH, WORKSPACE_TAG
 from voidbox.sandbox.root import Root
 from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.volumes.attach import attach
+from voidbox.sandbox.volumes.spec import parse_volumes
 from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, ShareConfig, VsockConfig, parse_disk
 
 if TYPE_CHECKING:  # a sandbox without a network starts sooner
@@ -21,14 +23,17 @@ _NET_KEYS = frozenset({"allow", "deny", "allow_host_ports", "publish", "rate_byt
 _Item = TypeVar("_Item", str, int)
 
 
-def machine_config(record: SandboxRecord, vsock_path: str, upper_path: str) -> MachineConfig:
+def machine_config(
+    record: SandboxRecord, vsock_path: str, upper_path: str, state_folder: str | None = None
+) -> MachineConfig:
     """Return what to build.
 
     Args:
         upper_path: the file behind the disk that the guest writes, if it has one; see root_of.
+        state_folder: where named volumes are; None for the user's own.
 
     Raises:
-        ConfigError: the record asks for what there is not.
+        ConfigError: the record asks for what there is not, or for what another machine has.
     """
     if record.vsock not in (UNIX, VHOST, NO_VSOCK):
         raise ConfigError(f"vsock {record.vsock!r}: choose {UNIX}, {VHOST} or {NO_VSOCK}")
@@ -48,9 +53,9 @@ def machine_config(record: SandboxRecord, vsock_path: str, upper_path: str) -> M
         shares=_shares(record),
     )
     root = root_of(record)
-    if root is None:
-        return config
-    return root.applied_to(config, upper_path if root.disk_bytes else None)
+    if root is not None:
+        config = root.applied_to(config, upper_path if root.disk_bytes else None)
+    return attach(config, parse_volumes(record.volumes), state_folder) if record.volumes else config
 
 
 def root_of(record: SandboxRecord) -> Root | None:
@@ -69,7 +74,7 @@ def _shares(record: SandboxRecord) -> tuple[ShareConfig, ...]:
         raise ConfigError(f"workspace mode {mode!r}: choose copy, ro or rw")
     if record.workspace is None or mode == "copy":
         return ()
-    return (ShareConfig(record.workspace, WORKSPACE_TAG, mode == "ro"),)
+    return (ShareConfig(record.workspace, WORKSPACE_TAG, mode == "ro", WORKSPACE_PATH),)
 
 
 def _network(net: dict[str, object] | None) -> NatConfig | None:

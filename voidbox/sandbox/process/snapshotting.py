@@ -99,8 +99,7 @@ class Snapshotting:
                     f"{record.name} removes itself when it ends: one that is to be suspended is "
                     "made without --rm"
                 )
-            if record.workspace is not None:
-                rests_on.refuse(record._replace(disks=()))
+            rests_on.refuse(record._replace(disks=()))  # which nobody else writes meanwhile
             folder = self._store.path(record.id, state_folder.SUSPENDED)
             durable.remove_tree(folder)  # of an earlier time, and woken since
             self._sandbox.begin_suspend()

@@ -60,6 +60,11 @@ def refuse(record: SandboxRecord) -> None:
             f"{record.name} shares {record.workspace} live, which a snapshot cannot hold: give it "
             'the workspace as a copy, with workspace_mode="copy" or --workspace DIR:copy'
         )
+    if record.volumes:
+        raise ConfigError(
+            f"{record.name} has volumes ({', '.join(record.volumes)}), which a snapshot cannot "
+            "hold: copy what it needs into it, and create it without them"
+        )
     for text in record.disks:
         disk = parse_disk(text)
         if not disk.is_read_only and disk.overlay is None:

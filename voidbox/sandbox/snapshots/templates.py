@@ -42,7 +42,7 @@ def suits(record: SandboxRecord) -> bool:
     Not with what is a part of the machine and the user's own: disks, a folder shared live.
     """
     return (
-        not (record.is_cold or record.snapshot or record.disks)
+        not (record.is_cold or record.snapshot or record.disks or record.volumes)
         and record.vsock == "unix"
         and (record.workspace is None or record.workspace_mode == "copy")
         and os.environ.get(_VARIABLE) != _OFF

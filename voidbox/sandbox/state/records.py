@@ -29,11 +29,13 @@ class SandboxRecord(NamedTuple):
         ports: those that Store.allocate_port gave it.
         workdir, user: of its commands that name none.
         timeout_s: its time limit, from its start; without its pauses, which make it longer.
+        idle_timeout_s: it is ended when nobody has used it for so long.
         paused_s: how long its pauses took, those that are over.
         paused_at: since when it is paused, by the host's CLOCK_MONOTONIC; None while it is not.
         net: allow, deny, allow_host_ports, publish, rate_bytes_s, pcap; None: no network. As JSON
             has it: lists, no tuples.
         disks: what vmm.config.parse_disk reads, with absolute paths.
+        volumes: what voidbox.sandbox.volumes.spec reads, with absolute paths.
         vsock: "unix", "vhost" or "none".
         root: where its root is on disks, see voidbox.sandbox.root; None: `image` is an initramfs.
         is_owned: it ends with the process that made it.
@@ -67,6 +69,7 @@ class SandboxRecord(NamedTuple):
     workdir: str | None = None
     user: str | None = None
     timeout_s: float | None = None
+    idle_timeout_s: float | None = None
     paused_s: float = 0.0
     paused_at: float | None = None
     net: dict[str, object] | None = None
@@ -76,6 +79,7 @@ class SandboxRecord(NamedTuple):
     removes_itself: bool = False
     cmdline: str = ""
     disks: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
     root: dict[str, object] | None = None
     end: str = ""
     workspace: str | None = None
@@ -107,6 +111,7 @@ class SandboxRecord(NamedTuple):
             "state": self.state.value,
             "ports": list(self.ports),
             "disks": list(self.disks),
+            "volumes": list(self.volumes),
             "forwards": list(self.forwards),
         }
 
@@ -122,6 +127,7 @@ class SandboxRecord(NamedTuple):
             found["state"] = State(found["state"])
             found["ports"] = tuple(found.get("ports", ()))
             found["disks"] = tuple(found.get("disks", ()))
+            found["volumes"] = tuple(found.get("volumes", ()))
             found["forwards"] = tuple(found.get("forwards", ()))
             record = SandboxRecord(**found)
         except (KeyError, TypeError, ValueError) as error:
@@ -197,6 +203,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "workdir": _is_text_or_none,
     "user": _is_text_or_none,
     "timeout_s": _is_number_or_none,
+    "idle_timeout_s": _is_number_or_none,
     "paused_s": _is_number,
     "paused_at": _is_number_or_none,
     "net": _is_options,
@@ -206,6 +213,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "removes_itself": _is_flag,
     "cmdline": _is_text,
     "disks": _is_words,
+    "volumes": _is_words,
     "root": _is_options,
     "end": _is_text,
     "workspace": _is_text_or_none,

@@ -1,0 +1,187 @@
+"""Snapshots beside a cold boot: how long a guest stands still, and how soon it is back.
+
+A guest with the agent boots and is saved while it runs; the snapshot is restored each way in turn.
+Every time is from the moment that the machine is asked for: until it is built, until its vCPUs run,
+until its agent answers, until a first command's answer. Rounds are interleaved; medians and ratios
+to the boot of the same guest are what to quote. All is in one process, whose start is not counted.
+
+    python benchmarks/snapshot.py [--rounds N] [--memory MIB] [--cpus N] [--output FILE.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from voidbox.agent import connect
+from voidbox.agent.client import AgentClient
+from voidbox.sandbox.guest import Guest, MachineEndpoint
+from voidbox.snapshot import folder as snapshot_folder
+from voidbox.vmm.config import MachineConfig, VsockConfig
+from voidbox.vmm.machine import Machine
+
+ROOT = Path(__file__).parents[1]
+LIMIT_S = 300.0
+RESTORE_TARGET = 0.15  # of a boot, until the agent answers
+PAUSE_TARGET_S = 0.2
+
+Sample = dict[str, float]
+
+
+def find_guest(options: argparse.Namespace) -> MachineConfig:
+    """The minimal kernel and the default image, from the project's own scripts."""
+
+    def script(command: str) -> str:
+        return subprocess.run(
+            [command], check=True, cwd=ROOT, capture_output=True, text=True
+        ).stdout.strip()
+
+    kernel = options.kernel or f"{script('kernel/build_minimal.sh')}/bzImage"
+    image = options.image or script("scripts/build_guest_image.sh")
+    return MachineConfig(kernel, image, memory_bytes=options.memory << 20, cpus=options.cpus)
+
+
+def until_answers(start: float, machine: Machine, secret: bytes, sample: Sample) -> AgentClient:
+    """Start a machine and note when its agent and a first command have answered."""
+    sample["built_s"] = time.monotonic() - start
+    machine.start()
+    sample["runs_s"] = time.monotonic() - start
+    client = connect.connect(MachineEndpoint(machine), secret, LIMIT_S)
+    sample["agent_s"] = time.monotonic() - start
+    run(client, "true")
+    sample["exec_s"] = time.monotonic() - start
+    return client
+
+
+def run(client: AgentClient, line: str) -> None:
+    """Run a command and wait for its end."""
+    process = client.exec(shell=line)
+    for _ in process.output():
+        pass
+    process.wait()
+
+
+@contextmanager
+def boot(config: MachineConfig, sample: Sample) -> Iterator[tuple[Guest, AgentClient]]:
+    """A guest that has booted."""
+    start = time.monotonic()
+    with Guest(config) as guest:
+        client = until_answers(start, guest.machine, guest._secret, sample)
+        try:
+            yield guest, client
+        finally:
+            client.close()
+
+
+def restore(guest: Guest, folder: str, memory: str, record: bool = False) -> Sample:
+    """Restore a snapshot once."""
+    sample: Sample = {}
+    config = guest.machine.config._replace(vsock=VsockConfig())
+    start = time.monotonic()
+    with Machine.from_snapshot(folder, config, memory=memory) as machine:  # type: ignore[arg-type]
+        until_answers(start, machine, guest._secret, sample).close()
+        if record:
+            machine.record_working_set(os.path.join(folder, "working-set"))
+    return sample
+
+
+def save(guest: Guest, folder: str) -> Sample:
+    """Save a running guest once."""
+    report = guest.machine.snapshot(folder)
+    sizes = snapshot_folder.sizes(folder)
+    return {
+        "pause_s": report.pause_ns / 1e9,
+        "fork_s": report.fork_ns / 1e9,
+        "total_s": report.total_ns / 1e9,
+        "memory_mib": report.memory_bytes / 2**20,
+        "on_disk_mib": sizes.disk_bytes / 2**20,
+    }
+
+
+def measure(config: MachineConfig, rounds: int) -> dict[str, list[Sample]]:
+    """Take every measurement `rounds` times after a round that is not counted."""
+    samples: dict[str, list[Sample]] = {}
+
+    def add(name: str, sample: Sample) -> None:
+        if number:
+            samples.setdefault(name, []).append(sample)
+
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as place:
+        for number in range(rounds + 1):
+            booted: Sample = {}
+            with boot(config, booted) as (guest, client):
+                add("cold boot", booted)
+                bare, warm = f"{place}/bare{number}", f"{place}/warm{number}"
+                add("snapshot", save(guest, bare))
+                run(client, "true")  # the original goes on
+                save(guest, warm)
+                add("restore, lazy", restore(guest, bare, "lazy"))
+                restore(guest, warm, "lazy", record=True)
+                add("restore, fetched", restore(guest, warm, "lazy"))
+                add("restore, eager", restore(guest, bare, "eager"))
+            for folder in (bare, warm):
+                shutil.rmtree(folder)
+    return samples
+
+
+def medians(samples: list[Sample]) -> Sample:
+    """Return the median of each quantity."""
+    return {key: statistics.median(each[key] for each in samples) for key in samples[0]}
+
+
+def print_table(rows: dict[str, Sample]) -> None:
+    """Print what was measured, and its ratio to the boot."""
+    cold, saved = rows["cold boot"], rows["snapshot"]
+    keys = ("built_s", "runs_s", "agent_s", "exec_s")
+    print("  " + "".join(f"{word:>9}" for word in (" " * 11, *keys, "agent", "exec")) + " / boot's")
+    for name, row in rows.items():
+        if name != "snapshot":
+            times = "".join(f"{row[key]:8.2f}s" for key in keys)
+            ratios = "".join(f"{row[key] / cold[key]:9.3f}" for key in keys[2:])
+            print(f"  {name:18}{times}{ratios}")
+    print(f"  target: agent/boot ≤ {RESTORE_TARGET}")
+    print(
+        f"  snapshot: stands still {saved['pause_s'] * 1000:.0f} ms (target ≤ "
+        f"{PAUSE_TARGET_S * 1000:.0f}), of them fork {saved['fork_s'] * 1000:.0f}; whole "
+        f"{saved['total_s']:.2f} s; {saved['memory_mib']:.0f} MiB of data"
+    )
+
+
+def main() -> None:
+    """Measure; print a table; write JSON if asked."""
+    parser = argparse.ArgumentParser(description="Snapshots beside a cold boot.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", type=int, default=512, metavar="MIB")
+    parser.add_argument("--cpus", type=int, default=1)
+    parser.add_argument("--kernel", default="", help="another than the minimal one")
+    parser.add_argument("--image", default="", help="another initramfs with the agent")
+    parser.add_argument("--output", type=Path, help="write all samples there, as JSON")
+    options = parser.parse_args()
+    print(f"{options.memory} MiB, {options.cpus} CPUs, {options.rounds} rounds, medians")
+    samples = measure(find_guest(options), options.rounds)
+    rows = {name: medians(taken) for name, taken in samples.items()}
+    print_table(rows)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        document = {
+            "kernel": platform.release(),
+            "memory_mib": options.memory,
+            "cpus": options.cpus,
+            "rows": rows,
+            "samples": samples,
+        }
+        options.output.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+../voidbox/agent/watch_tree.py
