@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -469,13 +470,27 @@ def _changed(path: Path, change: object) -> None:
     (path / "machine.bin").write_bytes(machine_bin.encode(values))
 
 
+def _set_bytes(values: dict[str, Any], name: str, at: int, new: bytes) -> None:
+    """Put other bytes into a field of the first vCPU; a single one in front of it."""
+    vcpu = values["kvm"]["vcpus"][0]
+    old = vcpu[name]
+    vcpu[name] = new + old if len(new) == 1 else old[:at] + new + old[at + len(new) :]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda values: values.update(device_model=99), "99"),
         (lambda values: values["host"].update(model="0"), "another processor"),
         (lambda values: values["kvm"]["vcpus"][0].update(tsc_khz=1000), "TSC|scale"),
-        (lambda values: values["kvm"]["vcpus"][0]["cpuid"][1].update(ecx=0xFFFF_FFFF), "CPUID"),
+        (
+            lambda values: _set_bytes(values, "cpuid", 28 + 20, b"\xff" * 4),
+            "CPUID",
+        ),
+        (lambda values: _set_bytes(values, "cpuid", 0, b"x"), "cut short"),
+        (lambda values: _set_bytes(values, "msrs", 0, b"x"), "cut short"),
+        (lambda values: _set_bytes(values, "msrs", 0, b"\xde" * 4), "MSR"),
+        (lambda values: _set_bytes(values, "regs", 0, b"x"), "kvm_regs"),
         (lambda values: values["slots"].pop(), "devices"),
         (lambda values: values["slots"][0].update(device_id=2), "device"),
         (lambda values: values["slots"][0].update(status="x"), "status"),
@@ -492,8 +507,11 @@ def test_a_foreign_or_damaged_snapshot_is_refused(
         machine.start()
         machine.snapshot(str(tmp_path / "snap"))
     _changed(tmp_path / "snap", change)
-    with pytest.raises(ConfigError, match=message) as caught:
-        Machine.from_snapshot(str(tmp_path / "snap"), config)
+    with (
+        pytest.raises(ConfigError, match=message) as caught,
+        Machine.from_snapshot(str(tmp_path / "snap"), config) as copy,
+    ):
+        copy.start()
     assert "\n" not in str(caught.value)
 
 

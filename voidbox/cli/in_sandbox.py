@@ -85,7 +85,7 @@ def attach(
         return client
 
     command = command._replace(
-        env={**record.envs, **command.env},
+        env={**store.envs(record), **command.env},
         cwd=command.cwd if command.cwd is not None else record.workdir,
         user=command.user if command.user is not None else record.user,
     )
@@ -103,7 +103,7 @@ def start(store: Store, record: SandboxRecord, command: Command) -> None:
     with agent_connect.connect(endpoint, store.secret(record.id), _CONNECT_S) as client:
         process = client.exec(
             command.argv,
-            env={**record.envs, **command.env},
+            env={**store.envs(record), **command.env},
             cwd=command.cwd if command.cwd is not None else record.workdir,
             user=command.user if command.user is not None else record.user,
             background=True,

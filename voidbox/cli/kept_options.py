@@ -91,6 +91,7 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
         memory=options.memory,
         cpus=parse_number(options.cpus, "--cpus"),
         envs=parse_environment(options.env),
+        secret_envs=parse_secrets(options.secret_env),
         metadata=_parse_metadata(options.metadata),
         timeout=parse_optional_duration(options.timeout, "--timeout"),
         name=options.name,
@@ -153,6 +154,7 @@ def make_restored(options: argparse.Namespace, store: Store) -> SandboxRecord:
         net_given={name: value for name, value in rules.items() if value is not None},
         publish=options.publish or None,
         envs=parse_environment(options.env),
+        secret_envs=parse_secrets(options.secret_env),
         metadata=_parse_metadata(options.metadata),
         timeout=parse_optional_duration(options.timeout, "--timeout"),
         idle_timeout=parse_optional_duration(options.idle_timeout, "--idle-timeout"),
@@ -165,6 +167,21 @@ def make_restored(options: argparse.Namespace, store: Store) -> SandboxRecord:
         is_owned=not options.detach,
     )
     return record._replace(removes_itself=options.rm)
+
+
+def parse_secrets(words: list[str]) -> dict[str, str]:
+    """Return the variables of NAME or NAME=VALUE words.
+
+    Raises:
+        ConfigError: a word has no name, or there is no such variable here.
+    """
+    if any(word.startswith("=") for word in words):  # not to be shown
+        raise ConfigError("--secret-env: give NAME, or NAME=VALUE")
+    found = parse_environment(words, "--secret-env")
+    for word in words:
+        if "=" not in word and word not in found:
+            raise ConfigError(f"--secret-env {word}: there is no such variable here")
+    return found
 
 
 def parse_workspace(text: str | None) -> tuple[str | None, str]:

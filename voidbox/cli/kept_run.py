@@ -11,7 +11,7 @@ from contextlib import suppress
 from voidbox.agent.call import NotStarted
 from voidbox.cli import exit_status, root_options
 from voidbox.cli.complain import complain
-from voidbox.cli.kept_options import make_record, make_restored
+from voidbox.cli.kept_options import make_record, make_restored, parse_secrets
 from voidbox.cli.output import print_json
 from voidbox.cli.sandboxes import describe, open_store
 from voidbox.errors import AgentError, ConfigError, VoidboxError
@@ -35,9 +35,10 @@ def main(options: argparse.Namespace, command: tuple[str, ...], cmdline: str) ->
         raise ConfigError("--json shows a sandbox that stays: it goes with --detach")
     with open_store() as store:
         if choice is None:
-            record = store.create(make_restored(options, store))
+            wanted = make_restored(options, store)
         else:
-            record = store.create(make_record(options, cmdline, choice))
+            wanted = make_record(options, cmdline, choice)
+        record = store.create(wanted, parse_secrets(options.secret_env))
         if not options.detach:
             return _run_attached(store, record, options, command)
         _launch(store, record)

@@ -101,6 +101,14 @@ def make_options() -> argparse.ArgumentParser:
     root_options.add_options(parser)
     add_command_options(parser)
     parser.add_argument(
+        "--secret-env",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a variable that is taken from here, and whose value is shown nowhere: in no record, "
+        "list or log; NAME=VALUE shows it to whoever lists processes",
+    )
+    parser.add_argument(
         "-i", "--interactive", action="store_true", help="it reads this input; done anyway"
     )
     parser.add_argument(
@@ -249,7 +257,10 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
             config,
             Command(
                 choice.command(command, options.entrypoint),
-                choice.envs(parse_environment(options.env)),
+                {
+                    **choice.envs(parse_environment(options.env)),
+                    **kept_options.parse_secrets(options.secret_env),
+                },
                 choice.workdir(options.workdir),
                 choice.user(options.user),
                 options.tty,

@@ -14,7 +14,8 @@ the first read to the last: it would land in a controller that was read already.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from voidbox.errors import ConfigError, HostError
@@ -59,6 +60,12 @@ _LEFT_OUT = (
 )
 
 
+# struct kvm_cpuid_entry2 without its padding, and struct kvm_msr_entry. Packed, not named: they are
+# most of a state, and a restore takes every name apart.
+_CPUID_ENTRY = struct.Struct("<7I")
+_MSR_ENTRY = struct.Struct("<IQ")
+
+
 class CpuidValues(NamedTuple):
     """struct kvm_cpuid_entry2; `index` there is `subleaf` here."""
 
@@ -75,14 +82,15 @@ class VcpuState(NamedTuple):
     """One vCPU. Structures are as KVM has them; their layout is the kernel's ABI.
 
     Attributes:
+        cpuid: what it was given: see cpuid_values().
         tsc_khz: the frequency of its TSC.
         tsc: its TSC, at the moment that VmState.clock_ns is of.
         tsc_offset: guest TSC - host TSC, to compare with the other vCPUs'; None if not known.
         tsc_deadline: the TSC at which its timer is due, or 0.
-        msrs: (index, value) of all others.
+        msrs: all others: see msr_values().
     """
 
-    cpuid: tuple[CpuidValues, ...]
+    cpuid: bytes
     mp_state: int
     regs: bytes
     sregs: bytes
@@ -95,7 +103,7 @@ class VcpuState(NamedTuple):
     tsc: int
     tsc_offset: int | None
     tsc_deadline: int
-    msrs: tuple[tuple[int, int], ...]
+    msrs: bytes
 
 
 class VmState(NamedTuple):
@@ -161,7 +169,7 @@ def _read_vcpu(vcpu: Vcpu, indices: Sequence[int], host_tsc: int | None) -> Vcpu
         if (tsc - at_clock) & _U64 < _READING_CYCLES_MAX:
             tsc = at_clock
     return VcpuState(
-        cpuid=_cpuid_values(vcpu.cpuid),
+        cpuid=_pack_cpuid(vcpu.cpuid),
         mp_state=mp_state,
         regs=_bytes(regs),
         sregs=_bytes(sregs),
@@ -174,15 +182,39 @@ def _read_vcpu(vcpu: Vcpu, indices: Sequence[int], host_tsc: int | None) -> Vcpu
         tsc=tsc,
         tsc_offset=offset,
         tsc_deadline=values.pop(MSR_IA32_TSC_DEADLINE, 0),
-        msrs=tuple(values.items()),
+        msrs=b"".join(_MSR_ENTRY.pack(index, value) for index, value in values.items()),
     )
 
 
-def _cpuid_values(cpuid: Any) -> tuple[CpuidValues, ...]:
-    return tuple(
-        CpuidValues(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
+def _pack_cpuid(cpuid: Any) -> bytes:
+    return b"".join(
+        _CPUID_ENTRY.pack(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
         for e in cpuid.entries[0 : cpuid.nent]
     )
+
+
+def cpuid_values(packed: bytes) -> list[CpuidValues]:
+    """Return the entries of VcpuState.cpuid.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    return [CpuidValues(*entry) for entry in _unpack(_CPUID_ENTRY, packed, "CPUID")]
+
+
+def msr_values(packed: bytes) -> list[tuple[int, int]]:
+    """Return (index, value) of each MSR of VcpuState.msrs.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    return [(index, value) for index, value in _unpack(_MSR_ENTRY, packed, "MSRs")]
+
+
+def _unpack(entry: struct.Struct, packed: bytes, what: str) -> Iterator[tuple[int, ...]]:
+    if len(packed) % entry.size:
+        raise ConfigError(f"the snapshot is damaged: its {what} are cut short")
+    return entry.iter_unpack(packed)
 
 
 # Setting.
@@ -215,7 +247,7 @@ def write(vm: Vm, vcpus: Sequence[Vcpu], state: VmState) -> None:
 
 def _write_vcpu(vcpu: Vcpu, state: VcpuState) -> None:
     """Set all that starts no clock."""
-    entries = [tuple(entry) for entry in state.cpuid]
+    entries = [tuple(entry) for entry in cpuid_values(state.cpuid)]
     vcpu.set_cpuid2(ffi.new("struct kvm_cpuid2 *", {"nent": len(entries), "entries": entries}))
     if not is_same_frequency(vcpu.get_tsc_khz(), state.tsc_khz):
         vcpu.set_tsc_khz(state.tsc_khz)
@@ -226,7 +258,7 @@ def _write_vcpu(vcpu: Vcpu, state: VcpuState) -> None:
     vcpu.set_debugregs(_struct("struct kvm_debugregs *", state.debugregs))
     vcpu.set_lapic(_struct("struct kvm_lapic_state *", state.lapic))  # after apic_base, in sregs
     try:
-        vcpu.set_msrs(state.msrs)
+        vcpu.set_msrs(msr_values(state.msrs))
     except HostError as error:
         raise ConfigError(f"this host cannot continue the snapshot: {error}") from error
 
@@ -252,8 +284,8 @@ def is_same_frequency(khz: int, other_khz: int) -> bool:
     return abs(khz - other_khz) * 1_000_000 <= other_khz * TSC_TOLERANCE_PPM
 
 
-def _bytes(struct: Any) -> bytes:
-    return bytes(ffi.buffer(struct))
+def _bytes(structure: Any) -> bytes:
+    return bytes(ffi.buffer(structure))
 
 
 def _struct(ctype: str, data: bytes) -> Any:
@@ -262,9 +294,9 @@ def _struct(ctype: str, data: bytes) -> Any:
     Raises:
         ConfigError: they are not as many as it has.
     """
-    struct = ffi.new(ctype)
-    buffer = ffi.buffer(struct)
+    structure = ffi.new(ctype)
+    buffer = ffi.buffer(structure)
     if len(buffer) != len(data):
         raise ConfigError(f"the snapshot is damaged: {ctype[7:-2]} has {len(data)} bytes")
     buffer[:] = data
-    return struct
+    return structure

@@ -77,7 +77,7 @@ class AsyncSandbox:
         self._endpoint = StoredEndpoint(store, record)
         agent = AsyncAgent(self._endpoint, store.secret(record.id), log=self._log)
         self._session = Session(
-            agent, record.name, record.envs, record.workdir, record.user, self._standstill,
+            agent, record.name, store.envs(record), record.workdir, record.user, self._standstill,
             record.workspace if record.workspace_mode in ("ro", "rw") else None,
         )  # fmt: skip
         self.commands = AsyncCommands(self._session)
@@ -120,6 +120,7 @@ class AsyncSandbox:
         memory: int | str | None = None,
         cpus: int = 1,
         envs: Mapping[str, str] | None = None,
+        secret_envs: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
         timeout: float | None = None,
         idle_timeout: float | None = None,
@@ -159,6 +160,7 @@ class AsyncSandbox:
             memory: MiB as a number, or text such as "512M".
             cpus: how many.
             envs: variables of every command.
+            secret_envs: more of them, whose values no record, log or list shows.
             metadata: text to text, for your own use; see get_info().
             timeout: the sandbox is ended after so many seconds.
             idle_timeout: it is stopped when no request was made, and no command has run, for so
@@ -231,6 +233,7 @@ class AsyncSandbox:
                 net_given=_without_none({**net_options, "block_network": block_network or None}),
                 publish=publish,
                 envs=envs,
+                secret_envs=secret_envs,
                 metadata=metadata,
                 timeout=timeout,
                 idle_timeout=idle_timeout,
@@ -242,7 +245,7 @@ class AsyncSandbox:
                 workspace_mode=workspace_mode,
                 is_owned=not detached,
             )
-            return await cls._launch(store, record, detached, keep, limit_s)
+            return await cls._launch(store, record, detached, keep, limit_s, secret_envs)
         record = draft.make_record(
             kernel=kernel,
             image=image,
@@ -250,6 +253,7 @@ class AsyncSandbox:
             memory=memory,
             cpus=cpus,
             envs=envs,
+            secret_envs=secret_envs,
             metadata=metadata,
             timeout=timeout,
             idle_timeout=idle_timeout,
@@ -267,7 +271,7 @@ class AsyncSandbox:
             is_owned=not detached,
             state_folder=state_folder,
         )._replace(is_cold=cold)
-        return await cls._launch(store, record, detached, keep, limit_s)
+        return await cls._launch(store, record, detached, keep, limit_s, secret_envs)
 
     @classmethod
     async def _launch(
@@ -277,10 +281,11 @@ class AsyncSandbox:
         detached: bool,
         keep: bool,
         limit_s: float | None,
+        secret_envs: Mapping[str, str] | None = None,
     ) -> Self:
         """Start the sandbox of a record; nothing of it is left if that fails."""
         parent_fd = None if detached else parent_pipe.reading_end()
-        launch = Launch(store, record, parent_fd)
+        launch = Launch(store, record, parent_fd, secret_envs)
         try:
             async with asyncio.timeout(limit_s):
                 record = await launch.run()

@@ -42,11 +42,13 @@ def make_record(
     workspace_mode: str = "copy",
     volumes: Sequence[str] | None = None,
     idle_timeout: float | None = None,
+    secret_envs: Mapping[str, str] | None = None,
 ) -> SandboxRecord:
     """Return what Store.create() takes.
 
     Args:
         image: see choose(); or what that returned.
+        secret_envs: of which the record has the names alone.
         state_folder: where the images are; None for the user's own.
 
     Raises:
@@ -55,10 +57,8 @@ def make_record(
     for given in (name, team):
         if given is not None:
             check_name(given)
-    for variable, value in check_texts("envs", envs).items():
-        if not variable or "=" in variable or "\0" in variable + value:
-            raise ConfigError(f"envs: {variable!r}: {value!r}: no program can have such a variable")
-    check_words("envs", (f"{name}={value}" for name, value in (envs or {}).items()))
+    own_envs = check_variables("envs", envs)
+    secrets = check_variables("secret_envs", secret_envs, is_secret=True)
     kernel_path = os.path.abspath(kernel) if kernel is not None else defaults.find_kernel()
     if not isinstance(image, Choice):
         image = choose(
@@ -81,7 +81,8 @@ def make_record(
         image=image.image,
         memory_bytes=memory_bytes(memory),
         cpus=cpus,
-        envs=image.envs(check_texts("envs", envs)),
+        envs={name: value for name, value in image.envs(own_envs).items() if name not in secrets},
+        secret_envs=tuple(secrets),
         metadata=check_texts("metadata", metadata),
         workdir=image.workdir(workdir),
         user=image.user(user),
@@ -193,6 +194,27 @@ def _ports(values: Sequence[int] | None) -> list[int]:
     if isinstance(values, str | int) or not all(type(value) is int for value in values or ()):
         raise ConfigError(f"allow_host_ports={values!r}: give a list of numbers")
     return list(values or ())
+
+
+def check_variables(
+    what: str, values: Mapping[str, str] | None, *, is_secret: bool = False
+) -> dict[str, str]:
+    """Return variables that programs can have. No message shows a secret one's value."""
+    if is_secret and not (isinstance(values, Mapping | None) and _are_texts(values or {})):
+        raise ConfigError(f"{what}: give a dictionary of text for text")
+    found = check_texts(what, values)
+    words = []
+    for name, value in found.items():
+        shown = "*" * len(os.fsencode(value)) if is_secret else value
+        if not name or "=" in name or "\0" in name + value:
+            raise ConfigError(f"{what}: {name!r}: {shown!r}: no program can have such a variable")
+        words.append(f"{name}={shown}")
+    check_words(what, words)
+    return found
+
+
+def _are_texts(values: Mapping[str, str]) -> bool:
+    return all(isinstance(text, str) for pair in values.items() for text in pair)
 
 
 def check_texts(name: str, values: Mapping[str, str] | None) -> dict[str, str]:

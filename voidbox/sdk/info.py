@@ -23,6 +23,7 @@ class SandboxInfo(NamedTuple):
         image: its name, or the path of its file.
         image_digest: "sha256:…" of an image that has a name; else "".
         envs: with those of the image.
+        secret_envs: the names of those that are secret.
         workdir, user: of commands and files that name none; None for what voidbox's own image has.
         network: its rules; None for a sandbox without a network.
         reason: how it ended, in one line; "" while it lives.
@@ -47,6 +48,7 @@ class SandboxInfo(NamedTuple):
     image: str
     image_digest: str
     envs: Mapping[str, str]
+    secret_envs: tuple[str, ...]
     metadata: Mapping[str, str]
     workdir: str | None
     user: str | None

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Mapping
 
 from voidbox.errors import HostError, VoidboxError
 from voidbox.sandbox.launch import launch, reap, wait_ended
@@ -26,10 +27,18 @@ class Launch:
     Args:
         record: what Store.create() takes.
         parent_fd: see launch().
+        secret_envs: see Store.create().
     """
 
-    def __init__(self, store: Store, record: SandboxRecord, parent_fd: int | None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        record: SandboxRecord,
+        parent_fd: int | None,
+        secret_envs: Mapping[str, str] | None = None,
+    ) -> None:
         self._store = store
+        self._secret_envs = secret_envs
         self._draft = record
         self._parent_fd = parent_fd
         self._record: SandboxRecord | None = None
@@ -60,7 +69,7 @@ class Launch:
             self._has_begun = True
         try:
             self._store.clean()
-            self._record = record = self._store.create(self._draft)
+            self._record = record = self._store.create(self._draft, self._secret_envs)
             launch(self._store, record, self._parent_fd)
             return self._store.read(record.id)
         finally:

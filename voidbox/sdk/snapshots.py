@@ -103,6 +103,7 @@ def make_record(
     net_given: Mapping[str, object],
     publish: Sequence[str] | None,
     envs: Mapping[str, str] | None,
+    secret_envs: Mapping[str, str] | None,
     metadata: Mapping[str, str] | None,
     timeout: float | None,
     idle_timeout: float | None,
@@ -134,7 +135,8 @@ def make_record(
         record = record._replace(workspace=draft.check_workspace(workspace))
     return record._replace(
         name=name or "",
-        envs={**record.envs, **draft.check_texts("envs", envs)},
+        envs={**record.envs, **draft.check_variables("envs", envs)},
+        secret_envs=tuple(draft.check_variables("secret_envs", secret_envs, is_secret=True)),
         metadata={**record.metadata, **draft.check_texts("metadata", metadata)},
         timeout_s=None if timeout is None else check_seconds("timeout", timeout),
         idle_timeout_s=(

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from voidbox.errors import GuestError
 from voidbox.virtio.device import VIRTIO_ID_VSOCK, Transport, config_value
-from voidbox.virtio.queue import Virtqueue
+from voidbox.virtio.queue import CHAIN_BYTES_MAX, Virtqueue
 from voidbox.virtio.queue_pair import QueuePair
 from voidbox.vsock.packet import HDR_BYTES
 
@@ -230,7 +230,7 @@ class _RxRing:
 
     def __init__(self, queue: Virtqueue) -> None:
         self._queue = queue
-        self._heads: list[int] = []
+        self._heads: list[int] = []  # of the buffers that were taken
         self.budget = 0
 
     def take(self, count: int) -> list[list[memoryview]]:
@@ -239,25 +239,17 @@ class _RxRing:
         Raises:
             GuestError: a buffer that the device may not write, or with no room for data.
         """
-        self._heads = []
-        buffers = []
-        for _ in range(min(count, self.budget)):
-            chain = self._queue.next_chain()
-            if chain is None:
-                break
-            if chain.readable_bytes or chain.writable_bytes <= HDR_BYTES:
-                raise GuestError(f"an rx buffer with room for {chain.writable_bytes} bytes")
-            self._heads.append(chain.head_idx)
-            buffers.append(chain.writable)
-        return buffers
+        most = min(count, self.budget)
+        chains, _ = self._queue.next_writable(CHAIN_BYTES_MAX, most, HDR_BYTES + 1)
+        self._heads = [head_idx for head_idx, _, _ in chains]
+        return [buffers for _, _, buffers in chains]
 
     def commit(self, written_bytes: Sequence[int]) -> None:
         """Return the buffers that were filled to the driver, and the others to the ring."""
-        for head_idx, written in zip(self._heads, written_bytes, strict=False):
-            self._queue.add_used(head_idx, written)
-        for _ in self._heads[len(written_bytes) :]:
-            self._queue.undo_next()
-        self.budget -= len(written_bytes)
+        count = len(written_bytes)
+        self._queue.add_used_many(self._heads[:count], written_bytes)
+        self._queue.undo_next(len(self._heads) - count)
+        self.budget -= count
 
 
 class PacketQueues:

@@ -150,7 +150,7 @@ class Restore:
         vcpus = self.state.kvm.vcpus
         for index, saved in enumerate(vcpus):
             here = cpuid.fix_up(supported, index, len(vcpus), has_deadline)
-            checks.check_cpuid(saved.cpuid, here)
+            checks.check_cpuid(kvm_state.cpuid_values(saved.cpuid), here)
             _check_tsc(vcpu.get_tsc_khz(), saved.tsc_khz, kvm)
 
     def start(self, vm: Vm, vcpus: Sequence[Vcpu]) -> None:

@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from voidbox.buffers import clip, skip
+from voidbox.buffers import clip, skip, write_bytes
 from voidbox.vsock import packet
 from voidbox.vsock.connection import Connection, State
 from voidbox.vsock.link import HostStream, Key, Link, MuxerStatistics, RxBuffers
 from voidbox.vsock.packet import (
     HDR_BYTES,
     SHUTDOWN_MASK,
+    VIRTIO_VSOCK_HDR,
     VIRTIO_VSOCK_MAX_PKT_BUF_SIZE,
     VIRTIO_VSOCK_OP_REQUEST,
     VIRTIO_VSOCK_OP_RST,
@@ -188,7 +189,7 @@ class Muxer:
                     VMADDR_CID_HOST, self.guest_cid, local_port, peer_port,
                     type=type_, op=VIRTIO_VSOCK_OP_RST,
                 )  # fmt: skip
-                packet.write_header(buffers[0], header)
+                write_bytes(buffers[0], header.pack())
                 rx.commit([HDR_BYTES])
                 return 1
             self._pending.popleft()
@@ -212,7 +213,8 @@ class Muxer:
         """Write one control packet, or as much data as there is; returns the packets' sizes."""
         connection = link.connection
         if op := connection.next_op():
-            self._write(connection, buffers[0], op, 0)
+            write_bytes(buffers[0], self._header(connection, op))
+            connection.sent()
             return [HDR_BYTES]
         if link.stream is None or not link.readable or not connection.sends_data:
             return []
@@ -228,11 +230,16 @@ class Muxer:
         for buffer in buffers:
             if not credit_bytes:
                 break
-            pieces = packet.payload_buffers(buffer)
-            size = self._rx_room_bytes = sum(map(len, pieces))
-            limit = min(credit_bytes, VIRTIO_VSOCK_MAX_PKT_BUF_SIZE)
-            if size > limit:
-                pieces, size = clip(pieces, limit), limit
+            if len(buffer) == 2 and len(buffer[0]) == HDR_BYTES:  # Linux up to 6.2
+                pieces = buffer[1:]
+                size = len(pieces[0])
+            else:
+                pieces = packet.payload_buffers(buffer)
+                size = sum(map(len, pieces))
+            self._rx_room_bytes = size
+            if size > credit_bytes or size > VIRTIO_VSOCK_MAX_PKT_BUF_SIZE:
+                size = min(credit_bytes, VIRTIO_VSOCK_MAX_PKT_BUF_SIZE)
+                pieces = clip(pieces, size)
             iov += pieces
             rooms.append(size)
             credit_bytes -= size
@@ -260,30 +267,46 @@ class Muxer:
         else:
             # A short read left the socket empty; if not, level-triggered epoll says so.
             link.readable = False
-        written = []
-        for buffer, size in zip(buffers, rooms, strict=False):
-            length = min(size, count)
-            self._write(connection, buffer, VIRTIO_VSOCK_OP_RW, length)
-            written.append(HDR_BYTES + length)
-            count -= length
-            if not count:
-                break
+        written = self._write_headers(connection, buffers, rooms, count)
         if not link.readable:
             link.batch = len(written)
         return written
 
-    def _write(
-        self, connection: Connection, buffer: list[memoryview], op: int, length: int
-    ) -> None:
-        # A plain tuple, for this is done for each 4 KiB of data; the fields of Header.
-        header = (
+    def _write_headers(
+        self,
+        connection: Connection,
+        buffers: list[list[memoryview]],
+        rooms: list[int],
+        count: int,
+    ) -> list[int]:
+        """Write a header before each part of `count` bytes; returns the packets' sizes.
+
+        Most buffers of a driver are of one size, so that most headers are the same.
+        """
+        connection.sent(count)
+        written: list[int] = []
+        last, header = 0, b""
+        for buffer, size in zip(buffers, rooms, strict=False):
+            length = size if size < count else count
+            if length != last:
+                last, header = length, self._header(connection, VIRTIO_VSOCK_OP_RW, length)
+            if len(buffer[0]) >= HDR_BYTES:
+                buffer[0][:HDR_BYTES] = header
+            else:
+                write_bytes(buffer, header)
+            written.append(HDR_BYTES + length)
+            count -= length
+            if not count:
+                break
+        return written
+
+    def _header(self, connection: Connection, op: int, length: int = 0) -> bytes:
+        return VIRTIO_VSOCK_HDR.pack(
             VMADDR_CID_HOST, self.guest_cid, connection.local_port, connection.peer_port,
             length, VIRTIO_VSOCK_TYPE_STREAM, op,
             connection.local_shutdown if op == VIRTIO_VSOCK_OP_SHUTDOWN else 0,
             connection.buf_alloc, connection.fwd_cnt,
         )  # fmt: skip
-        packet.write_header(buffer, header)
-        connection.sent(length)
 
     # From the host's programs.
 

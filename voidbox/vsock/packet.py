@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from voidbox.buffers import clip, first_bytes, skip, write_bytes
+from voidbox.buffers import clip, first_bytes, skip
 from voidbox.errors import GuestError
 
 # linux/virtio_vsock.h
@@ -95,14 +95,6 @@ def parse(buffers: Sequence[memoryview], guest_cid: int) -> tuple[Header, list[m
     if sum(map(len, payload)) < length:
         raise PacketError(f"a packet of {length} bytes in a smaller buffer")
     return header, payload
-
-
-def write_header(buffers: Sequence[memoryview], header: tuple[int, ...]) -> None:
-    """Store a header at the start of a guest's buffer of at least 44 bytes."""
-    if len(buffers[0]) >= HDR_BYTES:
-        VIRTIO_VSOCK_HDR.pack_into(buffers[0], 0, *header)
-        return
-    write_bytes(buffers, VIRTIO_VSOCK_HDR.pack(*header))
 
 
 def payload_buffers(buffers: Sequence[memoryview]) -> list[memoryview]:

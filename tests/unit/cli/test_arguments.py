@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.cli.conftest import Cli
+from tests.unit.sandbox.owned import wait_until
 from voidbox.cli import exit_status
 from voidbox.cli.parser import Parser, parse_duration
 from voidbox.cli.verbs import VERBS
@@ -133,3 +134,24 @@ def test_an_idle_sandbox(cli: Cli) -> None:
     assert "it goes with --detach" in cli.refused(*run, "--", "true")
     assert "idle_timeout needs vsock" in cli.refused(*run, "-d", "--vsock", "none")
     assert "a time above 0" in cli.refused(*run, "-d", "--idle-timeout", "never")
+
+
+def test_a_secret_variable(cli: Cli) -> None:
+    value = "s3cret"
+    cli.environment["TOKEN"] = value
+    line = ["sh", "-c", "echo $TOKEN"]
+    run = ["run", "--secret-env", "TOKEN", *cli.machine()]
+    assert cli.ok(*run, "--name", "one", "--", *line) == f"{value}\n"
+    made = cli.folder / "made"
+    script = f"echo $TOKEN >{made}; exec sleep 60"
+    cli.ok(*run, "-d", "--name", "box", "--env", "TOKEN=shown", "--", "sh", "-c", script)
+    wait_until(lambda: made.exists() and made.read_text() == f"{value}\n", "the command runs")
+    assert cli.ok("exec", "box", "--", *line) == f"{value}\n"
+    (box,) = cli.json("inspect", "box")
+    assert (box["secret_envs"], box["envs"]) == (["TOKEN"], {})
+    for words in (["inspect", "box"], ["ps", "--json"], ["logs", "--voidbox", "box"]):
+        assert value not in cli.ok(*words)
+    del cli.environment["TOKEN"]
+    assert "there is no such variable here" in cli.refused(*run, "-d")
+    message = cli.refused("run", "--secret-env", f"={value}", *cli.machine(), "-d")
+    assert message == "--secret-env: give NAME, or NAME=VALUE"

@@ -129,6 +129,54 @@ async def test_from_create_to_kill(options: dict[str, Any], tmp_path: Path) -> N
 
 
 @in_event_loop
+async def test_secret_variables_are_shown_nowhere(
+    options: dict[str, Any], state_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    value = "s3cret-é-value"
+    sandbox = await AsyncSandbox.create(
+        **options, name="one", envs={"A": "1", "TOKEN": "shown"}, secret_envs={"TOKEN": value}
+    )
+    folder = state_folder / "sandboxes" / sandbox.sandbox_id
+    line = "echo $A $TOKEN"
+    async with sandbox:
+        assert (await sandbox.commands.run(line)).stdout == f"1 {value}\n"
+        other = await AsyncSandbox.connect("one")
+        assert (await other.exec("sh", "-c", line)).stdout == f"1 {value}\n"
+        await other.close()
+        info = await sandbox.get_info()
+        assert (info.envs, info.secret_envs) == ({"A": "1"}, ("TOKEN",))
+        found = {
+            path.name for path in state_folder.rglob("*")
+            if path.is_file() and any(
+                words in path.read_bytes()
+                for words in (value.encode(), json.dumps(value)[1:-1].encode())
+            )
+        }  # fmt: skip
+        assert found == {"secret-envs"}
+        assert (folder / "secret-envs").stat().st_mode & 0o777 == 0o600
+        assert value not in repr(info) + repr(sandbox) + str(capfd.readouterr())
+        await sandbox.stop()
+        assert not (folder / "secret-envs").exists()
+    for wrong in ({"A": 7}, {"A": value + "\0"}, {"": value}, [value], {"A": value * 20_000}):
+        with pytest.raises(ConfigError) as caught:
+            await AsyncSandbox.create(**options, secret_envs=wrong)
+        assert value[:5] not in str(caught.value)
+    assert not kept()
+
+
+@in_event_loop
+async def test_a_sandbox_that_is_killed_leaves_no_secrets(options: dict[str, Any]) -> None:
+    sandbox = await AsyncSandbox.create(**options, secret_envs={"TOKEN": "x"})
+    path = Path(sandbox._store.path(sandbox.sandbox_id, "secret-envs"))
+    assert path.exists()
+    os.kill(owner_pid(sandbox), signal.SIGKILL)
+    await sandbox.wait()
+    await AsyncSandbox.list()  # any command cleans up
+    assert not path.exists()
+    await sandbox.kill()
+
+
+@in_event_loop
 async def test_volumes(options: dict[str, Any], tmp_path: Path) -> None:
     volumes.create("cache")
     (tmp_path / "data").mkdir()

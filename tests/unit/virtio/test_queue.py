@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.virtio.driver import Arena, DriverQueue
+from tests.unit.virtio.driver import VRING_DESC, Arena, DriverQueue
 from voidbox.errors import GuestError
 from voidbox.memory import GuestMemory
 from voidbox.virtio.queue import (
@@ -25,6 +27,7 @@ from voidbox.virtio.queue import (
 
 NEXT, WRITE, INDIRECT = VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_DESC_F_INDIRECT
 DATA_GPA = 0x80000
+_NOISE = random.Random(0).randbytes(512 << 10)
 
 
 def attach(driver: DriverQueue) -> Virtqueue:
@@ -220,6 +223,77 @@ def test_many_at_once_around_the_end_of_the_indices(memory: GuestMemory) -> None
         assert len(driver.completed()) == 7
         total += 7
     assert queue.state().next_used_idx == queue.state().next_avail_idx == total % 65536
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 7),
+            st.sampled_from([0, 1, 44, 4096, 0x8000_0000, 0xFFFF_FFFF]),
+            st.sampled_from([0, 8, 44, 4096, 0xFFFF_FFFF]),
+            st.sampled_from([WRITE | NEXT, WRITE, NEXT, INDIRECT, INDIRECT | NEXT, 0]),
+            st.sampled_from([WRITE, WRITE | NEXT, 0, INDIRECT]),
+            st.sampled_from([0, 1, 2, 7, 8, 0xFFFF]),
+            st.sampled_from([0x80000, 0x80020, (1 << 20) - 16, 1 << 20, (1 << 64) - 16]),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.booleans(),
+)
+def test_chains_of_two_are_taken_as_any_other(chains: list[Any], indirect: bool) -> None:
+    """Whatever a driver writes: next_writable() gives what next_chain() does, or refuses it too."""
+    memory = GuestMemory(1 << 20)
+    memory.write(0x80000, _NOISE)  # so that every part looks another way
+    driver, queue = pair(memory, indirect=indirect)
+    for head_idx, length, next_length, flags, next_flags, next_idx, addr in chains:
+        driver.set_desc(head_idx, addr, 32 if flags & INDIRECT else length, flags, next_idx)
+        if next_idx < 8:
+            driver.set_desc(next_idx, 0x90000, next_length, next_flags, 1)
+        table = VRING_DESC.pack(0x90000, length, WRITE | NEXT, next_idx)
+        memory.write(0x80000, table + VRING_DESC.pack(0x90100, next_length, next_flags, 0))
+        driver.offer(head_idx)
+
+    def all_of(take_one: Callable[[], Any]) -> list[Any]:
+        taken: list[Any] = []
+        try:
+            while (one := take_one()) is not None:
+                taken.append(one)
+        except GuestError:
+            taken.append("refused")
+        return taken
+
+    def by_chain() -> Any:
+        chain = queue.next_chain()
+        if chain is None:
+            return None
+        if chain.readable_bytes or not chain.writable_bytes:
+            raise GuestError("not to be written")
+        return chain.head_idx, chain.writable_bytes, [*map(bytes, chain.writable)]
+
+    def at_once() -> Any:
+        found, _ = queue.next_writable(1, 1, 1)
+        return (*found[0][:2], [*map(bytes, found[0][2])]) if found else None
+
+    start = queue.state().next_avail_idx
+    expected = all_of(by_chain)
+    queue.seek(start)
+    assert all_of(at_once) == expected
+
+
+def test_many_are_returned_around_the_end_of_the_ring(memory: GuestMemory) -> None:
+    driver, queue = pair(memory, size=4)
+    for rounds in range(30):
+        count = rounds % 3 + 1
+        heads = [driver.add([], [9]) for _ in range(count)]
+        chains, _ = queue.next_writable(100, count, 1)
+        queue.add_used_many([head_idx for head_idx, _, _ in chains], range(1, count + 1))
+        queue.publish()
+        done = driver.completed()
+        assert [one.head_idx for one in done] == heads
+        assert [one.written_bytes for one in done] == [*range(1, count + 1)]
+    queue.add_used_many([], [])
+    assert not queue.publish()
 
 
 def test_a_batch_that_holds_a_chain_of_another_kind(memory: GuestMemory) -> None:

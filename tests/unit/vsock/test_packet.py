@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.vsock.guest import GUEST_CID, RW, raw
+from voidbox.buffers import write_bytes
 from voidbox.vsock import packet
 from voidbox.vsock.packet import Header, PacketError
 
@@ -65,7 +66,7 @@ def test_the_longest_packet() -> None:
 def test_a_header_is_written_across_any_layout(cuts: list[int]) -> None:
     header = Header(2, GUEST_CID, 1, 2, 3, op=RW, flags=4, buf_alloc=5, fwd_cnt=6)
     buffers = pieces(bytes(60), cuts)
-    packet.write_header(buffers, header)
+    write_bytes(buffers, header.pack())
     written = b"".join(buffers)
     assert written[:44] == header.pack()
     assert written[44:] == bytes(16)

@@ -41,6 +41,8 @@ def record_of(snapshot: SnapshotRecord) -> SandboxRecord:
         is_owned=False,
         removes_itself=False,
         timeout_s=None,
+        idle_timeout_s=None,
+        secret_envs=(),  # whoever may have a copy need not have those
         workspace=None,
         workspace_mode="copy",
         ran_s=0.0,

@@ -30,6 +30,8 @@ def clean(folder: StateFolder) -> list[SandboxRecord]:
                     if record.state.is_final:
                         crashed.append(record)
                 folder.remove_sockets(record.id)
+                if record.state.is_final:
+                    folder.forget_secrets(record.id)
                 if record.removes_itself:
                     folder.remove_folder(record.id)
             except HostError as error:  # a full disk must not keep the rest from being used

@@ -22,6 +22,7 @@ class SandboxRecord(NamedTuple):
         name: "" in what Store.create is given lets it choose one.
         image: its name, or the path of its file.
         envs, metadata: text to text.
+        secret_envs: the names of more variables; see Store.envs.
         id, cid: Store.create gives them.
         state: changes by events alone; see lifecycle.
         created_at, started_at, ended_at: seconds since 1970; None for what has not happened.
@@ -80,6 +81,7 @@ class SandboxRecord(NamedTuple):
     cmdline: str = ""
     disks: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
+    secret_envs: tuple[str, ...] = ()
     root: dict[str, object] | None = None
     end: str = ""
     workspace: str | None = None
@@ -112,6 +114,7 @@ class SandboxRecord(NamedTuple):
             "ports": list(self.ports),
             "disks": list(self.disks),
             "volumes": list(self.volumes),
+            "secret_envs": list(self.secret_envs),
             "forwards": list(self.forwards),
         }
 
@@ -128,6 +131,7 @@ class SandboxRecord(NamedTuple):
             found["ports"] = tuple(found.get("ports", ()))
             found["disks"] = tuple(found.get("disks", ()))
             found["volumes"] = tuple(found.get("volumes", ()))
+            found["secret_envs"] = tuple(found.get("secret_envs", ()))
             found["forwards"] = tuple(found.get("forwards", ()))
             record = SandboxRecord(**found)
         except (KeyError, TypeError, ValueError) as error:
@@ -214,6 +218,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "cmdline": _is_text,
     "disks": _is_words,
     "volumes": _is_words,
+    "secret_envs": _is_words,
     "root": _is_options,
     "end": _is_text,
     "workspace": _is_text_or_none,

@@ -6,6 +6,7 @@
     STATE/sandboxes/ID/        0700
         state.json             the record
         secret                 what the guest's agent wants to see
+        secret-envs            variables of its commands that nobody is shown; gone when it ends
         alive                  held for as long as the sandbox's process lives; see Hold
         control.sock, vsock.sock, console.log, owner.log     of that process
         suspended/             the machine, of one that is suspended
@@ -17,7 +18,9 @@ The records decide: what allocations.json says and no record does is free.
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 
 from voidbox.errors import HostError
@@ -30,6 +33,7 @@ from voidbox.storage.locking import FileLock, Hold, is_held
 from voidbox.storage.place import make_state_folder
 
 SECRET_BYTES = 32
+SECRET_ENVS = "secret-envs"
 STATE, SECRET, ALIVE, CONSOLE = "state.json", "secret", "alive", "console.log"
 SUSPENDED = "suspended"
 CONTROL, VSOCK = "control.sock", "vsock.sock"
@@ -166,7 +170,7 @@ class StateFolder:
 
     # A sandbox's folder.
 
-    def make_folder(self, record: SandboxRecord) -> Hold:
+    def make_folder(self, record: SandboxRecord, secret_envs: Mapping[str, str]) -> Hold:
         """Make a sandbox's folder, whole at once; return what keeps it alive. Lock: held.
 
         Raises:
@@ -176,6 +180,9 @@ class StateFolder:
         try:
             os.mkdir(beside, 0o700)
             durable.write_file(f"{beside}/{SECRET}", os.urandom(SECRET_BYTES))
+            if secret_envs:
+                content = json.dumps(dict(secret_envs)).encode()
+                durable.write_file(f"{beside}/{SECRET_ENVS}", content)
             durable.write_json(f"{beside}/{STATE}", record.to_json())
             hold = Hold(f"{beside}/{ALIVE}")
             try:
@@ -257,8 +264,14 @@ class StateFolder:
         """
         durable.write_json(self._allocations, allocations.to_json())
 
+    def forget_secrets(self, id: str) -> None:
+        """Delete what was to be told to nobody but a guest that is gone."""
+        with suppress(OSError):
+            os.unlink(self.file(id, SECRET_ENVS))
+
     def free(self, id: str) -> None:
         """Have all be free that a sandbox has. Lock: held."""
+        self.forget_secrets(id)
         try:
             allocations = self.load_allocations()
             allocations.release_all(id)

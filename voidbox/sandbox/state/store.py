@@ -6,8 +6,10 @@ state_folder for what is where.
 
 from __future__ import annotations
 
+import json
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 
 from voidbox.errors import ConfigError, HostError, VoidboxError
@@ -17,6 +19,7 @@ from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.state_folder import (
     ALIVE,
     SECRET,
+    SECRET_ENVS,
     SOCKETS,
     SUSPENDED,
     VSOCK,
@@ -67,11 +70,16 @@ class Store:
 
     # One sandbox's life.
 
-    def create(self, record: SandboxRecord) -> SandboxRecord:
+    def create(
+        self, record: SandboxRecord, secret_envs: Mapping[str, str] | None = None
+    ) -> SandboxRecord:
         """Make a sandbox's folder and return its record, which has an ID, a CID and a name now.
 
         It counts as alive from here on: until release(), or the end of this process. By then its
         own process must have adopted it.
+
+        Args:
+            secret_envs: the values of those that the record has the names of.
 
         Raises:
             ConfigError: the name is no name, or is taken.
@@ -106,7 +114,7 @@ class Store:
             record.to_json()  # refuses what cannot be kept
             try:
                 self._state.save_allocations(allocations)
-                self._holds[id] = self._state.make_folder(record)
+                self._holds[id] = self._state.make_folder(record, secret_envs or {})
             except BaseException:
                 self._state.abandon(id)
                 raise
@@ -303,6 +311,25 @@ class Store:
             raise _unknown(id) from None
         except OSError as error:
             raise durable.failure("read", self.path(id, SECRET), error) from error
+
+    def envs(self, record: SandboxRecord) -> dict[str, str]:
+        """Return the variables of a sandbox's commands, the secret ones too.
+
+        Raises:
+            ConfigError: there is no such sandbox.
+            HostError: they cannot be read.
+        """
+        path = self.path(record.id, SECRET_ENVS)
+        try:
+            with open(path, "rb") as file:
+                found = dict(json.loads(file.read()))
+        except FileNotFoundError:  # it has none, or has ended
+            return dict(record.envs)
+        except OSError as error:
+            raise durable.failure("read", path, error) from error
+        except (ValueError, TypeError) as error:
+            raise HostError(f"{path} is damaged: make the sandbox again") from error
+        return {**record.envs, **found}
 
     def is_alive(self, id: str) -> bool:
         """Whether a process keeps the sandbox alive: its own, or for now the one that made it."""
