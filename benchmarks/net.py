@@ -2,8 +2,8 @@
 
 Contenders: voidbox, QEMU microvm with `-netdev user` (libslirp), QEMU microvm with passt. A program
 in the guest talks to servers on the host's loopback, by way of the gateway: streams in both
-directions, one and four at a time; requests and replies of one byte on one connection; the same
-with a connection each. Rounds are interleaved; quote medians and their ratios.
+directions, one and four at a time; both directions at once; requests and replies of one byte on one
+connection; the same with a connection each. Rounds are interleaved; quote medians and their ratios.
 
     python benchmarks/net.py [--rounds N] [--megabytes N] [--output FILE.json]
 """
@@ -45,6 +45,8 @@ ROWS = (
     ("to host, 4 streams", "MB/s", 2.0, 1.0),
     ("from host, 1 stream", "MB/s", 2.0, 1.0),
     ("from host, 4 streams", "MB/s", 2.0, 1.0),
+    ("both ways, to host", "MB/s", 1.0, 0.0),
+    ("both ways, from host", "MB/s", 1.0, 0.0),
     ("request/reply", "/s", 0.8, 0.0),
     ("connect/request/reply", "/s", 0.8, 0.0),
 )
@@ -81,6 +83,24 @@ def stream(work, streams):
     for thread in threads:
         thread.join()
     return megabytes / (time.monotonic() - started)
+def both_ways(seconds):
+    moved = [0, 0]
+    def sender():
+        sock = dial(b"t")
+        while time.monotonic() < end:
+            moved[0] += sock.send(buffer)
+    def receiver():
+        sock = dial(b"m" + (1 << 40).to_bytes(8, "little"))
+        own = bytearray(size)
+        while time.monotonic() < end:
+            moved[1] += sock.recv_into(own)
+    end = time.monotonic() + seconds
+    threads = [threading.Thread(target=work) for work in (sender, receiver)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [count / seconds / 1e6 for count in moved]
 def request_reply():
     sock = dial(b"e")
     started = time.monotonic()
@@ -98,7 +118,7 @@ def connect_request_reply():
     return connections / (time.monotonic() - started)
 send(1000000)
 print(json.dumps([stream(send, 1), stream(send, 4), stream(receive, 1), stream(receive, 4),
-                  request_reply(), connect_request_reply()]))
+                  *both_ways(3), request_reply(), connect_request_reply()]))
 """
 
 

@@ -14,7 +14,7 @@ import termios
 from typing import NamedTuple
 
 from guest_agent.connection import RequestError
-from guest_agent.users import User, acting_as
+from guest_agent.users import User, acting_as, call_as
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -136,8 +136,12 @@ def _enter(program: Program) -> None:
 
 def _fork(program: Program, streams: tuple[int, int, int], failure_pipe: tuple[int, ...]) -> int:
     """Return the child that becomes the program; what goes wrong there, it writes."""
+    user = program.user
+    is_other = os.geteuid() == 0 and (user.uid, user.gid, {*user.groups, 0}) != (0, 0, {0})
     if program.window_size is None:
         try:
+            if is_other:
+                return call_as(user, lambda: _fork_exec(program, streams, failure_pipe))
             return _fork_exec(program, streams, failure_pipe)
         except TypeError:
             pass  # another Python's, of other arguments
@@ -152,12 +156,10 @@ def _fork_exec(
 ) -> int:
     """Fork and execute without Python in between, by what the module subprocess is made of.
 
-    Its import would cost a guest's start as much as a command, and a child of another user runs
-    Python there no less. The child of root's is a vfork.
+    A vfork, which copies no page tables: it is one for whoever changes no credentials in the child,
+    so this thread has those of the program already. The module's own import would cost a guest's
+    start as much as a command.
     """
-    user, gid, groups, uid = program.user, None, None, None
-    if os.geteuid() == 0 and (user.uid, user.gid, {*user.groups, 0}) != (0, 0, {0}):
-        gid, groups, uid = user.gid, list(user.groups), user.uid
     return _posixsubprocess.fork_exec(
         program.argv,
         _candidates(program),
@@ -170,7 +172,7 @@ def _fork_exec(
         True,  # restore_signals
         True,  # call_setsid
         -1,  # pgid_to_set
-        *(gid, groups, uid),
+        *(None, None, None),  # gid, groups, uid
         0o022,
         None,  # preexec_fn
         True,  # allow_vfork

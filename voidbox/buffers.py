@@ -30,7 +30,7 @@ def clip(buffers: Sequence[memoryview], count: int) -> list[memoryview]:
 
 def first_bytes(buffers: Sequence[memoryview], count: int) -> bytes:
     """Return a copy of the first `count` bytes of a list of buffers, or of all if it has fewer."""
-    if buffers and len(buffers[0]) >= count:
+    if len(buffers) == 1 or (buffers and len(buffers[0]) >= count):
         return bytes(buffers[0][:count])
     return b"".join(clip(buffers, count))
 

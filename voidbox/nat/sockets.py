@@ -19,7 +19,7 @@ IOV_MAX = 1024
 # How often a silent far end is asked, once the guest's end is silent too.
 KEEP_ALIVE_S = 60
 _SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
-_GONE = select.EPOLLHUP | select.EPOLLERR
+_IN, _OUT, _GONE = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
 # struct linger { int l_onoff; int l_linger; };
 _LINGER = struct.Struct("@ii")
 LOOPBACK = 0x7F00_0001
@@ -145,9 +145,9 @@ class TcpSocket(_Watched):
 
     def watch(self, readable: bool, writable: bool) -> None:
         """See Stream."""
-        if self.is_connected:
-            mask = select.EPOLLIN if readable else 0
-            self._register(mask | select.EPOLLOUT if writable else mask)
+        mask = (_IN if readable else 0) | (_OUT if writable else 0)
+        if mask != self._mask and self.is_connected:
+            self._register(mask)
 
     def is_broken(self) -> bool:
         """See Stream."""

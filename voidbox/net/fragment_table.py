@@ -13,6 +13,7 @@ from bisect import bisect_left
 from voidbox.buffers import clip, skip
 from voidbox.net import wire
 from voidbox.net.line import Line, quote
+from voidbox.net.tcp_wire import TCP_BYTES
 from voidbox.net.wire import Ip
 
 DATAGRAMS_MAX = 64
@@ -158,4 +159,4 @@ def _is_sound(ip: Ip, start: int, size: int, is_last: bool) -> bool:
     if not size or (size % 8 and not is_last) or ip.header_bytes + start + size > wire.IP_BYTES_MAX:
         return False
     # RFC 3128: a TCP header is never cut.
-    return ip.protocol != wire.IPPROTO_TCP or (start or size) >= wire.TCP_BYTES
+    return ip.protocol != wire.IPPROTO_TCP or (start or size) >= TCP_BYTES

@@ -22,13 +22,15 @@ from voidbox.net.datagram_flows import DatagramFlow
 from voidbox.net.datagram_table import DatagramTable
 from voidbox.net.dhcp import CLIENT_PORT, SERVER_PORT
 from voidbox.net.dhcp import Server as DhcpServer
+from voidbox.net.flow_state import FlowState
 from voidbox.net.fragment_table import FragmentTable
 from voidbox.net.host import Datagrams, Host, Stream
 from voidbox.net.line import Line, RxFrames, Tap
 from voidbox.net.name_service import DNS_PORT, NameService
 from voidbox.net.policy import Gate
-from voidbox.net.tcp_flow import HEADER_BYTES, TcpFlow
-from voidbox.net.tcp_table import FlowState, TcpTable
+from voidbox.net.tcp_flow import TcpFlow
+from voidbox.net.tcp_table import TcpTable
+from voidbox.net.tcp_wire import HEADER_BYTES
 from voidbox.net.wire import Ip
 
 _IP_TYPE, _ARP_TYPE = wire.ETH_P_IP.to_bytes(2, "big"), wire.ETH_P_ARP.to_bytes(2, "big")
@@ -95,6 +97,8 @@ class Stack:
         self._tcp = TcpTable(self.line, host, policy, name_service, secret)
         self._datagrams = DatagramTable(self.line, host, policy)
         self._fragments = FragmentTable(self.line)
+        # Of nearly all frames: to the gateway, IPv4 without options, which is a TCP segment then.
+        self._plain_start = config.gateway_mac + config.guest_mac + _IP_TYPE + b"\x45"
         self._has_query = False
         self._frames_in = self._bytes_in = 0
         name_service.send_datagram = self._send_name_reply
@@ -107,12 +111,18 @@ class Stack:
 
     def receive(self, frame: list[memoryview], header: Header, now_ns: int) -> None:
         """Take one Ethernet frame; its buffers are valid during the call only."""
-        frame_bytes = sum(map(len, frame))
+        frame_bytes = len(frame[0]) if len(frame) == 1 else sum(map(len, frame))
         self._frames_in += 1
         self._bytes_in += frame_bytes
         if self._tap is not None:
             self._tap(frame, frame_bytes)
         head = first_bytes(frame, wire.HEADERS_MAX)
+        if (
+            header.needs_csum
+            and head.startswith(self._plain_start)
+            and self._tcp.receive_plain(frame, head, frame_bytes, now_ns)
+        ):
+            return
         if head[6:12] != self._config.guest_mac:
             self.line.drop("spoofed MAC address")
             return

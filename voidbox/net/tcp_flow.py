@@ -12,29 +12,25 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from voidbox.buffers import clip, skip, write_bytes
 from voidbox.net.host import RESET, Stream
 from voidbox.net.line import Line, RxFrames
-from voidbox.net.tcp import MSS, WSCALE, Connection, Segment
-from voidbox.net.wire import (
-    ETH_BYTES,
-    IP_BYTES,
+from voidbox.net.tcp import MSS, WSCALE, Connection
+from voidbox.net.tcp_wire import (
+    HEADER_BYTES,
+    TCP_ACK,
     TCP_BYTES,
     TCP_CHECKSUM_AT,
+    TCP_PSH,
     TCP_SYN,
-    TRANSPORT_AT,
+    Headers,
     Tcp,
-    residue,
     syn_options,
-    tcp_frame_header,
 )
+from voidbox.net.wire import IP_BYTES, TRANSPORT_AT, residue
 
-if TYPE_CHECKING:
-    pass
-
-HEADER_BYTES = TRANSPORT_AT + TCP_BYTES
 GSO_BYTES_MAX = 65535 - IP_BYTES - TCP_BYTES  # of payload: an IPv4 packet has no more
 BATCH_BYTES_MIN = 4 * MSS
 _SMALL_BYTES, _CHUNK_BYTES = 1024, 4096  # what is smaller is put together, up to so much
@@ -109,6 +105,7 @@ class TcpFlow:
 
     __slots__ = (
         "_batch_bytes",
+        "_headers",
         "_held",
         "_kept",
         "_kept_seq",
@@ -142,6 +139,7 @@ class TcpFlow:
         self.error = 0
         self.quote = b""
         self.timer: TimerEntry | None = None
+        self._headers = Headers(line.link, remote, (line.guest_ip, guest_port))
         self._line = line
         self._on_change = on_change
         self._held: deque[bytearray] = deque()
@@ -216,21 +214,37 @@ class TcpFlow:
         connection = self.connection
         new = connection.receive(tcp, payload_bytes, now_ns)
         if self._kept.size:
-            acknowledged = (connection.snd_una - self._kept_seq) & 0xFFFF_FFFF
-            if 0 < acknowledged <= self._kept.size + 1:  # one more for our FIN
-                acknowledged = min(acknowledged, self._kept.size)
-                self._kept.drop(acknowledged)
-                self._kept_seq = (self._kept_seq + acknowledged) & 0xFFFF_FFFF
+            self._forget_acknowledged()
         if new.length:
-            start = at + new.offset
-            if len(frame) == 1:
-                self._to_host([frame[0][start : start + new.length]], new.length)
-            else:
-                self._to_host(clip(skip(frame, start), new.length), new.length)
+            self._to_host(frame, at + new.offset, new.length)
         self._pass_fin_on()
 
-    def _to_host(self, payload: list[memoryview], length: int) -> None:
+    def receive_expected(
+        self, seq: int, ack: int, window: int, frame: list[memoryview], at: int,
+        payload_bytes: int, now_ns: int,
+    ) -> bool:  # fmt: skip
+        """Take a segment if it is the one that is expected next; False: see receive()."""
+        if not self.connection.receive_expected(seq, ack, window, payload_bytes, now_ns):
+            return False
+        if self._kept.size:
+            self._forget_acknowledged()
+        if payload_bytes:
+            self._to_host(frame, at, payload_bytes)
+        return True
+
+    def _forget_acknowledged(self) -> None:
+        acknowledged = (self.connection.snd_una - self._kept_seq) & 0xFFFF_FFFF
+        if 0 < acknowledged <= self._kept.size + 1:  # one more for our FIN
+            acknowledged = min(acknowledged, self._kept.size)
+            self._kept.drop(acknowledged)
+            self._kept_seq = (self._kept_seq + acknowledged) & 0xFFFF_FFFF
+
+    def _to_host(self, frame: list[memoryview], start: int, length: int) -> None:
         """Hand the guest's data on; keep what is not taken at once."""
+        if len(frame) == 1:
+            payload = [frame[0][start : start + length]]
+        else:
+            payload = clip(skip(frame, start), length)
         sent = 0
         if not self._held and self.stream is not None:
             taken = self.stream.send(payload)
@@ -257,9 +271,9 @@ class TcpFlow:
     def has_pending(self) -> bool:
         """Whether transmit() may have something."""
         connection = self.connection
-        if connection.has_control():
+        if connection.ack_due or connection.has_control():
             return True
-        if connection.has_rewound and connection.again_bytes():
+        if connection.snd_nxt != connection.snd_max and connection.again_bytes():
             return True
         return self.readable and connection.sends_data and connection.room() > 0
 
@@ -293,11 +307,11 @@ class TcpFlow:
         buffers = rx.reserve(HEADER_BYTES + TCP_BYTES)
         if buffers is None:
             return False
-        segment = connection.next_control(now_ns)
-        if segment is None:
+        control = connection.next_control(now_ns)
+        if control is None:
             rx.cancel()
             return True
-        self._send(rx, buffers, segment)
+        self._send(rx, buffers, *control)
         return True
 
     @property
@@ -315,7 +329,8 @@ class TcpFlow:
         buffers = rx.reserve(HEADER_BYTES + wanted, least)
         if buffers is None:
             return False
-        area = skip(buffers, HEADER_BYTES)  # no more than wanted
+        # No more than wanted.
+        area = [buffers[0][HEADER_BYTES:]] if len(buffers) == 1 else skip(buffers, HEADER_BYTES)
         count = stream.recv_into(area)
         if count is None or count <= 0:
             rx.cancel()
@@ -333,7 +348,7 @@ class TcpFlow:
             self._batch_bytes = min(2 * count, GSO_BYTES_MAX)
         kept = bytes(area[0][:count]) if count <= len(area[0]) else b"".join(clip(area, count))
         self._kept.add(kept)
-        self._send(rx, buffers, connection.send_data(count, now_ns), kept)
+        self._send(rx, buffers, connection.send_data(count, now_ns), TCP_ACK | TCP_PSH, kept)
         return True
 
     def _send_again(self, rx: RxFrames, size: int, now_ns: int) -> bool:
@@ -344,41 +359,34 @@ class TcpFlow:
         offset = (connection.snd_nxt - self._kept_seq) & 0xFFFF_FFFF
         data = self._kept.read(offset, size)
         write_bytes(skip(buffers, HEADER_BYTES), data)
-        segment = connection.send_data(len(data), now_ns)
-        self._send(rx, buffers, segment, data)
+        seq = connection.send_data(len(data), now_ns)
+        self._send(rx, buffers, seq, TCP_ACK | TCP_PSH, data)
         return True
 
     def _send(
-        self,
-        rx: RxFrames,
-        buffers: list[memoryview],
-        segment: Segment,
-        data: bytes = b"",
+        self, rx: RxFrames, buffers: list[memoryview], seq: int, flags: int, data: bytes = b""
     ) -> None:
         """Write the headers before what is in the buffers already, and let the frame go."""
         connection, line = self.connection, self._line
-        is_syn = bool(segment.flags & TCP_SYN)
+        is_syn = bool(flags & TCP_SYN)
         options = b""
         if is_syn:
             options = syn_options(MSS, WSCALE if connection.offers_wscale else None)
-        header = tcp_frame_header(
-            line.link,
-            self.remote,
-            (line.guest_ip, self.guest_port),
-            segment.seq,
+        size, mss = len(data), connection.mss
+        header = self._headers.pack(
+            seq,
             connection.rcv_nxt,
-            segment.flags,
+            flags,
             connection.window(is_syn),
-            options,
-            segment.length,
+            size,
             None if line.has_csum else residue(data),
+            options,
         )
         write_bytes(buffers, header)
-        length = len(header) + segment.length
-        mss = connection.mss
+        length = len(header) + size
         rx.commit(
             length,
-            gso_size=mss if segment.length > mss else 0,
+            gso_size=mss if size > mss else 0,
             csum_start=TRANSPORT_AT if line.has_csum else 0,
             csum_offset=TCP_CHECKSUM_AT,
             header_bytes=len(header),
@@ -394,6 +402,3 @@ class TcpFlow:
             # The far end must not take what it got so far for all.
             stream.close(is_reset=not self.connection.guest_has_ended)
         self._held.clear()
-
-
-assert HEADER_BYTES == ETH_BYTES + IP_BYTES + TCP_BYTES

@@ -7,17 +7,29 @@ import heapq
 from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import count
-from typing import NamedTuple
 
 from voidbox.net import wire
 from voidbox.net.addresses import format_address
+from voidbox.net.flow_state import FlowState
 from voidbox.net.host import Host, Stream
 from voidbox.net.line import Line, quote
 from voidbox.net.name_service import NameService
 from voidbox.net.policy import Gate
-from voidbox.net.tcp import CONNECT_NS, U32, Connection, State
+from voidbox.net.tcp import Connection
 from voidbox.net.tcp_flow import TcpFlow, TimerEntry
-from voidbox.net.wire import Ip, Tcp
+from voidbox.net.tcp_outgoing import CONNECT_NS, U32
+from voidbox.net.tcp_states import CLOSED, CONNECTING, ESTABLISHED
+from voidbox.net.tcp_wire import (
+    TCP_ACK,
+    TCP_FIN,
+    TCP_RST,
+    TCP_SYN,
+    Headers,
+    Tcp,
+    parse,
+    parse_plain,
+)
+from voidbox.net.wire import Ip
 
 TCP_FLOWS_MAX = 1024
 IDLE_MIN_NS = 60_000_000_000  # what was silent for so long may have to make room for others
@@ -36,27 +48,10 @@ _UNREACHABLE_CODES = {
     errno.EHOSTUNREACH: wire.ICMP_HOST_UNREACH,
 }
 _ISN_NS = 4_000  # RFC 6528: the clock part of a sequence number moves every 4 µs
-_SYN_ALONE = wire.TCP_SYN
-_OPENING = wire.TCP_SYN | wire.TCP_ACK | wire.TCP_RST
+_SYN_ALONE = TCP_SYN
+_OPENING = TCP_SYN | TCP_ACK | TCP_RST
 
 Key = tuple[int, int, int]  # (guest's port, remote address, remote port)
-
-
-class FlowState(NamedTuple):
-    """A flow in a snapshot: enough to end it.
-
-    Attributes:
-        guest_port: the guest's.
-        address, port: whom the guest believes to talk to.
-        seq: the next sequence number that the guest expects.
-        ack: the next that is expected of it.
-    """
-
-    guest_port: int
-    address: int
-    port: int
-    seq: int
-    ack: int
 
 
 class TcpTable:
@@ -78,6 +73,7 @@ class TcpTable:
         self.opened = 0
         self.has_new_deadline = False
         self._line = line
+        self._dns_ip = line.config.dns_ip
         self._host = host
         self._policy = policy
         self._names = names
@@ -92,7 +88,7 @@ class TcpTable:
     def receive(self, frame: list[memoryview], head: bytes, ip: Ip, now_ns: int) -> None:
         """Take a segment."""
         self._now_ns = now_ns
-        tcp = wire.parse_tcp(head, ip)
+        tcp = parse(head, ip)
         if tcp is None:
             self._line.drop("malformed TCP header")
             return
@@ -105,20 +101,47 @@ class TcpTable:
         if flow is not None:
             at = wire.ETH_BYTES + ip.header_bytes + tcp.header_bytes
             flow.receive(tcp, frame, at, payload_bytes, now_ns)
-            if ip.destination == self._line.config.dns_ip:
-                self.has_new_deadline = True  # it may have been a query
-            self._settle(flow)
+            self._received(flow)
         elif tcp.flags & _OPENING == _SYN_ALONE:
             self._open(head, ip, tcp)
         else:
             self._line.drop("TCP segment of no connection")
             self._refuse(key, tcp, payload_bytes)
 
+    def receive_plain(
+        self, frame: list[memoryview], head: bytes, frame_bytes: int, now_ns: int
+    ) -> bool:
+        """Take a segment of a flow that there is, as nearly all are; False: it is another frame.
+
+        Args:
+            head: see parse_plain().
+        """
+        segment = parse_plain(head, frame_bytes)
+        if segment is None:
+            return False
+        source, destination, source_port, port, seq, ack, flags, window, start, end = segment
+        flow = self.flows.get((source_port, destination, port))
+        if flow is None or source != self._line.guest_ip:
+            return False
+        self._now_ns = now_ns
+        if flags & TCP_FIN or not flow.receive_expected(
+            seq, ack, window, frame, start, end - start, now_ns
+        ):
+            tcp = Tcp(source_port, port, seq, ack, flags, window, 0, 0, None)
+            flow.receive(tcp, frame, start, end - start, now_ns)
+        self._received(flow)
+        return True
+
+    def _received(self, flow: TcpFlow) -> None:
+        if flow.remote[0] == self._dns_ip:
+            self.has_new_deadline = True  # it may have been a query
+        self._settle(flow)
+
     @staticmethod
     def _is_replaced(flow: TcpFlow, tcp: Tcp) -> bool:
         """Whether the guest begins anew with the ports of a connection that is about to end."""
         connection = flow.connection
-        is_syn = tcp.flags & (wire.TCP_SYN | wire.TCP_ACK) == _SYN_ALONE
+        is_syn = tcp.flags & (TCP_SYN | TCP_ACK) == _SYN_ALONE
         return is_syn and connection.is_closing and tcp.seq != (connection.rcv_nxt - 1) & U32
 
     def _open(self, head: bytes, ip: Ip, tcp: Tcp) -> None:
@@ -127,7 +150,7 @@ class TcpTable:
         if target is None:
             self._refuse(key, tcp, 0)
             return
-        is_dns = ip.destination == self._line.config.dns_ip
+        is_dns = ip.destination == self._dns_ip
         if not is_dns and not self._may_connect():
             self._line.drop("too many TCP connections being opened")  # the guest asks again
             return
@@ -185,7 +208,7 @@ class TcpTable:
         if connection.is_half_closed:
             return True
         silent_ns = self._now_ns - connection.last_ns
-        return connection.state is State.ESTABLISHED and silent_ns >= IDLE_MIN_NS
+        return connection.state is ESTABLISHED and silent_ns >= IDLE_MIN_NS
 
     def _may_connect(self) -> bool:
         """Whether one more connect() may be under way. If need be the oldest goes, a black hole."""
@@ -209,13 +232,13 @@ class TcpTable:
 
     def _refuse(self, key: Key, tcp: Tcp, payload_bytes: int) -> None:
         """Answer a segment of no connection, RFC 9293 §3.10.7.1; never an RST by an RST."""
-        if tcp.flags & wire.TCP_RST:
+        if tcp.flags & TCP_RST:
             return
-        if tcp.flags & wire.TCP_ACK:
-            self._send_bare(key, tcp.ack, 0, wire.TCP_RST)
+        if tcp.flags & TCP_ACK:
+            self._send_bare(key, tcp.ack, 0, TCP_RST)
             return
-        length = payload_bytes + bool(tcp.flags & wire.TCP_SYN) + bool(tcp.flags & wire.TCP_FIN)
-        self._send_bare(key, 0, (tcp.seq + length) & U32, wire.TCP_RST | wire.TCP_ACK)
+        length = payload_bytes + bool(tcp.flags & TCP_SYN) + bool(tcp.flags & TCP_FIN)
+        self._send_bare(key, 0, (tcp.seq + length) & U32, TCP_RST | TCP_ACK)
 
     def _send_bare(self, key: Key, seq: int, ack: int, flags: int, window: int = 0) -> None:
         """Send a segment of no connection: there is none, or no longer."""
@@ -223,8 +246,8 @@ class TcpTable:
 
     def _bare(self, key: Key, seq: int, ack: int, flags: int, window: int = 0) -> bytes:
         line = self._line
-        guest, remote = (line.guest_ip, key[0]), (key[1], key[2])
-        return wire.tcp_frame_header(line.link, remote, guest, seq, ack, flags, window, b"", 0, 0)
+        headers = Headers(line.link, (key[1], key[2]), (line.guest_ip, key[0]))
+        return headers.pack(seq, ack, flags, window, 0, 0)
 
     # Snapshots.
 
@@ -234,7 +257,7 @@ class TcpTable:
             FlowState(*flow.key, flow.connection.snd_max, flow.connection.rcv_nxt)
             for flow in self.flows.values()
             # A SYN that nobody has answered is sent again, and opens a flow as the first one did.
-            if flow.connection.state is not State.CONNECTING
+            if flow.connection.state is not CONNECTING
         )
 
     def reset_flows(self, states: Sequence[FlowState]) -> None:
@@ -245,7 +268,7 @@ class TcpTable:
         """
         for state in states[:TCP_FLOWS_MAX]:
             key = (state.guest_port & 0xFFFF, state.address & U32, state.port & 0xFFFF)
-            flags = wire.TCP_RST | wire.TCP_ACK
+            flags = TCP_RST | TCP_ACK
             # Past the limit on small frames: as many as there were flows, and once.
             self._line.frames.append(self._bare(key, state.seq & U32, state.ack & U32, flags))
 
@@ -280,18 +303,21 @@ class TcpTable:
     def _settle(self, flow: TcpFlow) -> None:
         """Draw the consequences of whatever has just happened to a connection."""
         connection = flow.connection
-        if connection.is_closed:
+        if connection.state is CLOSED:
             self._end(flow)
             return
-        if flow.has_pending:
-            self._line.enqueue(flow)
-        elif flow.waits_for_window:
-            connection.await_window(self._now_ns)
+        if not flow.is_queued:
+            if flow.has_pending:
+                self._line.enqueue(flow)
+            elif flow.waits_for_window:
+                connection.await_window(self._now_ns)
         # Not for one that is served at once: to disarm the socket and to arm it again costs two
         # system calls for each answer.
         if not flow.is_queued or self._line.is_stalled or flow.holds_data:
             flow.update_watch()
-        self._watch_time(flow)
+        entry = flow.timer
+        if entry is None or (connection.deadline_ns or 0) < entry[0]:
+            self._watch_time(flow)
 
     def _end(self, flow: TcpFlow) -> None:
         """Say the last word that is owed, and forget the flow."""
@@ -300,11 +326,11 @@ class TcpTable:
         if code is not None:
             self._line.queue_unreachable(code, flow.remote[0], flow.quote)
         elif connection.reset_due:
-            flags = wire.TCP_RST | wire.TCP_ACK
+            flags = TCP_RST | TCP_ACK
             self._send_bare(flow.key, connection.snd_nxt, connection.rcv_nxt, flags)
         elif connection.ended_by_fin and connection.ack_due:  # for the guest's FIN
             seq, ack, window = connection.snd_nxt, connection.rcv_nxt, connection.window()
-            self._send_bare(flow.key, seq, ack, wire.TCP_ACK, window)
+            self._send_bare(flow.key, seq, ack, TCP_ACK, window)
         self._remove(flow)
 
     def _remove(self, flow: TcpFlow) -> None:
@@ -336,11 +362,12 @@ class TcpTable:
                 return
             entry[2] = None
         flow.timer = entry = [when_ns, next(self._order), flow]
-        self.has_new_deadline = True
         if len(self._timers) > 2 * len(self.flows) + TIMERS_SPARE:
             self._timers = [entry for entry in self._timers if entry[2] is not None]
             heapq.heapify(self._timers)
         heapq.heappush(self._timers, entry)
+        if self._timers[0] is entry:
+            self.has_new_deadline = True
 
     def next_deadline_ns(self) -> int | None:
         """When on_time() is to be called next."""

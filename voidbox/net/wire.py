@@ -1,4 +1,4 @@
-"""Frames as bytes: Ethernet, ARP, IPv4, ICMP, UDP, TCP, and the Internet checksum.
+"""Frames as bytes: Ethernet, ARP, IPv4, ICMP, UDP, and the Internet checksum; TCP in tcp_wire.
 
 Headers are read with one `struct` call from a private copy of a frame's first bytes, and written
 with one into the guest's buffer. Addresses are integers, as are ports; MAC addresses are 6 bytes.
@@ -9,8 +9,6 @@ Parsers return None for what breaks a rule, and never raise.
     IPv4     14 0x45, TOS, length  18 id, fragment  22 TTL, protocol, sum  26 addresses  20…60
     UDP      +0 ports   +4 length   +6 checksum                                       8
     ICMP     +0 type, code, checksum   +4 identifier, sequence                        8
-    TCP      +0 ports   +4 sequence   +8 acknowledgement   +12 offset, flags, window
-             +16 checksum   +18 urgent pointer   +20 options                          20…60
 """
 
 from __future__ import annotations
@@ -44,12 +42,6 @@ ICMP_NET_UNREACH, ICMP_HOST_UNREACH, ICMP_PORT_UNREACH, ICMP_FRAG_NEEDED = 0, 1,
 ICMP_EXC_FRAGTIME = 1
 ICMP_PKT_FILTERED = 13  # administratively prohibited, RFC 1812
 
-TCP_BYTES = 20
-TCP_FIN, TCP_SYN, TCP_RST, TCP_PSH, TCP_ACK, TCP_URG = 1, 2, 4, 8, 16, 32
-TCP_CHECKSUM_AT = 16
-TCPOPT_EOL, TCPOPT_NOP, TCPOPT_MAXSEG, TCPOPT_WINDOW = 0, 1, 2, 3
-WSCALE_MAX = 14
-
 TRANSPORT_AT = ETH_BYTES + IP_BYTES  # in the frames that we make, which have no IP options
 HEADERS_MAX = ETH_BYTES + 60 + 60
 
@@ -60,15 +52,11 @@ _IP = struct.Struct("!BBHHHBBHII")
 _ARP = struct.Struct("!HHBBH6sI6sI")
 _UDP = struct.Struct("!HHHH")
 _ICMP = struct.Struct("!BBHHH")
-_TCP = struct.Struct("!HHIIBBHHH")
-_TCP_FRAME = struct.Struct("!6s6sH BBHHHBBHII HHIIBBHHH")
 assert _ETH.size == ETH_BYTES
 assert _IP.size == IP_BYTES
 assert _ARP.size == ARP_BYTES
 assert _UDP.size == UDP_BYTES
 assert _ICMP.size == ICMP_BYTES
-assert _TCP.size == TCP_BYTES
-assert _TCP_FRAME.size == TRANSPORT_AT + TCP_BYTES
 
 
 # The checksum, RFC 1071.
@@ -144,27 +132,6 @@ class Udp(NamedTuple):
     checksum: int
 
 
-class Tcp(NamedTuple):
-    """A TCP header, RFC 9293 §3.1.
-
-    Attributes:
-        header_bytes: 20 to 60, options included.
-        window: unscaled.
-        mss: of a SYN; 0 if it gives none.
-        wscale: of a SYN; None if it gives none.
-    """
-
-    source_port: int
-    destination_port: int
-    seq: int
-    ack: int
-    flags: int
-    window: int
-    header_bytes: int
-    mss: int
-    wscale: int | None
-
-
 class Arp(NamedTuple):
     """An ARP packet for Ethernet and IPv4, RFC 826."""
 
@@ -211,51 +178,6 @@ def parse_udp(head: bytes, ip: Ip) -> Udp | None:
     if not UDP_BYTES <= length <= room:
         return None
     return Udp(source_port, destination_port, length - UDP_BYTES, checksum)
-
-
-def parse_tcp(head: bytes, ip: Ip) -> Tcp | None:
-    """Parse the TCP header behind an IPv4 header."""
-    at = ETH_BYTES + ip.header_bytes
-    room = ip.length - ip.header_bytes
-    if room < TCP_BYTES or len(head) < at + TCP_BYTES:
-        return None
-    source_port, destination_port, seq, ack, offset, flags, window, _, _ = _TCP.unpack_from(
-        head, at
-    )
-    header_bytes = (offset >> 4) * 4
-    if not TCP_BYTES <= header_bytes <= room or len(head) < at + header_bytes:
-        return None
-    mss, wscale = 0, None
-    if flags & TCP_SYN and header_bytes > TCP_BYTES:
-        options = parse_tcp_options(head[at + TCP_BYTES : at + header_bytes])
-        if options is None:
-            return None
-        mss, wscale = options
-    return Tcp(
-        source_port, destination_port, seq, ack, flags, window, header_bytes, mss, wscale
-    )  # fmt: skip
-
-
-def parse_tcp_options(options: bytes) -> tuple[int, int | None] | None:
-    """Return (MSS, window scale) of a SYN's options; None if they are malformed."""
-    mss, wscale = 0, None
-    at = 0
-    while at < len(options):
-        kind = options[at]
-        if kind == TCPOPT_EOL:
-            break
-        if kind == TCPOPT_NOP:
-            at += 1
-            continue
-        length = options[at + 1] if at + 1 < len(options) else 0
-        if length < 2 or at + length > len(options):
-            return None
-        if kind == TCPOPT_MAXSEG and length == 4:
-            (mss,) = _U16.unpack_from(options, at + 2)
-        elif kind == TCPOPT_WINDOW and length == 3:
-            wscale = min(options[at + 2], WSCALE_MAX)  # RFC 7323 §2.3
-        at += length
-    return mss, wscale
 
 
 # Building. Frames go from the gateway's MAC to the guest's.
@@ -331,50 +253,3 @@ def ipv4_frames(
         header = ip_header(source, destination, protocol, len(part), ip_id, fragment)
         frames.append(eth_header(link) + header + part)
     return frames
-
-
-def syn_options(mss: int, wscale: int | None) -> bytes:
-    """Return the options of a SYN: MSS, and the window scale if the other side has offered it."""
-    options = bytes((TCPOPT_MAXSEG, 4)) + _U16.pack(mss)
-    if wscale is not None:
-        options += bytes((TCPOPT_NOP, TCPOPT_WINDOW, 3, wscale))
-    return options
-
-
-def tcp_frame_header(
-    link: Link, source: tuple[int, int], destination: tuple[int, int],
-    seq: int, ack: int, flags: int, window: int, options: bytes, payload_bytes: int,
-    payload_residue: int | None,
-) -> bytes:  # fmt: skip
-    """Return all headers of a TCP frame.
-
-    Args:
-        payload_residue: of the payload; None leaves the checksum to the receiver: the field then
-            holds the pseudo header's sum, as a partial checksum must (VirtIO 1.2 §5.1.6.2).
-    """
-    header_bytes = TCP_BYTES + len(options)
-    tcp_bytes = header_bytes + payload_bytes
-    source_ip, source_port = source
-    destination_ip, destination_port = destination
-    addresses = (
-        (source_ip >> 16) + (source_ip & 0xFFFF)
-        + (destination_ip >> 16) + (destination_ip & 0xFFFF)
-    )  # fmt: skip
-    length = IP_BYTES + tcp_bytes
-    ip_sum = fold(0x4500 + length + IP_DF + (TTL << 8 | IPPROTO_TCP) + addresses)
-    offset = header_bytes << 2
-    pseudo = addresses + IPPROTO_TCP + tcp_bytes
-    if payload_residue is None:
-        checksum = pseudo % 0xFFFF
-    else:
-        total = pseudo + source_port + destination_port + (seq >> 16) + (seq & 0xFFFF)
-        total += (ack >> 16) + (ack & 0xFFFF) + (offset << 8 | flags) + window
-        checksum = fold(total + residue(options) + payload_residue)
-    return (
-        _TCP_FRAME.pack(
-            link.guest_mac, link.gateway_mac, ETH_P_IP,
-            0x45, 0, length, 0, IP_DF, TTL, IPPROTO_TCP, ip_sum, source_ip, destination_ip,
-            source_port, destination_port, seq, ack, offset, flags, window, checksum, 0,
-        )
-        + options
-    )  # fmt: skip

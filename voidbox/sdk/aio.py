@@ -91,7 +91,7 @@ class AsyncSandbox:
 
     def _standstill(self) -> tuple[bool, float]:
         with contextlib.suppress(VoidboxError):  # gone, say: whoever asks it learns how
-            record = self._store.read(self._id)
+            record = self._store.peek(self._id)
             return record.state is State.PAUSED, record.stood_still_s()
         return False, 0.0
 

@@ -56,7 +56,9 @@ from voidbox.net.datagram_table import DATAGRAM_FLOWS_MAX
 from voidbox.net.fragment_table import BYTES_MAX as FRAGMENT_BYTES_MAX
 from voidbox.net.fragment_table import DATAGRAMS_MAX, FRAGMENTS_MAX
 from voidbox.net.line import FRAMES_MAX
-from voidbox.net.tcp import U32, State, before
+from voidbox.net.tcp import before
+from voidbox.net.tcp_outgoing import U32
+from voidbox.net.tcp_states import State
 from voidbox.net.tcp_table import CONNECTING_MAX, TCP_FLOWS_MAX
 
 HOSTILE = ip_of("198.51.100.66")  # where the attacks go, if anywhere

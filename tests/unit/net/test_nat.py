@@ -19,7 +19,7 @@ from voidbox.errors import ConfigError, HostError
 from voidbox.nat import resolv_conf_file, sockets
 from voidbox.nat.backend import NatConfig
 from voidbox.nat.forwards import Forward, parse_forward
-from voidbox.net import tcp, tcp_table
+from voidbox.net import tcp_outgoing, tcp_table
 from voidbox.net.stack import StackStatistics
 
 pytestmark = needs_tap
@@ -205,8 +205,8 @@ sock.sendall(b"late")
 @pytest.fixture
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A half-closed connection is asked for after a second, at both ends."""
-    monkeypatch.setattr(tcp, "HALF_CLOSED_NS", 1_000_000_000)
-    monkeypatch.setattr(tcp, "KEEPALIVE_INTVL_NS", 1_000_000_000)
+    monkeypatch.setattr(tcp_outgoing, "HALF_CLOSED_NS", 1_000_000_000)
+    monkeypatch.setattr(tcp_outgoing, "KEEPALIVE_INTVL_NS", 1_000_000_000)
     monkeypatch.setattr(sockets, "KEEP_ALIVE_S", 1)
 
 

@@ -15,6 +15,7 @@ from tests.unit.net.world import (
     FAR,
     FIN,
     GATEWAY,
+    PSH,
     RST,
     SYN,
     URG,
@@ -25,10 +26,12 @@ from tests.unit.net.world import (
     tcp,
 )
 from voidbox.net import tcp_table
-from voidbox.net.tcp import U32, Connection
+from voidbox.net.flow_state import FlowState
+from voidbox.net.tcp import Connection
 from voidbox.net.tcp_flow import Kept
+from voidbox.net.tcp_outgoing import U32, Outgoing
 from voidbox.net.tcp_table import CONNECTING_MAX, TCP_FLOWS_MAX
-from voidbox.net.wire import Tcp
+from voidbox.net.tcp_wire import Tcp
 
 OPEN = """
     guest sends SYN seq 1000 win 65535 mss 1460
@@ -1580,6 +1583,76 @@ def test_old_and_new_acknowledgements_wherever_the_numbers_are(
     assert connection.ack_due
 
 
+def state_of(connection: Connection) -> dict[str, object]:
+    return {name: getattr(connection, name) for name in Outgoing.__slots__}
+
+
+# What may happen to a connection: a segment of the guest (how far from the expected number, how
+# much of what is in flight it acknowledges, flags, window, payload, how much of that the host does
+# not take at once), data of the host, an answer that is due, time.
+segments = st.tuples(
+    st.just("segment"),
+    st.one_of(st.just(0), st.just(0), st.integers(-3000, 3000)),
+    st.sampled_from([0, 0, 1, 1, 0.5, 2, -1]),
+    st.sampled_from([ACK, ACK, ACK | PSH, ACK | FIN, SYN, RST]),
+    st.sampled_from([0, 1, 500, 500, 500]),
+    st.sampled_from([0, 0, 1, 1460, 9000, 1 << 18]),
+    st.sampled_from([0, 0, 700]),
+)
+events = st.one_of(
+    segments,
+    segments,
+    st.tuples(st.just("sends"), st.integers(1, 64000)),
+    st.tuples(st.just("answers")),
+    st.tuples(st.just("waits"), st.sampled_from([1, 20_000_000, 1_500_000_000, 100_000_000_000])),
+    st.tuples(st.just("flushes")),
+    st.tuples(st.just("ends")),
+)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(events, min_size=3, max_size=30), st.sampled_from([1000, U32 - 2000]))
+def test_the_short_way_does_what_the_long_one_does(steps: list[tuple], isn: int) -> None:
+    long, short = (Connection.accept(syn(isn), isn, 1 << 18, 1 << 18, 0) for _ in range(2))
+    now_ns = 0
+    for connection in (long, short):
+        connection.host_connected()
+        connection.next_control(0)
+        connection.window(is_syn=True)
+    for kind, *values in [("segment", 0, 1, ACK, 500, 0, 0), *steps]:
+        if kind == "segment":
+            place, share, flags, window, size, held = values
+            in_flight = (long.snd_max - long.snd_una) & U32
+            seq, ack = (long.rcv_nxt + place) & U32, (long.snd_una + int(share * in_flight)) & U32
+            segment = Tcp(40000, 80, seq, ack, flags, window, 20, 0, None)
+            new = long.receive(segment, size, now_ns)
+            if flags in (ACK, ACK | PSH) and short.receive_expected(seq, ack, window, size, now_ns):
+                assert tuple(new) == (0, size)
+            else:
+                assert short.receive(segment, size, now_ns) == new
+            for connection in (long, short):
+                if new.length:
+                    connection.accepted(new.length, min(held, new.length))
+                connection.take_fin()
+        for connection in (long, short):
+            if kind == "sends" and connection.sends_data and (room := connection.room()):
+                connection.send_data(min(values[0], room), now_ns)
+            elif kind == "answers" and connection.has_control():
+                connection.next_control(now_ns)
+                connection.window()
+            elif kind == "waits" and (connection.deadline_ns or now_ns + 1) <= now_ns:
+                connection.on_time(now_ns, False)
+            elif kind == "flushes":
+                connection.held(0)
+                connection.take_fin()
+            elif kind == "ends":
+                connection.end_data()
+        now_ns += values[0] if kind == "waits" else 1000
+        assert state_of(long) == state_of(short), (kind, values)
+        if long.is_closed:
+            break
+
+
 HANDSHAKE = """
     guest sends SYN seq 1000 win 65535 mss 1460 ws 7
     stack answers SYN|ACK seq 0 ack 1001
@@ -1645,7 +1718,7 @@ def test_a_restored_guest_is_told_that_its_connections_are_over() -> None:
 
 def test_many_flows_are_all_told() -> None:
     world = World()
-    state = tcp_table.FlowState(1, FAR, 80, 5, 6)
+    state = FlowState(1, FAR, 80, 5, 6)
     world.stack.reset_flows([state._replace(guest_port=port) for port in range(2000)])
     assert len(world.take()) == TCP_FLOWS_MAX
 

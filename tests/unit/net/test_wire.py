@@ -13,7 +13,7 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet
 from scapy.utils import checksum
 
-from voidbox.net import wire
+from voidbox.net import tcp_wire, wire
 from voidbox.net.addresses import format_address
 from voidbox.net.wire import Link
 
@@ -97,7 +97,7 @@ def parse_all(head: bytes, frame_bytes: int) -> None:
     for packet in (ip, made_up):
         if packet is not None:
             wire.parse_udp(head, packet)
-            wire.parse_tcp(head, packet)
+            tcp_wire.parse(head, packet)
 
 
 @given(st.binary(max_size=wire.HEADERS_MAX), st.integers(0, 70000))
@@ -262,10 +262,10 @@ def test_tcp_as_scapy_makes_it(
     )  # fmt: skip
     ip = wire.parse_ip(frame, len(frame))
     assert ip is not None
-    tcp = wire.parse_tcp(frame, ip)
-    given_options = dict(options) if flags & wire.TCP_SYN else {}
+    tcp = tcp_wire.parse(frame, ip)
+    given_options = dict(options) if flags & tcp_wire.TCP_SYN else {}
     scale = given_options.get("WScale")
-    assert tcp == wire.Tcp(
+    assert tcp == tcp_wire.Tcp(
         source, destination, seq, ack, flags, window, len(frame) - 34 - len(payload),
         given_options.get("MSS", 0), None if scale is None else min(int(str(scale)), 14),
     )  # fmt: skip
@@ -295,12 +295,12 @@ def test_tcp_as_scapy_makes_it(
     ],
 )
 def test_options_of_a_syn(options: bytes, expected: tuple[int, int | None] | None) -> None:
-    assert wire.parse_tcp_options(options) == expected
+    assert tcp_wire.parse_options(options) == expected
 
 
 @given(st.binary(max_size=40))
 def test_options_never_raise_nor_loop(options: bytes) -> None:
-    wire.parse_tcp_options(options)
+    tcp_wire.parse_options(options)
 
 
 @pytest.mark.parametrize(
@@ -309,18 +309,18 @@ def test_options_never_raise_nor_loop(options: bytes) -> None:
      (15, 60, True), (5, 19, False), (5, 0, False)],
 )  # fmt: skip
 def test_tcp_offsets(offset: int, room: int, is_right: bool) -> None:
-    data = struct.pack("!HHIIBBHHH", 1, 2, 3, 4, offset << 4, wire.TCP_ACK, 5, 0, 0)
+    data = struct.pack("!HHIIBBHHH", 1, 2, 3, 4, offset << 4, tcp_wire.TCP_ACK, 5, 0, 0)
     frame = bytes(ip_frame((data + bytes(40))[:room], proto=6)) + bytes(60)
     ip = wire.parse_ip(frame, len(frame))
     assert ip is not None
-    assert (wire.parse_tcp(frame, ip) is not None) == is_right
+    assert (tcp_wire.parse(frame, ip) is not None) == is_right
 
 
 def test_a_head_that_lacks_options_is_nothing() -> None:
     ip = wire.parse_ip(SYN, len(SYN))
     assert ip is not None
     for length in range(len(SYN)):
-        assert wire.parse_tcp(SYN[:length], ip) is None
+        assert tcp_wire.parse(SYN[:length], ip) is None
 
 
 # --- builders -----------------------------------------------------------------------------------
@@ -390,11 +390,10 @@ def test_tcp_frames(
     source: int, destination: int, sport: int, dport: int, seq: int, ack: int, flags: int,
     window: int, payload: bytes, offer: tuple[int, int | None] | None, is_partial: bool,
 ) -> None:  # fmt: skip
-    options = wire.syn_options(*offer) if offer else b""
-    header = wire.tcp_frame_header(
-        LINK, (source, sport), (destination, dport), seq, ack, flags, window, options,
-        len(payload), None if is_partial else wire.buffers_residue([payload]),
-    )  # fmt: skip
+    options = tcp_wire.syn_options(*offer) if offer else b""
+    headers = tcp_wire.Headers(LINK, (source, sport), (destination, dport))
+    sum_ = None if is_partial else wire.buffers_residue([payload])
+    header = headers.pack(seq, ack, flags, window, len(payload), sum_, options)
     frame = header + payload
     if is_partial:
         # What the receiver's card does: sum from the transport header on, with the field as it is.
@@ -411,18 +410,52 @@ def test_tcp_frames(
     assert found.get("WScale") == (offer[1] if offer else None)
     ip = wire.parse_ip(frame[: wire.HEADERS_MAX], len(frame))
     assert ip is not None
-    parsed = wire.parse_tcp(frame[: wire.HEADERS_MAX], ip)
-    is_syn = offer is not None and flags & wire.TCP_SYN
-    assert parsed == wire.Tcp(
+    parsed = tcp_wire.parse(frame[: wire.HEADERS_MAX], ip)
+    is_syn = offer is not None and flags & tcp_wire.TCP_SYN
+    assert parsed == tcp_wire.Tcp(
         sport, dport, seq, ack, flags, window, 20 + len(options),
         offer[0] if is_syn and offer else 0, offer[1] if is_syn and offer else None,
     )  # fmt: skip
 
 
+def fields_of(frame: bytes) -> tuple[int, ...] | None:
+    """What parse_plain() is to find, by way of the other parsers."""
+    ip = wire.parse_ip(frame[: wire.HEADERS_MAX], len(frame))
+    if ip is None or ip.header_bytes != 20 or ip.fragment or ip.protocol != 6:
+        return None
+    tcp = tcp_wire.parse(frame[: wire.HEADERS_MAX], ip)
+    if tcp is None or tcp.flags & ~(16 | 8 | 1) or not tcp.flags & 16:
+        return None
+    start = 34 + tcp.header_bytes
+    return (ip.source, ip.destination, tcp.source_port, tcp.destination_port, tcp.seq, tcp.ack,
+            tcp.flags, tcp.window, start, 14 + ip.length)  # fmt: skip
+
+
+@given(
+    st.binary(max_size=100), st.sampled_from([16, 24, 17, 25, 2, 20, 16 | 64]), options_of_ip,
+    st.lists(st.tuples(st.integers(14, 60), st.integers(0, 255)), max_size=2), st.integers(0, 99),
+    st.booleans(),
+)  # fmt: skip
+def test_plain_segments_are_what_the_other_parsers_say(
+    payload: bytes, flags: int, options: bytes, changes: list[tuple[int, int]], cut: int,
+    is_repaired: bool,
+) -> None:  # fmt: skip
+    """Whatever is in the frame, and wherever it is cut off."""
+    headers = tcp_wire.Headers(LINK, (FAR, 80), (GUEST, 40000))
+    frame = bytearray(headers.pack(1, 2, flags, 3, len(payload), 0, options) + payload)
+    for at, value in changes:
+        if at < len(frame):
+            frame[at] = value
+    if is_repaired:
+        frame = with_right_sum(frame)
+    whole = bytes(frame[: len(frame) - cut % 30] if cut % 3 == 0 else frame)
+    if whole[14:15] == b"\x45":  # else nobody asks it
+        assert tcp_wire.parse_plain(whole[: wire.HEADERS_MAX], len(whole)) == fields_of(whole)
+
+
 def test_a_packet_of_all_64_kib() -> None:
     payload = bytes(65535 - 40)
-    header = wire.tcp_frame_header(
-        LINK, (FAR, 80), (GUEST, 40000), 0, 0, wire.TCP_ACK, 0, b"", len(payload), 0
-    )
+    headers = tcp_wire.Headers(LINK, (FAR, 80), (GUEST, 40000))
+    header = headers.pack(0, 0, tcp_wire.TCP_ACK, 0, len(payload), 0)
     packet = assert_sums_are_right(header + payload)
     assert packet[IP].len == 65535

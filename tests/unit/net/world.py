@@ -25,8 +25,9 @@ from voidbox.net.line import FRAMES_MAX
 from voidbox.net.name_service import NameService, NameStream
 from voidbox.net.policy import Policy
 from voidbox.net.stack import Stack
-from voidbox.net.tcp import U32, State
 from voidbox.net.tcp_flow import TcpFlow
+from voidbox.net.tcp_outgoing import U32
+from voidbox.net.tcp_states import State
 from voidbox.net.tcp_table import CONNECTING_MAX, TCP_FLOWS_MAX
 
 S = 1_000_000_000

@@ -1,0 +1,204 @@
+"""TCP segments as bytes (RFC 9293 §3.1), and all headers of a frame that has one.
+
+TCP      +0 ports   +4 sequence   +8 acknowledgement   +12 offset, flags, window
+         +16 checksum   +18 urgent pointer   +20 options                          20…60
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+from voidbox.net.wire import (
+    ETH_BYTES,
+    ETH_P_IP,
+    IP_BYTES,
+    IP_DF,
+    IP_MF,
+    IP_OFFSET_MASK,
+    IPPROTO_TCP,
+    TRANSPORT_AT,
+    TTL,
+    Ip,
+    Link,
+    fold,
+    residue,
+)
+
+TCP_BYTES = 20
+TCP_FIN, TCP_SYN, TCP_RST, TCP_PSH, TCP_ACK, TCP_URG = 1, 2, 4, 8, 16, 32
+TCP_CHECKSUM_AT = 16
+TCPOPT_EOL, TCPOPT_NOP, TCPOPT_MAXSEG, TCPOPT_WINDOW = 0, 1, 2, 3
+WSCALE_MAX = 14
+
+HEADER_BYTES = TRANSPORT_AT + TCP_BYTES  # of a frame of ours, without options
+
+_U16 = struct.Struct("!H")
+_TCP = struct.Struct("!HHIIBBHHH")
+# From IP's length to TCP's window.
+_PLAIN_AT = ETH_BYTES + 2
+_PLAIN = struct.Struct("!HHHBBHII HHIIBBH")
+_PLAIN_FLAGS = TCP_ACK | TCP_PSH | TCP_FIN
+_FRAME = struct.Struct("!14s BBHHHBBHII HHIIBBHHH")
+assert _TCP.size == TCP_BYTES
+assert _PLAIN.size == HEADER_BYTES - _PLAIN_AT - 4
+assert _FRAME.size == HEADER_BYTES
+
+
+class Tcp(NamedTuple):
+    """A TCP header, RFC 9293 §3.1.
+
+    Attributes:
+        header_bytes: 20 to 60, options included.
+        window: unscaled.
+        mss: of a SYN; 0 if it gives none.
+        wscale: of a SYN; None if it gives none.
+    """
+
+    source_port: int
+    destination_port: int
+    seq: int
+    ack: int
+    flags: int
+    window: int
+    header_bytes: int
+    mss: int
+    wscale: int | None
+
+
+def parse_plain(
+    head: bytes, frame_bytes: int
+) -> tuple[int, int, int, int, int, int, int, int, int, int] | None:
+    """Parse what nearly all frames are: a whole segment with ACK, and perhaps PSH or FIN.
+
+    Args:
+        head: begins with Ethernet's header, and IP's of version 4 without options.
+    Returns:
+        Source and destination address, source and destination port, sequence and acknowledgement
+        number, flags, window, and where the payload begins in the frame; it ends where the packet
+        does, whose end comes last. A plain tuple, for it costs a tenth of a named one. None for
+        every other frame: parse_ip() and parse() say what that is.
+    """
+    if len(head) < HEADER_BYTES:
+        return None
+    (
+        length, _, fragment, _, protocol, _, source, destination,
+        source_port, destination_port, seq, ack, offset, flags, window,
+    ) = _PLAIN.unpack_from(head, _PLAIN_AT)  # fmt: skip
+    if protocol != IPPROTO_TCP or flags & ~_PLAIN_FLAGS or not flags & TCP_ACK:
+        return None
+    header_bytes = IP_BYTES + (offset >> 4) * 4
+    if (
+        fragment & (IP_MF | IP_OFFSET_MASK)
+        or not IP_BYTES + TCP_BYTES <= header_bytes <= length <= frame_bytes - ETH_BYTES
+        or residue(head[ETH_BYTES:TRANSPORT_AT])
+    ):
+        return None
+    return (
+        source, destination, source_port, destination_port, seq, ack, flags, window,
+        ETH_BYTES + header_bytes, ETH_BYTES + length,
+    )  # fmt: skip
+
+
+def parse(head: bytes, ip: Ip) -> Tcp | None:
+    """Parse the TCP header behind an IPv4 header."""
+    at = ETH_BYTES + ip.header_bytes
+    room = ip.length - ip.header_bytes
+    if room < TCP_BYTES or len(head) < at + TCP_BYTES:
+        return None
+    source_port, destination_port, seq, ack, offset, flags, window, _, _ = _TCP.unpack_from(
+        head, at
+    )
+    header_bytes = (offset >> 4) * 4
+    if not TCP_BYTES <= header_bytes <= room or len(head) < at + header_bytes:
+        return None
+    mss, wscale = 0, None
+    if flags & TCP_SYN and header_bytes > TCP_BYTES:
+        options = parse_options(head[at + TCP_BYTES : at + header_bytes])
+        if options is None:
+            return None
+        mss, wscale = options
+    return Tcp(
+        source_port, destination_port, seq, ack, flags, window, header_bytes, mss, wscale
+    )  # fmt: skip
+
+
+def parse_options(options: bytes) -> tuple[int, int | None] | None:
+    """Return (MSS, window scale) of a SYN's options; None if they are malformed."""
+    mss, wscale = 0, None
+    at = 0
+    while at < len(options):
+        kind = options[at]
+        if kind == TCPOPT_EOL:
+            break
+        if kind == TCPOPT_NOP:
+            at += 1
+            continue
+        length = options[at + 1] if at + 1 < len(options) else 0
+        if length < 2 or at + length > len(options):
+            return None
+        if kind == TCPOPT_MAXSEG and length == 4:
+            (mss,) = _U16.unpack_from(options, at + 2)
+        elif kind == TCPOPT_WINDOW and length == 3:
+            wscale = min(options[at + 2], WSCALE_MAX)  # RFC 7323 §2.3
+        at += length
+    return mss, wscale
+
+
+def syn_options(mss: int, wscale: int | None) -> bytes:
+    """Return the options of a SYN: MSS, and the window scale if the other side has offered it."""
+    options = bytes((TCPOPT_MAXSEG, 4)) + _U16.pack(mss)
+    if wscale is not None:
+        options += bytes((TCPOPT_NOP, TCPOPT_WINDOW, 3, wscale))
+    return options
+
+
+class Headers:
+    """Makes the headers of a connection's segments: what all have alike is packed and summed once.
+
+    Args:
+        source, destination: (address, port).
+    """
+
+    __slots__ = ("_addresses", "_destination", "_eth", "_ip_sum", "_ports_sum", "_source")
+
+    def __init__(self, link: Link, source: tuple[int, int], destination: tuple[int, int]) -> None:
+        self._eth = link.guest_mac + link.gateway_mac + ETH_P_IP.to_bytes(2, "big")
+        self._source, self._destination = source, destination
+        self._addresses = (
+            (source[0] >> 16) + (source[0] & 0xFFFF)
+            + (destination[0] >> 16) + (destination[0] & 0xFFFF)
+        )  # fmt: skip
+        self._ip_sum = 0x4500 + IP_DF + (TTL << 8 | IPPROTO_TCP) + self._addresses
+        self._ports_sum = source[1] + destination[1]
+
+    def pack(
+        self, seq: int, ack: int, flags: int, window: int, payload_bytes: int,
+        payload_residue: int | None, options: bytes = b"",
+    ) -> bytes:  # fmt: skip
+        """Return Ethernet's, IP's and TCP's header.
+
+        Args:
+            payload_residue: of the payload; None leaves the checksum to the receiver: the field
+                then holds the pseudo header's sum, as a partial checksum must (VirtIO 1.2
+                §5.1.6.2).
+        """
+        header_bytes = TCP_BYTES + len(options)
+        tcp_bytes = header_bytes + payload_bytes
+        length = IP_BYTES + tcp_bytes
+        offset = header_bytes << 2
+        checksum = self._addresses + IPPROTO_TCP + tcp_bytes
+        if payload_residue is None:
+            checksum %= 0xFFFF
+        else:
+            checksum += self._ports_sum + (seq >> 16) + (seq & 0xFFFF) + (ack >> 16)
+            checksum += (ack & 0xFFFF) + (offset << 8 | flags) + window
+            checksum = fold(checksum + residue(options) + payload_residue)
+        (source, source_port), (destination, destination_port) = self._source, self._destination
+        header = _FRAME.pack(
+            self._eth,
+            0x45, 0, length, 0, IP_DF, TTL, IPPROTO_TCP, fold(self._ip_sum + length),
+            source, destination,
+            source_port, destination_port, seq, ack, offset, flags, window, checksum, 0,
+        )  # fmt: skip
+        return header + options if options else header
