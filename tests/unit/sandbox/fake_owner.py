@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 from voidbox.agent import connect, protocol
 from voidbox.agent.client import AgentClient
@@ -242,6 +243,10 @@ class FakeEndpoint:
         return "the guest still runs" if outcome is None else outcome.describe()
 
 
+def _nervous(*arguments: Any, **options: Any) -> Heartbeat:
+    return Heartbeat(*arguments[:5], 0.1, answer_s=0.3, **options)
+
+
 class FakeGuest:
     def __init__(
         self, config: MachineConfig, secret: bytes, snapshot: str | None = None, /
@@ -254,7 +259,7 @@ class FakeGuest:
         if self._options.mode == "bug":
             raise ZeroDivisionError("a bug")
         if self._options.mode == "nervous":  # notices a dead agent within a second
-            owner.Heartbeat = partial(Heartbeat, period_s=0.1, answer_s=0.3)  # type: ignore[misc, assignment]
+            owner.Heartbeat = _nervous  # type: ignore[misc, assignment]
         problem = os.environ.get("FAKE_RESTORE") if snapshot is not None else None
         if problem == "bad":
             raise HostError("the snapshot is of another CPU")
