@@ -66,18 +66,6 @@ _CPUID_ENTRY = struct.Struct("<7I")
 _MSR_ENTRY = struct.Struct("<IQ")
 
 
-class CpuidValues(NamedTuple):
-    """struct kvm_cpuid_entry2; `index` there is `subleaf` here."""
-
-    function: int
-    subleaf: int
-    flags: int
-    eax: int
-    ebx: int
-    ecx: int
-    edx: int
-
-
 class VcpuState(NamedTuple):
     """One vCPU. Structures are as KVM has them; their layout is the kernel's ABI.
 
@@ -193,13 +181,13 @@ def _pack_cpuid(cpuid: Any) -> bytes:
     )
 
 
-def cpuid_values(packed: bytes) -> list[CpuidValues]:
-    """Return the entries of VcpuState.cpuid.
+def cpuid_values(packed: bytes) -> list[tuple[int, ...]]:
+    """Return function, index, flags, eax, ebx, ecx and edx of each entry of VcpuState.cpuid.
 
     Raises:
         ConfigError: it is damaged.
     """
-    return [CpuidValues(*entry) for entry in _unpack(_CPUID_ENTRY, packed, "CPUID")]
+    return list(_unpack(_CPUID_ENTRY, packed, "CPUID"))
 
 
 def msr_values(packed: bytes) -> list[tuple[int, int]]:
@@ -247,7 +235,7 @@ def write(vm: Vm, vcpus: Sequence[Vcpu], state: VmState) -> None:
 
 def _write_vcpu(vcpu: Vcpu, state: VcpuState) -> None:
     """Set all that starts no clock."""
-    entries = [tuple(entry) for entry in cpuid_values(state.cpuid)]
+    entries = cpuid_values(state.cpuid)
     vcpu.set_cpuid2(ffi.new("struct kvm_cpuid2 *", {"nent": len(entries), "entries": entries}))
     if not is_same_frequency(vcpu.get_tsc_khz(), state.tsc_khz):
         vcpu.set_tsc_khz(state.tsc_khz)

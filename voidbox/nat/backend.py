@@ -24,12 +24,12 @@ from voidbox.nat.sockets import HostSockets
 from voidbox.net.addresses import NetworkConfig
 from voidbox.net.dhcp import Server as DhcpServer
 from voidbox.net.dns import Forwarder
+from voidbox.net.flow_state import FlowState
 from voidbox.net.line import RxFrames
 from voidbox.net.name_service import NameService
 from voidbox.net.pcap import PcapWriter
 from voidbox.net.policy import Gate, Policy
 from voidbox.net.stack import Header, Stack, StackStatistics
-from voidbox.net.tcp_table import FlowState
 
 _FLUSH_S = 1.0  # how old what is in the pcap file's buffer may get
 _BURST_S = 0.1  # of the rate: what may pass at once

@@ -83,19 +83,23 @@ def _sum(items: Iterable[tuple[_Key, int]]) -> dict[_Key, int]:
     return sums
 
 
-def set_up(kvm: Kvm, vcpus: list[Vcpu], entry: loader.EntryPoint) -> None:
-    """Give every vCPU its CPUID, and the first one the state of a boot loader's hand-over.
-
-    The others wait for the guest's INIT and SIPI, which the in-kernel APIC handles.
-    """
+def cpuids(kvm: Kvm, cpus: int) -> list[list[cpuid.CpuidEntry]]:
+    """Return the CPUID of each vCPU of a machine with so many, on this host."""
     host = kvm.get_supported_cpuid()
     supported = [
         cpuid.CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
         for e in host.entries[0 : host.nent]
     ]
     has_tsc_deadline = bool(kvm.check_extension(api.KVM_CAP_TSC_DEADLINE_TIMER))
-    for vcpu in vcpus:
-        entries = cpuid.fix_up(supported, vcpu.vcpu_id, len(vcpus), has_tsc_deadline)
+    return [cpuid.fix_up(supported, index, cpus, has_tsc_deadline) for index in range(cpus)]
+
+
+def set_up(kvm: Kvm, vcpus: list[Vcpu], entry: loader.EntryPoint) -> None:
+    """Give every vCPU its CPUID, and the first one the state of a boot loader's hand-over.
+
+    The others wait for the guest's INIT and SIPI, which the in-kernel APIC handles.
+    """
+    for vcpu, entries in zip(vcpus, cpuids(kvm, len(vcpus)), strict=True):
         fixed = ffi.new(
             "struct kvm_cpuid2 *",
             {"nent": len(entries), "entries": entries},

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from voidbox.boot.cpuid import CpuidEntry
 from voidbox.errors import ConfigError
-from voidbox.kvm.state import CpuidValues, is_same_frequency, saved_msrs
+from voidbox.kvm.state import is_same_frequency, saved_msrs
 from voidbox.snapshot.checks import Host, check_cpuid, check_host
 
 HOST = Host("GenuineIntel", "6", "143", "8", "0x2b", "6.1.0")
@@ -26,14 +27,14 @@ def test_this_host_can_be_told() -> None:
 
 
 LEAVES = (
-    CpuidValues(1, 0, 0, 0x806F8, 0x100800, 0b1011, 0b110),
-    CpuidValues(7, 0, 1, 2, 0b11, 0b100, 0b1),
-    CpuidValues(0xD, 0, 1, 7, 576, 832, 0),
-    CpuidValues(0xD, 2, 1, 256, 576, 0, 0),
+    CpuidEntry(1, 0, 0, 0x806F8, 0x100800, 0b1011, 0b110),
+    CpuidEntry(7, 0, 1, 2, 0b11, 0b100, 0b1),
+    CpuidEntry(0xD, 0, 1, 7, 576, 832, 0),
+    CpuidEntry(0xD, 2, 1, 256, 576, 0, 0),
 )
 
 
-def changed(index: int, **values: int) -> tuple[CpuidValues, ...]:
+def changed(index: int, **values: int) -> tuple[CpuidEntry, ...]:
     leaves = list(LEAVES)
     leaves[index] = leaves[index]._replace(**values)
     return tuple(leaves)
