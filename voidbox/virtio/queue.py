@@ -338,12 +338,8 @@ class Virtqueue:
         desc, low_bytes = self._desc, self._low_bytes
         addr = desc[2 * head_idx]
         if word & _INDIRECT:
-            end = addr + _TWO_DESCS.size
-            if (
-                word & (_NEXT | _LEN_MASK) != _TWO_DESCS.size
-                or end > low_bytes
-                or not self.indirect
-            ):
+            is_two = word & (_NEXT | _LEN_MASK) == _TWO_DESCS.size
+            if not is_two or addr + _TWO_DESCS.size > low_bytes or not self.indirect:
                 return None
             addr, word, next_addr, next_word = _TWO_DESCS.unpack_from(self._low, addr)
             if word >> _NEXT_SHIFT != 1 or word & _INDIRECT:
@@ -363,6 +359,7 @@ class Virtqueue:
             or not next_length
             or end > low_bytes
             or next_end > low_bytes
+            or length + next_length > CHAIN_BYTES_MAX
         ):
             return None
         buffers = [self._low[addr:end], self._low[next_addr:next_end]]
