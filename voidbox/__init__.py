@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         SandboxTimeout,
         VoidboxError,
     )
+    from voidbox.sandbox.ports import PublishedPort
     from voidbox.sandbox.transfer.listing import FileInfo
     from voidbox.sandbox.transfer.transfer import TransferResult
     from voidbox.sdk import volumes
@@ -52,6 +53,7 @@ _MODULES = {
     "SandboxInfo": "voidbox.sdk.info",
     "SandboxMetrics": "voidbox.sdk.info",
     "SnapshotInfo": "voidbox.sdk.snapshots",
+    "PublishedPort": "voidbox.sandbox.ports",
     "RequestFailed": "voidbox.agent.call",
     "AgentError": "voidbox.errors",
     "CommandFailed": "voidbox.errors",
@@ -76,6 +78,7 @@ __all__ = [
     "GuestError",
     "HostError",
     "Output",
+    "PublishedPort",
     "RequestFailed",
     "Sandbox",
     "SandboxInfo",
