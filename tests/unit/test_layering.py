@@ -70,7 +70,7 @@ ALLOWED: dict[str, set[str]] = {
         "storage",
         "images",
     },
-    "sdk": {"errors", "vmm", "agent", "defaults", "images", "sandbox"},
+    "sdk": {"errors", "jail", "vmm", "agent", "defaults", "images", "sandbox"},
     "defaults": {"errors"},
     "cli": {
         "errors",

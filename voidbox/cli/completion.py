@@ -15,7 +15,19 @@ examples:
   voidbox completion fish > ~/.config/fish/completions/voidbox.fish
 """
 # Verbs whose words are sandboxes; of any state, where they work on those that have ended too.
-_RUNNING = ("exec", "shell", "cp", "send", "port", "stats", "stop", "kill", "pause", "resume")
+_RUNNING = (
+    "exec",
+    "shell",
+    "cp",
+    "send",
+    "port",
+    "stats",
+    "stop",
+    "kill",
+    "pause",
+    "resume",
+    "limit",
+)
 _ANY = ("inspect", "logs", "rename", "rm")
 
 _BASH = """\

@@ -22,6 +22,7 @@ GROUPS = {
     "end": {
         "stop": "shut sandboxes down",
         "kill": "end them at once",
+        "limit": "limit what one uses of processor, disks and network",
         "pause": "halt them",
         "resume": "let them go on",
         "rename": "give one another name",

@@ -6,10 +6,11 @@ stop {timeout}, kill {}      answered when it has begun; wait {} says when it is
 wait {}                      record, once the sandbox has ended
 set_timeout {timeout}        seconds from now, or null for no limit
 pause {}, resume {}
+limit {cpu, disk_bytes_s, disk_ops_s, net_bytes_s}     limits, all of them; null ends one
 port_add {publish}           forward, with the host's port that it got
 port_remove {publish}        removed
 port_list {}                 forwards
-connect_serial {}            with a stream to the guest's second serial port
+connect_serial {}            and becomes a stream to the guest's second serial port
 deliver {from, text}         outcome, of a message for its mailbox
 """
 
@@ -23,7 +24,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from voidbox.errors import AgentError, ConfigError
-from voidbox.sandbox.process.control_server import Answer, Handler, Later, WithSocket
+from voidbox.sandbox.process.control_server import Answer, Becomes, Handler, Later
 from voidbox.sandbox.process.published import PublishedPorts, on_loop
 from voidbox.sandbox.process.stopping import AGENT_S
 from voidbox.sandbox.state.records import SandboxRecord
@@ -53,6 +54,7 @@ class Sandbox(Protocol):
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     def set_time_limit(self, seconds: float | None) -> None: ...
+    def limit(self, changed: dict[str, object]) -> dict[str, object]: ...
     def deliver(self, values: dict[str, object]) -> dict[str, object]: ...
 
 
@@ -76,6 +78,7 @@ class Operations:
             "port_add": self._using(self._port_add),
             "port_remove": self._using(self._port_remove),
             "port_list": self._port_list,
+            "limit": self._limit,
             "connect_serial": self._using(self._connect_serial),
             "deliver": self._using(self._sandbox.deliver),
         }
@@ -115,11 +118,15 @@ class Operations:
         self._sandbox.set_time_limit(_seconds(values, None))
         return {}
 
+    def _limit(self, values: dict[str, object]) -> Answer:
+        changed = {key: value for key, value in values.items() if key != "op"}
+        return {"limits": self._sandbox.limit(changed)}
+
     def _connect_serial(self, values: dict[str, object]) -> Answer:
-        sock = self._sandbox.machine.connect_serial()
-        if sock is None:
+        machine = self._sandbox.machine
+        if not machine.config.serial_line:
             raise AgentError("the guest has no second serial port")
-        return WithSocket({}, sock)
+        return Becomes({}, machine.adopt_serial)
 
     def _metrics(self, values: dict[str, object]) -> Answer:
         machine = self._sandbox.machine
@@ -139,6 +146,8 @@ class Operations:
             "uptime_s": time.monotonic() - self._sandbox.started_at,
             "network": network,
             "disks": [disk._asdict() for disk in statistics.disks],
+            "limits": self._sandbox.current_record().limits,
+            "cpu_held_ns": statistics.throttle.held_ns,
         }
 
     def _port_add(self, values: dict[str, object]) -> Answer:

@@ -32,7 +32,8 @@ from voidbox.errors import AgentError, HostError, SandboxTimeout, VoidboxError
 from voidbox.file_limit import raise_file_limit
 from voidbox.sandbox.control import describe_error
 from voidbox.sandbox.guest import Guest
-from voidbox.sandbox.process import logs, recipe
+from voidbox.sandbox.process import logs, recipe, resource_limits
+from voidbox.sandbox.process.confinement import Confinement
 from voidbox.sandbox.process.control_server import ControlServer
 from voidbox.sandbox.process.heartbeat import PERIOD_S, Heartbeat
 from voidbox.sandbox.process.idle import IdleLimit
@@ -82,6 +83,7 @@ class Owner:
         parent_fd: see Limits.
         report: takes what the status descriptor gets.
         make_guest: makes the guest of a configuration and a secret.
+        jail: what this process has shut itself in with.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Owner:
         parent_fd: int | None,
         report: Callable[[dict[str, object]], None],
         make_guest: MakeGuest,
+        jail: Confinement,
     ) -> None:
         self.record = record
         self.started_at = time.monotonic()
@@ -98,6 +101,7 @@ class Owner:
         self._store = store
         self._report = report
         self._make_guest = make_guest
+        self._jail = jail
         self._guest: Guest | None = None
         self._client: AgentClient | None = None
         self._has_begun = False
@@ -111,7 +115,7 @@ class Owner:
         self._stopping = Stopping(self._ask_agent, self._press_power_button, self.kill, self._ended)
         self._resources = contextlib.ExitStack()  # what ends before the last word is written
         self._control: ControlServer | None = None
-        self._relay = TeamRelay(store, record)
+        self._relay = TeamRelay(store, record, jail.mates)
         self.ports = PublishedPorts(store, record.id, lambda: self.machine)
 
     @property
@@ -194,6 +198,22 @@ class Owner:
         self.record = self._store.update(self.record.id, timeout_s=since_start_s)
         self._limits.set_time(seconds)
 
+    def limit(self, changed: dict[str, object]) -> dict[str, object]:
+        """Change what the guest may use; return all limits.
+
+        Raises:
+            ConfigError: see resource_limits.
+        """
+        new = resource_limits.check(changed)
+        with self._state_lock:
+            limits = {**resource_limits.check(self.record.limits), **new}
+            resource_limits.apply(self.machine, limits, new)
+            kept: dict[str, object] = {
+                key: value for key, value in limits.items() if value is not None
+            }
+            self.record = self._store.update(self.record.id, limits=kept)
+        return kept
+
     def deliver(self, values: dict[str, object]) -> dict[str, object]:
         """Take a message for the guest's programs."""
         return self._relay.deliver(values)
@@ -247,6 +267,9 @@ class Owner:
             log.warning("%s", error)
             self.kill(reason)
 
+    def _on_keeper_lost(self) -> None:
+        self.kill("its keeper, which makes its sockets, ended", Event.FAILED)
+
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
         if self._stopping.has_begun:
@@ -288,15 +311,14 @@ class Owner:
 
     def _boot(self) -> tuple[Guest, AgentClient]:
         record, own = self.record, self._resources.callback
-        upper_path = self._store.path(record.id, UPPER_FILE)
-        config = recipe.machine_config(
-            record, self._store.path(record.id, "vsock.sock"), upper_path, self._store.folder
-        )
+        config = self._jail.furnish()
         root = recipe.root_of(record)
         if root is not None and root.disk_bytes:
-            make_upper(upper_path, root.disk_bytes)
+            make_upper(self._store.path(record.id, UPPER_FILE), root.disk_bytes)
         self._control = ControlServer(
-            self._store.path(record.id, "control.sock"), Operations(self).handlers()
+            self._store.path(record.id, "control.sock"),
+            Operations(self).handlers(),
+            is_in_user_namespace="user" in self._jail.layers,
         )
         self._control.start()
         console_log = logs.ConsoleLog(self._store.path(record.id, "console.log"))
@@ -311,7 +333,13 @@ class Owner:
             if self._verdict is not None:
                 raise AgentError(self._verdict.reason)
         self._limits.start()
+        if self._jail.alive_fd is not None:
+            self._limits.watch_end(self._jail.alive_fd, self._on_keeper_lost)
+        self._jail.shut()
         guest.machine.start()
+        if record.limits:
+            limits = resource_limits.check(record.limits)
+            resource_limits.apply(guest.machine, limits, limits)
         for forward in recipe.ports_to_choose(record):
             self.ports.add(forward)
         self.started_at, self._has_begun = time.monotonic(), True
@@ -320,7 +348,9 @@ class Owner:
         client = self._connect(connect.BOOT_TIMEOUT_S)
         log.info("the guest's agent answers via %s", "serial" if client.is_serial else "vsock")
         with self._state_lock:
-            self.record = self._store.update(record.id, Event.BOOTED, started_at=started_at)
+            self.record = self._store.update(
+                record.id, Event.BOOTED, started_at=started_at, jail_layers=tuple(self._jail.layers)
+            )
             self._client = client
         own(self._hang_up)
         return guest, client
@@ -389,8 +419,9 @@ class Owner:
             )
             if self._control is not None:
                 self._control.hide()
+            store.release(id)
             if self.record.removes_itself:
-                store.remove(id)
+                self._jail.remove()
         except VoidboxError as error:  # the next command's clean() does it
             log.warning("cannot clean up: %s", error)
         store.release(id)
@@ -420,7 +451,9 @@ def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
         logger.setLevel(logging.INFO)
         report({"adopted": True})
         raise_file_limit()
-        owner = Owner(store, record, parent_fd, report, make_guest or _make_guest)
+        jail = Confinement(store, record, recipe.kept_config(store, record))
+        jail.enter()
+        owner = Owner(store, record, parent_fd, report, make_guest or _make_guest, jail)
     except (VoidboxError, OSError) as error:
         if isinstance(error, OSError):
             error = HostError.from_errno("start the sandbox's process", error.errno or 0)
