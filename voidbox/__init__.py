@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         SandboxTimeout,
         VoidboxError,
     )
+    from voidbox.sandbox.ports import PublishedPort
     from voidbox.sandbox.transfer.listing import FileInfo
     from voidbox.sandbox.transfer.transfer import TransferResult
     from voidbox.sdk import volumes
@@ -50,6 +51,7 @@ _MODULES = {
     "TransferResult": "voidbox.sandbox.transfer.transfer",
     "SandboxInfo": "voidbox.sdk.info",
     "SandboxMetrics": "voidbox.sdk.info",
+    "PublishedPort": "voidbox.sandbox.ports",
     "RequestFailed": "voidbox.agent.call",
     "AgentError": "voidbox.errors",
     "CommandFailed": "voidbox.errors",
@@ -74,6 +76,7 @@ __all__ = [
     "GuestError",
     "HostError",
     "Output",
+    "PublishedPort",
     "RequestFailed",
     "Sandbox",
     "SandboxInfo",

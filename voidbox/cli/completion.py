@@ -48,7 +48,7 @@ _voidbox() {
             completion) words="bash zsh fish" ;;
         esac
         case $verb in cp|run) compopt -o default ;; esac
-        [ "$verb" = port ] && [ "$COMP_CWORD" -eq 2 ] && words="add rm ls"
+        [ "$verb" = port ] && [ "$COMP_CWORD" -eq 2 ] && words="add rm ls wait"
         case $verb:$COMP_CWORD:${COMP_WORDS[2]} in
             image:2:*) words="@IMAGE@" ;;
             image:*:import) compopt -o default ;;
@@ -78,7 +78,7 @@ _voidbox() {
         esac
     else
         case $verb in
-            port) (( CURRENT == 3 )) && { compadd add rm ls; return } ;;
+            port) (( CURRENT == 3 )) && { compadd add rm ls wait; return } ;;
             image)
                 if (( CURRENT == 3 )); then
                     compadd @IMAGE@
@@ -167,7 +167,7 @@ def _fish() -> str:
         if verb in ("cp", "run"):
             lines.append(f"complete -c voidbox {condition} -F")
     for verb, words in (
-        ("port", "add rm ls"),
+        ("port", "add rm ls wait"),
         ("image", " ".join(image.ACTIONS)),
         ("volume", " ".join(volume.ACTIONS)),
         ("completion", "bash zsh fish"),

@@ -10,7 +10,7 @@ GROUPS = {
         "cp": "copy files and folders into or out of it",
         "workspace": "copy its workspace's changes back: pull",
         "send": "send a message to it",
-        "port": "offer its ports on the host: add, rm, ls",
+        "port": "offer its ports on the host: add, rm, ls; wait for one",
         "mcp": "give a coding agent sandboxes, by the Model Context Protocol",
     },
     "look": {

@@ -79,7 +79,7 @@ class AsyncSandbox:
         self.commands = AsyncCommands(self._session)
         self.files = AsyncFiles(self._session)
         self.pty = AsyncPty(self._session)
-        self.ports = AsyncPorts(self._control)
+        self.ports = AsyncPorts(self._control, self._session, self.files)
         self._workspace = StoredWorkspace(store, record, self._session)
 
     def _log(self, line: str) -> None:

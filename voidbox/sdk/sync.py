@@ -25,11 +25,12 @@ Self = TypeVar("Self", bound="Sandbox")
 
 
 class Ports(Facade[AsyncPorts]):
-    """Publishes ports while the sandbox runs; see AsyncPorts."""
+    """Publishes ports while the sandbox runs, and waits for them; see AsyncPorts."""
 
     add = blocking(AsyncPorts.add)
     remove = blocking(AsyncPorts.remove)
     list = blocking(AsyncPorts.list)
+    wait_for = blocking(AsyncPorts.wait_for)
 
 
 class Sandbox(Facade[AsyncSandbox]):
