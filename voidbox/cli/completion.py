@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from voidbox.cli import exit_status, image, volume
+from voidbox.cli import exit_status, image, snapshot, volume
 from voidbox.cli.parser import make_parser
 from voidbox.cli.verbs import VERBS
 
@@ -17,6 +17,8 @@ examples:
 # Verbs whose words are sandboxes; of any state, where they work on those that have ended too.
 _RUNNING = (
     "exec",
+    "fork",
+    "suspend",
     "shell",
     "cp",
     "send",
@@ -25,10 +27,9 @@ _RUNNING = (
     "stop",
     "kill",
     "pause",
-    "resume",
     "limit",
 )
-_ANY = ("inspect", "logs", "rename", "rm")
+_ANY = ("inspect", "logs", "rename", "rm", "resume")
 
 _BASH = """\
 # voidbox completion for bash
@@ -53,6 +54,9 @@ _voidbox() {
             image:2:*) words="@IMAGE@" ;;
             image:*:import) compopt -o default ;;
             image:*:*) words=$(voidbox image ls --quiet 2>/dev/null) ;;
+            snapshot:2:*) words="@SNAPSHOT@" ;;
+            snapshot:3:create) words=$(voidbox ps --quiet 2>/dev/null) ;;
+            snapshot:*:*) words=$(voidbox snapshot ls --quiet 2>/dev/null) ;;
             volume:2:*) words="@VOLUME@" ;;
             volume:*:*) words=$(voidbox volume ls --quiet 2>/dev/null) ;;
         esac
@@ -86,6 +90,15 @@ _voidbox() {
                     _files
                 else
                     compadd -- ${(f)"$(voidbox image ls --quiet 2>/dev/null)"}
+                fi
+                return ;;
+            snapshot)
+                if (( CURRENT == 3 )); then
+                    compadd @SNAPSHOT@
+                elif [[ $words[3] == create ]]; then
+                    compadd -- ${(f)"$(voidbox ps --quiet 2>/dev/null)"}
+                else
+                    compadd -- ${(f)"$(voidbox snapshot ls --quiet 2>/dev/null)"}
                 fi
                 return ;;
             volume)
@@ -170,6 +183,7 @@ def _fish() -> str:
         ("port", "add rm ls wait"),
         ("image", " ".join(image.ACTIONS)),
         ("volume", " ".join(volume.ACTIONS)),
+        ("snapshot", " ".join(snapshot.ACTIONS)),
         ("completion", "bash zsh fish"),
     ):
         lines.append(
@@ -186,6 +200,7 @@ def _fill(template: str, verbs: str, options: list[str]) -> str:
         .replace("@ANY@", "|".join(_ANY))
         .replace("@IMAGE@", " ".join(image.ACTIONS))
         .replace("@VOLUME@", " ".join(volume.ACTIONS))
+        .replace("@SNAPSHOT@", " ".join(snapshot.ACTIONS))
     )
 
 

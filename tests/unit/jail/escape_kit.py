@@ -1,6 +1,6 @@
 """What somebody would try who has taken a machine's process over, one attempt a process.
 
-    python -m tests.unit.jail.escape_kit WORLD LAYER[,LAYER…]     as a user, never as root
+    python -m tests.unit.jail.escape_kit WORLD LAYER[,LAYER…] LEVEL     as a user, never as root
 
 Each attempt is made in a child that has shut itself in as a sandbox's process does, with the named
 layers alone. Its targets are files of a folder of the test's, a process of the test's, and
@@ -220,7 +220,7 @@ def _read(path: str) -> bytes:
 
 def _attempt(name: str, world: World, layers: list[str], fd: int) -> None:
     with Store(world["state"]) as store:
-        record = store.adopt(world["own"].pop())
+        record = store.adopt(world["own"].pop())._replace(jail=world["level"])
         jail = Partly(store, record, kept_config(store, record), layers=layers)
         jail.enter()
         jail.furnish()
@@ -266,6 +266,7 @@ def main() -> None:
     assert os.geteuid() != 0, "not as root"
     world = json.loads(Path(sys.argv[1]).read_text())
     layers = sys.argv[2].split(",")
+    world["level"] = sys.argv[3]
     assert layers and set(layers) <= set(LAYERS), "never without a jail"
     assert stat.S_ISDIR(os.stat(world["home"]).st_mode)
     assert "fork" in numbers.NR

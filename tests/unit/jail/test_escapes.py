@@ -104,11 +104,11 @@ def _world() -> Iterator[Path]:
             process.wait(60)
 
 
-def _try(*layers: str) -> dict[str, str]:
+def _try(*layers: str, level: str = "default") -> dict[str, str]:
     wanted = ",".join(layers)
     with _world() as world:
         done = subprocess.run(
-            [*_as_user(), sys.executable, "-m", "tests.unit.jail.escape_kit", world, wanted],
+            [*_as_user(), sys.executable, "-m", "tests.unit.jail.escape_kit", world, wanted, level],
             capture_output=True,
             text=True,
             timeout=600,
@@ -147,8 +147,16 @@ _LANDLOCK_LATER = {
 }  # fmt: skip
 
 
-def test_nothing_gets_through_all_layers() -> None:
-    found = _try("namespaces", "landlock", "seccomp")
+ALL = ("namespaces", "landlock", "seccomp")
+
+
+def test_nothing_gets_through_all_layers_but_a_copy_that_is_shut_in_as_well() -> None:
+    found = _try(*ALL)
+    assert _done(found) == {"fork"}, found
+
+
+def test_nothing_at_all_gets_through_the_strict_jail() -> None:
+    found = _try(*ALL, level="strict")
     assert _done(found) == set(), found
 
 
@@ -156,7 +164,8 @@ def test_seccomp_alone_leaves_files() -> None:
     assert _done(_try("seccomp")) == {
         "/etc/passwd", "a process's environ", "a process's memory", "another sandbox's record",
         "another sandbox's secret", "create in ~", "list ~", "open a descriptor's path", "open ~",
-        "rename ~", "stat ~", "the list of sandboxes", "unlink ~", "write ~",
+        "rename ~", "stat ~", "the list of sandboxes", "unlink ~", "write ~", "fork", "mkdir in ~",
+        "utime ~",
     }  # fmt: skip
 
 

@@ -244,7 +244,7 @@ class _Serving:
             except OSError:
                 data = b""
             if not data:
-                os._exit(0)
+                _end_all(self._record.pid)
             try:
                 answer = self._answer_slow(channel.parse(data))
             except VoidboxError as error:
@@ -266,6 +266,16 @@ class _Serving:
             self._store.remove(self._record.id)
             return {}
         raise HostError(f"the keeper knows no {op!r}")
+
+
+def _end_all(pid: int) -> NoReturn:
+    """End with the machine's process, and have nothing outlive it that it may have forked.
+
+    What it forks cannot leave its group, of which it is the leader: the filter has no setpgid(2).
+    """
+    if os.getpgrp() == pid:
+        os.killpg(pid, signal.SIGKILL)
+    os._exit(0)
 
 
 def _log_line(line: str) -> None:

@@ -110,18 +110,20 @@ class Confinement:
         return config
 
     def shut(self) -> None:
-        """Leave the system calls that a running machine makes; before the guest runs.
+        """Leave the system calls that a running machine makes. Idempotent.
+
+        Before the guest runs; that of a template, which may have to be made another, right after.
 
         Raises:
             HostError: the kernel has no seccomp, or refuses the filter.
         """
-        if self._keeper is None:
+        if self._keeper is None or "seccomp" in self.layers:
             return
         _import_all(self._config)
         if privileges.refuse_writable_code():
             self.layers.append("mdwe")
         is_strict = self._record.jail == STRICT
-        needs = needs_of(self._config)
+        needs = needs_of(self._config)._replace(forks=not is_strict)
         try:
             program = allowed.program(needs, bpf.RET_USER_NOTIF, is_strict)
             listener_fd = seccomp.install(program, with_listener=not is_strict)
@@ -204,6 +206,7 @@ def needs_of(config: MachineConfig) -> allowed.Needs:
         live_folder=bool(config.shares),
         block_devices=any(is_block_device(disk.path) for disk in config.disks),
         vsock=is_vhost,
+        snapshots=True,
         requests=requests,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import NamedTuple
@@ -9,6 +10,8 @@ from typing import NamedTuple
 import voidbox
 from voidbox.errors import ConfigError
 from voidbox.kvm.kvm import KVM_DEVICE
+from voidbox.sandbox.snapshots.shelf import FOLDER as SNAPSHOTS
+from voidbox.sandbox.snapshots.templates import FOLDER as TEMPLATES
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.vmm.config import MachineConfig
@@ -66,6 +69,7 @@ def surroundings(store: Store, record: SandboxRecord, config: MachineConfig) -> 
         Path(own, True),
         Path(f"{store.folder}/lock", True),
         Path(f"{store.folder}/allocations", True),
+        *(Path(_made(f"{store.folder}/{name}"), True) for name in (SNAPSHOTS, TEMPLATES)),
         *map(Path, libraries()),
         Path(config.kernel),
         *([Path(config.initramfs)] if config.initramfs else []),
@@ -87,6 +91,13 @@ def surroundings(store: Store, record: SandboxRecord, config: MachineConfig) -> 
         _touch(config.net.pcap)
         found.append(Path(config.net.pcap, True))
     return found
+
+
+def _made(folder: str) -> str:
+    """Return a folder of the state folder's, which is there then."""
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder, 0o700)
+    return folder
 
 
 def is_block_device(path: str) -> bool:
