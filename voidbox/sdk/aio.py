@@ -20,11 +20,11 @@ from voidbox.agent.aio import AsyncAgent
 from voidbox.errors import AgentError, ConfigError, SandboxTimeout, VoidboxError
 from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.endpoint import StoredEndpoint
-from voidbox.sandbox.session import Session, check_seconds
+from voidbox.sandbox.session import WORKDIR, Session, check_seconds
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
-from voidbox.sandbox.volumes.spec import writes_named
+from voidbox.sandbox.volumes.spec import parse_volume, writes_named
 from voidbox.sandbox.workspace.copying import LIMIT_BYTES, WorkspaceResult
 from voidbox.sandbox.workspace.stored import StoredWorkspace
 from voidbox.sdk import draft, parent_pipe
@@ -74,7 +74,7 @@ class AsyncSandbox:
         agent = AsyncAgent(self._endpoint, store.secret(record.id), log=self._log)
         self._session = Session(
             agent, record.name, store.envs(record), record.workdir, record.user, self._standstill,
-            record.workspace if record.workspace_mode in ("ro", "rw") else None,
+            _shared_by(record),
         )  # fmt: skip
         self.commands = AsyncCommands(self._session)
         self.files = AsyncFiles(self._session)
@@ -465,3 +465,14 @@ class AsyncSandbox:
                     await self._stop(STOP_S)
         finally:
             await self.kill()
+
+
+def _shared_by(record: SandboxRecord) -> dict[str, str | None]:
+    """Return what its guest has mounted, and the host's folders that it sees so; see Session."""
+    found: dict[str, str | None] = {
+        spec.target: None if spec.is_named else spec.source
+        for spec in map(parse_volume, record.volumes)
+    }
+    if record.workspace is not None and record.workspace_mode in ("ro", "rw"):
+        found[WORKDIR] = record.workspace
+    return found

@@ -12,10 +12,11 @@ import pytest
 from tests.unit.sandbox.conftest import in_event_loop
 from tests.unit.sdk.test_sandbox import options, state_folder
 from voidbox.errors import AgentError, ConfigError, SandboxTimeout
-from voidbox.sandbox import session
 from voidbox.sandbox.process import recipe
+from voidbox.sandbox.session import Session
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.workspace import copying, watching
+from voidbox.sdk import aio
 from voidbox.sdk.aio import AsyncSandbox
 from voidbox.sdk.sync import Sandbox
 from voidbox.sdk.watch import FileEvent
@@ -168,7 +169,7 @@ async def test_what_the_host_changes_in_a_live_folder_is_told(
     (host / "sub").mkdir()
     (host / "link").symlink_to("sub")
     # The fake guest's /workspace: it knows that the folder is there, and nothing of its changes.
-    monkeypatch.setattr(session, "WORKDIR", "/etc")
+    monkeypatch.setattr(aio, "WORKDIR", "/etc")
     options["workdir"] = "/etc"
     async with await AsyncSandbox.create(**options, workspace=host, workspace_mode="rw") as sandbox:
         async with await sandbox.files.watch_dir("/etc/.", recursive=True) as watch:
@@ -195,7 +196,7 @@ async def test_what_the_host_changes_in_a_live_folder_is_told(
 async def test_a_link_in_a_live_folder_is_not_followed_to_watch(
     options: dict[str, Any], host: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "WORKDIR", "/etc")
+    monkeypatch.setattr(aio, "WORKDIR", "/etc")
     (host / "default").symlink_to("/")  # in the guest it is a folder
     async with await AsyncSandbox.create(**options, workspace=host, workspace_mode="ro") as sandbox:
         with pytest.raises(ConfigError, match="links on the way are not followed"):
@@ -218,3 +219,24 @@ def test_a_guest_that_makes_folders_without_end_gets_no_watches_without_end(
         assert watch.tree.folders == 5 and kinds.count("create") == 5 and "overflow" in kinds
     finally:
         watch.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "parts"),
+    [
+        ("/workspace", ("/h", ())),
+        ("/workspace/a/../b/./c", ("/h", ("b", "c"))),
+        ("/workspace/cache/x", None),
+        ("/workspace/cache/more/x", ("/m", ("x",))),
+        ("/data//x/", ("/d", ("x",))),
+        ("/datax", None),
+        ("/workspace/..", None),
+        ("/", None),
+    ],
+)
+def test_which_folder_of_the_host_a_path_leads_into(
+    path: str, parts: tuple[str, tuple[str, ...]] | None
+) -> None:
+    shared = {"/workspace": "/h", "/workspace/cache": None, "/workspace/cache/more": "/m"}
+    session = Session(None, "box", shared={**shared, "/data": "/d"})  # type: ignore[arg-type]
+    assert session.shared_parts(path) == parts
