@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from voidbox.sdk.command_result import CommandResult, Output
     from voidbox.sdk.commands import CommandInfo
     from voidbox.sdk.info import SandboxInfo, SandboxMetrics
+    from voidbox.sdk.snapshots import SnapshotInfo
     from voidbox.sdk.sync import Sandbox
     from voidbox.sdk.watch import FileEvent
 
@@ -51,6 +52,7 @@ _MODULES = {
     "TransferResult": "voidbox.sandbox.transfer.transfer",
     "SandboxInfo": "voidbox.sdk.info",
     "SandboxMetrics": "voidbox.sdk.info",
+    "SnapshotInfo": "voidbox.sdk.snapshots",
     "PublishedPort": "voidbox.sandbox.ports",
     "RequestFailed": "voidbox.agent.call",
     "AgentError": "voidbox.errors",
@@ -82,6 +84,7 @@ __all__ = [
     "SandboxInfo",
     "SandboxMetrics",
     "SandboxTimeout",
+    "SnapshotInfo",
     "TransferResult",
     "VoidboxError",
     "__version__",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from voidbox.cli import exit_status, image, volume
+from voidbox.cli import exit_status, image, snapshot, volume
 from voidbox.cli.parser import make_parser
 from voidbox.cli.verbs import VERBS
 
@@ -15,8 +15,20 @@ examples:
   voidbox completion fish > ~/.config/fish/completions/voidbox.fish
 """
 # Verbs whose words are sandboxes; of any state, where they work on those that have ended too.
-_RUNNING = ("exec", "shell", "cp", "send", "port", "stats", "stop", "kill", "pause", "resume")
-_ANY = ("inspect", "logs", "rename", "rm")
+_RUNNING = (
+    "exec",
+    "fork",
+    "suspend",
+    "shell",
+    "cp",
+    "send",
+    "port",
+    "stats",
+    "stop",
+    "kill",
+    "pause",
+)
+_ANY = ("inspect", "logs", "rename", "rm", "resume")
 
 _BASH = """\
 # voidbox completion for bash
@@ -41,6 +53,9 @@ _voidbox() {
             image:2:*) words="@IMAGE@" ;;
             image:*:import) compopt -o default ;;
             image:*:*) words=$(voidbox image ls --quiet 2>/dev/null) ;;
+            snapshot:2:*) words="@SNAPSHOT@" ;;
+            snapshot:3:create) words=$(voidbox ps --quiet 2>/dev/null) ;;
+            snapshot:*:*) words=$(voidbox snapshot ls --quiet 2>/dev/null) ;;
             volume:2:*) words="@VOLUME@" ;;
             volume:*:*) words=$(voidbox volume ls --quiet 2>/dev/null) ;;
         esac
@@ -74,6 +89,15 @@ _voidbox() {
                     _files
                 else
                     compadd -- ${(f)"$(voidbox image ls --quiet 2>/dev/null)"}
+                fi
+                return ;;
+            snapshot)
+                if (( CURRENT == 3 )); then
+                    compadd @SNAPSHOT@
+                elif [[ $words[3] == create ]]; then
+                    compadd -- ${(f)"$(voidbox ps --quiet 2>/dev/null)"}
+                else
+                    compadd -- ${(f)"$(voidbox snapshot ls --quiet 2>/dev/null)"}
                 fi
                 return ;;
             volume)
@@ -158,6 +182,7 @@ def _fish() -> str:
         ("port", "add rm ls wait"),
         ("image", " ".join(image.ACTIONS)),
         ("volume", " ".join(volume.ACTIONS)),
+        ("snapshot", " ".join(snapshot.ACTIONS)),
         ("completion", "bash zsh fish"),
     ):
         lines.append(
@@ -174,6 +199,7 @@ def _fill(template: str, verbs: str, options: list[str]) -> str:
         .replace("@ANY@", "|".join(_ANY))
         .replace("@IMAGE@", " ".join(image.ACTIONS))
         .replace("@VOLUME@", " ".join(volume.ACTIONS))
+        .replace("@SNAPSHOT@", " ".join(snapshot.ACTIONS))
     )
 
 

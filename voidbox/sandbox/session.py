@@ -27,8 +27,8 @@ class Session:
         workdir: where relative paths begin; /workspace by default.
         user: who commands and files belong to; the guest's "sandbox" by default.
         standstill: whether the guest stands still, and for how long it has done so all in all.
-        shared: what is mounted in the guest, each with the host's folder that it shows live; None:
-            it is no folder of the host's.
+        shared: the host's folders that the guest has live, by where it has them; None for what is
+            mounted there and is no folder of the host's.
 
     Attributes:
         paused_s: how long it had stood still when a request was made last.
@@ -53,7 +53,7 @@ class Session:
         self.paused_s = 0.0
         self.ended = ""
         self._standstill = standstill
-        self._shared = shared or {}
+        self._shared = dict(shared or {})
 
     def path(self, path: str) -> str:
         """Return an absolute path of the guest."""
@@ -64,17 +64,15 @@ class Session:
     def shared_parts(self, path: str) -> tuple[str, tuple[str, ...]] | None:
         """Return which folder of the host an absolute path leads into, and the names on the way.
 
-        None if it is in none that is shared live.
+        None if it is in none.
         """
-        folder = posixpath.normpath(path)
-        names: list[str] = []
-        while folder not in self._shared:
-            if folder in ("/", "//"):
-                return None
-            folder, name = posixpath.split(folder)
-            names.insert(0, name)
-        host = self._shared[folder]
-        return None if host is None else (host, tuple(names))
+        path = posixpath.normpath(path)
+        found = [at for at in self._shared if path == at or path.startswith(f"{at}/")]
+        at = max(found, key=len, default="")  # the innermost covers the others
+        folder = self._shared.get(at)
+        if folder is None:
+            return None
+        return folder, tuple(filter(None, path[len(at) :].split("/")))
 
     def values(self, user: str | None, **others: object) -> dict[str, object]:
         """Return a request's map, with its user, without what is None."""
