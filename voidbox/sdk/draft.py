@@ -12,7 +12,7 @@ from voidbox.sandbox.image_choice import Choice, choose
 from voidbox.sandbox.session import WORKDIR, check_seconds, check_words
 from voidbox.sandbox.state.names import check_name
 from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.sandbox.volumes.spec import parse_volumes
+from voidbox.sandbox.volumes.spec import parse_volume, parse_volumes
 from voidbox.vmm.config import MEMORY_BYTES_DEFAULT, parse_disk, parse_memory
 
 WORKSPACE_MODES = ("copy", "ro", "rw")
@@ -126,6 +126,16 @@ def _jail(given: str | None) -> str:
         found = f"jail={given!r}" if given is not None else f"{levels.VARIABLE} is no level"
         raise ConfigError(f"{found}: choose {', '.join(levels.LEVELS)}")
     return level
+
+
+def shared_folders(record: SandboxRecord) -> dict[str, str | None]:
+    """Return the host's folders that a guest has live, by where; None for a volume of its own."""
+    found: dict[str, str | None] = {}
+    if record.workspace is not None and record.workspace_mode in ("ro", "rw"):
+        found[WORKDIR] = record.workspace
+    for spec in map(parse_volume, record.volumes):
+        found[spec.target] = None if spec.is_named else spec.source
+    return found
 
 
 def check_workspace(path: str | os.PathLike[str]) -> str:
