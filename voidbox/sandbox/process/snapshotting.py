@@ -19,13 +19,11 @@ from voidbox.errors import ConfigError, VoidboxError
 from voidbox.sandbox.snapshots import record as records
 from voidbox.sandbox.snapshots import rests_on
 from voidbox.sandbox.snapshots.record import FORK, SNAPSHOT, SUSPENDED, TEMPLATE, SnapshotRecord
-from voidbox.sandbox.snapshots.shelf import Shelf
 from voidbox.sandbox.snapshots.templates import Templates
 from voidbox.sandbox.state import state_folder
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
-from voidbox.snapshot import digests
 from voidbox.storage import durable
 from voidbox.version import __version__
 from voidbox.vmm.machine import Machine
@@ -70,6 +68,9 @@ class Snapshotting:
             ConfigError: it cannot be made of this sandbox, or one is being made.
             HostError: it cannot be written; the sandbox goes on.
         """
+        from voidbox.sandbox.snapshots.shelf import Shelf  # few sandboxes are ever saved
+        from voidbox.snapshot import digests
+
         with self._one():
             record = self._check()
             rests_on.refuse(record)
