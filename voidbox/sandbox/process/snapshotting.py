@@ -204,6 +204,20 @@ class Snapshotting:
             release()
             raise
         log.info("a %s: %s", made.kind, report)
+        if made.kind in (SNAPSHOT, SUSPENDED):
+            _pin_image(made, folder)
+
+
+def _pin_image(made: SnapshotRecord, folder: str) -> None:
+    """Have the image stay that a snapshot rests on, if it is one of the store."""
+    root = made.sandbox.root
+    if root is not None and root.get("digest"):
+        from voidbox.images.pins import pin
+
+        try:
+            pin(str(root["image"]), folder)
+        except VoidboxError as error:  # then its removal is told at the restore
+            log.warning("the image is not kept for the snapshot: %s", error)
 
 
 def _quiesce(client: AgentClient, freezes: bool) -> None:
