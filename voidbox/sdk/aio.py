@@ -78,7 +78,7 @@ class AsyncSandbox:
         agent = AsyncAgent(self._endpoint, store.secret(record.id), log=self._log)
         self._session = Session(
             agent, record.name, store.envs(record), record.workdir, record.user, self._standstill,
-            record.workspace if record.workspace_mode in ("ro", "rw") else None,
+            draft.shared_folders(record),
         )  # fmt: skip
         self.commands = AsyncCommands(self._session)
         self.files = AsyncFiles(self._session)

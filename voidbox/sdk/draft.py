@@ -11,7 +11,7 @@ from voidbox.sandbox.image_choice import Choice, choose
 from voidbox.sandbox.session import WORKDIR, check_seconds, check_words
 from voidbox.sandbox.state.names import check_name
 from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.sandbox.volumes.spec import parse_volumes
+from voidbox.sandbox.volumes.spec import parse_volume, parse_volumes
 from voidbox.vmm.config import MEMORY_BYTES_DEFAULT, parse_disk, parse_memory
 
 WORKSPACE_MODES = ("copy", "ro", "rw")
@@ -101,6 +101,16 @@ def make_record(
         workspace_mode=workspace_mode,
         volumes=tuple(map(str, parse_volumes(volumes or (), copied_to=copied_to))),
     )
+
+
+def shared_folders(record: SandboxRecord) -> dict[str, str | None]:
+    """Return the host's folders that a guest has live, by where; None for a volume of its own."""
+    found: dict[str, str | None] = {}
+    if record.workspace is not None and record.workspace_mode in ("ro", "rw"):
+        found[WORKDIR] = record.workspace
+    for spec in map(parse_volume, record.volumes):
+        found[spec.target] = None if spec.is_named else spec.source
+    return found
 
 
 def check_workspace(path: str | os.PathLike[str]) -> str:
