@@ -72,7 +72,7 @@ ALLOWED: dict[str, set[str]] = {
         "snapshot",
         "version",
     },
-    "sdk": {"errors", "vmm", "agent", "defaults", "images", "sandbox"},
+    "sdk": {"errors", "jail", "vmm", "agent", "defaults", "images", "sandbox"},
     "defaults": {"errors"},
     "cli": {
         "errors",
