@@ -141,6 +141,7 @@ class AsyncSandbox:
         cmdline: str | None = None,
         workspace: str | os.PathLike[str] | None = None,
         workspace_mode: Literal["copy", "ro", "rw"] = "copy",
+        workspace_cache: Literal["auto", "always", "none"] = "auto",
         volumes: Sequence[str] | None = None,
         snapshot: str | SnapshotInfo | None = None,
         cold: bool = False,
@@ -185,6 +186,9 @@ class AsyncSandbox:
             workspace: a folder of this host, which the guest has at /workspace.
             workspace_mode: "copy": it is copied in, and sync_back(), stop() and the end of the
                 context bring back what has changed; "ro", "rw": it is shared as it is, live.
+            workspace_cache: of one that is shared live: "auto": the guest sees the host's changes
+                within a second; "always": nobody but the guest changes it, which is fastest;
+                "none": the guest asks each time.
             volumes: folders of this host, live, and named volumes, each as SOURCE:TARGET[:ro]. A
                 source with a / in it is a folder; see voidbox.volumes.
             snapshot: its name or ID, or what snapshot() gave: the sandbox goes on from there,
@@ -267,6 +271,7 @@ class AsyncSandbox:
             disks=disks,
             workspace=workspace,
             workspace_mode=workspace_mode,
+            workspace_cache=workspace_cache,
             volumes=volumes,
             is_owned=not detached,
             state_folder=state_folder,
