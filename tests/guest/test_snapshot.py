@@ -201,9 +201,10 @@ def test_all_that_kvm_keeps_comes_back(tmp_path: Path) -> None:
         machine.start()
         wait_for_reads(counter, 10)
         with paused_copy(machine, config, tmp_path / "snap") as copy:
-            saved = kvm_state.read(machine._kvm, machine._vm, machine._handles)
+            msrs = kvm_state.saved_msrs(machine._kvm)
+            saved = kvm_state.read(machine._vm, machine._handles, msrs)
             kvm_state.write(copy._vm, copy._handles, saved)
-            again = kvm_state.read(copy._kvm, copy._vm, copy._handles)
+            again = kvm_state.read(copy._vm, copy._handles, msrs)
             assert again.clock_ns >= saved.clock_ns
             for before, after in zip(saved.vcpus, again.vcpus, strict=True):
                 assert after.tsc >= before.tsc
@@ -223,7 +224,7 @@ def test_cpuid_that_was_read_can_be_set(tmp_path: Path) -> None:
 def test_every_msr_that_is_read_can_be_set(tmp_path: Path) -> None:
     with Machine(config_of(tmp_path, counting_guest())) as machine:
         vcpu = machine._handles[0]
-        indices = kvm_state.saved_msrs(machine._kvm.get_msr_index_list())
+        indices = kvm_state.saved_msrs(machine._kvm)
         values, refused = vcpu.read_msrs([0xDEAD_BEEF, *indices])
         assert refused[0] == 0xDEAD_BEEF
         assert {0x2FF, 0x174} <= set(values)
@@ -484,7 +485,7 @@ def _set_bytes(values: dict[str, Any], name: str, at: int, new: bytes) -> None:
         (lambda values: values["host"].update(model="0"), "another processor"),
         (lambda values: values["kvm"]["vcpus"][0].update(tsc_khz=1000), "TSC|scale"),
         (
-            lambda values: _set_bytes(values, "cpuid", 28 + 20, b"\xff" * 4),
+            lambda values: _set_bytes(values, "cpuid", 40 + 20, b"\xff" * 4),
             "CPUID",
         ),
         (lambda values: _set_bytes(values, "cpuid", 0, b"x"), "cut short"),
