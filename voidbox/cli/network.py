@@ -77,11 +77,12 @@ def parse(options: argparse.Namespace, is_console: bool) -> NatConfig | None:
         allow_host_ports=tuple(parse_number(port, "--allow-host") for port in options.allow_host),
         publish=tuple(parse_forward(text) for text in options.publish),
         pcap=options.pcap,
-        rate_bytes_s=_parse_rate(options.net_rate),
+        rate_bytes_s=parse_rate(options.net_rate),
     )
 
 
-def _parse_rate(text: str | None) -> int | None:
+def parse_rate(text: str | None) -> int | None:
+    """Return what --net-rate says. Raises ConfigError for no rate."""
     match = _RATE.fullmatch(text.upper()) if text is not None else None
     if text is not None and (match is None or not int(match[1])):
         raise ConfigError(f"--net-rate {text}: give bytes a second, as in 500K or 10M")

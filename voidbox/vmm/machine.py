@@ -373,6 +373,8 @@ class Machine:
         """
         if self._restore is not None:
             self._restore.start(self._vm, self._handles)
+            self.write_generation_id()
+            self.announce_generation()
             for serial in filter(None, (self._serial, self._serial_line)):
                 serial.raise_line()  # a new interrupt controller's lines are all low
         try:
@@ -487,6 +489,7 @@ class Machine:
         disks: Literal["copy", "stay"] = "copy",
         extra: Mapping[str, bytes] | None = None,
         timeout_s: float = 300.0,
+        on_frozen: Callable[[], object] = lambda: None,
     ) -> SnapshotReport:
         """Save the machine, its memory and its disks as they are now. Thread: any but a loop.
 
@@ -499,6 +502,8 @@ class Machine:
             disks: "stay", with `stop`: they are not copied, but must be as they are now when the
                 snapshot is restored, with the same files.
             extra: more files for the folder.
+            on_frozen: called once all that is saved is held, and the machine goes on; it must not
+                raise. Not with `stop`.
         Raises:
             ConfigError: the folder is there; or the machine has what cannot be kept: a shared
                 folder, a disk without an overlay, a guest with virtual machines of its own.
@@ -525,6 +530,7 @@ class Machine:
                 disks_stay=disks == "stay",
                 extra=extra or {},
                 timeout_s=timeout_s,
+                on_frozen=on_frozen,
             )
         finally:
             self._snapshot_lock.release()

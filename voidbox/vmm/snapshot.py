@@ -123,6 +123,7 @@ def take(
     disks_stay: bool,
     extra: Mapping[str, bytes],
     timeout_s: float,
+    on_frozen: Callable[[], object],
 ) -> SnapshotReport:
     """Make a snapshot; see Machine.snapshot."""
     started_ns = time.perf_counter_ns()
@@ -131,7 +132,8 @@ def take(
     _refuse_what_cannot_be_kept(parts.config, disks_stay)
     draft = folder.Draft(path)
     try:
-        report = _Taking(parts, control, draft, stop, disks_stay, timeout_s).run(extra)
+        taking = _Taking(parts, control, draft, stop, disks_stay, timeout_s, on_frozen)
+        report = taking.run(extra)
     except BaseException:
         draft.abort()
         raise
@@ -163,8 +165,10 @@ class _Taking:
         stop: bool,
         disks_stay: bool,
         timeout_s: float,
+        on_frozen: Callable[[], object],
     ) -> None:
         self._parts = parts
+        self._on_frozen = on_frozen
         self._control = control
         self._draft = draft
         self._stop = stop
@@ -184,6 +188,7 @@ class _Taking:
                 if self._stop:
                     return self._suspend(fd, extra)
                 state, disk_bytes, helper = self._fork(fd)
+                self._on_frozen()
                 memory_bytes = helper.wait(self._left_s())
             finally:
                 os.close(fd)

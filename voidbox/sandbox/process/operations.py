@@ -11,6 +11,8 @@ port_remove {publish}        removed
 port_list {}                 forwards
 connect_serial {}            with a stream to the guest's second serial port
 deliver {from, text}         outcome, of a message for its mailbox
+snapshot {name, fork}        snapshot, its ID, once it is made; name may be ""
+suspend {}                   once it is on the disk; the process ends then
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from voidbox.errors import AgentError, ConfigError
 from voidbox.sandbox.process.control_server import Answer, Handler, Later, WithSocket
 from voidbox.sandbox.process.published import PublishedPorts, on_loop
 from voidbox.sandbox.process.stopping import AGENT_S
+from voidbox.sandbox.snapshots.record import SnapshotRecord
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.vmm.machine import Machine
 
@@ -52,6 +55,8 @@ class Sandbox(Protocol):
     def kill(self, reason: str) -> None: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
+    def snapshot(self, name: str, is_fork: bool) -> SnapshotRecord: ...
+    def suspend(self) -> None: ...
     def set_time_limit(self, seconds: float | None) -> None: ...
     def deliver(self, values: dict[str, object]) -> dict[str, object]: ...
 
@@ -73,6 +78,8 @@ class Operations:
             "set_timeout": self._using(self._set_timeout),
             "pause": lambda values: self._do(self._sandbox.pause),
             "resume": self._using(lambda values: self._do(self._sandbox.resume)),
+            "snapshot": self._using(self._snapshot),
+            "suspend": lambda values: self._do(self._sandbox.suspend),
             "port_add": self._using(self._port_add),
             "port_remove": self._using(self._port_remove),
             "port_list": self._port_list,
@@ -114,6 +121,12 @@ class Operations:
             raise ConfigError("set_timeout: give a timeout, in seconds, or null for none")
         self._sandbox.set_time_limit(_seconds(values, None))
         return {}
+
+    def _snapshot(self, values: dict[str, object]) -> Answer:
+        name, is_fork = values.get("name", ""), values.get("fork", False)
+        if not isinstance(name, str) or not isinstance(is_fork, bool):
+            raise ConfigError("snapshot: a name is text, and fork true or false")
+        return {"snapshot": self._sandbox.snapshot(name, is_fork).id}
 
     def _connect_serial(self, values: dict[str, object]) -> Answer:
         sock = self._sandbox.machine.connect_serial()

@@ -104,6 +104,17 @@ def ports_to_choose(record: SandboxRecord) -> list[Forward]:
     return [forward for forward in forwards if not forward.host_port]
 
 
+def forwards_of(record: SandboxRecord, is_suspended: bool) -> tuple[Forward, ...]:
+    """Return all that is to be published, of a machine that was made without any of it.
+
+    Args:
+        is_suspended: what it had published when it was suspended.
+    """
+    if record.net is None:
+        return ()
+    return _forwards({"publish": list(record.forwards)} if is_suspended else record.net)
+
+
 def _forwards(net: dict[str, object]) -> tuple[Forward, ...]:
     from voidbox.nat.forwards import parse_forward
 

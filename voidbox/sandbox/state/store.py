@@ -154,7 +154,9 @@ class Store:
             state = step(record.state, Event.WAKE)
             hold = Hold(self.path(id, ALIVE))
             try:
-                record = self._state.save(record._replace(state=state, pid=0, reason=""))
+                record = self._state.save(
+                    record._replace(state=state, pid=0, paused_s=0.0, paused_at=None, reason="")
+                )
             except BaseException:
                 hold.close()
                 raise
