@@ -106,8 +106,8 @@ def start(program: Program, group: Group | None = None) -> Child:
 def _inherited(program: Program, group: Group | None) -> Iterator[None]:
     """Have for a moment what a child is to inherit: its folder, its limits, its cgroup.
 
-    The agent has one thread and does nothing else meanwhile. So a child need not run Python before
-    it is the program, which costs a multiple: each object that it touches is a page to be copied.
+    The agent does nothing else meanwhile. So a child need not run Python before it is the program,
+    which costs a multiple: each object that it touches is a page to be copied.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

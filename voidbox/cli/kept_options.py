@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from voidbox.cli import network
+from voidbox.cli import limit_options, network
 from voidbox.cli.parser import parse_environment, parse_number, parse_optional_duration
 from voidbox.errors import ConfigError
 
@@ -53,15 +53,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--json", action="store_true", help="with --detach: print the sandbox as JSON"
     )
+    limit_options.add_options(group)
+    group.add_argument(
+        "--jail",
+        metavar="LEVEL",
+        help="default: what this host has of it; strict: all of it, or no start; off. See doctor",
+    )
 
 
 def is_wanted(options: argparse.Namespace) -> bool:
-    """Whether the sandbox is to be seen by other commands."""
+    """Whether the sandbox has a process of its own, which other commands see."""
     return bool(
         options.detach
         or options.name is not None
         or options.team is not None
         or options.metadata
+        or options.jail is not None
+        or limit_options.parse(options)
         or options.snapshot is not None
     )
 
@@ -105,10 +113,13 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
         disks=options.disk,
         workspace=workspace,
         workspace_mode=workspace_mode,
+        jail=options.jail,
+        limits=limit_options.parse(options),
         volumes=options.volume,
         idle_timeout=parse_optional_duration(options.idle_timeout, "--idle-timeout"),
     )
-    return record._replace(removes_itself=options.rm, is_cold=options.cold)
+    is_seen = options.detach or options.name is not None or options.team or options.metadata
+    return record._replace(removes_itself=options.rm or not is_seen, is_cold=options.cold)
 
 
 # Options that say what a machine is made of, with what they are unless given, and create()'s names.
@@ -140,7 +151,7 @@ def make_restored(options: argparse.Namespace, store: Store) -> SandboxRecord:
         "allow": options.allow or None,
         "deny": options.deny or None,
         "allow_host_ports": [parse_number(p, "--allow-host") for p in options.allow_host] or None,
-        "rate_bytes_s": network.parse_rate(options.net_rate),
+        "rate_bytes_s": network.parse_rate(options.net_rate, "--net-rate"),
         "pcap": options.pcap,
         "block_network": True if options.net == "off" else None,
     }

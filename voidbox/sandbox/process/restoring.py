@@ -17,7 +17,6 @@ from voidbox.errors import AgentError, ConfigError, VoidboxError
 from voidbox.sandbox.snapshots import record as records
 from voidbox.sandbox.snapshots import rests_on
 from voidbox.sandbox.snapshots.record import SUSPENDED, TEMPLATE, SnapshotRecord
-from voidbox.sandbox.snapshots.shelf import Shelf
 from voidbox.sandbox.snapshots.templates import Templates
 from voidbox.sandbox.state import state_folder
 from voidbox.sandbox.state.records import SandboxRecord
@@ -69,6 +68,8 @@ def find(store: Store, record: SandboxRecord, template_key: str | None) -> Sourc
     if is_suspended(store, record):
         return _open(store.path(record.id, state_folder.SUSPENDED), record.name)
     if record.snapshot:
+        from voidbox.sandbox.snapshots.shelf import Shelf  # most begin otherwise
+
         found = Shelf(store.folder).find(record.snapshot)
         return _open(found.folder, found.record.title)
     if template_key is None:

@@ -19,13 +19,11 @@ from voidbox.errors import ConfigError, VoidboxError
 from voidbox.sandbox.snapshots import record as records
 from voidbox.sandbox.snapshots import rests_on
 from voidbox.sandbox.snapshots.record import FORK, SNAPSHOT, SUSPENDED, TEMPLATE, SnapshotRecord
-from voidbox.sandbox.snapshots.shelf import Shelf
 from voidbox.sandbox.snapshots.templates import Templates
 from voidbox.sandbox.state import state_folder
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
-from voidbox.snapshot import digests
 from voidbox.storage import durable
 from voidbox.version import __version__
 from voidbox.vmm.machine import Machine
@@ -70,6 +68,9 @@ class Snapshotting:
             ConfigError: it cannot be made of this sandbox, or one is being made.
             HostError: it cannot be written; the sandbox goes on.
         """
+        from voidbox.sandbox.snapshots.shelf import Shelf  # few sandboxes are ever saved
+        from voidbox.snapshot import digests
+
         with self._one():
             record = self._check()
             rests_on.refuse(record)
@@ -203,6 +204,20 @@ class Snapshotting:
             release()
             raise
         log.info("a %s: %s", made.kind, report)
+        if made.kind in (SNAPSHOT, SUSPENDED):
+            _pin_image(made, folder)
+
+
+def _pin_image(made: SnapshotRecord, folder: str) -> None:
+    """Have the image stay that a snapshot rests on, if it is one of the store."""
+    root = made.sandbox.root
+    if root is not None and root.get("digest"):
+        from voidbox.images.pins import pin
+
+        try:
+            pin(str(root["image"]), folder)
+        except VoidboxError as error:  # then its removal is told at the restore
+            log.warning("the image is not kept for the snapshot: %s", error)
 
 
 def _quiesce(client: AgentClient, freezes: bool) -> None:

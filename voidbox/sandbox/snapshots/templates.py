@@ -17,7 +17,6 @@ from voidbox.sandbox.snapshots import record as records
 from voidbox.sandbox.snapshots import rests_on
 from voidbox.sandbox.state import names
 from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.snapshot import folder as folders
 from voidbox.storage import durable
 from voidbox.version import __version__
 from voidbox.vmm.config import MachineConfig
@@ -97,6 +96,8 @@ class Templates:
             os.makedirs(self.path, 0o700, exist_ok=True)
         except OSError as error:
             raise durable.failure("make", self.path, error) from error
+        from voidbox.snapshot import folder as folders  # few sandboxes leave a template
+
         folders.sweep(self.path)
         self.prune(COUNT_MAX - 1, DISK_BYTES_MAX)
 
@@ -110,6 +111,8 @@ class Templates:
         Args:
             dry_run: only say which.
         """
+        from voidbox.snapshot import folder as folders
+
         kept: list[int] = []
         gone: list[str] = []
         freed = 0
@@ -136,7 +139,7 @@ class Templates:
                     os.unlink(f"{aside}/{file}")
 
     def _remove(self, folder: str) -> None:
-        gone = folder + folders.PART
+        gone = f"{folder}.part"  # which is swept
         with suppress(FileNotFoundError):
             os.rename(folder, gone)
             durable.remove_tree(gone)
