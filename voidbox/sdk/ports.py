@@ -98,8 +98,8 @@ class AsyncPorts:
         if not found.is_there:
             return f"nothing listens on port {port} of {name}"
         return (
-            f"what listens on port {port} of {name} does so on the guest's loopback alone, which no "
-            "published port leads to: have it listen on 0.0.0.0"
+            f"what listens on port {port} of {name} does so on the guest's loopback alone, where "
+            "no published port leads: have it listen on 0.0.0.0"
         )
 
     async def _listeners(self, port: int, request_timeout: float | None) -> Listeners:
