@@ -109,6 +109,10 @@ class FakeMachine:
         os.mkdir(part, 0o700)
         if mode == "full":
             raise HostError("cannot write memory: No space left on device", 28)
+        if mode == "dies":  # killed by somebody, and a while later the snapshot knows
+            self.stop()
+            time.sleep(0.5)
+            raise HostError("the machine has ended")
         if mode == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if not stop:

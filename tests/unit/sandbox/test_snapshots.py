@@ -319,6 +319,18 @@ def test_a_suspended_sandbox_ends_by_request(boxes: Sandboxes) -> None:
         wake(boxes, box)
 
 
+def test_one_killed_while_it_is_suspended_has_ended(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SNAPSHOT", "dies")
+    box = boxes.launch()
+    with pytest.raises(HostError, match="the machine has ended"):
+        boxes.control(box).request("suspend")
+    found = boxes.wait_ended(box)
+    assert found.state is State.STOPPED
+    assert not os.path.exists(boxes.store.path(box.id, "suspended"))
+
+
 def test_one_that_removes_itself_is_not_suspended(boxes: Sandboxes) -> None:
     box = boxes.launch(removes_itself=True)
     with pytest.raises(ConfigError, match="without --rm"):
