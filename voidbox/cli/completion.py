@@ -27,6 +27,7 @@ _RUNNING = (
     "stop",
     "kill",
     "pause",
+    "limit",
 )
 _ANY = ("inspect", "logs", "rename", "rm", "resume")
 

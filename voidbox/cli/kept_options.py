@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from voidbox.cli import network
+from voidbox.cli import limit_options, network
 from voidbox.cli.parser import parse_environment, parse_number, parse_optional_duration
 from voidbox.errors import ConfigError
 
@@ -53,15 +53,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--json", action="store_true", help="with --detach: print the sandbox as JSON"
     )
+    limit_options.add_options(group)
+    group.add_argument(
+        "--jail",
+        metavar="LEVEL",
+        help="default: what this host has of it; strict: all of it, or no start; off. See doctor",
+    )
 
 
 def is_wanted(options: argparse.Namespace) -> bool:
-    """Whether the sandbox is to be seen by other commands."""
+    """Whether the sandbox has a process of its own, which other commands see."""
     return bool(
         options.detach
         or options.name is not None
         or options.team is not None
         or options.metadata
+        or options.jail is not None
+        or limit_options.parse(options)
         or options.snapshot is not None
     )
 
@@ -84,7 +92,7 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
         raise ConfigError("--tty does not go with --detach: voidbox shell NAME gives a terminal")
     if options.vsock not in (None, "vhost", "none"):
         raise ConfigError("--vsock PATH: this sandbox has a socket of its own; give vhost or none")
-    workspace, workspace_mode = parse_workspace(options.workspace)
+    workspace = parse_workspace(options.workspace)
     record = draft.make_record(
         kernel=options.kernel,
         image=choice,
@@ -103,12 +111,16 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
         cmdline=cmdline,
         is_owned=not options.detach,
         disks=options.disk,
-        workspace=workspace,
-        workspace_mode=workspace_mode,
+        workspace=workspace.path,
+        workspace_mode=workspace.mode,
+        workspace_cache=workspace.cache,
+        jail=options.jail,
+        limits=limit_options.parse(options),
         volumes=options.volume,
         idle_timeout=parse_optional_duration(options.idle_timeout, "--idle-timeout"),
     )
-    return record._replace(removes_itself=options.rm, is_cold=options.cold)
+    is_seen = options.detach or options.name is not None or options.team or options.metadata
+    return record._replace(removes_itself=options.rm or not is_seen, is_cold=options.cold)
 
 
 # Options that say what a machine is made of, with what they are unless given, and create()'s names.
@@ -135,12 +147,12 @@ def make_restored(options: argparse.Namespace, store: Store) -> SandboxRecord:
     from voidbox.sdk import snapshots
 
     found = snapshots.find(store, options.snapshot)
-    workspace, workspace_mode = parse_workspace(options.workspace)
+    workspace = parse_workspace(options.workspace)
     rules: dict[str, object] = {
         "allow": options.allow or None,
         "deny": options.deny or None,
         "allow_host_ports": [parse_number(p, "--allow-host") for p in options.allow_host] or None,
-        "rate_bytes_s": network.parse_rate(options.net_rate),
+        "rate_bytes_s": network.parse_rate(options.net_rate, "--net-rate"),
         "pcap": options.pcap,
         "block_network": True if options.net == "off" else None,
     }
@@ -162,8 +174,8 @@ def make_restored(options: argparse.Namespace, store: Store) -> SandboxRecord:
         workdir=options.workdir,
         user=options.user,
         team=options.team,
-        workspace=workspace,
-        workspace_mode=workspace_mode,
+        workspace=workspace.path,
+        workspace_mode=workspace.mode,
         is_owned=not options.detach,
     )
     return record._replace(removes_itself=options.rm)
@@ -184,20 +196,32 @@ def parse_secrets(words: list[str]) -> dict[str, str]:
     return found
 
 
-def parse_workspace(text: str | None) -> tuple[str | None, str]:
-    """Return the folder of DIR[:copy|ro|rw] and the mode; None for no folder.
+class Workspace(NamedTuple):
+    """A folder of this host at /workspace; see draft.make_record()."""
+
+    path: str | None = None
+    mode: str = "copy"
+    cache: str = "auto"
+
+
+def parse_workspace(text: str | None) -> Workspace:
+    """Return what DIR[:copy|ro|rw][,cache=auto|always|none] asks for.
 
     Raises:
         ConfigError: there is no such folder.
     """
     if text is None:
-        return None, "copy"
+        return Workspace()
     from voidbox.sdk import draft
 
-    path, colon, mode = text.rpartition(":")
+    rest, is_cached, cache = text.rpartition(",cache=")
+    if not is_cached:
+        rest, cache = text, Workspace().cache
+    path, colon, mode = rest.rpartition(":")
     if not colon or mode not in draft.WORKSPACE_MODES:
-        path, mode = text, "copy"
-    return draft.check_workspace(path), mode
+        path, mode = rest, "copy"
+    draft.check_cache(cache, mode)
+    return Workspace(draft.check_workspace(path), mode, cache)
 
 
 def _parse_metadata(words: list[str]) -> dict[str, str]:

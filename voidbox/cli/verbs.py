@@ -23,6 +23,7 @@ GROUPS = {
     "end": {
         "stop": "shut sandboxes down",
         "kill": "end them at once",
+        "limit": "limit what one uses of processor, disks and network",
         "pause": "halt them",
         "suspend": "bring them to the disk",
         "resume": "let them go on",

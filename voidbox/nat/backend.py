@@ -241,6 +241,20 @@ class NatBackend:
 
     # The rate: a token bucket, which may be overdrawn by one frame.
 
+    def set_rate(self, bytes_s: int | None) -> None:
+        """Change the rate; None for no limit.
+
+        Raises:
+            ConfigError: less than a byte a second.
+        """
+        if bytes_s is not None and bytes_s < 1:
+            raise ConfigError(f"a rate of {bytes_s} bytes a second: give at least 1")
+        self._rate_bytes_s = bytes_s
+        self._budget_bytes, self._budget_ns = 0.0, time.monotonic_ns()
+        if self._rate_timer is not None:
+            self._rate_timer.cancel()
+        self._on_budget()
+
     def _has_budget(self, now_ns: int) -> bool:
         assert self._rate_bytes_s is not None
         self._spend(0, now_ns)

@@ -25,6 +25,8 @@ from voidbox.sandbox.state.store import Store
 OWNER = "voidbox.sandbox.process.owner"
 _END_S = 10.0  # for a process that failed, or was told to end
 _WAKE_S, _POLL_S = 60.0, 0.05
+_VARIABLES = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
+_VARIABLES_BEGIN = ("VOIDBOX_", "PYTHON", "LC_", "XDG_")
 _POLL_MS_MAX = (1 << 31) - 1  # of poll(2): some 24 days
 
 _children: dict[int, str] = {}  # of launch(), that nobody has waited for yet, and their sandboxes
@@ -157,7 +159,7 @@ def _spawn(
             pass_fds=pass_fds,
             start_new_session=True,
             cwd="/",  # whose file system nobody wants to unmount
-            env={**os.environ, "PYTHONPATH": path},
+            env={**_environment(), "PYTHONPATH": path},
         )
     except OSError as error:
         raise HostError.from_errno(f"start {sys.executable}", error.errno or 0) from error
@@ -167,6 +169,15 @@ def _spawn(
         _children[process.pid] = record.id
     process.returncode = 0  # reap() waits for it: no business of the object's
     return process.pid
+
+
+def _environment() -> dict[str, str]:
+    """Return what the process needs of our variables: others may be somebody's keys."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _VARIABLES or name.startswith(_VARIABLES_BEGIN)
+    }
 
 
 def _await_boot(status: BinaryIO, store: Store, record: SandboxRecord) -> None:

@@ -141,6 +141,11 @@ class AsyncSandbox:
         cmdline: str | None = None,
         workspace: str | os.PathLike[str] | None = None,
         workspace_mode: Literal["copy", "ro", "rw"] = "copy",
+        workspace_cache: Literal["auto", "always", "none"] = "auto",
+        cpu_limit: float | None = None,
+        disk_bytes_s: int | None = None,
+        disk_ops_s: int | None = None,
+        jail: Literal["default", "strict", "off"] | None = None,
         volumes: Sequence[str] | None = None,
         snapshot: str | SnapshotInfo | None = None,
         cold: bool = False,
@@ -185,6 +190,13 @@ class AsyncSandbox:
             workspace: a folder of this host, which the guest has at /workspace.
             workspace_mode: "copy": it is copied in, and sync_back(), stop() and the end of the
                 context bring back what has changed; "ro", "rw": it is shared as it is, live.
+            workspace_cache: of one that is shared live: "auto": the guest sees the host's changes
+                within a second; "always": nobody but the guest changes it, which is fastest;
+                "none": the guest asks each time.
+            cpu_limit: CPUs of this host that its CPUs use together, such as 0.5.
+            disk_bytes_s, disk_ops_s: what each disk does a second. See set_limits().
+            jail: how far its process shuts itself in: "default": as far as this host can,
+                "strict": all the way, or it does not start; "off". None: $VOIDBOX_JAIL, or default.
             volumes: folders of this host, live, and named volumes, each as SOURCE:TARGET[:ro]. A
                 source with a / in it is a folder; see voidbox.volumes.
             snapshot: its name or ID, or what snapshot() gave: the sandbox goes on from there,
@@ -267,6 +279,9 @@ class AsyncSandbox:
             disks=disks,
             workspace=workspace,
             workspace_mode=workspace_mode,
+            workspace_cache=workspace_cache,
+            jail=jail,
+            limits={"cpu": cpu_limit, "disk_bytes_s": disk_bytes_s, "disk_ops_s": disk_ops_s},
             volumes=volumes,
             is_owned=not detached,
             state_folder=state_folder,
@@ -402,6 +417,22 @@ class AsyncSandbox:
         """Have it ended so many seconds from now; None for never."""
         seconds = None if timeout is None else check_seconds("timeout", timeout)
         await self._control("set_timeout", request_timeout, timeout=seconds)
+
+    async def set_limits(
+        self,
+        limits: Mapping[str, float | None] | None = None,
+        *,
+        request_timeout: float | None = None,
+    ) -> dict[str, float]:
+        """Change what it may use of this host; return all limits.
+
+        Args:
+            limits: "cpu" (CPUs, such as 0.5), "disk_bytes_s" and "disk_ops_s" (of each disk),
+                "net_bytes_s"; None ends one. What is not named stays.
+        """
+        answer = await self._control("limit", request_timeout, **(limits or {}))
+        found = answer.get("limits")
+        return dict(found) if isinstance(found, dict) else {}
 
     async def pause(self, *, request_timeout: float | None = None) -> None:
         """Halt it: its CPUs stand still, its memory and connections stay."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from voidbox import defaults
 from voidbox.errors import ConfigError
+from voidbox.fuse.cache import CACHE_DEFAULT, find_cache
+from voidbox.jail import levels
 from voidbox.sandbox.image_choice import Choice, choose
 from voidbox.sandbox.session import WORKDIR, check_seconds, check_words
 from voidbox.sandbox.state.names import check_name
@@ -40,6 +42,9 @@ def make_record(
     state_folder: str | None = None,
     workspace: str | os.PathLike[str] | None = None,
     workspace_mode: str = "copy",
+    workspace_cache: str = CACHE_DEFAULT,
+    jail: str | None = None,
+    limits: Mapping[str, float | None] | None = None,
     volumes: Sequence[str] | None = None,
     idle_timeout: float | None = None,
     secret_envs: Mapping[str, str] | None = None,
@@ -50,6 +55,7 @@ def make_record(
         image: see choose(); or what that returned.
         secret_envs: of which the record has the names alone.
         state_folder: where the images are; None for the user's own.
+        jail: one of jail.levels.LEVELS; None for $VOIDBOX_JAIL, or the default.
 
     Raises:
         ConfigError: an argument makes no sense, or there is no kernel or image.
@@ -70,6 +76,7 @@ def make_record(
         raise ConfigError(f"workdir={workdir!r}: give an absolute path in the guest")
     if workspace_mode not in WORKSPACE_MODES:
         raise ConfigError(f"workspace_mode={workspace_mode!r}: choose copy, ro or rw")
+    check_cache(workspace_cache, workspace_mode)
     if idle_timeout is not None and vsock == "none":
         raise ConfigError(
             "idle_timeout needs vsock: on a serial line nobody can be asked who uses the sandbox"
@@ -99,8 +106,41 @@ def make_record(
         root=image.root.to_json() if image.root is not None else None,
         workspace=None if workspace is None else check_workspace(workspace),
         workspace_mode=workspace_mode,
+        workspace_cache=workspace_cache,
+        jail=_jail(jail),
+        limits=_limits(limits, net),
         volumes=tuple(map(str, parse_volumes(volumes or (), copied_to=copied_to))),
     )
+
+
+def check_cache(cache: str, mode: str) -> None:
+    """Check how a workspace may be cached.
+
+    Raises:
+        ConfigError: it cannot be: there is no such way, or it is a copy.
+    """
+    find_cache(cache)
+    if cache != CACHE_DEFAULT and mode == "copy":
+        raise ConfigError(f"cache={cache} is for a workspace that is shared live: ro or rw")
+
+
+def _limits(
+    given: Mapping[str, float | None] | None, net: dict[str, object] | None
+) -> dict[str, object]:
+    from voidbox.sandbox.process import resource_limits
+
+    found = resource_limits.check(given or {})
+    if found.get(resource_limits.NET_BYTES_S) is not None and net is None:
+        raise ConfigError("a limit for the network of a sandbox that has none")
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _jail(given: str | None) -> str:
+    level = levels.choose(given)
+    if level is None:
+        found = f"jail={given!r}" if given is not None else f"{levels.VARIABLE} is no level"
+        raise ConfigError(f"{found}: choose {', '.join(levels.LEVELS)}")
+    return level
 
 
 def shared_folders(record: SandboxRecord) -> dict[str, str | None]:

@@ -30,6 +30,8 @@ class SandboxInfo(NamedTuple):
         crash: the whole story of a crash.
         workspace: the host's folder at /workspace; None for none.
         workspace_mode: "copy", "ro" or "rw".
+        jail: how much of it was asked for: "default", "strict" or "off".
+        jail_layers: what of it is in force.
         volumes: each as SOURCE:TARGET[:ro].
         snapshot: the ID of what it was restored from, by snapshot or fork; "" for one that was not.
     """
@@ -57,6 +59,8 @@ class SandboxInfo(NamedTuple):
     crash: str
     workspace: str | None
     workspace_mode: str
+    jail: str
+    jail_layers: tuple[str, ...]
     volumes: tuple[str, ...]
     snapshot: str
 

@@ -129,6 +129,7 @@ class Sandbox(Facade[AsyncSandbox]):
     get_metrics = blocking(AsyncSandbox.get_metrics)
     is_running = blocking(AsyncSandbox.is_running)
     set_timeout = blocking(AsyncSandbox.set_timeout)
+    set_limits = blocking(AsyncSandbox.set_limits)
     pause = blocking(AsyncSandbox.pause)
     resume = blocking(AsyncSandbox.resume)
     sync_back = blocking(AsyncSandbox.sync_back)

@@ -53,7 +53,7 @@ class FakeMachine:
 
     def __init__(self, config: MachineConfig, secret: bytes) -> None:
         assert config.vsock is not None
-        self.config = config
+        self.config = config._replace(serial_line=True)
         self.console = FakeConsole()
         self.network = None
         self.is_paused = False
@@ -191,11 +191,15 @@ class FakeMachine:
     def statistics(self) -> MachineStatistics:
         return MachineStatistics({"KVM_EXIT_IO": 7}, {}, 1, 2, 3)
 
-    def connect_serial(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        with ours:
-            ours.sendall(b"hello from the line")
-        return theirs
+    def set_cpu_limit(self, cpus: float | None) -> None:
+        self.console.say(f"CPUs: {cpus}")
+
+    def set_disk_rates(self, bytes_s: int | None, requests_s: int | None) -> None:
+        self.console.say(f"disks: {bytes_s} {requests_s}")
+
+    def adopt_serial(self, sock: socket.socket) -> None:
+        with sock:
+            sock.sendall(b"hello from the line")
 
     def close(self) -> None:
         self.stop()

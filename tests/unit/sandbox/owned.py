@@ -43,7 +43,7 @@ class Sandboxes:
             image.write_text(json.dumps({"mode": mode}))
         record = SandboxRecord(
             name="", kernel="kernel", image=str(image), memory_bytes=64 << 20, cpus=1, envs={},
-            metadata={},
+            metadata={}, jail="off",  # the fake machine is other processes
         )._replace(**values)  # type: ignore[arg-type]  # fmt: skip
         record = self.store.create(record)
         self._ids.append(record.id)

@@ -6,10 +6,11 @@ stop {timeout}, kill {}      answered when it has begun; wait {} says when it is
 wait {}                      record, once the sandbox has ended
 set_timeout {timeout}        seconds from now, or null for no limit
 pause {}, resume {}
+limit {cpu, disk_bytes_s, disk_ops_s, net_bytes_s}     limits, all of them; null ends one
 port_add {publish}           forward, with the host's port that it got
 port_remove {publish}        removed
 port_list {}                 forwards
-connect_serial {}            with a stream to the guest's second serial port
+connect_serial {}            and becomes a stream to the guest's second serial port
 deliver {from, text}         outcome, of a message for its mailbox
 snapshot {name, fork}        snapshot, its ID, once it is made; name may be ""
 suspend {}                   once it is on the disk; the process ends then
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from voidbox.errors import AgentError, ConfigError
-from voidbox.sandbox.process.control_server import Answer, Handler, Later, WithSocket
+from voidbox.sandbox.process.control_server import Answer, Becomes, Handler, Later
 from voidbox.sandbox.process.published import PublishedPorts, on_loop
 from voidbox.sandbox.process.stopping import AGENT_S
 from voidbox.sandbox.snapshots.record import SnapshotRecord
@@ -58,6 +59,7 @@ class Sandbox(Protocol):
     def snapshot(self, name: str, is_fork: bool) -> SnapshotRecord: ...
     def suspend(self) -> None: ...
     def set_time_limit(self, seconds: float | None) -> None: ...
+    def limit(self, changed: dict[str, object]) -> dict[str, object]: ...
     def deliver(self, values: dict[str, object]) -> dict[str, object]: ...
 
 
@@ -83,6 +85,7 @@ class Operations:
             "port_add": self._using(self._port_add),
             "port_remove": self._using(self._port_remove),
             "port_list": self._port_list,
+            "limit": self._limit,
             "connect_serial": self._using(self._connect_serial),
             "deliver": self._using(self._sandbox.deliver),
         }
@@ -122,6 +125,10 @@ class Operations:
         self._sandbox.set_time_limit(_seconds(values, None))
         return {}
 
+    def _limit(self, values: dict[str, object]) -> Answer:
+        changed = {key: value for key, value in values.items() if key != "op"}
+        return {"limits": self._sandbox.limit(changed)}
+
     def _snapshot(self, values: dict[str, object]) -> Answer:
         name, is_fork = values.get("name", ""), values.get("fork", False)
         if not isinstance(name, str) or not isinstance(is_fork, bool):
@@ -129,10 +136,10 @@ class Operations:
         return {"snapshot": self._sandbox.snapshot(name, is_fork).id}
 
     def _connect_serial(self, values: dict[str, object]) -> Answer:
-        sock = self._sandbox.machine.connect_serial()
-        if sock is None:
+        machine = self._sandbox.machine
+        if not machine.config.serial_line:
             raise AgentError("the guest has no second serial port")
-        return WithSocket({}, sock)
+        return Becomes({}, machine.adopt_serial)
 
     def _metrics(self, values: dict[str, object]) -> Answer:
         machine = self._sandbox.machine
@@ -152,6 +159,8 @@ class Operations:
             "uptime_s": time.monotonic() - self._sandbox.started_at,
             "network": network,
             "disks": [disk._asdict() for disk in statistics.disks],
+            "limits": self._sandbox.current_record().limits,
+            "cpu_held_ns": statistics.throttle.held_ns,
         }
 
     def _port_add(self, values: dict[str, object]) -> Answer:

@@ -33,7 +33,8 @@ from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout, V
 from voidbox.file_limit import raise_file_limit
 from voidbox.sandbox.control import describe_error
 from voidbox.sandbox.guest import Guest
-from voidbox.sandbox.process import logs, recipe, restoring
+from voidbox.sandbox.process import logs, recipe, resource_limits, restoring
+from voidbox.sandbox.process.confinement import Confinement
 from voidbox.sandbox.process.control_server import ControlServer
 from voidbox.sandbox.process.heartbeat import PERIOD_S, Heartbeat
 from voidbox.sandbox.process.idle import IdleLimit
@@ -94,6 +95,7 @@ class Owner:
         parent_fd: see Limits.
         report: takes what the status descriptor gets.
         make_guest: see MakeGuest.
+        jail: what this process has shut itself in with.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Owner:
         parent_fd: int | None,
         report: Callable[[dict[str, object]], None],
         make_guest: MakeGuest,
+        jail: Confinement,
     ) -> None:
         self.record = record
         self.started_at = time.monotonic()
@@ -111,6 +114,7 @@ class Owner:
         self._store = store
         self._report = report
         self._make_guest = make_guest
+        self._jail = jail
         self._guest: Guest | None = None
         self._client: AgentClient | None = None
         self._has_begun = False
@@ -124,7 +128,7 @@ class Owner:
         self._stopping = Stopping(self._ask_agent, self._press_power_button, self.kill, self._ended)
         self._resources = contextlib.ExitStack()  # what ends before the last word is written
         self._control: ControlServer | None = None
-        self._relay = TeamRelay(store, record)
+        self._relay = TeamRelay(store, record, jail.mates)
         self.ports = PublishedPorts(store, record.id, lambda: self.machine)
         self._is_waking = False
         self._snapshotting = Snapshotting(store, self)
@@ -211,6 +215,22 @@ class Owner:
             since_start_s = round(self._ran_s() + seconds, 3)
         self.record = self._store.update(self.record.id, timeout_s=since_start_s)
         self._limits.set_time(seconds)
+
+    def limit(self, changed: dict[str, object]) -> dict[str, object]:
+        """Change what the guest may use; return all limits.
+
+        Raises:
+            ConfigError: see resource_limits.
+        """
+        new = resource_limits.check(changed)
+        with self._state_lock:
+            limits = {**resource_limits.check(self.record.limits), **new}
+            resource_limits.apply(self.machine, limits, new)
+            kept: dict[str, object] = {
+                key: value for key, value in limits.items() if value is not None
+            }
+            self.record = self._store.update(self.record.id, limits=kept)
+        return kept
 
     def _ran_s(self) -> float:
         return time.monotonic() - self.started_at - self.record.stood_still_s()
@@ -315,6 +335,9 @@ class Owner:
             log.warning("%s", error)
             self.kill(reason)
 
+    def _on_keeper_lost(self) -> None:
+        self.kill("its keeper, which makes its sockets, ended", Event.FAILED)
+
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
         if self._stopping.has_begun:
@@ -357,12 +380,13 @@ class Owner:
 
     def _boot(self) -> tuple[Guest, AgentClient]:
         record, own = self.record, self._resources.callback
-        vsock_path = self._store.path(record.id, "vsock.sock")
         upper_path = self._store.path(record.id, UPPER_FILE)
-        config = recipe.machine_config(record, vsock_path, upper_path, self._store.folder)
+        config = self._jail.furnish()
         key = templates.key_of(record, config)
         self._control = ControlServer(
-            self._store.path(record.id, "control.sock"), Operations(self).handlers()
+            self._store.path(record.id, "control.sock"),
+            Operations(self).handlers(),
+            is_in_user_namespace="user" in self._jail.layers,
         )
         self._control.start()
         console_log = logs.ConsoleLog(self._store.path(record.id, "console.log"))
@@ -370,6 +394,8 @@ class Owner:
         own(self._relay.close)
         self._relay.start()
         self._limits.start()
+        if self._jail.alive_fd is not None:
+            self._limits.watch_end(self._jail.alive_fd, self._on_keeper_lost)
         self._is_waking = restoring.is_suspended(self._store, record)
         source = restoring.find(self._store, record, key)
         client = self._restore(source, config, console_log) if source is not None else None
@@ -384,11 +410,16 @@ class Owner:
         log.info("the guest's agent answers via %s", "serial" if client.is_serial else "vsock")
         self._client = client
         own(self._hang_up)
+        self._jail.shut()
         if source is None and key is not None and not client.is_serial:
             self._snapshotting.leave_template(key)
         with self._state_lock:
             self.record = self._store.update(
-                record.id, Event.BOOTED, started_at=self._start_time, forwards=()
+                record.id,
+                Event.BOOTED,
+                started_at=self._start_time,
+                forwards=(),
+                jail_layers=tuple(self._jail.layers),
             )
             self._is_waking = False
         if source is not None and source.is_suspended:
@@ -410,7 +441,14 @@ class Owner:
             self._guest = guest
             if self._verdict is not None:
                 raise AgentError(self._verdict.reason)
+        # A template's guest has run nothing of anybody's; and where it cannot be restored, another
+        # machine is made here, which the filter would not let.
+        if source is None or not source.is_template:
+            self._jail.shut()
         guest.machine.start()
+        if self.record.limits:
+            limits = resource_limits.check(self.record.limits)
+            resource_limits.apply(guest.machine, limits, limits)
         self.started_at, self._has_begun = time.monotonic() - self.record.ran_s, True
         self._start_time = time.time() - self.record.ran_s
         if self.record.timeout_s is not None:
@@ -522,8 +560,9 @@ class Owner:
             )
             if self._control is not None:
                 self._control.hide()
+            store.release(id)
             if self.record.removes_itself:
-                store.remove(id)
+                self._jail.remove()
         except VoidboxError as error:  # the next command's clean() does it
             log.warning("cannot clean up: %s", error)
         store.release(id)
@@ -553,7 +592,9 @@ def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
         logger.setLevel(logging.INFO)
         report({"adopted": True})
         raise_file_limit()
-        owner = Owner(store, record, parent_fd, report, make_guest or _make_guest)
+        jail = Confinement(store, record, recipe.kept_config(store, record))
+        jail.enter()
+        owner = Owner(store, record, parent_fd, report, make_guest or _make_guest, jail)
     except (VoidboxError, OSError) as error:
         if isinstance(error, OSError):
             error = HostError.from_errno("start the sandbox's process", error.errno or 0)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from voidbox.errors import ConfigError
 from voidbox.sandbox.mounts import WORKSPACE_PATH, WORKSPACE_TAG
-from voidbox.sandbox.root import Root
+from voidbox.sandbox.root import UPPER_FILE, Root
 from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.state_folder import VSOCK
+from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.volumes.attach import attach
 from voidbox.sandbox.volumes.spec import parse_volumes
 from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, ShareConfig, VsockConfig, parse_disk
@@ -21,6 +23,16 @@ UNIX, VHOST, NO_VSOCK = "unix", "vhost", "none"
 _NET_KEYS = frozenset({"allow", "deny", "allow_host_ports", "publish", "rate_bytes_s", "pcap"})
 
 _Item = TypeVar("_Item", str, int)
+
+
+def kept_config(store: Store, record: SandboxRecord) -> MachineConfig:
+    """Return what to build for a sandbox of a state folder.
+
+    Raises:
+        ConfigError: see machine_config; or the folder's path is too long for sockets.
+    """
+    paths = (store.path(record.id, VSOCK), store.path(record.id, UPPER_FILE))
+    return machine_config(record, *paths, store.folder)
 
 
 def machine_config(
@@ -74,7 +86,8 @@ def _shares(record: SandboxRecord) -> tuple[ShareConfig, ...]:
         raise ConfigError(f"workspace mode {mode!r}: choose copy, ro or rw")
     if record.workspace is None or mode == "copy":
         return ()
-    return (ShareConfig(record.workspace, WORKSPACE_TAG, mode == "ro", WORKSPACE_PATH),)
+    is_read_only, cache = mode == "ro", record.workspace_cache
+    return (ShareConfig(record.workspace, WORKSPACE_TAG, is_read_only, WORKSPACE_PATH, cache),)
 
 
 def _network(net: dict[str, object] | None) -> NatConfig | None:
