@@ -59,7 +59,7 @@ def test_fork(cli: Cli) -> None:
     (child,) = cli.json("fork", "box")
     assert child["ok"] and child["state"] == "running"
     assert cli.json("snapshot", "ls") == []
-    cli.environment["FAKE_RESTORE"] = "bad"
+    cli.environment["VOIDBOX_FAKE_RESTORE"] = "bad"
     result = cli("fork", "box")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "voidbox: the snapshot is of another CPU\n"

@@ -104,7 +104,7 @@ class FakeMachine:
         extra: dict[str, bytes],
         on_frozen: Callable[[], object],
     ) -> str:
-        mode = os.environ.get("FAKE_SNAPSHOT", "")
+        mode = os.environ.get("VOIDBOX_FAKE_SNAPSHOT", "")
         part = f"{folder}.part"
         os.mkdir(part, 0o700)
         if mode == "full":
@@ -268,7 +268,7 @@ class FakeGuest:
             raise ZeroDivisionError("a bug")
         if self._options.mode == "nervous":  # notices a dead agent within a second
             owner.Heartbeat = _nervous  # type: ignore[misc, assignment]
-        problem = os.environ.get("FAKE_RESTORE") if snapshot is not None else None
+        problem = os.environ.get("VOIDBOX_FAKE_RESTORE") if snapshot is not None else None
         if problem == "bad":
             raise HostError("the snapshot is of another CPU")
         if problem == "killed":
