@@ -27,7 +27,7 @@ test-slow: setup registry
 # Two labs side by side, for one keeps hardly more than a processor busy. All that needs the host's
 # vhost is in the first: where this machine's KVM is real, there is only one of it.
 LAB_SANDBOXES = $(addprefix tests/e2e/test_,block.py cli_sandbox.py docs.py examples.py \
-	image_root.py images.py sandboxes.py soak.py workspace.py)
+	image_root.py images.py sandboxes.py setup.py soak.py workspace.py)
 LAB_MACHINES = tests/guest tests/unit/vsock/test_vhost.py \
 	tests/unit/net/test_nat.py::test_ping_of_the_world \
 	$(filter-out $(LAB_SANDBOXES) tests/e2e/test_kvm_lab.py,$(wildcard tests/e2e/test_*.py))
@@ -86,7 +86,7 @@ network-image: setup
 
 # Roots on disks for the tests, which have no network where they run.
 root-images: setup
-	$(PYTHON) -m tests.e2e.disk_images
+	$(WITH_APT) $(PYTHON) -m tests.e2e.disk_images
 
 # For those tests that need Claude Code, if you accept Anthropic's terms: `make test` does not fetch it.
 claude-image: setup

@@ -5,7 +5,6 @@ python examples/web_server.py
 
 from __future__ import annotations
 
-import time
 import urllib.request
 
 from voidbox import Sandbox
@@ -22,26 +21,19 @@ def main() -> None:
     ) as sandbox:
         sandbox.files.write("index.html", PAGE)
         server = sandbox.exec("python3", "-m", "http.server", str(GUEST_PORT), background=True)
+        sandbox.ports.wait_for(GUEST_PORT)
         (published,) = sandbox.ports.list()  # 127.0.0.1:9000:8000/tcp
-        ip, port, *_ = published.split(":")
-        url = f"http://{ip}:{port}/"
+        url = f"http://{published.host_ip}:{published.host_port}/"
         print(f"{url} → {fetch(url).strip()}")
         log = server.read()
         print(f"the server says: {log.text.strip() if log is not None else 'nothing'}")
         server.kill()
 
 
-def fetch(url: str, seconds: float = 60) -> str:
-    """Return a page, once the server is there."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
-                return str(answer.read(1 << 20), "utf-8", "replace")
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
+def fetch(url: str) -> str:
+    """Return a page."""
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        return str(answer.read(1 << 20), "utf-8", "replace")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 boot         what PID 1 does first: mounts, modules, network, secret
 root         the root that commands see, where it is an image's
+mounts       what the host has the guest mount: folders, and volumes on disks (volume_disk)
 plain_files  reads and writes small files there, whatever is in the way
 loop         epoll, timers, children
 server       listens on vsock and on the second serial port
+  activity     since when nobody has used the guest
   connection   one client: frames in, requests started, frames out
     commands     EXEC, ATTACH, PROCESSES, KILL, RESIZE
       process      a child: its pipes or terminal, its end

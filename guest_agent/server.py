@@ -47,6 +47,7 @@ CONNECTIONS_MAX = 2048
 _BACKLOG = 1024
 _READ_BYTES = 256 << 10
 _WRITE_BYTES = 256 << 10
+_buffer = bytearray(_READ_BYTES)  # one for all: to allocate so much means to map it each time
 _ACCEPTS_PER_PASS = 64
 _ACCEPT_PAUSE_S = 0.1
 
@@ -227,13 +228,13 @@ class _SocketCarrier:
             self._connection.resume()
         if ready & ~WRITE and self._is_open:
             try:
-                data = self._socket.recv(_READ_BYTES)
+                count = self._socket.recv_into(_buffer)
             except BlockingIOError:
                 return
             except OSError:
-                data = b""
-            if data:
-                self._connection.receive(data)
+                count = 0
+            if count:
+                self._connection.receive(bytes(memoryview(_buffer)[:count]))
             else:
                 self._close()
 

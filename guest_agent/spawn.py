@@ -14,7 +14,7 @@ import termios
 from typing import NamedTuple
 
 from guest_agent.connection import RequestError
-from guest_agent.users import User, acting_as
+from guest_agent.users import User, acting_as, call_as
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,23 +106,21 @@ def start(program: Program, group: Group | None = None) -> Child:
 def _inherited(program: Program, group: Group | None) -> Iterator[None]:
     """Have for a moment what a child is to inherit: its folder, its limits, its cgroup.
 
-    The agent has one thread and does nothing else meanwhile. So a child need not run Python before
-    it is the program, which costs a multiple: each object that it touches is a page to be copied.
+    The agent does nothing else meanwhile. So a child need not run Python before it is the program,
+    which costs a multiple: each object that it touches is a page to be copied.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with contextlib.ExitStack() as afterwards:  # all of it, whatever fails
+        home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        afterwards.callback(os.close, home)
+        afterwards.callback(os.fchdir, home)
         _enter(program)
+        afterwards.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES[0], hard), hard))
         if group is not None:
+            afterwards.callback(group.leave)
             group.join()
         yield
-    finally:
-        if group is not None:
-            group.leave()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        os.fchdir(home)
-        os.close(home)
 
 
 def _enter(program: Program) -> None:
@@ -136,8 +134,12 @@ def _enter(program: Program) -> None:
 
 def _fork(program: Program, streams: tuple[int, int, int], failure_pipe: tuple[int, ...]) -> int:
     """Return the child that becomes the program; what goes wrong there, it writes."""
+    user = program.user
+    is_other = os.geteuid() == 0 and (user.uid, user.gid, {*user.groups, 0}) != (0, 0, {0})
     if program.window_size is None:
         try:
+            if is_other:
+                return call_as(user, lambda: _fork_exec(program, streams, failure_pipe))
             return _fork_exec(program, streams, failure_pipe)
         except TypeError:
             pass  # another Python's, of other arguments
@@ -152,12 +154,10 @@ def _fork_exec(
 ) -> int:
     """Fork and execute without Python in between, by what the module subprocess is made of.
 
-    Its import would cost a guest's start as much as a command, and a child of another user runs
-    Python there no less. The child of root's is a vfork.
+    A vfork, which copies no page tables: it is one for whoever changes no credentials in the child,
+    so this thread has those of the program already. The module's own import would cost a guest's
+    start as much as a command.
     """
-    user, gid, groups, uid = program.user, None, None, None
-    if os.geteuid() == 0 and (user.uid, user.gid, {*user.groups, 0}) != (0, 0, {0}):
-        gid, groups, uid = user.gid, list(user.groups), user.uid
     return _posixsubprocess.fork_exec(
         program.argv,
         _candidates(program),
@@ -170,7 +170,7 @@ def _fork_exec(
         True,  # restore_signals
         True,  # call_setsid
         -1,  # pgid_to_set
-        *(gid, groups, uid),
+        *(None, None, None),  # gid, groups, uid
         0o022,
         None,  # preexec_fn
         True,  # allow_vfork

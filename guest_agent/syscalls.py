@@ -7,7 +7,8 @@ import os
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_NOATIME = 1, 2, 4, 8, 32, 1024
 RB_POWER_OFF, RB_AUTOBOOT = 0x4321FEDC, 0x01234567
-SYS_FINIT_MODULE = 313  # x86-64
+# x86-64
+SYS_SETGROUPS, SYS_SETRESUID, SYS_SETRESGID, SYS_FINIT_MODULE = 116, 117, 119, 313
 AT_FDCWD, AT_SYMLINK_NOFOLLOW, STATX_ATTR_MOUNT_ROOT = -100, 0x100, 0x2000
 IN_CLOEXEC, IN_NONBLOCK = 0o2000000, 0o4000
 
@@ -30,6 +31,21 @@ def mount(source: str, target: str, kind: str, flags: int, data: str = "") -> No
 def umount(target: str) -> None:
     """umount(2)."""
     _check(_libc.umount(os.fsencode(target)), target)
+
+
+def set_groups(gids: tuple[int, ...]) -> None:
+    """setgroups(2), of this thread alone: the C library's function would set all threads'."""
+    _check(_libc.syscall(SYS_SETGROUPS, len(gids), (ctypes.c_uint32 * len(gids))(*gids)))
+
+
+def set_gids(real: int, effective: int, saved: int) -> None:
+    """setresgid(2), of this thread alone; -1 leaves one as it is."""
+    _check(_libc.syscall(SYS_SETRESGID, *map(ctypes.c_uint32, (real, effective, saved))))
+
+
+def set_uids(real: int, effective: int, saved: int) -> None:
+    """setresuid(2), of this thread alone; -1 leaves one as it is."""
+    _check(_libc.syscall(SYS_SETRESUID, *map(ctypes.c_uint32, (real, effective, saved))))
 
 
 def is_mount_point(path: str) -> bool:

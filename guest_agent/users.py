@@ -6,20 +6,27 @@ modules the root's /etc/nsswitch.conf names, and the root may be an image made f
 
 from __future__ import annotations
 
+import _thread
 import contextlib
+import errno
 import os
 from typing import NamedTuple
 
-from guest_agent import plain_files
+from guest_agent import plain_files, syscalls
 from guest_agent.connection import RequestError
 from guest_agent.protocol import BAD_REQUEST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 PASSWD, GROUP = "/etc/passwd", "/etc/group"
 _FILE_BYTES_MAX = 4 << 20
+
+_KNOWN_MAX = 64
 
 _default = ["sandbox"]  # who commands run as that name nobody
 
@@ -33,6 +40,17 @@ class User(NamedTuple):
     groups: tuple[int, ...]
     home: str
     shell: str
+
+
+class _Known:
+    """Users that were looked up, while the tables stay as they are: each request has one."""
+
+    def __init__(self) -> None:
+        self.marks: tuple[tuple[int, ...], ...] = ()
+        self.users: dict[str, User] = {}
+
+
+_known = _Known()
 
 
 def default() -> str:
@@ -54,6 +72,26 @@ def find(spec: str) -> User:
     Raises:
         RequestError: there is no such user, or no such group.
     """
+    marks = _mark(PASSWD), _mark(GROUP)
+    if marks != _known.marks or len(_known.users) >= _KNOWN_MAX:
+        _known.marks = marks
+        _known.users.clear()
+    user = _known.users.get(spec)
+    if user is None:
+        user = _known.users[spec] = _read(spec)
+    return user
+
+
+def _mark(path: str) -> tuple[int, ...]:
+    """Return what changes with a file, whoever changes it."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _read(spec: str) -> User:
     name, _, group = spec.partition(":")
     if not name and not group:
         raise RequestError(BAD_REQUEST, f"no user {spec[:80]!r}: give a name, a uid, or uid:gid")
@@ -123,7 +161,7 @@ def _is_id(text: str) -> bool:
 
 @contextlib.contextmanager
 def acting_as(user: User) -> Iterator[None]:
-    """Have the file system see this process as `user` for a moment. It has one thread only.
+    """Have the file system see this thread as `user` for a moment.
 
     Without this, a symbolic link that the user's programs put somewhere would lead the agent to
     files that are none of theirs.
@@ -131,13 +169,48 @@ def acting_as(user: User) -> Iterator[None]:
     if os.geteuid() != 0 or user.uid == 0:
         yield
         return
-    groups = os.getgroups()
+    groups = tuple(os.getgroups())
     try:
-        os.setgroups(user.groups)
-        os.setegid(user.gid)
-        os.seteuid(user.uid)
+        syscalls.set_groups(user.groups)
+        syscalls.set_gids(-1, user.gid, -1)
+        syscalls.set_uids(-1, user.uid, -1)
         yield
     finally:
-        os.seteuid(0)
-        os.setegid(0)
-        os.setgroups(groups)
+        syscalls.set_uids(-1, 0, -1)
+        syscalls.set_gids(-1, 0, -1)
+        syscalls.set_groups(groups)
+
+
+def call_as(user: User, function: Callable[[], T]) -> T:
+    """Call a function on a thread of its own that is `user` for good; return what it returns.
+
+    To the kernel credentials are a thread's own, and a child has those of the thread that made it.
+    This thread stays root meanwhile, so that kill(2) of the user's is refused as ever.
+
+    Raises:
+        OSError: it cannot be that user, or cannot be a thread; or what `function` raises.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+    ended = _thread.allocate_lock()
+    ended.acquire()
+
+    def run() -> None:
+        try:
+            syscalls.set_groups(user.groups)
+            syscalls.set_gids(user.gid, user.gid, user.gid)
+            syscalls.set_uids(user.uid, user.uid, user.uid)
+            results.append(function())
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            ended.release()
+
+    try:
+        _thread.start_new_thread(run, ())
+    except RuntimeError as error:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+    ended.acquire()
+    if errors:
+        raise errors[0]
+    return results[0]

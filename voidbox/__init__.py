@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         SandboxTimeout,
         VoidboxError,
     )
+    from voidbox.sandbox.ports import PublishedPort
     from voidbox.sandbox.transfer.listing import FileInfo
     from voidbox.sandbox.transfer.transfer import TransferResult
     from voidbox.sdk import volumes
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from voidbox.sdk.command_result import CommandResult, Output
     from voidbox.sdk.commands import CommandInfo
     from voidbox.sdk.info import SandboxInfo, SandboxMetrics
+    from voidbox.sdk.snapshots import SnapshotInfo
     from voidbox.sdk.sync import Sandbox
     from voidbox.sdk.watch import FileEvent
 
@@ -50,6 +52,8 @@ _MODULES = {
     "TransferResult": "voidbox.sandbox.transfer.transfer",
     "SandboxInfo": "voidbox.sdk.info",
     "SandboxMetrics": "voidbox.sdk.info",
+    "SnapshotInfo": "voidbox.sdk.snapshots",
+    "PublishedPort": "voidbox.sandbox.ports",
     "RequestFailed": "voidbox.agent.call",
     "AgentError": "voidbox.errors",
     "CommandFailed": "voidbox.errors",
@@ -74,11 +78,13 @@ __all__ = [
     "GuestError",
     "HostError",
     "Output",
+    "PublishedPort",
     "RequestFailed",
     "Sandbox",
     "SandboxInfo",
     "SandboxMetrics",
     "SandboxTimeout",
+    "SnapshotInfo",
     "TransferResult",
     "VoidboxError",
     "__version__",

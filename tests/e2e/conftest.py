@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,3 +44,11 @@ def guest_images(kernels: dict[str, str]) -> dict[str, str]:
         "minimal": script("scripts/build_guest_image.sh"),
         "cloud": script("scripts/build_guest_image.sh", "--kernel", kernels["cloud"]),
     }
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_templates() -> Iterator[None]:
+    """Every sandbox boots, but in the tests of that: what the lab writes takes its memory."""
+    os.environ["VOIDBOX_TEMPLATES"] = "off"
+    yield
+    del os.environ["VOIDBOX_TEMPLATES"]

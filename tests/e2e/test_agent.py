@@ -120,6 +120,27 @@ def test_a_command_runs_as_the_sandbox_user(booted: Booted) -> None:
     assert run(booted.client, "echo x > /root/f")[2] != 0
 
 
+def test_a_user_opens_its_streams_again_by_their_names(booted: Booted) -> None:
+    line = "ln -s /dev/stdout /tmp/access.log; echo out >/tmp/access.log; echo err >/dev/stderr"
+    assert run(booted.client, f"{line}; rm /tmp/access.log") == ("out\n", "err\n", 0)
+
+
+def test_what_left_a_commands_process_group_ends_at_its_time_limit(booted: Booted) -> None:
+    line = "setsid sh -c 'trap \"\" TERM HUP; echo $$; exec sleep 1000' & sleep 1000"
+    process = booted.client.exec(shell=line, timeout_s=2.0)
+    daemon = int(b"".join(data for _, data in process.output()))
+    assert process.wait().timed_out
+    line = f"until ! kill -0 {daemon}; do sleep 0.1; done; cat /proc/1/cgroup"
+    assert "0::/\n" in run(booted.client, line, user="root", timeout_s=60.0)[0]
+
+
+def test_commands_have_nothing_of_the_agents(booted: Booted) -> None:
+    line = "grep -E '^(SigBlk|CapPrm|CapEff|Threads)' /proc/self/status; ulimit -n; umask"
+    zero = "0" * 16
+    expected = f"Threads:\t1\nSigBlk:\t{zero}\nCapPrm:\t{zero}\nCapEff:\t{zero}\n1024\n0022\n"
+    assert run(booted.client, line)[0] == expected
+
+
 def test_many_messages_on_one_connection(booted: Booted) -> None:
     for number in range(10):
         assert run(booted.client, f"echo {number}")[0] == f"{number}\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ import pytest
 
 from tests.guest import tiny
 from voidbox.errors import AgentError, VoidboxError
+from voidbox.jail import trial
 from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.launch import launch, wait_ended
 from voidbox.sandbox.state.lifecycle import State
@@ -95,6 +98,117 @@ def test_a_guest_that_never_answers_can_be_measured_and_killed(folder: Path) -> 
     assert [str(error) for error in errors] == ["it was killed"]
     assert wait_ended(store, record.id, DEADLINE_S)
     assert store.read(record.id).reason == "it was killed"
+
+
+def test_all_that_can_be_asked_works_in_the_strict_jail(folder: Path) -> None:
+    """What nobody expects would end it; and it has a network, a disk, an overlay, a live folder."""
+    missing = [one for one in trial.run_all() if one.problem]
+    if missing:
+        pytest.skip(f"this host lacks a layer of the jail: {missing[0]}")
+    for name in ("base", "disk"):
+        with open(folder / name, "wb") as file:
+            file.truncate(1 << 20)
+    (folder / "work").mkdir()
+    store = Store(str(folder / "state"))
+    record = create(
+        store, folder, tiny.say("x") + tiny.SPIN, jail="strict", net={"allow_host_ports": [7]},
+        disks=(f"{folder}/base,overlay={folder}/over", f"{folder}/disk"), team="red",
+        workspace=str(folder / "work"), workspace_mode="rw", limits={"cpu": 0.5},
+    )  # fmt: skip
+    launcher = threading.Thread(target=_launch_in_vain, args=(store, record))
+    launcher.start()
+    control = ControlClient(store.path(record.id, "control.sock"), DEADLINE_S)
+    log = Path(store.path(record.id, "owner.log"))
+    log.touch()
+    try:
+        for _ in range(600):
+            if "the jail is shut" in log.read_text() and "x" in _console(store, record):
+                break
+            threading.Event().wait(0.05)
+        else:
+            pytest.fail(log.read_text())
+        for _ in range(5):
+            assert control.request("metrics")["disks"]
+        for kind in ("tcp", "udp"):
+            forward = str(control.request("port_add", publish=f"0:80/{kind}")["forward"])
+            assert [forward] == control.request("port_list")["forwards"]
+            is_udp = kind == "udp"
+            with socket.socket(type=socket.SOCK_DGRAM if is_udp else socket.SOCK_STREAM) as sock:
+                sock.connect(("127.0.0.1", int(forward.split(":")[1])))
+                sock.sendall(b"hello")
+            control.request("port_remove", publish=forward)
+        limits = control.request("limit", cpu=None, disk_bytes_s=1 << 20, net_bytes_s=5000)
+        assert limits["limits"] == {"disk_bytes_s": 1 << 20, "net_bytes_s": 5000}
+        for _ in range(2):  # each ends the one before
+            with control.request_socket("connect_serial") as line:
+                line.sendall(b"hello")
+        assert control.request("deliver", **{"from": "me", "text": "hello"})["outcome"]
+        control.request("set_timeout", timeout=1000)
+        assert store.is_alive(record.id)
+    finally:
+        control.request("kill")
+        launcher.join(DEADLINE_S)
+    assert wait_ended(store, record.id, DEADLINE_S)
+    ended = store.read(record.id)
+    assert (ended.state, ended.reason) == (State.STOPPED, "it was killed")
+    assert not [line for line in log.read_text().splitlines() if "refused" in line]
+
+
+def _launch_in_vain(store: Store, record: SandboxRecord) -> None:
+    with pytest.raises(VoidboxError):
+        launch(store, record)
+
+
+def _console(store: Store, record: SandboxRecord) -> str:
+    try:
+        return Path(store.path(record.id, "console.log")).read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def test_a_sandbox_whose_keeper_is_lost_ends(folder: Path) -> None:
+    store = Store(str(folder / "state"))
+    record = create(store, folder, tiny.SPIN)
+    launcher = threading.Thread(target=_launch_in_vain, args=(store, record))
+    launcher.start()
+    log = Path(store.path(record.id, "owner.log"))
+    log.touch()
+    for _ in range(600):
+        if "the jail is shut" in log.read_text():
+            break
+        threading.Event().wait(0.05)
+    else:
+        pytest.fail(log.read_text())
+    pid = store.read(record.id).pid
+    (keeper,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(int(keeper), signal.SIGKILL)
+    launcher.join(DEADLINE_S)
+    assert wait_ended(store, record.id, DEADLINE_S)
+    ended = store.read(record.id)
+    assert ended.state is State.CRASHED
+    assert "keeper" in ended.reason
+
+
+@pytest.mark.parametrize("missing", ["namespaces", "landlock"])
+@pytest.mark.parametrize("level", ["default", "strict"])
+def test_a_host_that_lacks_a_layer(folder: Path, missing: str, level: str) -> None:
+    """As in a container, whose own filter refuses it."""
+    store = Store(str(folder / "state"))
+    record = create(store, folder, tiny.say("oops") + tiny.out8(0x505, 1), jail=level)
+    owner = f"tests.guest.poor_host_{missing}"
+    with pytest.raises(VoidboxError) as caught:
+        launch(store, record, owner=owner)
+    if level == "strict":
+        assert "the jail is strict, and this host has no" in str(caught.value)
+        assert store.list() == []
+        return
+    assert "panicked" in str(caught.value)  # it ran
+    log = Path(store.path(record.id, "owner.log")).read_text()
+    assert ("see the names and sizes of your files" in log) == (missing == "namespaces")
+    (shut,) = [line for line in log.splitlines() if "the jail is shut" in line]
+    assert ("landlock" in shut) == (missing != "landlock")
+    assert ("mount" in shut) == (missing != "namespaces")
+    assert "seccomp" in shut
 
 
 def test_a_kernel_that_is_none_leaves_nothing(folder: Path) -> None:

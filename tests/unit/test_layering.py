@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "jail": set(),
     "storage": {"errors"},
     "images": {"errors", "storage", "version", "lz4", "zstd"},
-    "setup": {"errors", "defaults", "storage", "images", "boot"},
+    "setup": {"errors", "defaults", "storage", "images", "boot", "sdk"},
     "agent": {"errors", "event_loop", "loop_api"},
     "snapshot": {"errors", "agent"},  # the latter's packing alone
     "vmm": {
@@ -69,8 +69,10 @@ ALLOWED: dict[str, set[str]] = {
         "defaults",
         "storage",
         "images",
+        "snapshot",
+        "version",
     },
-    "sdk": {"errors", "vmm", "agent", "defaults", "images", "sandbox"},
+    "sdk": {"errors", "jail", "vmm", "agent", "defaults", "images", "sandbox"},
     "defaults": {"errors"},
     "cli": {
         "errors",
@@ -88,6 +90,7 @@ ALLOWED: dict[str, set[str]] = {
         "nat",
         "storage",
         "images",
+        "snapshot",
         "mcp_server",
         "setup",
     },

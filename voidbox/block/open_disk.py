@@ -30,25 +30,35 @@ def open_backend(path: str, is_read_only: bool = False, overlay: str | None = No
         file = HostFile(image.fd, image.is_device)
         return RawBackend(file, image.size_bytes, is_read_only)
     try:
+        make_overlay(path, overlay)
         return _open_overlay(image, overlay, is_read_only)
     except BaseException:
         os.close(image.fd)
         raise
 
 
+def make_overlay(base_path: str, path: str) -> None:
+    """Make the file of an overlay over a disk, if it is not there.
+
+    Raises:
+        ConfigError: the disk cannot be used, or the file cannot be made.
+    """
+    if os.path.lexists(path):
+        return
+    from voidbox.block.overlay_format import create, header_for, identify
+
+    base = open_image(base_path, True)
+    try:
+        create(path, header_for(identify(base)))
+    finally:
+        os.close(base.fd)
+
+
 def _open_overlay(base: Image, path: str, is_read_only: bool) -> OverlayBackend:
     from voidbox.block.overlay import OverlayBackend
-    from voidbox.block.overlay_format import (
-        HEADER_BYTES,
-        create,
-        header_for,
-        identify,
-        parse_header,
-    )
+    from voidbox.block.overlay_format import HEADER_BYTES, identify, parse_header
 
     identity = identify(base)
-    if not os.path.lexists(path):
-        create(path, header_for(identity))
     fd = open_file(path, is_read_only, "overlay")
     try:
         file_bytes = os.fstat(fd).st_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from voidbox.cli import exit_status, image, volume
+from voidbox.cli import exit_status, image, snapshot, volume
 from voidbox.cli.parser import make_parser
 from voidbox.cli.verbs import VERBS
 
@@ -15,8 +15,21 @@ examples:
   voidbox completion fish > ~/.config/fish/completions/voidbox.fish
 """
 # Verbs whose words are sandboxes; of any state, where they work on those that have ended too.
-_RUNNING = ("exec", "shell", "cp", "send", "port", "stats", "stop", "kill", "pause", "resume")
-_ANY = ("inspect", "logs", "rename", "rm")
+_RUNNING = (
+    "exec",
+    "fork",
+    "suspend",
+    "shell",
+    "cp",
+    "send",
+    "port",
+    "stats",
+    "stop",
+    "kill",
+    "pause",
+    "limit",
+)
+_ANY = ("inspect", "logs", "rename", "rm", "resume")
 
 _BASH = """\
 # voidbox completion for bash
@@ -36,11 +49,14 @@ _voidbox() {
             completion) words="bash zsh fish" ;;
         esac
         case $verb in cp|run) compopt -o default ;; esac
-        [ "$verb" = port ] && [ "$COMP_CWORD" -eq 2 ] && words="add rm ls"
+        [ "$verb" = port ] && [ "$COMP_CWORD" -eq 2 ] && words="add rm ls wait"
         case $verb:$COMP_CWORD:${COMP_WORDS[2]} in
             image:2:*) words="@IMAGE@" ;;
             image:*:import) compopt -o default ;;
             image:*:*) words=$(voidbox image ls --quiet 2>/dev/null) ;;
+            snapshot:2:*) words="@SNAPSHOT@" ;;
+            snapshot:3:create) words=$(voidbox ps --quiet 2>/dev/null) ;;
+            snapshot:*:*) words=$(voidbox snapshot ls --quiet 2>/dev/null) ;;
             volume:2:*) words="@VOLUME@" ;;
             volume:*:*) words=$(voidbox volume ls --quiet 2>/dev/null) ;;
         esac
@@ -66,7 +82,7 @@ _voidbox() {
         esac
     else
         case $verb in
-            port) (( CURRENT == 3 )) && { compadd add rm ls; return } ;;
+            port) (( CURRENT == 3 )) && { compadd add rm ls wait; return } ;;
             image)
                 if (( CURRENT == 3 )); then
                     compadd @IMAGE@
@@ -74,6 +90,15 @@ _voidbox() {
                     _files
                 else
                     compadd -- ${(f)"$(voidbox image ls --quiet 2>/dev/null)"}
+                fi
+                return ;;
+            snapshot)
+                if (( CURRENT == 3 )); then
+                    compadd @SNAPSHOT@
+                elif [[ $words[3] == create ]]; then
+                    compadd -- ${(f)"$(voidbox ps --quiet 2>/dev/null)"}
+                else
+                    compadd -- ${(f)"$(voidbox snapshot ls --quiet 2>/dev/null)"}
                 fi
                 return ;;
             volume)
@@ -155,9 +180,10 @@ def _fish() -> str:
         if verb in ("cp", "run"):
             lines.append(f"complete -c voidbox {condition} -F")
     for verb, words in (
-        ("port", "add rm ls"),
+        ("port", "add rm ls wait"),
         ("image", " ".join(image.ACTIONS)),
         ("volume", " ".join(volume.ACTIONS)),
+        ("snapshot", " ".join(snapshot.ACTIONS)),
         ("completion", "bash zsh fish"),
     ):
         lines.append(
@@ -174,6 +200,7 @@ def _fill(template: str, verbs: str, options: list[str]) -> str:
         .replace("@ANY@", "|".join(_ANY))
         .replace("@IMAGE@", " ".join(image.ACTIONS))
         .replace("@VOLUME@", " ".join(volume.ACTIONS))
+        .replace("@SNAPSHOT@", " ".join(snapshot.ACTIONS))
     )
 
 

@@ -6,13 +6,14 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from voidbox.cli import network
+from voidbox.cli import limit_options, network
 from voidbox.cli.parser import parse_environment, parse_number, parse_optional_duration
 from voidbox.errors import ConfigError
 
 if TYPE_CHECKING:  # the usual `voidbox run` needs none
     from voidbox.sandbox.image_choice import Choice
     from voidbox.sandbox.state.records import SandboxRecord
+    from voidbox.sandbox.state.store import Store
 
 # Options that only make sense where this process is the VM, with what they are unless given.
 _IN_PROCESS = {
@@ -32,6 +33,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--rm", action="store_true", help="keep nothing of it once it has ended")
     group.add_argument("--name", metavar="NAME", help="what it is called; a new name by default")
+    group.add_argument(
+        "--snapshot",
+        metavar="NAME",
+        help="go on from a snapshot instead of booting, as a sandbox of its own",
+    )
+    group.add_argument(
+        "--cold", action="store_true", help="with --detach or --name: boot, use no template"
+    )
     group.add_argument("--team", metavar="NAME", help="whose sandboxes exchange messages with it")
     group.add_argument(
         "--metadata", action="append", default=[], metavar="KEY=VALUE", help="a note; repeatable"
@@ -44,12 +53,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--json", action="store_true", help="with --detach: print the sandbox as JSON"
     )
+    limit_options.add_options(group)
+    group.add_argument(
+        "--jail",
+        metavar="LEVEL",
+        help="default: what this host has of it; strict: all of it, or no start; off. See doctor",
+    )
 
 
 def is_wanted(options: argparse.Namespace) -> bool:
-    """Whether the sandbox is to be seen by other commands."""
+    """Whether the sandbox has a process of its own, which other commands see."""
     return bool(
-        options.detach or options.name is not None or options.team is not None or options.metadata
+        options.detach
+        or options.name is not None
+        or options.team is not None
+        or options.metadata
+        or options.jail is not None
+        or limit_options.parse(options)
+        or options.snapshot is not None
     )
 
 
@@ -92,8 +113,69 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
         disks=options.disk,
         workspace=workspace,
         workspace_mode=workspace_mode,
+        jail=options.jail,
+        limits=limit_options.parse(options),
         volumes=options.volume,
         idle_timeout=parse_optional_duration(options.idle_timeout, "--idle-timeout"),
+    )
+    is_seen = options.detach or options.name is not None or options.team or options.metadata
+    return record._replace(removes_itself=options.rm or not is_seen, is_cold=options.cold)
+
+
+# Options that say what a machine is made of, with what they are unless given, and create()'s names.
+_MADE_OF: tuple[tuple[str, object, str], ...] = (
+    ("kernel", None, "kernel"),
+    ("image", None, "image"),
+    ("initramfs", None, "image"),
+    ("disk_size", None, "disk_size"),
+    ("memory", "512M", "memory"),
+    ("cpus", "1", "cpus"),
+    ("disk", [], "disks"),
+    ("cmdline", "", "cmdline"),
+    ("vsock", None, "vsock"),
+    ("volume", [], "volumes"),
+)
+
+
+def make_restored(options: argparse.Namespace, store: Store) -> SandboxRecord:
+    """Return the record of the sandbox that is to be made of --snapshot.
+
+    Raises:
+        ConfigError: there is none, or the options ask for what cannot be changed of it.
+    """
+    from voidbox.sdk import snapshots
+
+    found = snapshots.find(store, options.snapshot)
+    workspace, workspace_mode = parse_workspace(options.workspace)
+    rules: dict[str, object] = {
+        "allow": options.allow or None,
+        "deny": options.deny or None,
+        "allow_host_ports": [parse_number(p, "--allow-host") for p in options.allow_host] or None,
+        "rate_bytes_s": network.parse_rate(options.net_rate, "--net-rate"),
+        "pcap": options.pcap,
+        "block_network": True if options.net == "off" else None,
+    }
+    record = snapshots.make_record(
+        found.record,
+        fixed={
+            name: getattr(options, option)
+            for option, default, name in _MADE_OF
+            if getattr(options, option) != default
+        },
+        net_given={name: value for name, value in rules.items() if value is not None},
+        publish=options.publish or None,
+        envs=parse_environment(options.env),
+        secret_envs=parse_secrets(options.secret_env),
+        metadata=_parse_metadata(options.metadata),
+        timeout=parse_optional_duration(options.timeout, "--timeout"),
+        idle_timeout=parse_optional_duration(options.idle_timeout, "--idle-timeout"),
+        name=options.name,
+        workdir=options.workdir,
+        user=options.user,
+        team=options.team,
+        workspace=workspace,
+        workspace_mode=workspace_mode,
+        is_owned=not options.detach,
     )
     return record._replace(removes_itself=options.rm)
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from voidbox.agent.call import NotStarted
 from voidbox.cli import exit_status, root_options
 from voidbox.cli.complain import complain
-from voidbox.cli.kept_options import make_record, parse_secrets
+from voidbox.cli.kept_options import make_record, make_restored, parse_secrets
 from voidbox.cli.output import print_json
 from voidbox.cli.sandboxes import describe, open_store
 from voidbox.errors import AgentError, ConfigError, VoidboxError
@@ -28,12 +28,16 @@ def main(options: argparse.Namespace, command: tuple[str, ...], cmdline: str) ->
     Raises:
         VoidboxError: bad input or an unusable host.
     """
-    choice = root_options.choose(options)
-    wanted = make_record(options, cmdline, choice)
-    command = choice.command(command, options.entrypoint)
+    choice = root_options.choose(options) if options.snapshot is None else None
+    if choice is not None:
+        command = choice.command(command, options.entrypoint)
     if options.json and not options.detach:
         raise ConfigError("--json shows a sandbox that stays: it goes with --detach")
     with open_store() as store:
+        if choice is None:
+            wanted = make_restored(options, store)
+        else:
+            wanted = make_record(options, cmdline, choice)
         record = store.create(wanted, parse_secrets(options.secret_env))
         if not options.detach:
             return _run_attached(store, record, options, command)

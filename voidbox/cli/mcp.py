@@ -37,6 +37,7 @@ def make_options() -> argparse.ArgumentParser:
         default=_LIFE_S,
         help=f"each is ended after 90, 90s, 10m, 2h; {_LIFE_S}",
     )
+    parser.add_argument("--jail", metavar="LEVEL", help="default, strict or off; see run --help")
     parser.add_argument("--net", choices=("nat", "off"), help="off, unless there are rules")
     for name, text in (("--allow", "what they may reach"), ("--deny", "what they may not")):
         parser.add_argument(
@@ -66,7 +67,11 @@ def main(argv: list[str]) -> int:
 
     async def make() -> SandboxLike:
         return await AsyncSandbox.create(
-            image=options.image, memory=options.memory, timeout=timeout_s, **network
+            image=options.image,
+            memory=options.memory,
+            timeout=timeout_s,
+            jail=options.jail,
+            **network,
         )
 
     make_server(Shelf(make, sandboxes_max)).run("stdio")

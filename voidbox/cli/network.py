@@ -77,12 +77,17 @@ def parse(options: argparse.Namespace, is_console: bool) -> NatConfig | None:
         allow_host_ports=tuple(parse_number(port, "--allow-host") for port in options.allow_host),
         publish=tuple(parse_forward(text) for text in options.publish),
         pcap=options.pcap,
-        rate_bytes_s=_parse_rate(options.net_rate),
+        rate_bytes_s=parse_rate(options.net_rate, "--net-rate"),
     )
 
 
-def _parse_rate(text: str | None) -> int | None:
+def parse_rate(text: str | None, option: str) -> int | None:
+    """Return bytes a second; None stays.
+
+    Raises:
+        ConfigError: it is no such quantity.
+    """
     match = _RATE.fullmatch(text.upper()) if text is not None else None
     if text is not None and (match is None or not int(match[1])):
-        raise ConfigError(f"--net-rate {text}: give bytes a second, as in 500K or 10M")
+        raise ConfigError(f"{option} {text}: give bytes a second, as in 500K or 10M")
     return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]] if match else None

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import re
 
 from voidbox.cli import exit_status
 from voidbox.cli.complain import complain
 from voidbox.cli.output import print_json, print_table
-from voidbox.cli.parser import make_parser
+from voidbox.cli.parser import make_parser, parse_duration, parse_number
 from voidbox.cli.sandboxes import CONTROL_S, control, find_running, open_store
 from voidbox.errors import AgentError, SandboxTimeout, VoidboxError
+from voidbox.sandbox.ports import parse_published
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
-# As the sandbox's process shows one: 127.0.0.1:8080:80/tcp
-_FORWARD = re.compile(r"([0-9.]+):([0-9]{1,5}):([0-9]{1,5})/(tcp|udp)")
 _EPILOG = """\
 PORT is [IP:]HOSTPORT:GUESTPORT[/udp]. HOSTPORT 0 takes one of 9000 to 9999 and says which. Without
 an IP only programs of this machine reach it.
@@ -24,6 +22,7 @@ examples:
   voidbox port add web 8080:80
   voidbox port add web 0:53/udp
   voidbox port ls web
+  voidbox port wait web 80 --timeout 2m
   voidbox port rm web 8080:80
 """
 
@@ -31,7 +30,7 @@ examples:
 def make_options() -> argparse.ArgumentParser:
     """Return the verb's parser."""
     parser = make_parser("port", "Offer ports of a running sandbox on the host.", _EPILOG)
-    actions = parser.add_subparsers(dest="action", required=True, metavar="add|rm|ls")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="add|rm|ls|wait")
     for action, text in (("add", "offer a port"), ("rm", "offer it no longer")):
         sub = actions.add_parser(action, help=text, allow_abbrev=False)
         sub.add_argument("--json", action="store_true", help="print the port as JSON")
@@ -40,6 +39,14 @@ def make_options() -> argparse.ArgumentParser:
     sub = actions.add_parser("ls", help="list what is offered", allow_abbrev=False)
     sub.add_argument("--json", action="store_true", help="print a list as JSON")
     sub.add_argument("names", nargs="*", metavar="NAME", help="all that run by default")
+    sub = actions.add_parser(
+        "wait", help="wait until something in it listens on a port", allow_abbrev=False
+    )
+    sub.add_argument(
+        "--timeout", default="60", metavar="TIME", help="for so long at most: 90, 90s, 10m; 60s"
+    )
+    sub.add_argument("name", metavar="NAME", help="the sandbox's name or ID")
+    sub.add_argument("port", metavar="GUESTPORT", help="a TCP port of the guest")
     return parser
 
 
@@ -47,6 +54,8 @@ def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
     options = make_options().parse_args(argv)
     store = open_store()
+    if options.action == "wait":
+        return _wait(options)
     if options.action == "ls":
         return _list(store, options.names, options.json)
     record = find_running(store, options.name)
@@ -67,7 +76,7 @@ def main(argv: list[str]) -> int:
             print(shown[-1])
     if options.json and (shown or problem is None):
         if options.action == "add":
-            print_json([_parse(record, text) for text in shown])
+            print_json([_describe(record, text) for text in shown])
         else:
             print_json({"name": record.name, "id": record.id, "removed": shown})
     if problem is not None:
@@ -93,7 +102,7 @@ def _list(store: Store, names: list[str], as_json: bool) -> int:
             status = exit_status.USAGE
             continue
         if isinstance(forwards, list):
-            found += [_parse(record, str(text)) for text in forwards]
+            found += [_describe(record, text) for text in forwards]
     if as_json:
         print_json(found)
         return status
@@ -106,15 +115,29 @@ def _list(store: Store, names: list[str], as_json: bool) -> int:
     return status
 
 
-def _parse(record: SandboxRecord, forward: str) -> dict[str, object]:
-    match = _FORWARD.fullmatch(forward)
-    if match is None:
-        raise AgentError(f"{record.name}: its process says nothing of sense about its ports")
-    return {
-        "name": record.name,
-        "id": record.id,
-        "host_ip": match[1],
-        "host_port": int(match[2]),
-        "guest_port": int(match[3]),
-        "protocol": match[4],
-    }
+def _describe(record: SandboxRecord, forward: object) -> dict[str, object]:
+    return {"name": record.name, "id": record.id, **parse_published(forward)._asdict()}
+
+
+def _wait(options: argparse.Namespace) -> int:
+    """Wait until something listens on a port of a sandbox."""
+    import asyncio
+
+    from voidbox.sdk.aio import AsyncSandbox
+
+    port = parse_number(options.port, "PORT")
+    timeout_s = parse_duration(options.timeout, "--timeout")
+
+    async def wait() -> None:
+        sandbox = await AsyncSandbox.connect(options.name)
+        try:
+            await sandbox.ports.wait_for(port, timeout_s)
+        finally:
+            await sandbox.close()
+
+    try:
+        asyncio.run(wait())
+    except SandboxTimeout as error:
+        complain(f"voidbox: {error}")
+        return exit_status.TIMEOUT
+    return exit_status.OK

@@ -1,4 +1,4 @@
-"""`voidbox resume`: let paused guests go on."""
+"""`voidbox resume`: let paused guests go on, and wake suspended ones."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import argparse
 
 from voidbox.cli.parser import make_parser
 from voidbox.cli.sandboxes import add_names, check_alive, control, for_each, open_store
+from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
 _EPILOG = """\
-Their clocks are not set: they have stood still meanwhile.
+The clock of a paused guest has stood still meanwhile; that of a suspended one is set.
 
 examples:
   voidbox resume builder
@@ -19,7 +20,7 @@ examples:
 
 def make_options() -> argparse.ArgumentParser:
     """Return the verb's parser."""
-    parser = make_parser("resume", "Let guests that are paused go on.", _EPILOG)
+    parser = make_parser("resume", "Let guests that are paused or suspended go on.", _EPILOG)
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
     add_names(parser)
     return parser
@@ -32,5 +33,10 @@ def main(argv: list[str]) -> int:
 
 
 def _resume(store: Store, record: SandboxRecord) -> None:
+    if record.state is State.SUSPENDED:
+        from voidbox.sandbox.launch import wake
+
+        wake(store, record.id)
+        return
     check_alive(store, record)
     control(store, record).request("resume")

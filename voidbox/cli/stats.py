@@ -100,6 +100,8 @@ def _measure(record: SandboxRecord, before: _Look, now: _Look) -> dict[str, obje
         "network_sent_bytes": network.get("bytes_from_guest"),
         "exits": sum(exits.values()) if isinstance(exits, dict) else 0,
         "uptime_s": round(_number(now, "uptime_s"), 3),
+        "limits": now.values.get("limits") or {},
+        "cpu_held_ns": _number(now, "cpu_held_ns"),
     }
 
 
@@ -122,7 +124,7 @@ def _print(rows: list[dict[str, Any]], as_json: bool, is_last: bool) -> None:
         [
             [
                 row["name"],
-                f"{row['cpu_percent']:.1f}%",
+                f"{row['cpu_percent']:.1f}%{_of_limit(row['limits'])}",
                 shown_size(row["rss_bytes"]),
                 shown_size(row["memory_bytes"]),
                 _size_or_none(row["network_received_bytes"]),
@@ -135,6 +137,11 @@ def _print(rows: list[dict[str, Any]], as_json: bool, is_last: bool) -> None:
     )
     if sys.stdout is not None:
         sys.stdout.flush()
+
+
+def _of_limit(limits: object) -> str:
+    cpus = limits.get("cpu") if isinstance(limits, dict) else None
+    return f"/{cpus * 100:g}%" if isinstance(cpus, int | float) else ""
 
 
 def _size_or_none(value: object) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 GROUPS = {
     "run": {
         "run": "a command or a shell in a fresh sandbox; with --detach one that stays",
+        "fork": "make sandboxes that go on from where one is",
         "exec": "run a command in a sandbox that runs",
         "shell": "open a shell in it",
         "cp": "copy files and folders into or out of it",
         "workspace": "copy its workspace's changes back: pull",
         "send": "send a message to it",
-        "port": "offer its ports on the host: add, rm, ls",
+        "port": "offer its ports on the host: add, rm, ls; wait for one",
         "mcp": "give a coding agent sandboxes, by the Model Context Protocol",
     },
     "look": {
@@ -22,13 +23,16 @@ GROUPS = {
     "end": {
         "stop": "shut sandboxes down",
         "kill": "end them at once",
+        "limit": "limit what one uses of processor, disks and network",
         "pause": "halt them",
+        "suspend": "bring them to the disk",
         "resume": "let them go on",
         "rename": "give one another name",
         "rm": "remove those that have ended",
         "prune": "remove all that have ended",
     },
     "images": {
+        "snapshot": "save sandboxes: create, ls, inspect, verify, rm, prune",
         "image": "pull, import, build, ls, inspect, rm, prune",
         "volume": "disks that outlive sandboxes: create, ls, inspect, rm",
     },
@@ -60,6 +64,12 @@ _ELSEWHERE = {
     "unpause": "resume",
     "images": "image",
     "pull": "image",
+    "restore": "run",
+    "branch": "fork",
+    "clone": "fork",
+    "checkpoint": "snapshot",
+    "hibernate": "suspend",
+    "wake": "resume",
     "install": "setup",
     "init": "setup",
 }

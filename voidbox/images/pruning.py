@@ -6,6 +6,7 @@ import os
 from contextlib import suppress
 from typing import NamedTuple
 
+from voidbox.images import pins
 from voidbox.images.errors import ImageError
 from voidbox.images.flock import try_lock
 from voidbox.images.store import BLOBS, PARTIAL, ImageStore
@@ -76,6 +77,8 @@ class _Prune:
 
     def _remove_image(self, id: str, path: str) -> bool:
         size = _disk_bytes(path)
+        if pins.holders(os.path.dirname(path)):
+            return False
         try:
             if self._is_dry:
                 fd = try_lock(path)

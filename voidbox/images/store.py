@@ -23,6 +23,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from voidbox.errors import ConfigError, HostError, VoidboxError
+from voidbox.images import pins
 from voidbox.images.config import ImageConfig
 from voidbox.images.draft import CONFIG, NEW, REMOVED, ROOTFS, Draft
 from voidbox.images.errors import ImageError
@@ -222,7 +223,7 @@ class ImageStore:
             The image's ID, and whether it is gone.
 
         Raises:
-            ConfigError: there is none, or a sandbox runs it.
+            ConfigError: there is none, or a sandbox runs it, or a snapshot needs it.
             HostError: it cannot be deleted.
         """
         with self.lock():
@@ -233,6 +234,11 @@ class ImageStore:
                 self._unlink_ref(parse_reference(name).name)
                 return id, False
             if not self.remove_image(id, force=force):
+                if needed := pins.holders(self._folder(id)):
+                    raise ConfigError(
+                        f"{name} is needed by {', '.join(needed)}: remove that first, with voidbox "
+                        "snapshot rm or voidbox rm, or give --force, and it cannot be restored"
+                    )
                 raise ConfigError(
                     f"a sandbox runs {name}: stop it first, or give --force, and the sandbox keeps "
                     "what it has open"
@@ -240,12 +246,14 @@ class ImageStore:
         return id, True
 
     def remove_image(self, id: str, *, force: bool = False) -> bool:
-        """Delete an image and its names; returns False for one in use. Lock: held.
+        """Delete an image and its names; returns False for one in use, or pinned. Lock: held.
 
         Raises:
             HostError: it cannot be deleted.
         """
         folder = self._folder(id)
+        if not force and pins.holders(folder):
+            return False
         try:
             fd = try_lock(f"{folder}/{ROOTFS}")
         except BlockingIOError:

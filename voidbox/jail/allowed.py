@@ -17,7 +17,9 @@ from voidbox.jail.numbers import NR
 _PROT_EXEC = 4
 _CLONE_THREAD = 0x00010000
 _CLONE_NEW_ANYTHING = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
-_AF_UNIX, _AF_INET, _AF_INET6 = 1, 2, 10
+_AF_UNIX, _AF_INET, _AF_INET6, _AF_VSOCK = 1, 2, 10, 40
+# SIGCHLD | CLONE_CHILD_CLEARTID | CLONE_CHILD_SETTID, as fork(3) makes a process.
+_FORK_FLAGS = 0x11 | 0x00200000 | 0x01000000
 _SOCK_STREAM, _SOCK_DGRAM = 1, 2
 _SOCK_TYPE_MASK = 0xF  # the rest are SOCK_NONBLOCK and SOCK_CLOEXEC
 
@@ -33,6 +35,7 @@ _KVM_RUNNING = (
 )
 _TTY = (0x5401, 0x5421)  # TCGETS, by which Python knows a terminal; FIONBIO
 _BLOCK = (0x1277, 0x127F)  # BLKDISCARD, BLKZEROOUT
+_FICLONE = 0x40049409
 
 _ALWAYS = """
 futex epoll_wait read write readv writev preadv2 pwritev2 pread64 pwrite64 preadv pwritev recvfrom
@@ -42,13 +45,17 @@ rename unlink accept4 shutdown getsockopt setsockopt getsockname getpeername rec
 rt_sigprocmask rt_sigaction rt_sigtimedwait rt_sigreturn sigaltstack restart_syscall
 gettid getpid getppid getuid geteuid getgid getegid getrandom getrusage times sysinfo uname
 rseq set_robust_list get_robust_list membarrier sched_getaffinity exit exit_group
-epoll_create1 eventfd2 pipe2 getcwd
+epoll_create1 eventfd2 pipe2 getcwd getdents64 close_range
 """
 
 _LIVE_FOLDER = """
-getdents64 unlinkat renameat renameat2 linkat symlinkat readlink readlinkat mkdirat mknodat
+unlinkat renameat renameat2 linkat symlinkat readlink readlinkat mkdirat mknodat
 fchmodat fchmod chmod utimensat fstatfs statfs link symlink mkdir rmdir mknod
 fgetxattr getxattr lgetxattr listxattr flistxattr llistxattr setxattr removexattr
+"""
+
+_SNAPSHOTS = """
+mkdir rmdir link unlinkat utimensat copy_file_range sendfile fadvise64 fchmod statfs fstatfs
 """
 
 # Nothing that goes wrong makes one of these: whoever does is no longer voidbox.
@@ -72,6 +79,10 @@ class Needs(NamedTuple):
         block_devices: disks that are devices.
         sockets: TCP, UDP and ping sockets, and name servers: no other process makes them for it.
         unix_sockets: connections to programs of the host, by their paths.
+        vsock: connections to guests, by the host kernel's vsock.
+        snapshots: files of its own, made, copied and removed; a Unix socket of its own to listen on
+            once it is restored, and no way to connect one.
+        forks: copies of itself, which write its memory out; they are in the same jail.
         requests: further ioctl requests.
     """
 
@@ -80,6 +91,9 @@ class Needs(NamedTuple):
     block_devices: bool = False
     sockets: bool = False
     unix_sockets: bool = False
+    vsock: bool = False
+    snapshots: bool = False
+    forks: bool = False
     requests: tuple[int, ...] = ()
 
 
@@ -110,6 +124,7 @@ def _rules(needs: Needs) -> list[Rule]:
     allow, kill = bpf.RET_ALLOW, bpf.RET_KILL_PROCESS
     requests = _KVM_RUNNING + _TTY + needs.requests
     requests += _BLOCK if needs.block_devices else ()
+    requests += (_FICLONE,) if needs.snapshots else ()
     rules = [_only("ioctl", *((Arg(1, request),) for request in requests))]
     rules += [Rule(NR[name], allow) for name in _ALWAYS.split()]
     rules += [
@@ -118,7 +133,8 @@ def _rules(needs: Needs) -> list[Rule]:
         _only("tgkill", (Arg(0, needs.pid),)),
         # glibc falls back to clone(2) then, whose flags can be seen.
         Rule(NR["clone3"], bpf.RET_ERRNO | errno.ENOSYS),
-        _only("clone", (Arg(0, _CLONE_THREAD, _CLONE_THREAD | _CLONE_NEW_ANYTHING),)),
+        # A process that may not be made is a snapshot that cannot be: no reason to end.
+        Rule(NR["clone"], allow, tuple(_clones(needs)), bpf.RET_ERRNO | errno.EPERM),
         _only("fcntl", *((Arg(1, command),) for command in _FCNTL)),
         _only("socketpair", (Arg(0, _AF_UNIX),)),
         _only("prlimit64", (Arg(0, 0), Arg(2, 0, -1 & (1 << 64) - 1, False))),
@@ -126,9 +142,20 @@ def _rules(needs: Needs) -> list[Rule]:
         Rule(NR["seccomp"], allow),
     ]
     rules += _sockets(needs)
+    if needs.snapshots:
+        rules += [Rule(NR[name], allow) for name in _SNAPSHOTS.split()]
+        if not needs.sockets:
+            rules += [Rule(NR[name], allow) for name in ("bind", "listen")]
+    if needs.forks:
+        rules += [Rule(NR[name], allow) for name in ("wait4", "waitid")]
     if needs.live_folder:
         rules += [Rule(NR[name], allow) for name in _LIVE_FOLDER.split()]
     return rules + [Rule(NR[name], kill) for name in _FATAL.split()]
+
+
+def _clones(needs: Needs) -> list[tuple[Arg, ...]]:
+    threads = (Arg(0, _CLONE_THREAD, _CLONE_THREAD | _CLONE_NEW_ANYTHING),)
+    return [threads, (Arg(0, _FORK_FLAGS),)] if needs.forks else [threads]
 
 
 # F_DUPFD F_GETFD F_SETFD F_GETFL F_SETFL, F_OFD_GETLK F_OFD_SETLK F_OFD_SETLKW, F_DUPFD_CLOEXEC
@@ -145,10 +172,15 @@ def _sockets(needs: Needs) -> list[Rule]:
         ]
     if needs.unix_sockets:
         kinds.append((Arg(0, _AF_UNIX), Arg(1, _SOCK_STREAM, _SOCK_TYPE_MASK)))
+    if needs.vsock:
+        kinds.append((Arg(0, _AF_VSOCK), Arg(1, _SOCK_STREAM, _SOCK_TYPE_MASK)))
     no_address = Arg(4, 0, (1 << 64) - 1, is_word=False)
+    unix = (Arg(0, _AF_UNIX), Arg(1, _SOCK_STREAM, _SOCK_TYPE_MASK))
+    made = kinds + ([unix] if needs.snapshots else [])
+    rules = [_only("socket", *made)] if made else []
     if not kinds:
-        return [_only("sendto", (no_address,))]
-    rules = [_only("socket", *kinds), Rule(NR["connect"], bpf.RET_ALLOW)]
+        return [*rules, _only("sendto", (no_address,))]
+    rules.append(Rule(NR["connect"], bpf.RET_ALLOW))
     if needs.sockets:
         rules += [Rule(NR[name], bpf.RET_ALLOW) for name in ("bind", "listen", "sendto")]
     else:

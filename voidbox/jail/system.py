@@ -10,6 +10,7 @@ from voidbox.jail import numbers
 from voidbox.jail._abi import ffi
 
 _syscall: Any = None
+_libraries: list[Any] = []
 
 
 def call(name: str, *arguments: Any) -> int:
@@ -31,6 +32,15 @@ def call(name: str, *arguments: Any) -> int:
     if result < 0:
         raise OSError(ffi.errno, os.strerror(ffi.errno), name)
     return result
+
+
+def keep_loaded(library: str) -> bool:
+    """Load a shared library for good, before nothing can be loaded; False if there is none."""
+    try:
+        _libraries.append(ffi.dlopen(library))
+    except OSError:
+        return False
+    return True
 
 
 def prctl(option: int, *arguments: Any) -> int:

@@ -41,6 +41,14 @@ def run_all() -> list[Trial]:
     return [*trials, _try(MOUNT, _try_mount)]
 
 
+def problem_of_mounts() -> str:
+    """Return why namespaces with a root of their own cannot be had; "" if they can.
+
+    To be asked first: a host may give the namespace, and then let nobody do anything in it.
+    """
+    return _try(MOUNT, _try_mount).problem
+
+
 def why_no_namespaces(error: OSError) -> str:
     """Return who refuses namespaces, as far as it can be told."""
     if _read("/proc/sys/kernel/unprivileged_userns_clone") == "0":

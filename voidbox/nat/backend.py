@@ -24,12 +24,12 @@ from voidbox.nat.sockets import HostSockets
 from voidbox.net.addresses import NetworkConfig
 from voidbox.net.dhcp import Server as DhcpServer
 from voidbox.net.dns import Forwarder
+from voidbox.net.flow_state import FlowState
 from voidbox.net.line import RxFrames
 from voidbox.net.name_service import NameService
 from voidbox.net.pcap import PcapWriter
 from voidbox.net.policy import Gate, Policy
 from voidbox.net.stack import Header, Stack, StackStatistics
-from voidbox.net.tcp_table import FlowState
 
 _FLUSH_S = 1.0  # how old what is in the pcap file's buffer may get
 _BURST_S = 0.1  # of the rate: what may pass at once
@@ -240,6 +240,20 @@ class NatBackend:
         self._stack.reset_flows(states)
 
     # The rate: a token bucket, which may be overdrawn by one frame.
+
+    def set_rate(self, bytes_s: int | None) -> None:
+        """Change the rate; None for no limit.
+
+        Raises:
+            ConfigError: less than a byte a second.
+        """
+        if bytes_s is not None and bytes_s < 1:
+            raise ConfigError(f"a rate of {bytes_s} bytes a second: give at least 1")
+        self._rate_bytes_s = bytes_s
+        self._budget_bytes, self._budget_ns = 0.0, time.monotonic_ns()
+        if self._rate_timer is not None:
+            self._rate_timer.cancel()
+        self._on_budget()
 
     def _has_budget(self, now_ns: int) -> bool:
         assert self._rate_bytes_s is not None

@@ -22,13 +22,14 @@ from voidbox.net.datagram_flows import DatagramFlow
 from voidbox.net.datagram_table import DatagramTable
 from voidbox.net.dhcp import CLIENT_PORT, SERVER_PORT
 from voidbox.net.dhcp import Server as DhcpServer
+from voidbox.net.flow_state import FlowState
 from voidbox.net.fragment_table import FragmentTable
 from voidbox.net.host import Datagrams, Host, Stream
 from voidbox.net.line import Line, RxFrames, Tap
 from voidbox.net.name_service import DNS_PORT, NameService
 from voidbox.net.policy import Gate
 from voidbox.net.tcp_flow import TcpFlow
-from voidbox.net.tcp_table import FlowState, TcpTable
+from voidbox.net.tcp_table import TcpTable
 from voidbox.net.tcp_wire import HEADER_BYTES
 from voidbox.net.wire import Ip
 

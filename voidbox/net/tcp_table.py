@@ -7,10 +7,10 @@ import heapq
 from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import count
-from typing import NamedTuple
 
 from voidbox.net import wire
 from voidbox.net.addresses import format_address
+from voidbox.net.flow_state import FlowState
 from voidbox.net.host import Host, Stream
 from voidbox.net.line import Line, quote
 from voidbox.net.name_service import NameService
@@ -52,23 +52,6 @@ _SYN_ALONE = TCP_SYN
 _OPENING = TCP_SYN | TCP_ACK | TCP_RST
 
 Key = tuple[int, int, int]  # (guest's port, remote address, remote port)
-
-
-class FlowState(NamedTuple):
-    """A flow in a snapshot: enough to end it.
-
-    Attributes:
-        guest_port: the guest's.
-        address, port: whom the guest believes to talk to.
-        seq: the next sequence number that the guest expects.
-        ack: the next that is expected of it.
-    """
-
-    guest_port: int
-    address: int
-    port: int
-    seq: int
-    ack: int
 
 
 class TcpTable:

@@ -3,8 +3,9 @@
     → {"op": "stop", "timeout": 5}
     ← {"ok": true, …}    or    {"ok": false, "error": "one line", "kind": "config"}
 
-The kind says which exception it was: config, agent, host or timeout. An answer may bring an open
-socket along (SCM_RIGHTS), and may come late: that of `wait` comes when the sandbox has ended.
+The kind says which exception it was: config, agent, host or timeout. An answer may come late: that
+of `wait` comes when the sandbox has ended. After one with "becomes" the connection is a stream to
+what was asked for.
 
 This is the client's side; control_server serves it.
 """
@@ -14,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import struct
 import time
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout, V
 REQUEST_BYTES_MAX = 64 << 10
 ANSWER_BYTES_MAX = 4 << 20  # a record with a large environment
 _RECV_BYTES = 64 << 10
-_INT = struct.Struct("@i")  # a descriptor
+BECOMES = "becomes"
 
 _KINDS: dict[str, type[VoidboxError]] = {
     "config": ConfigError,
@@ -68,36 +68,34 @@ class ControlClient:
             SandboxTimeout: it does not answer.
             VoidboxError: what it refused with.
         """
-        answer, sock = self._exchange(op, values)
-        if sock is not None:
-            sock.close()
-        return answer
+        with self._connect() as sock:
+            return self._exchange(sock, op, values, _RECV_BYTES)
 
     def request_socket(self, op: str, **values: object) -> socket.socket:
-        """Ask for an op whose answer is a socket; see request()."""
-        _, sock = self._exchange(op, values)
-        if sock is None:
-            raise AgentError(f"{op}: the sandbox's process sent no socket")
+        """Ask for an op after which the connection is a stream to something; see request()."""
+        with contextlib.ExitStack() as stack:
+            sock = stack.enter_context(self._connect())
+            # One at a time: what follows the line is the stream's.
+            answer = self._exchange(sock, op, values, 1)
+            if answer.get(BECOMES) is not True:
+                raise AgentError(f"{op}: the sandbox's process gave no stream")
+            stack.pop_all()
+        sock.settimeout(None)
         return sock
 
     def _exchange(
-        self, op: str, values: dict[str, object]
-    ) -> tuple[dict[str, object], socket.socket | None]:
+        self, sock: socket.socket, op: str, values: dict[str, object], recv_bytes: int
+    ) -> dict[str, object]:
         line = encode({"op": op, **values})
         if len(line) > REQUEST_BYTES_MAX:
             raise ConfigError(f"{op}: more than {REQUEST_BYTES_MAX} bytes at once")
-        received: list[socket.socket] = []
-        with contextlib.ExitStack() as stack, self._connect() as sock:
-            stack.callback(_close_all, received)
-            try:
-                sock.sendall(line)
-            except TimeoutError:
-                raise self._timeout(op) from None
-            except OSError:
-                pass  # it may have refused us, and said why
-            answer = _check(op, self._read(sock, op, received))
-            stack.pop_all()
-        return answer, received[0] if received else None
+        try:
+            sock.sendall(line)
+        except TimeoutError:
+            raise self._timeout(op) from None
+        except OSError:
+            pass  # it may have refused us, and said why
+        return _check(op, self._read(sock, op, recv_bytes))
 
     def _connect(self) -> socket.socket:
         try:
@@ -117,14 +115,14 @@ class ControlClient:
             raise HostError.from_errno(f"connect to {self._path}", error.errno or 0) from error
         return sock
 
-    def _read(self, sock: socket.socket, op: str, received: list[socket.socket]) -> bytes:
+    def _read(self, sock: socket.socket, op: str, recv_bytes: int) -> bytes:
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         line = b""
         try:
             while not line.endswith(b"\n") and len(line) <= ANSWER_BYTES_MAX:
                 if deadline is not None:
                     sock.settimeout(max(0.001, deadline - time.monotonic()))
-                data = _receive(sock, received)
+                data = sock.recv(recv_bytes)
                 if not data:
                     raise AgentError(f"{op}: the sandbox's process has gone away")
                 line += data
@@ -150,19 +148,3 @@ def _check(op: str, line: bytes) -> dict[str, object]:
     if answer.get("ok") is not True:
         raise make_error(answer)
     return answer
-
-
-def _receive(sock: socket.socket, received: list[socket.socket]) -> bytes:
-    """Receive some bytes, and add a socket that comes with them to `received`."""
-    # socket.recv_fds() would let a program that another thread starts inherit it.
-    size = socket.CMSG_SPACE(_INT.size)
-    data, messages, _, _ = sock.recvmsg(_RECV_BYTES, size, socket.MSG_CMSG_CLOEXEC)
-    for level, type, content in messages:
-        if (level, type) == (socket.SOL_SOCKET, socket.SCM_RIGHTS) and len(content) >= _INT.size:
-            received.append(socket.socket(fileno=_INT.unpack_from(content)[0]))
-    return data
-
-
-def _close_all(sockets: list[socket.socket]) -> None:
-    for sock in sockets:
-        sock.close()

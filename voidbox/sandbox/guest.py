@@ -43,26 +43,37 @@ class Guest:
             can use.
         has_vsock: False for a machine that has none: all goes over the serial line.
         secret: what the agent will want to see; made here if None.
+        snapshot: the folder of what the machine is restored from; its agent has its secret already.
 
     Raises:
         ConfigError, HostError: see Machine.
 
     Attributes:
         machine: for its console, outcome and statistics.
+        secret: what its agent wants to see.
     """
 
     def __init__(
-        self, config: MachineConfig, has_vsock: bool = True, secret: bytes | None = None
+        self,
+        config: MachineConfig,
+        has_vsock: bool = True,
+        secret: bytes | None = None,
+        snapshot: str | None = None,
     ) -> None:
-        check_memory(config)
-        kvm_speed.check_can_boot(config.kernel)
-        self._secret = secret or os.urandom(protocol.SECRET_BYTES)
+        self.secret = secret or os.urandom(protocol.SECRET_BYTES)
         config = config._replace(
             vsock=(config.vsock or VsockConfig()) if has_vsock else None,
             serial_line=True,
+        )
+        if snapshot is not None:
+            self.machine = Machine.from_snapshot(snapshot, config)
+            return
+        check_memory(config)
+        kvm_speed.check_can_boot(config.kernel)
+        config = config._replace(
             extra_files=(
                 *config.extra_files,
-                *secret_files(self._secret),
+                *secret_files(self.secret),
                 *network_files(config),
                 *mount_files(config),
             ),
@@ -79,7 +90,7 @@ class Guest:
         Raises:
             ConfigError: the guest cannot mount what it was to.
         """
-        client = connect.connect(MachineEndpoint(self.machine), self._secret, timeout_s, log)
+        client = connect.connect(MachineEndpoint(self.machine), self.secret, timeout_s, log)
         try:
             check_mounted(self.machine.config, client.link.capabilities)
         except BaseException:
@@ -93,7 +104,7 @@ class Guest:
         from voidbox.agent.aio import AsyncAgent
         from voidbox.sandbox.session import Session
 
-        agent = AsyncAgent(MachineEndpoint(self.machine), self._secret)
+        agent = AsyncAgent(MachineEndpoint(self.machine), self.secret)
         try:
             yield Session(agent, "the VM")
         finally:

@@ -133,8 +133,7 @@ def _on_disks(kernel: str, disk_bytes: int | None, image: str) -> Root:
     files = defaults.find_root(kernel)
     if files is None:
         raise ConfigError(
-            f"the guest image for {kernel} is older than images on disks: run "
-            "scripts/build_guest_image.sh again"
+            f"the guest image for {kernel} is older than images on disks: run voidbox setup again"
         )
     size = DISK_BYTES_DEFAULT if disk_bytes is None else disk_bytes
     return Root(files.boot, files.runtime, image, size)

@@ -10,31 +10,84 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from typing import BinaryIO
 
 import voidbox
-from voidbox.errors import HostError, VoidboxError
+from voidbox.errors import ConfigError, HostError, SandboxTimeout, VoidboxError
 from voidbox.sandbox.control import describe_error, make_error
 from voidbox.sandbox.log_file import read_tail
 from voidbox.sandbox.process.logs import open_log
+from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
 OWNER = "voidbox.sandbox.process.owner"
 _END_S = 10.0  # for a process that failed, or was told to end
+_WAKE_S, _POLL_S = 60.0, 0.05
+_VARIABLES = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
+_VARIABLES_BEGIN = ("VOIDBOX_", "PYTHON", "LC_", "XDG_")
 _POLL_MS_MAX = (1 << 31) - 1  # of poll(2): some 24 days
 
 _children: dict[int, str] = {}  # of launch(), that nobody has waited for yet, and their sandboxes
 _children_lock = threading.Lock()
 
 
+def wake(store: Store, id: str, parent_fd: int | None = None, owner: str = OWNER) -> SandboxRecord:
+    """Start the process of a suspended sandbox; return its record once its agent answers.
+
+    If it fails, the sandbox is suspended as before. If somebody else is waking it, wait for that.
+
+    Args:
+        parent_fd: see launch(); without it the sandbox does not end with anybody.
+    Raises:
+        ConfigError: it is not suspended.
+        VoidboxError: what it failed with.
+    """
+    deadline = time.monotonic() + _WAKE_S
+    while (found := _try_to_wake(store, id)) is None:
+        if time.monotonic() > deadline:
+            raise SandboxTimeout(f"{id} is being woken, for more than {_WAKE_S:g} s already")
+        time.sleep(_POLL_S)
+    record = found
+    if record.state is not State.CREATING:
+        return record
+    if parent_fd is None and record.is_owned:
+        record = store.update(id, is_owned=False)
+    try:
+        launch(store, record, parent_fd, owner, keeps=True)
+    except BaseException:
+        store.clean()
+        raise
+    return store.read(id)
+
+
+def _try_to_wake(store: Store, id: str) -> SandboxRecord | None:
+    """Return a record to be started here, or one that runs; None while somebody else starts it."""
+    record = store.read(id)
+    if record.state in (State.RUNNING, State.PAUSED):
+        return record
+    if record.state is State.CREATING:
+        return None
+    try:
+        return store.wake(id)
+    except ConfigError:
+        if store.read(id).state is not State.CREATING:
+            raise
+        return None  # somebody else was faster
+
+
 def launch(
-    store: Store, record: SandboxRecord, parent_fd: int | None = None, owner: str = OWNER
+    store: Store,
+    record: SandboxRecord,
+    parent_fd: int | None = None,
+    owner: str = OWNER,
+    keeps: bool = False,
 ) -> None:
     """Start the process of a sandbox that `store` has created; return once its agent answers.
 
-    If it fails, nothing runs any more; its record stays if its guest had begun to run. The paths in
-    the record are absolute: the process is elsewhere.
+    If it fails, nothing runs any more; its record stays if its guest had begun to run, or `keeps`
+    says so. The paths in the record are absolute: the process is elsewhere.
 
     Args:
         parent_fd: the reading end of a pipe: the sandbox ends when nobody holds the other end any
@@ -56,7 +109,8 @@ def launch(
             # One that has said why it failed ends by itself; the others are told to.
             _end(pid, is_told=not isinstance(error, _Failed))
         store.release(record.id)
-        if pid is None or (isinstance(error, _Failed) and not error.has_begun):
+        has_begun = pid is not None and not (isinstance(error, _Failed) and not error.has_begun)
+        if not has_begun and not keeps:
             with contextlib.suppress(VoidboxError):  # then clean() buries it
                 store.remove(record.id)
         if isinstance(error, _Failed):
@@ -105,7 +159,7 @@ def _spawn(
             pass_fds=pass_fds,
             start_new_session=True,
             cwd="/",  # whose file system nobody wants to unmount
-            env={**os.environ, "PYTHONPATH": path},
+            env={**_environment(), "PYTHONPATH": path},
         )
     except OSError as error:
         raise HostError.from_errno(f"start {sys.executable}", error.errno or 0) from error
@@ -115,6 +169,15 @@ def _spawn(
         _children[process.pid] = record.id
     process.returncode = 0  # reap() waits for it: no business of the object's
     return process.pid
+
+
+def _environment() -> dict[str, str]:
+    """Return what the process needs of our variables: others may be somebody's keys."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _VARIABLES or name.startswith(_VARIABLES_BEGIN)
+    }
 
 
 def _await_boot(status: BinaryIO, store: Store, record: SandboxRecord) -> None:

@@ -27,7 +27,8 @@ class Session:
         workdir: where relative paths begin; /workspace by default.
         user: who commands and files belong to; the guest's "sandbox" by default.
         standstill: whether the guest stands still, and for how long it has done so all in all.
-        shared: the host's folder that the guest has at /workspace live; None: there is none.
+        shared: the host's folders that the guest has live, by where it has them; None for what is
+            mounted there and is no folder of the host's.
 
     Attributes:
         paused_s: how long it had stood still when a request was made last.
@@ -42,7 +43,7 @@ class Session:
         workdir: str | None = None,
         user: str | None = None,
         standstill: Callable[[], tuple[bool, float]] = lambda: (False, 0.0),
-        shared: str | None = None,
+        shared: Mapping[str, str | None] | None = None,
     ) -> None:
         self.agent = agent
         self.name = name
@@ -52,7 +53,7 @@ class Session:
         self.paused_s = 0.0
         self.ended = ""
         self._standstill = standstill
-        self._shared = shared
+        self._shared = dict(shared or {})
 
     def path(self, path: str) -> str:
         """Return an absolute path of the guest."""
@@ -63,12 +64,15 @@ class Session:
     def shared_parts(self, path: str) -> tuple[str, tuple[str, ...]] | None:
         """Return which folder of the host an absolute path leads into, and the names on the way.
 
-        None if it is not in a live workspace.
+        None if it is in none.
         """
-        names = posixpath.normpath(path).strip("/").split("/")
-        if self._shared is None or f"/{names[0]}" != WORKDIR:
+        path = posixpath.normpath(path)
+        found = [at for at in self._shared if path == at or path.startswith(f"{at}/")]
+        at = max(found, key=len, default="")  # the innermost covers the others
+        folder = self._shared.get(at)
+        if folder is None:
             return None
-        return self._shared, tuple(names[1:])
+        return folder, tuple(filter(None, path[len(at) :].split("/")))
 
     def values(self, user: str | None, **others: object) -> dict[str, object]:
         """Return a request's map, with its user, without what is None."""

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from typing import Literal, TypeVar, Unpack, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 from voidbox.agent import protocol
 from voidbox.agent.aio import AsyncAgent
@@ -21,13 +21,15 @@ from voidbox.errors import AgentError, ConfigError, SandboxTimeout, VoidboxError
 from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.endpoint import StoredEndpoint
 from voidbox.sandbox.session import Session, check_seconds
+from voidbox.sandbox.snapshots import restored
+from voidbox.sandbox.snapshots.shelf import Shelf, Snapshot
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.volumes.spec import writes_named
 from voidbox.sandbox.workspace.copying import LIMIT_BYTES, WorkspaceResult
 from voidbox.sandbox.workspace.stored import StoredWorkspace
-from voidbox.sdk import draft, parent_pipe
+from voidbox.sdk import draft, parent_pipe, snapshots
 from voidbox.sdk.command_handle import AsyncCommandHandle
 from voidbox.sdk.command_result import CommandResult
 from voidbox.sdk.commands import AsyncCommands, ExecOptions
@@ -37,8 +39,10 @@ from voidbox.sdk.launching import KILL_S, Launch, read_truly, wait_gone, wait_or
 from voidbox.sdk.log_reader import read_lines
 from voidbox.sdk.ports import AsyncPorts
 from voidbox.sdk.pty import AsyncPty
+from voidbox.sdk.snapshots import SnapshotInfo
 
 STOP_S = 10.0
+_STARTS_AT_ONCE = 8
 _STOP_GRACE_S = 10.0  # for the power button, the kill and the last words
 
 _logger = logging.getLogger("voidbox")
@@ -74,12 +78,12 @@ class AsyncSandbox:
         agent = AsyncAgent(self._endpoint, store.secret(record.id), log=self._log)
         self._session = Session(
             agent, record.name, store.envs(record), record.workdir, record.user, self._standstill,
-            record.workspace if record.workspace_mode in ("ro", "rw") else None,
+            draft.shared_folders(record),
         )  # fmt: skip
         self.commands = AsyncCommands(self._session)
         self.files = AsyncFiles(self._session)
         self.pty = AsyncPty(self._session)
-        self.ports = AsyncPorts(self._control)
+        self.ports = AsyncPorts(self._control, self._session, self.files)
         self._workspace = StoredWorkspace(store, record, self._session)
 
     def _log(self, line: str) -> None:
@@ -87,7 +91,7 @@ class AsyncSandbox:
 
     def _standstill(self) -> tuple[bool, float]:
         with contextlib.suppress(VoidboxError):  # gone, say: whoever asks it learns how
-            record = self._store.read(self._id)
+            record = self._store.peek(self._id)
             return record.state is State.PAUSED, record.stood_still_s()
         return False, 0.0
 
@@ -137,7 +141,13 @@ class AsyncSandbox:
         cmdline: str | None = None,
         workspace: str | os.PathLike[str] | None = None,
         workspace_mode: Literal["copy", "ro", "rw"] = "copy",
+        cpu_limit: float | None = None,
+        disk_bytes_s: int | None = None,
+        disk_ops_s: int | None = None,
+        jail: Literal["default", "strict", "off"] | None = None,
         volumes: Sequence[str] | None = None,
+        snapshot: str | SnapshotInfo | None = None,
+        cold: bool = False,
         detached: bool = False,
         keep: bool = False,
         request_timeout: float | None = None,
@@ -179,8 +189,17 @@ class AsyncSandbox:
             workspace: a folder of this host, which the guest has at /workspace.
             workspace_mode: "copy": it is copied in, and sync_back(), stop() and the end of the
                 context bring back what has changed; "ro", "rw": it is shared as it is, live.
+            cpu_limit: CPUs of this host that its CPUs use together, such as 0.5.
+            disk_bytes_s, disk_ops_s: what each disk does a second. See set_limits().
+            jail: how far its process shuts itself in: "default": as far as this host can,
+                "strict": all the way, or it does not start; "off". None: $VOIDBOX_JAIL, or default.
             volumes: folders of this host, live, and named volumes, each as SOURCE:TARGET[:ro]. A
                 source with a / in it is a folder; see voidbox.volumes.
+            snapshot: its name or ID, or what snapshot() gave: the sandbox goes on from there,
+                instead of booting, as one of its own. What the machine is made of cannot be given
+                then; published ports are on other ports of this host unless `publish` says which.
+            cold: boot, even if there is a template: the machine of an earlier create() of the same
+                kind, as it was before any command.
             detached: it goes on when this process ends.
             keep: kill() leaves its record and its logs.
             request_timeout: for its start.
@@ -194,16 +213,47 @@ class AsyncSandbox:
         limit_s = (
             None if request_timeout is None else check_seconds("request_timeout", request_timeout)
         )
-        net = draft.make_net(
-            allow=allow,
-            deny=deny,
-            allow_host_ports=allow_host_ports,
-            publish=publish,
-            rate_bytes_s=rate_bytes_s,
-            pcap=pcap,
-            block_network=block_network,
-            outbound_domain_allowlist=outbound_domain_allowlist,
-        )
+        store = await asyncio.to_thread(Store, state_folder)
+        net_options: dict[str, Any] = {
+            "allow": allow,
+            "deny": deny,
+            "allow_host_ports": allow_host_ports,
+            "rate_bytes_s": rate_bytes_s,
+            "pcap": pcap,
+            "block_network": block_network,
+            "outbound_domain_allowlist": outbound_domain_allowlist,
+        }
+        if snapshot is not None:
+            fixed = {
+                "kernel": kernel,
+                "image": image,
+                "disk_size": disk_size,
+                "memory": memory,
+                "cpus": cpus if cpus != 1 else None,
+                "disks": disks,
+                "cmdline": cmdline,
+                "vsock": vsock if vsock != "unix" else None,
+                "volumes": volumes,
+            }
+            record = snapshots.make_record(
+                (await asyncio.to_thread(snapshots.find, store, snapshot)).record,
+                fixed=_without_none(fixed),
+                net_given=_without_none({**net_options, "block_network": block_network or None}),
+                publish=publish,
+                envs=envs,
+                secret_envs=secret_envs,
+                metadata=metadata,
+                timeout=timeout,
+                idle_timeout=idle_timeout,
+                name=name,
+                workdir=workdir,
+                user=user,
+                team=team,
+                workspace=workspace,
+                workspace_mode=workspace_mode,
+                is_owned=not detached,
+            )
+            return await cls._launch(store, record, detached, keep, limit_s, secret_envs)
         record = draft.make_record(
             kernel=kernel,
             image=image,
@@ -218,18 +268,32 @@ class AsyncSandbox:
             name=name,
             workdir=workdir,
             user=user,
-            net=net,
+            net=draft.make_net(publish=publish, **net_options),
             vsock=vsock,
             team=team,
             cmdline=cmdline,
             disks=disks,
             workspace=workspace,
             workspace_mode=workspace_mode,
+            jail=jail,
+            limits={"cpu": cpu_limit, "disk_bytes_s": disk_bytes_s, "disk_ops_s": disk_ops_s},
             volumes=volumes,
             is_owned=not detached,
             state_folder=state_folder,
-        )
-        store = await asyncio.to_thread(Store, state_folder)
+        )._replace(is_cold=cold)
+        return await cls._launch(store, record, detached, keep, limit_s, secret_envs)
+
+    @classmethod
+    async def _launch(
+        cls: type[Self],
+        store: Store,
+        record: SandboxRecord,
+        detached: bool,
+        keep: bool,
+        limit_s: float | None,
+        secret_envs: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Start the sandbox of a record; nothing of it is left if that fails."""
         parent_fd = None if detached else parent_pipe.reading_end()
         launch = Launch(store, record, parent_fd, secret_envs)
         try:
@@ -246,11 +310,19 @@ class AsyncSandbox:
         return sandbox
 
     @classmethod
-    async def connect(cls: type[Self], id_or_name: str, *, state_folder: str | None = None) -> Self:
+    async def connect(
+        cls: type[Self],
+        id_or_name: str,
+        *,
+        auto_resume: bool = True,
+        state_folder: str | None = None,
+    ) -> Self:
         """Find a sandbox that runs, by its ID, the beginning of one, or its name.
 
         It belongs to whoever made it: leave it by close(), not as a context manager.
 
+        Args:
+            auto_resume: wake one that is suspended; else resume() does.
         Raises:
             ConfigError: there is none.
             AgentError: it has ended.
@@ -260,6 +332,10 @@ class AsyncSandbox:
         store = await asyncio.to_thread(Store, state_folder)
         record = await asyncio.to_thread(store.read, id_or_name)
         sandbox = cls(store, record, keep=True)
+        if record.state is State.SUSPENDED:
+            if auto_resume:
+                await snapshots.wake(store, record.id)
+            return sandbox
         if record.state.is_final or not await asyncio.to_thread(store.is_alive, record.id):
             raise AgentError(await asyncio.to_thread(sandbox._endpoint.explain_end))
         return sandbox
@@ -337,13 +413,120 @@ class AsyncSandbox:
         seconds = None if timeout is None else check_seconds("timeout", timeout)
         await self._control("set_timeout", request_timeout, timeout=seconds)
 
+    async def set_limits(
+        self,
+        limits: Mapping[str, float | None] | None = None,
+        *,
+        request_timeout: float | None = None,
+    ) -> dict[str, float]:
+        """Change what it may use of this host; return all limits.
+
+        Args:
+            limits: "cpu" (CPUs, such as 0.5), "disk_bytes_s" and "disk_ops_s" (of each disk),
+                "net_bytes_s"; None ends one. What is not named stays.
+        """
+        answer = await self._control("limit", request_timeout, **(limits or {}))
+        found = answer.get("limits")
+        return dict(found) if isinstance(found, dict) else {}
+
     async def pause(self, *, request_timeout: float | None = None) -> None:
         """Halt it: its CPUs stand still, its memory and connections stay."""
         await self._control("pause", request_timeout)
 
     async def resume(self, *, request_timeout: float | None = None) -> None:
-        """Let it go on."""
-        await self._control("resume", request_timeout)
+        """Let it go on after pause(), or wake it after suspend()."""
+        record = await asyncio.to_thread(self._store.read, self._id)
+        if record.state is State.SUSPENDED:
+            await snapshots.wake(self._store, self._id)
+        else:
+            await self._control("resume", request_timeout)
+
+    # Copies of it.
+
+    async def suspend(self, *, request_timeout: float | None = None) -> None:
+        """Bring it to the disk, where it needs no memory; resume() or connect() wakes it.
+
+        It is the same then: its processes, files, CID, and published ports, and the clock is right.
+        Connections through its network have ended, and so have those of programs to it; commands
+        that ran can be found by commands.connect(). Its time limit stands still meanwhile, and it
+        stays when this program ends.
+
+        Raises:
+            ConfigError: it shares a folder live, or something else that cannot be kept.
+            HostError: it cannot be written: it goes on.
+        """
+        await self._control("suspend", request_timeout or snapshots.SNAPSHOT_S)
+        await wait_gone(self._store, self._id, None)
+        await self._disconnect()
+
+    async def snapshot(
+        self, name: str | None = None, *, request_timeout: float | None = None
+    ) -> SnapshotInfo:
+        """Save it as it is now, memory and disk; it stands still for some milliseconds.
+
+        create(snapshot=…) makes any number of sandboxes of it, each one of its own. What it holds
+        includes all secrets in its memory.
+
+        Raises:
+            ConfigError: the name is taken, or it shares a folder live, say.
+            HostError: it cannot be written: nothing of it is left.
+        """
+        return SnapshotInfo.of(await self._save(name or "", False, request_timeout))
+
+    async def fork(
+        self: Self, count: int = 1, *, request_timeout: float | None = None
+    ) -> builtins.list[Self | Exception]:
+        """Make so many sandboxes that go on from where this one is, which goes on too.
+
+        Each has its own random numbers, names, disk, and ports. They end as this one does: with
+        their context, and with this program.
+
+        Returns:
+            The sandboxes; in place of one that could not be started, why.
+        Raises:
+            ConfigError, HostError: see snapshot().
+        """
+        snapshots.check_count(count)
+        saved = await self._save("", True, request_timeout)
+        original = await asyncio.to_thread(self._store.read, self._id)
+        record = restored.record_of(saved.record)._replace(is_owned=original.is_owned)
+        gate = asyncio.Semaphore(_STARTS_AT_ONCE)
+
+        async def start() -> Self:
+            async with gate:
+                return await type(self)._launch(
+                    self._store, record, not original.is_owned, self._keeps, None
+                )
+
+        try:
+            found = await asyncio.gather(*(start() for _ in range(count)), return_exceptions=True)
+        finally:  # they have it open
+            await asyncio.to_thread(Shelf(self._store.folder).remove, saved.record.id)
+        return [one if not isinstance(one, BaseException) else _as_error(one) for one in found]
+
+    async def _save(self, name: str, is_fork: bool, request_timeout: float | None) -> Snapshot:
+        limit_s = request_timeout or snapshots.SNAPSHOT_S
+        answer = await self._control("snapshot", limit_s, name=name, fork=is_fork)
+        return await asyncio.to_thread(Shelf(self._store.folder).find, str(answer.get("snapshot")))
+
+    @staticmethod
+    async def list_snapshots(*, state_folder: str | None = None) -> builtins.list[SnapshotInfo]:
+        """List all snapshots, oldest first."""
+        store = await asyncio.to_thread(Store, state_folder)
+        return await asyncio.to_thread(snapshots.list_all, store)
+
+    @staticmethod
+    async def remove_snapshot(
+        snapshot: str | SnapshotInfo, *, state_folder: str | None = None
+    ) -> None:
+        """Delete a snapshot; sandboxes that were made of it go on.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        store = await asyncio.to_thread(Store, state_folder)
+        found = await asyncio.to_thread(snapshots.find, store, snapshot)
+        await asyncio.to_thread(Shelf(store.folder).remove, found.record.id)
 
     async def logs(
         self, *, follow: bool = False, source: Literal["console", "voidbox"] = "console"
@@ -397,6 +580,8 @@ class AsyncSandbox:
             timeout: how long its agent has for it.
         """
         check_seconds("timeout", timeout)
+        if await self._discard():
+            return
         if await self.is_running():
             await self._workspace.settle(self._session.limit_s(None), is_failing=False)
         await self._stop(timeout)
@@ -433,6 +618,7 @@ class AsyncSandbox:
             was_alive = await asyncio.to_thread(self._store.is_alive, self._id)
         except ConfigError:
             was_alive = False
+        was_alive = was_alive or await self._discard()
         if was_alive:
             with contextlib.suppress(AgentError, SandboxTimeout):
                 await self._control("kill")
@@ -442,6 +628,14 @@ class AsyncSandbox:
             with contextlib.suppress(ConfigError):  # somebody else has removed it
                 await asyncio.to_thread(self._store.remove, self._id)
         return was_alive
+
+    async def _discard(self) -> bool:
+        """End it if it is suspended; whether it was."""
+        try:
+            await asyncio.to_thread(self._store.discard_suspended, self._id)
+        except ConfigError:
+            return False
+        return True
 
     async def terminate(self) -> bool:
         """Another name of kill()."""
@@ -465,3 +659,14 @@ class AsyncSandbox:
                     await self._stop(STOP_S)
         finally:
             await self.kill()
+
+
+def _without_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _as_error(error: BaseException) -> Exception:
+    """Return what fork() has in place of a sandbox; what is no error of a start is raised."""
+    if isinstance(error, Exception):
+        return error
+    raise error

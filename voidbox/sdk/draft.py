@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from voidbox import defaults
 from voidbox.errors import ConfigError
+from voidbox.jail import levels
 from voidbox.sandbox.image_choice import Choice, choose
 from voidbox.sandbox.session import WORKDIR, check_seconds, check_words
 from voidbox.sandbox.state.names import check_name
 from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.sandbox.volumes.spec import parse_volumes
+from voidbox.sandbox.volumes.spec import parse_volume, parse_volumes
 from voidbox.vmm.config import MEMORY_BYTES_DEFAULT, parse_disk, parse_memory
 
 WORKSPACE_MODES = ("copy", "ro", "rw")
@@ -40,6 +41,8 @@ def make_record(
     state_folder: str | None = None,
     workspace: str | os.PathLike[str] | None = None,
     workspace_mode: str = "copy",
+    jail: str | None = None,
+    limits: Mapping[str, float | None] | None = None,
     volumes: Sequence[str] | None = None,
     idle_timeout: float | None = None,
     secret_envs: Mapping[str, str] | None = None,
@@ -50,6 +53,7 @@ def make_record(
         image: see choose(); or what that returned.
         secret_envs: of which the record has the names alone.
         state_folder: where the images are; None for the user's own.
+        jail: one of jail.levels.LEVELS; None for $VOIDBOX_JAIL, or the default.
 
     Raises:
         ConfigError: an argument makes no sense, or there is no kernel or image.
@@ -57,8 +61,8 @@ def make_record(
     for given in (name, team):
         if given is not None:
             check_name(given)
-    own_envs = _variables("envs", envs)
-    secrets = _variables("secret_envs", secret_envs, is_secret=True)
+    own_envs = check_variables("envs", envs)
+    secrets = check_variables("secret_envs", secret_envs, is_secret=True)
     kernel_path = os.path.abspath(kernel) if kernel is not None else defaults.find_kernel()
     if not isinstance(image, Choice):
         image = choose(
@@ -83,7 +87,7 @@ def make_record(
         cpus=cpus,
         envs={name: value for name, value in image.envs(own_envs).items() if name not in secrets},
         secret_envs=tuple(secrets),
-        metadata=_texts("metadata", metadata),
+        metadata=check_texts("metadata", metadata),
         workdir=image.workdir(workdir),
         user=image.user(user),
         timeout_s=None if timeout is None else check_seconds("timeout", timeout),
@@ -95,12 +99,43 @@ def make_record(
         team=team,
         is_owned=is_owned,
         cmdline=cmdline or "",
-        disks=tuple(str(parse_disk(text).at(os.getcwd())) for text in _words("disks", disks)),
+        disks=tuple(str(parse_disk(text).at(os.getcwd())) for text in check_list("disks", disks)),
         root=image.root.to_json() if image.root is not None else None,
         workspace=None if workspace is None else check_workspace(workspace),
         workspace_mode=workspace_mode,
+        jail=_jail(jail),
+        limits=_limits(limits, net),
         volumes=tuple(map(str, parse_volumes(volumes or (), copied_to=copied_to))),
     )
+
+
+def _limits(
+    given: Mapping[str, float | None] | None, net: dict[str, object] | None
+) -> dict[str, object]:
+    from voidbox.sandbox.process import resource_limits
+
+    found = resource_limits.check(given or {})
+    if found.get(resource_limits.NET_BYTES_S) is not None and net is None:
+        raise ConfigError("a limit for the network of a sandbox that has none")
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _jail(given: str | None) -> str:
+    level = levels.choose(given)
+    if level is None:
+        found = f"jail={given!r}" if given is not None else f"{levels.VARIABLE} is no level"
+        raise ConfigError(f"{found}: choose {', '.join(levels.LEVELS)}")
+    return level
+
+
+def shared_folders(record: SandboxRecord) -> dict[str, str | None]:
+    """Return the host's folders that a guest has live, by where; None for a volume of its own."""
+    found: dict[str, str | None] = {}
+    if record.workspace is not None and record.workspace_mode in ("ro", "rw"):
+        found[WORKDIR] = record.workspace
+    for spec in map(parse_volume, record.volumes):
+        found[spec.target] = None if spec.is_named else spec.source
+    return found
 
 
 def check_workspace(path: str | os.PathLike[str]) -> str:
@@ -164,10 +199,10 @@ def make_net(
         ConfigError: the arguments contradict each other, or one is no list.
     """
     rules: dict[str, object] = {
-        "allow": [*_words("allow", allow), *_words("", outbound_domain_allowlist)],
-        "deny": list(_words("deny", deny)),
+        "allow": [*check_list("allow", allow), *check_list("", outbound_domain_allowlist)],
+        "deny": list(check_list("deny", deny)),
         "allow_host_ports": _ports(allow_host_ports),
-        "publish": list(_words("publish", publish)),
+        "publish": list(check_list("publish", publish)),
     }
     if block_network:
         if any(rules.values()) or rate_bytes_s is not None or pcap is not None:
@@ -182,7 +217,8 @@ def make_net(
     return rules
 
 
-def _words(name: str, values: Sequence[str] | None) -> list[str]:
+def check_list(name: str, values: Sequence[str] | None) -> list[str]:
+    """Return a list of texts. Raises ConfigError for anything else."""
     name = name or "outbound_domain_allowlist"
     if isinstance(values, str) or not all(isinstance(value, str) for value in values or ()):
         raise ConfigError(f"{name}={values!r}: give a list of strings")
@@ -195,13 +231,13 @@ def _ports(values: Sequence[int] | None) -> list[int]:
     return list(values or ())
 
 
-def _variables(
+def check_variables(
     what: str, values: Mapping[str, str] | None, *, is_secret: bool = False
 ) -> dict[str, str]:
     """Return variables that programs can have. No message shows a secret one's value."""
     if is_secret and not (isinstance(values, Mapping | None) and _are_texts(values or {})):
         raise ConfigError(f"{what}: give a dictionary of text for text")
-    found = _texts(what, values)
+    found = check_texts(what, values)
     words = []
     for name, value in found.items():
         shown = "*" * len(os.fsencode(value)) if is_secret else value
@@ -216,7 +252,8 @@ def _are_texts(values: Mapping[str, str]) -> bool:
     return all(isinstance(text, str) for pair in values.items() for text in pair)
 
 
-def _texts(name: str, values: Mapping[str, str] | None) -> dict[str, str]:
+def check_texts(name: str, values: Mapping[str, str] | None) -> dict[str, str]:
+    """Return a dictionary of texts. Raises ConfigError for anything else."""
     if not isinstance(values, Mapping | None):
         raise ConfigError(f"{name}={values!r}: give a dictionary")
     found = dict(values or {})

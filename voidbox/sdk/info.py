@@ -15,7 +15,7 @@ class SandboxInfo(NamedTuple):
 
     Attributes:
         sandbox_id, name: either of them goes to connect().
-        state: "creating", "running", "paused", "stopping", "stopped" or "crashed".
+        state: "creating", "running", "paused", "suspended", "stopping", "stopped" or "crashed".
         created_at, started_at, ended_at: in seconds since 1970; None for what has not happened.
             It was started when its machine was, a moment before its agent answered.
         end_at: when its time limit ends it, were it not paused again; None without one.
@@ -30,7 +30,10 @@ class SandboxInfo(NamedTuple):
         crash: the whole story of a crash.
         workspace: the host's folder at /workspace; None for none.
         workspace_mode: "copy", "ro" or "rw".
+        jail: how much of it was asked for: "default", "strict" or "off".
+        jail_layers: what of it is in force.
         volumes: each as SOURCE:TARGET[:ro].
+        snapshot: the ID of what it was restored from, by snapshot or fork; "" for one that was not.
     """
 
     sandbox_id: str
@@ -56,7 +59,10 @@ class SandboxInfo(NamedTuple):
     crash: str
     workspace: str | None
     workspace_mode: str
+    jail: str
+    jail_layers: tuple[str, ...]
     volumes: tuple[str, ...]
+    snapshot: str
 
     @property
     def is_running(self) -> bool:

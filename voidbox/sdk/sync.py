@@ -8,6 +8,7 @@ The coroutines of the asynchronous API run on one event loop for all sandboxes; 
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterator
 from typing import Any, Literal, TypeVar, Unpack, overload
 
@@ -18,6 +19,7 @@ from voidbox.sdk.facade import Facade, blocking, documented_by, making
 from voidbox.sdk.info import SandboxInfo
 from voidbox.sdk.loop_thread import run
 from voidbox.sdk.ports import AsyncPorts
+from voidbox.sdk.snapshots import SnapshotInfo
 from voidbox.sdk.sync_commands import CommandHandle, Commands, Pty
 from voidbox.sdk.sync_files import Files
 
@@ -25,11 +27,12 @@ Self = TypeVar("Self", bound="Sandbox")
 
 
 class Ports(Facade[AsyncPorts]):
-    """Publishes ports while the sandbox runs; see AsyncPorts."""
+    """Publishes ports while the sandbox runs, and waits for them; see AsyncPorts."""
 
     add = blocking(AsyncPorts.add)
     remove = blocking(AsyncPorts.remove)
     list = blocking(AsyncPorts.list)
+    wait_for = blocking(AsyncPorts.wait_for)
 
 
 class Sandbox(Facade[AsyncSandbox]):
@@ -103,10 +106,30 @@ class Sandbox(Facade[AsyncSandbox]):
         while (line := run(_next(lines))) is not None:
             yield line
 
+    def fork(
+        self: Self, count: int = 1, *, request_timeout: float | None = None
+    ) -> builtins.list[Self | Exception]:
+        """Make so many sandboxes that go on from where this one is; see AsyncSandbox.fork()."""
+        found = run(self._core.fork(count, request_timeout=request_timeout))
+        return [one if isinstance(one, Exception) else type(self)(one) for one in found]
+
+    @staticmethod
+    def list_snapshots(*, state_folder: str | None = None) -> builtins.list[SnapshotInfo]:
+        """List all snapshots, oldest first."""
+        return run(AsyncSandbox.list_snapshots(state_folder=state_folder))
+
+    @staticmethod
+    def remove_snapshot(snapshot: str | SnapshotInfo, *, state_folder: str | None = None) -> None:
+        """Delete a snapshot; see AsyncSandbox.remove_snapshot()."""
+        run(AsyncSandbox.remove_snapshot(snapshot, state_folder=state_folder))
+
+    snapshot = blocking(AsyncSandbox.snapshot)
+    suspend = blocking(AsyncSandbox.suspend)
     get_info = blocking(AsyncSandbox.get_info)
     get_metrics = blocking(AsyncSandbox.get_metrics)
     is_running = blocking(AsyncSandbox.is_running)
     set_timeout = blocking(AsyncSandbox.set_timeout)
+    set_limits = blocking(AsyncSandbox.set_limits)
     pause = blocking(AsyncSandbox.pause)
     resume = blocking(AsyncSandbox.resume)
     sync_back = blocking(AsyncSandbox.sync_back)

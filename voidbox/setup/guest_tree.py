@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from importlib.resources.abc import Traversable
 
-from voidbox.images.tree import Directory, Regular, Special, Symlink, Tree
+from voidbox.images.tree import Regular, Special, Symlink, Tree
 from voidbox.setup.errors import SetupError
 from voidbox.setup.host_copy import write_node
 from voidbox.setup.tree_edit import merged_root, names, put_bytes, read, remove, remove_all
@@ -308,8 +308,3 @@ def boot_tree(
     for path, content in modules.items():
         put_bytes(boot, path, content)
     add_device_nodes(boot, has_urandom=False)
-
-
-def is_folder(tree: Tree, path: str) -> bool:
-    """Whether a path of the tree leads to a folder."""
-    return isinstance(tree.find(path), Directory)

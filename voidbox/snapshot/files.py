@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 
 from voidbox.errors import HostError
-from voidbox.snapshot.memory import copy_some, extents
+from voidbox.snapshot.memory import copy_some, extents, share_blocks
 
-_FICLONE = 0x40049409  # <linux/fs.h>
 _COPY_BYTES = 8 << 20
 READ_ONLY_MODE = 0o400
 
@@ -43,11 +41,8 @@ def _clone(source: str, target: str) -> int:
 
 
 def _fill(source_fd: int, target_fd: int) -> int:
-    try:
-        fcntl.ioctl(target_fd, _FICLONE, source_fd)
+    if share_blocks(source_fd, target_fd):
         return 0
-    except OSError:  # no such file system, or another one
-        pass
     size = os.fstat(source_fd).st_size
     os.ftruncate(target_fd, size)
     copied = 0

@@ -9,13 +9,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 from contextlib import suppress
 from typing import NamedTuple
 
 from voidbox.errors import ConfigError
 from voidbox.snapshot import files
 from voidbox.snapshot import memory as memory_file
+from voidbox.snapshot.format import open_own
 
 PART = ".part"
 _MODE = 0o700
@@ -85,7 +85,7 @@ class Draft:
     def abort(self) -> None:
         """Remove what there is of it. Idempotent; does nothing after commit()."""
         if self._fd >= 0:
-            shutil.rmtree(self.path, ignore_errors=True)
+            _remove(self.path)
             self._close()
 
     def _close(self) -> None:
@@ -113,6 +113,12 @@ def _lock(path: str) -> int | None:
     return -1
 
 
+def _remove(path: str) -> None:
+    import shutil  # its import costs more than a restore, which needs none of it
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def sweep(parent: str) -> list[str]:
     """Remove what crashes have left of snapshots in a folder; returns their paths.
 
@@ -132,7 +138,7 @@ def sweep(parent: str) -> list[str]:
             with suppress(OSError):
                 fd = _lock(path)
                 if fd is not None and fd >= 0:
-                    shutil.rmtree(path, ignore_errors=True)
+                    _remove(path)
                     os.close(fd)
                     swept.append(path)
     return swept
@@ -144,8 +150,6 @@ def open_memory(folder: str, size_bytes: int) -> int:
     Raises:
         ConfigError: it is not there, not ours, or of another size.
     """
-    from voidbox.snapshot.format import open_own
-
     path = os.path.join(folder, memory_file.NAME)
     fd = open_own(path)
     found = os.fstat(fd).st_size

@@ -75,11 +75,16 @@ def _open_pagemap() -> int:
 
 def _clone(fd: int, parts: Sequence[Part]) -> bool:
     """Share the base's blocks, if all is of one file, in the same places."""
-    first = parts[0]
-    if first.base_fd < 0 or any(part.offset != part.base_offset for part in parts):
+    base_fd = parts[0].base_fd
+    if base_fd < 0 or any(part.offset != part.base_offset for part in parts):
         return False
+    return share_blocks(base_fd, fd)
+
+
+def share_blocks(source: int, target: int) -> bool:
+    """Make a file hold what another does, at no cost; False where the file system cannot."""
     try:
-        fcntl.ioctl(fd, _FICLONE, first.base_fd)
+        fcntl.ioctl(target, _FICLONE, source)
     except OSError:
         return False
     return True

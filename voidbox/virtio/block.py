@@ -59,6 +59,7 @@ from voidbox.virtio.block_request import (
 )
 from voidbox.virtio.device import VIRTIO_ID_BLOCK, Transport, config_value
 from voidbox.virtio.queue import Virtqueue
+from voidbox.virtio.rate import RateLimiter, Rates
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,10 @@ class _Done(NamedTuple):
     error: OSError | None
 
 
+_WAIT_S_MAX = 1.0  # for a rate, at a time
+CallLater = Callable[[float, Callable[[], None]], object]
+
+
 class VirtioBlock:
     """The block device. Thread: loop.
 
@@ -103,6 +108,9 @@ class VirtioBlock:
         name: for threads and the log.
     Raises:
         ConfigError: the serial is none.
+
+    Attributes:
+        call_later: the loop's, by which a disk with a rate waits.
     """
 
     device_id = VIRTIO_ID_BLOCK
@@ -123,6 +131,8 @@ class VirtioBlock:
         self._features = features_of(backend.is_read_only)
         self._config = config_of(backend.size_bytes)
         self._has_nowait = True
+        self._limiter: RateLimiter | None = None
+        self.call_later: CallLater | None = None
         self._slow_left = 0  # requests for workers, after a slow one
         self._said: set[tuple[int, int]] = set()
         self._reads = self._read_bytes = self._writes = self._written_bytes = 0
@@ -184,6 +194,19 @@ class VirtioBlock:
         """End the threads. Idempotent. After the transport's close(). Thread: any."""
         self._workers.close()
 
+    def set_rates(self, rates: Rates) -> None:
+        """Limit what the guest may do with the disk a second."""
+        has_limits = any(rate is not None for rate in rates)
+        self._limiter = RateLimiter(rates, self._now_ns()) if has_limits else None
+        if self._deferred and self._transport is not None:
+            self._transport.defer(self._pass)  # who waits for the old rate waits no longer
+
+    @property
+    def rates(self) -> Rates:
+        """The limits. Thread: any."""
+        limiter = self._limiter
+        return limiter.rates if limiter is not None else Rates()
+
     def queue_notify(self, queue_idx: int) -> None:
         """Serve what is there, unless a pass that will do so is under way."""
         if not self._deferred:
@@ -196,13 +219,19 @@ class VirtioBlock:
             return
         queue.disable_notification()
         more = True
-        done_bytes = told_bytes = 0
+        done_bytes = told_bytes = wait_ns = 0
+        limiter = self._limiter
         for _ in range(PASS_REQUESTS):
+            if limiter is not None and (wait_ns := limiter.wait_ns(self._now_ns())):
+                break
             chain = queue.next_chain()
             if chain is None:
                 more = False
                 break
-            done_bytes += chain.readable_bytes + chain.writable_bytes
+            chain_bytes = chain.readable_bytes + chain.writable_bytes
+            done_bytes += chain_bytes
+            if limiter is not None:
+                limiter.take(chain_bytes)
             self._begin(*parse(chain))
             if done_bytes >= PASS_BYTES:
                 break
@@ -213,7 +242,11 @@ class VirtioBlock:
         if queue.publish():
             transport.interrupt_queues()
         self._deferred = more or queue.enable_notification()
-        if self._deferred:
+        if self._deferred and wait_ns and self.call_later is not None:
+            # By way of the transport, which defers nothing while the machine is paused.
+            wait_s = min(wait_ns / 1e9, _WAIT_S_MAX)
+            self.call_later(wait_s, partial(transport.defer, self._pass))
+        elif self._deferred:
             transport.defer(self._pass)
 
     def _begin(self, kind: int, sector: int, request: Request) -> None:

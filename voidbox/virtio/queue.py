@@ -194,7 +194,13 @@ class Virtqueue:
         word = desc[2 * head_idx + 1]
         length = word & _LEN_MASK
         if word & (_NEXT | _INDIRECT) or not length:
-            chain = self._walk(head_idx)
+            two = self._two(head_idx, word)
+            if two is None:
+                chain = self._walk(head_idx)
+            elif two[0]:
+                chain = Chain(head_idx, [], two[2], 0, two[1])
+            else:
+                chain = Chain(head_idx, two[2], [], two[1], 0)
         else:
             addr = desc[2 * head_idx]
             end = addr + length
@@ -304,8 +310,8 @@ class Virtqueue:
                 addr = desc[2 * head_idx]
                 end = addr + length
                 buffers = [low[addr:end] if end <= low_bytes else view(addr, length)]
-            elif (two := self._two_writable(head_idx, word)) is not None:
-                length, buffers = two
+            elif (two := self._two(head_idx, word)) is not None and two[0]:
+                _, length, buffers = two
             else:
                 chain = self._walk(head_idx)
                 if chain.readable_bytes:
@@ -320,38 +326,44 @@ class Virtqueue:
         self._next_avail = next_avail
         return chains, total_bytes
 
-    def _two_writable(self, head_idx: int, word: int) -> tuple[int, list[memoryview]] | None:
-        """Return a chain of two buffers to be written, a header's and its data's say.
+    def _two(self, head_idx: int, word: int) -> tuple[int, int, list[memoryview]] | None:
+        """Return a chain of two buffers of one direction, a header and its data say.
 
         What _walk() does, for the chain that Linux's vsock has thousands of a second; None for any
         other, and for what breaks a rule.
+
+        Returns:
+            _WRITE or 0, the bytes of both, and the buffers.
         """
         desc, low_bytes = self._desc, self._low_bytes
         addr = desc[2 * head_idx]
-        if word & _KIND == _WRITE | _NEXT:
+        if word & _INDIRECT:
+            is_two = word & (_NEXT | _LEN_MASK) == _TWO_DESCS.size
+            if not is_two or addr + _TWO_DESCS.size > low_bytes or not self.indirect:
+                return None
+            addr, word, next_addr, next_word = _TWO_DESCS.unpack_from(self._low, addr)
+            if word >> _NEXT_SHIFT != 1 or word & _INDIRECT:
+                return None
+        else:
             next_idx = word >> _NEXT_SHIFT
             if next_idx > self._mask:
                 return None
             next_addr, next_word = desc[2 * next_idx], desc[2 * next_idx + 1]
-        elif word & _KIND == _INDIRECT and self.indirect:
-            if word & _LEN_MASK != _TWO_DESCS.size or addr + _TWO_DESCS.size > low_bytes:
-                return None
-            addr, word, next_addr, next_word = _TWO_DESCS.unpack_from(self._low, addr)
-            if word & _KIND != _WRITE | _NEXT or word >> _NEXT_SHIFT != 1:
-                return None
-        else:
-            return None
+        direction = word & _WRITE
         length, next_length = word & _LEN_MASK, next_word & _LEN_MASK
         end, next_end = addr + length, next_addr + next_length
         if (
-            next_word & _KIND != _WRITE
+            not word & _NEXT
+            or next_word & _KIND != direction
             or not length
             or not next_length
             or end > low_bytes
             or next_end > low_bytes
+            or length + next_length > CHAIN_BYTES_MAX
         ):
             return None
-        return length + next_length, [self._low[addr:end], self._low[next_addr:next_end]]
+        buffers = [self._low[addr:end], self._low[next_addr:next_end]]
+        return direction, length + next_length, buffers
 
     def undo_next(self, count: int = 1) -> None:
         """Hand the chain taken last back to the available ring, and those before it.

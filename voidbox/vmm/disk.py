@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from voidbox.block.open_disk import open_backend
+from voidbox.block.open_disk import make_overlay, open_backend
 from voidbox.errors import HostError
 from voidbox.event_loop import EventLoop
 from voidbox.virtio.block import VirtioBlock
+from voidbox.virtio.rate import Rates
 from voidbox.vmm.config import DiskConfig
+
+
+def prepare(config: DiskConfig) -> None:
+    """Make what a disk is kept in, as far as it is made of itself: its overlay.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    if config.overlay is not None:
+        make_overlay(config.path, config.overlay)
 
 
 class Disk:
@@ -41,6 +52,11 @@ class Disk:
             HostError: the host gives none.
         """
         self._loop = self.loop = EventLoop(on_error, name=f"voidbox-{self._name}")
+        self.device.call_later = self.loop.call_later
+
+    def set_rates(self, bytes_s: int | None, requests_s: int | None) -> None:
+        """Limit what the guest may do with it a second; None for no limit. Thread: any."""
+        self.loop.call_soon(lambda: self.device.set_rates(Rates(bytes_s, requests_s)))
 
     def flush(self) -> None:
         """Bring what the guest has written into the files. While the device is paused.

@@ -59,6 +59,7 @@ from voidbox.vmm.coalesced import CoalescedRing
 from voidbox.vmm.config import MachineConfig, ShareConfig, VsockConfig
 from voidbox.vmm.console import Console, wait_flushed
 from voidbox.vmm.outcome import EndReason, Outcome
+from voidbox.vmm.throttle import Throttle, ThrottleStatistics
 from voidbox.vmm.vcpu_thread import VcpuThread
 from voidbox.vmm.vcpus import Vcpus
 from voidbox.vmm.virtio_slots import VirtioSlots
@@ -114,6 +115,7 @@ class MachineStatistics(NamedTuple):
         boot_timer_ns: time.monotonic_ns() of that write, or None.
         vcpu_ns: the host's CPU time of all vCPUs, which it counts in hundredths of a second.
         disks: what each disk did, in the guest's order.
+        throttle: the limit of the vCPUs' CPU time.
     """
 
     exits: dict[str, int]
@@ -122,6 +124,7 @@ class MachineStatistics(NamedTuple):
     boot_timer_ns: int | None
     vcpu_ns: int
     disks: tuple[BlockStatistics, ...] = ()
+    throttle: ThrottleStatistics = ThrottleStatistics(None, 0)
 
 
 class Machine:
@@ -148,6 +151,7 @@ class Machine:
         self._end_lock = threading.Lock()  # covers _outcome's first setting and the kicks
         self._outcome: Outcome | None = None
         self._vcpus = Vcpus()
+        self._throttle = Throttle(self._vcpus)
         self._started_ns: int | None = None
         self._ports = Bus()
         self._mmio = Bus()
@@ -210,6 +214,7 @@ class Machine:
             VcpuThread(vcpu, self._ports, self._mmio, self._coalesced, self._end)
             for vcpu in handles
         )
+        self._throttle = Throttle(self._vcpus)
 
     def _make_memory(self) -> GuestMemory:
         if self._restore is not None:
@@ -373,6 +378,8 @@ class Machine:
         """
         if self._restore is not None:
             self._restore.start(self._vm, self._handles)
+            self.write_generation_id()
+            self.announce_generation()
             for serial in filter(None, (self._serial, self._serial_line)):
                 serial.raise_line()  # a new interrupt controller's lines are all low
         try:
@@ -487,6 +494,7 @@ class Machine:
         disks: Literal["copy", "stay"] = "copy",
         extra: Mapping[str, bytes] | None = None,
         timeout_s: float = 300.0,
+        on_frozen: Callable[[], object] = lambda: None,
     ) -> SnapshotReport:
         """Save the machine, its memory and its disks as they are now. Thread: any but a loop.
 
@@ -499,6 +507,8 @@ class Machine:
             disks: "stay", with `stop`: they are not copied, but must be as they are now when the
                 snapshot is restored, with the same files.
             extra: more files for the folder.
+            on_frozen: called once all that is saved is held, and the machine goes on; it must not
+                raise. Not with `stop`.
         Raises:
             ConfigError: the folder is there; or the machine has what cannot be kept: a shared
                 folder, a disk without an overlay, a guest with virtual machines of its own.
@@ -525,6 +535,7 @@ class Machine:
                 disks_stay=disks == "stay",
                 extra=extra or {},
                 timeout_s=timeout_s,
+                on_frozen=on_frozen,
             )
         finally:
             self._snapshot_lock.release()
@@ -574,6 +585,24 @@ class Machine:
         from voidbox.vmm.restore import record_working_set
 
         record_working_set(path, self.memory)
+
+    # Limits. Thread: any.
+
+    def set_cpu_limit(self, cpus: float | None) -> None:
+        """Let the vCPUs together use so many CPUs of the host's, such as 0.5; None: all they can.
+
+        Raises:
+            HostError: the host gives no thread.
+        """
+        try:
+            self._throttle.set(cpus)
+        except RuntimeError as error:
+            raise HostError(f"the host gives no thread ({error}): end other processes") from error
+
+    def set_disk_rates(self, bytes_s: int | None, requests_s: int | None) -> None:
+        """Limit what the guest may do with each disk a second; None for no limit."""
+        for disk in self._disks:
+            disk.set_rates(bytes_s, requests_s)
 
     @property
     def is_paused(self) -> bool:
@@ -651,6 +680,16 @@ class Machine:
         """
         return self._serial_port.connect() if self._serial_port is not None else None
 
+    def adopt_serial(self, sock: socket.socket) -> None:
+        """Connect a program's socket to the second serial port, in place of the one before.
+
+        Thread: any. It is closed if the machine was made without such a port.
+        """
+        if self._serial_port is not None:
+            self._serial_port.adopt(sock)
+        else:
+            sock.close()
+
     def statistics(self) -> MachineStatistics:
         """Return the counts up to now. Thread: any."""
         reached_ns = self.boot_timer.reached_ns
@@ -663,6 +702,7 @@ class Machine:
             reached_ns,
             self._vcpus.cpu_ns(),
             tuple(disk.device.statistics() for disk in self._disks),
+            self._throttle.statistics(),
         )
 
     def _end(self, outcome: Outcome) -> None:
@@ -687,6 +727,7 @@ class Machine:
     def close(self) -> None:
         """Stop, wait for every thread, and free everything. Idempotent."""
         self.stop()
+        self._throttle.close()
         self._vcpus.join()
         with self._end_lock:  # another thread's stop() may still be kicking
             pass

@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from voidbox.block.image import open_image
-from voidbox.block.overlay_format import identify
 from voidbox.devices.rtc import RtcState
 from voidbox.devices.serial import SerialState
 from voidbox.kvm.state import VmState
 from voidbox.kvm.vm import host_address
 from voidbox.memory import GuestMemory
 from voidbox.net.addresses import NetworkConfig
-from voidbox.net.tcp_table import FlowState
+from voidbox.net.flow_state import FlowState
 from voidbox.snapshot.checks import Host
 from voidbox.snapshot.memory import Part
 from voidbox.virtio.mmio_regs import MmioState
@@ -88,6 +86,9 @@ def disk_state(config: DiskConfig, index: int, stays: bool) -> DiskState:
     Raises:
         ConfigError: it cannot be read.
     """
+    from voidbox.block.image import open_image  # a machine without disks starts sooner
+    from voidbox.block.overlay_format import identify
+
     is_written = not config.is_read_only
     is_overlay = config.overlay is not None
     is_copied = is_written and not stays and written_file(config) is not None

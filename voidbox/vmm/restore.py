@@ -31,6 +31,7 @@ from voidbox.snapshot.plain import from_plain
 from voidbox.snapshot.working_set import Prefetch
 from voidbox.virtio.device import VIRTIO_ID_VSOCK
 from voidbox.virtio.mmio_regs import MmioState
+from voidbox.vmm import vcpus
 from voidbox.vmm.config import DiskConfig, MachineConfig
 from voidbox.vmm.machine_state import (
     DEVICE_MODEL,
@@ -141,26 +142,21 @@ class Restore:
         """
         for line in checks.check_host(self.state.host, Host.here()):
             log.warning("%s", line)
-        host = kvm.get_supported_cpuid()
-        supported = [
-            cpuid.CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
-            for e in host.entries[0 : host.nent]
-        ]
-        has_deadline = bool(kvm.check_extension(api.KVM_CAP_TSC_DEADLINE_TIMER))
-        vcpus = self.state.kvm.vcpus
-        for index, saved in enumerate(vcpus):
-            here = cpuid.fix_up(supported, index, len(vcpus), has_deadline)
-            checks.check_cpuid(kvm_state.cpuid_values(saved.cpuid), here)
+        saved_vcpus = self.state.kvm.vcpus
+        here = vcpus.cpuids(kvm, len(saved_vcpus))
+        for saved, offered in zip(saved_vcpus, here, strict=True):
+            given = [cpuid.CpuidEntry(*entry) for entry in kvm_state.cpuid_values(saved.cpuid)]
+            checks.check_cpuid(given, offered)
             _check_tsc(vcpu.get_tsc_khz(), saved.tsc_khz, kvm)
 
-    def start(self, vm: Vm, vcpus: Sequence[Vcpu]) -> None:
+    def start(self, vm: Vm, handles: Sequence[Vcpu]) -> None:
         """Set all that KVM keeps; time goes on from here. Before any vCPU runs.
 
         Raises:
             ConfigError: this host's KVM refuses a part of it.
             HostError: an ioctl failed.
         """
-        kvm_state.write(vm, vcpus, self.state.kvm)
+        kvm_state.write(vm, handles, self.state.kvm)
         if self._prefetch is not None:
             self._thread = threading.Thread(target=self._prefetch.run, name="voidbox-prefetch")
             try:

@@ -36,9 +36,13 @@ class SerialPort:
     def connect(self) -> socket.socket:
         """Return the program's end of a new stream; the one before ends. Thread: any."""
         ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        self._loop.call_soon(partial(self._take, ours))
+        self.adopt(ours)
         return theirs
+
+    def adopt(self, sock: socket.socket) -> None:
+        """Be the other end of a stream; the one before ends. Thread: any."""
+        sock.setblocking(False)
+        self._loop.call_soon(partial(self._take, sock))
 
     def _take(self, sock: socket.socket) -> None:
         self._drop()

@@ -123,6 +123,7 @@ def take(
     disks_stay: bool,
     extra: Mapping[str, bytes],
     timeout_s: float,
+    on_frozen: Callable[[], object],
 ) -> SnapshotReport:
     """Make a snapshot; see Machine.snapshot."""
     started_ns = time.perf_counter_ns()
@@ -131,7 +132,8 @@ def take(
     _refuse_what_cannot_be_kept(parts.config, disks_stay)
     draft = folder.Draft(path)
     try:
-        report = _Taking(parts, control, draft, stop, disks_stay, timeout_s).run(extra)
+        taking = _Taking(parts, control, draft, stop, disks_stay, timeout_s, on_frozen)
+        report = taking.run(extra)
     except BaseException:
         draft.abort()
         raise
@@ -163,8 +165,10 @@ class _Taking:
         stop: bool,
         disks_stay: bool,
         timeout_s: float,
+        on_frozen: Callable[[], object],
     ) -> None:
         self._parts = parts
+        self._on_frozen = on_frozen
         self._control = control
         self._draft = draft
         self._stop = stop
@@ -184,6 +188,7 @@ class _Taking:
                 if self._stop:
                     return self._suspend(fd, extra)
                 state, disk_bytes, helper = self._fork(fd)
+                self._on_frozen()
                 memory_bytes = helper.wait(self._left_s())
             finally:
                 os.close(fd)
@@ -219,14 +224,15 @@ class _Taking:
     def _standing_still(self, fork: Callable[[], Helper] | None = None) -> Iterator[MachineState]:
         """Pause the machine and collect its state; it goes on after the block, come what may."""
         parts, control = self._parts, self._control
-        disks, host = self._disks(), Host.here()
+        # All that does not change is looked at while the machine still runs.
+        disks, host, msrs = self._disks(), Host.here(), kvm_state.saved_msrs(parts.kvm)
         with control.lock:  # nobody else resumes it meanwhile
             self._was_paused = control.is_paused()
             self._paused_at_ns = time.perf_counter_ns()
             try:
                 control.pause()
                 with parked(parts.loop), parts.line_lock:
-                    state = collect(parts, disks, host)
+                    state = collect(parts, disks, host, msrs)
                     self._helper = fork() if fork is not None else None
                 yield state
             finally:
@@ -271,7 +277,9 @@ def _stamped(state: DiskState, config: DiskConfig) -> DiskState:
     return state._replace(stays=stamp(config)) if state.stays is not None else state
 
 
-def collect(parts: Parts, disks: tuple[DiskState, ...], host: Host) -> MachineState:
+def collect(
+    parts: Parts, disks: tuple[DiskState, ...], host: Host, msrs: Sequence[int]
+) -> MachineState:
     """Return the state of a paused machine whose loop is parked.
 
     Raises:
@@ -295,7 +303,7 @@ def collect(parts: Parts, disks: tuple[DiskState, ...], host: Host) -> MachineSt
         disks=disks,
         vsock=VsockState(backend.next_port) if backend is not None else None,
         net=_net_state(parts.config, network),
-        kvm=kvm_state.read(parts.kvm, parts.vm, parts.vcpus),
+        kvm=kvm_state.read(parts.vm, parts.vcpus, msrs),
     )
 
 

@@ -16,13 +16,16 @@ from voidbox.vmm.vcpu_thread import VcpuThread
 _Key = TypeVar("_Key", str, int)
 
 
+_PAUSED, _HELD = "paused", "held"
+
+
 class Vcpus:
     """The threads of all vCPUs. Thread: any, but for `start`, which is the caller's."""
 
     def __init__(self, threads: Iterable[VcpuThread] = ()) -> None:
         self.threads = tuple(threads)
-        self.is_paused = False
-        self._pause_lock = threading.Lock()  # one pause() or resume() at a time
+        self._pause_lock = threading.Lock()  # one of the following at a time
+        self._halts: set[str] = set()  # why the vCPUs stand still
 
     def start(self) -> None:
         """Start every thread.
@@ -43,21 +46,41 @@ class Vcpus:
         for thread in self.threads:
             thread.join()
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether they were paused."""
+        return _PAUSED in self._halts
+
     def pause(self) -> None:
         """Halt every vCPU between two instructions; returns when all have halted. Idempotent."""
+        self._halt(_PAUSED)
+
+    def resume(self) -> None:
+        """Let them go on, unless they are held. Idempotent."""
+        self._go_on(_PAUSED)
+
+    def hold(self) -> None:
+        """Halt them as well, paused or not, until let_go(): they have used their time."""
+        self._halt(_HELD)
+
+    def let_go(self) -> None:
+        """Let them go on, unless they are paused. Idempotent."""
+        self._go_on(_HELD)
+
+    def _halt(self, why: str) -> None:
         with self._pause_lock:
             for thread in self.threads:  # all at once, then wait for each
                 thread.request_pause()
             for thread in self.threads:
                 thread.wait_paused()
-            self.is_paused = True
+            self._halts.add(why)
 
-    def resume(self) -> None:
-        """Let them go on. Idempotent."""
+    def _go_on(self, why: str) -> None:
         with self._pause_lock:
-            for thread in self.threads:
-                thread.resume()
-            self.is_paused = False
+            self._halts.discard(why)
+            if not self._halts:
+                for thread in self.threads:
+                    thread.resume()
 
     def cpu_ns(self) -> int:
         """Return the host's CPU time of all of them, in nanoseconds."""
@@ -83,19 +106,23 @@ def _sum(items: Iterable[tuple[_Key, int]]) -> dict[_Key, int]:
     return sums
 
 
-def set_up(kvm: Kvm, vcpus: list[Vcpu], entry: loader.EntryPoint) -> None:
-    """Give every vCPU its CPUID, and the first one the state of a boot loader's hand-over.
-
-    The others wait for the guest's INIT and SIPI, which the in-kernel APIC handles.
-    """
+def cpuids(kvm: Kvm, cpus: int) -> list[list[cpuid.CpuidEntry]]:
+    """Return the CPUID of each vCPU of a machine with so many, on this host."""
     host = kvm.get_supported_cpuid()
     supported = [
         cpuid.CpuidEntry(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
         for e in host.entries[0 : host.nent]
     ]
     has_tsc_deadline = bool(kvm.check_extension(api.KVM_CAP_TSC_DEADLINE_TIMER))
-    for vcpu in vcpus:
-        entries = cpuid.fix_up(supported, vcpu.vcpu_id, len(vcpus), has_tsc_deadline)
+    return [cpuid.fix_up(supported, index, cpus, has_tsc_deadline) for index in range(cpus)]
+
+
+def set_up(kvm: Kvm, vcpus: list[Vcpu], entry: loader.EntryPoint) -> None:
+    """Give every vCPU its CPUID, and the first one the state of a boot loader's hand-over.
+
+    The others wait for the guest's INIT and SIPI, which the in-kernel APIC handles.
+    """
+    for vcpu, entries in zip(vcpus, cpuids(kvm, len(vcpus)), strict=True):
         fixed = ffi.new(
             "struct kvm_cpuid2 *",
             {"nent": len(entries), "entries": entries},

@@ -70,6 +70,20 @@ VHOST_SET_VRING_CALL = _ioctl_number(IOC_WRITE, 0x21, VHOST_VRING_FILE.size)
 VHOST_SET_VRING_ERR = _ioctl_number(IOC_WRITE, 0x22, VHOST_VRING_FILE.size)
 VHOST_VSOCK_SET_GUEST_CID = _ioctl_number(IOC_WRITE, 0x60, _U64.size)
 VHOST_VSOCK_SET_RUNNING = _ioctl_number(IOC_WRITE, 0x61, _INT.size)
+# Those that are made when the guest's driver starts or lets go of the device.
+RUNNING_REQUESTS = (
+    VHOST_SET_FEATURES,
+    VHOST_SET_MEM_TABLE,
+    VHOST_SET_VRING_NUM,
+    VHOST_SET_VRING_ADDR,
+    VHOST_SET_VRING_BASE,
+    VHOST_GET_VRING_BASE,
+    VHOST_SET_VRING_KICK,
+    VHOST_SET_VRING_CALL,
+    VHOST_SET_VRING_ERR,
+    VHOST_VSOCK_SET_GUEST_CID,
+    VHOST_VSOCK_SET_RUNNING,
+)
 
 
 class Transport(Protocol):

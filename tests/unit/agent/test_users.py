@@ -91,3 +91,14 @@ def test_the_default_can_be_another(monkeypatch: pytest.MonkeyPatch) -> None:
     assert users.default() == "sandbox"
     users.set_default("app:10")
     assert users.default() == "app:10"
+
+
+def test_a_table_that_has_changed_is_read_anew(tables: Path) -> None:
+    before = users.find("app")
+    assert users.find("app") is before
+    text = (tables / "passwd").read_text()
+    (tables / "passwd").write_text(text.replace(f"app:x:{before.uid}", "app:x:999"))
+    assert users.find("app").uid == 999
+    (tables / "passwd").unlink()
+    with pytest.raises(RequestError, match="no user"):
+        users.find("app")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from tests.unit.cli.conftest import Cli
@@ -58,7 +60,9 @@ def action_word(action: object) -> str:
         ("run", ["--zzzzzz"], "there is no option --zzzzzz: voidbox run --help lists them"),
         ("run", ["-x"], "there is no option -x: voidbox run --help lists them"),
         ("run", ["ls", "-la"], "a COMMAND comes behind --: voidbox run [OPTION …] -- ls -la"),
-        ("run", ["--rm", "python:3.12"], "a COMMAND comes behind --: "),
+        ("run", ["--rm", "python:3.12"], "an image is given by --image python:3.12, and a COMM"),
+        ("run", ["-it", "python:3.12", "bash"], "an image is given by --image python:3.12"),
+        ("run", ["--rm", "./build:x"], "a COMMAND comes behind --: "),
         ("run", ["-v", "/a:/b"], "-v is --verbose here: --volume /a:/b shares a folder"),
         ("run", ["-v/a:/b"], "-v is --verbose here: --volume /a:/b shares a folder"),
         ("run", ["-v", "cache:/c", "--rm"], "-v is --verbose here: --volume cache:/c"),
@@ -155,3 +159,18 @@ def test_a_secret_variable(cli: Cli) -> None:
     assert "there is no such variable here" in cli.refused(*run, "-d")
     message = cli.refused("run", "--secret-env", f"={value}", *cli.machine(), "-d")
     assert message == "--secret-env: give NAME, or NAME=VALUE"
+
+
+def test_waiting_for_a_port(cli: Cli) -> None:
+    cli.launch("box")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = str(server.getsockname()[1])
+        result = cli("port", "wait", "box", port, "--timeout", "300ms")
+        assert result.returncode == exit_status.TIMEOUT
+        assert result.stderr == f"voidbox: nothing listens on port {port} of box, after 0.3 s\n"
+        server.listen()
+        assert cli.ok("port", "wait", "box", port) == ""
+    assert "give a positive number" in cli.refused("port", "wait", "box", "http")
+    assert "from 1 to 65535" in cli.refused("port", "wait", "box", "70000")
+    assert "no sandbox nobody" in cli.refused("port", "wait", "nobody", "80")

@@ -141,7 +141,7 @@ def test_completion_scripts_are_sound(shell: str, cli: Cli, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("line", "expected"),
     [("voidbox exe", ["exec"]), ("voidbox stop fo", ["fox"]), ("voidbox rm o", ["otter"]),
-     ("voidbox ps --q", ["--quiet"]), ("voidbox port ", ["add", "rm", "ls"]),
+     ("voidbox ps --q", ["--quiet"]), ("voidbox port ", ["add", "rm", "ls", "wait"]),
      ("voidbox logs --f", ["--follow"])],
 )  # fmt: skip
 def test_bash_completes_verbs_options_and_sandboxes(

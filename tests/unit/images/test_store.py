@@ -10,7 +10,9 @@ import pytest
 
 from tests.unit.images.made import StoreFolder, record_of
 from voidbox.errors import ConfigError, HostError
+from voidbox.images import pins
 from voidbox.images.errors import ImageError
+from voidbox.images.pruning import prune
 from voidbox.images.reference import parse_reference
 from voidbox.images.store import ImageStore
 
@@ -48,6 +50,22 @@ def test_an_image_with_several_names_goes_with_the_last(stored: StoreFolder) -> 
     stored.add("a"), stored.add("b")
     assert stored.store.remove(made.id[7:15]) == (made.id, True)  # by its ID, with all its names
     assert not stored.names() and not list((stored.images / "refs").iterdir())
+
+
+def test_an_image_that_a_snapshot_needs_stays(stored: StoreFolder, tmp_path: Path) -> None:
+    made = stored.add("a")
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    pins.pin(made.path, str(snapshot))
+    with pytest.raises(ConfigError, match=f"a is needed by {snapshot}: remove that first"):
+        stored.store.remove("a")
+    assert prune(store=stored.store).images == ()
+    assert stored.store.find("a").id == made.id
+    assert stored.store.remove("a", force=True) == (made.id, True)
+    stored.add("a")
+    pins.pin(made.path, str(snapshot))
+    snapshot.rmdir()
+    assert stored.store.remove("a") == (made.id, True)
 
 
 def test_an_image_in_use_stays(stored: StoreFolder) -> None:

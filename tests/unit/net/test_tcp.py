@@ -26,6 +26,7 @@ from tests.unit.net.world import (
     tcp,
 )
 from voidbox.net import tcp_table
+from voidbox.net.flow_state import FlowState
 from voidbox.net.sharing import FLIGHT_BYTES_MAX, FLIGHT_BYTES_MIN
 from voidbox.net.tcp import Connection
 from voidbox.net.tcp_flow import Kept
@@ -1760,7 +1761,7 @@ def test_a_restored_guest_is_told_that_its_connections_are_over() -> None:
 
 def test_many_flows_are_all_told() -> None:
     world = World()
-    state = tcp_table.FlowState(1, FAR, 80, 5, 6)
+    state = FlowState(1, FAR, 80, 5, 6)
     world.stack.reset_flows([state._replace(guest_port=port) for port in range(2000)])
     assert len(world.take()) == TCP_FLOWS_MAX
 

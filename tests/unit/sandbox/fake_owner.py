@@ -18,12 +18,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
-from voidbox.agent import connect
+from voidbox.agent import connect, protocol
 from voidbox.agent.client import AgentClient
-from voidbox.errors import ConfigError
+from voidbox.errors import ConfigError, HostError
 from voidbox.event_loop import EventLoop
-from voidbox.sandbox.process import owner
+from voidbox.sandbox.process import owner, restoring
 from voidbox.sandbox.process.heartbeat import Heartbeat
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.machine import MachineStatistics
@@ -48,17 +49,17 @@ class FakeConsole:
 
 
 class FakeMachine:
-    """Ends with its agent; is paused by SIGSTOP."""
+    """Ends with its agent; is paused by SIGSTOP. A snapshot of it is the secret alone."""
 
     def __init__(self, config: MachineConfig, secret: bytes) -> None:
         assert config.vsock is not None
-        assert config.vsock.path is not None
-        self.config = config
+        self.config = config._replace(serial_line=True)
         self.console = FakeConsole()
         self.network = None
         self.is_paused = False
         self.loop = EventLoop(on_error=lambda error: None)
-        self._folder = os.path.dirname(config.vsock.path)
+        self._vsock_path = config.vsock.path
+        self._folder = sys.argv[1]
         self.agent_path = f"{self._folder}/agent.sock"
         self._secret = secret
         self._ended = threading.Event()
@@ -72,6 +73,8 @@ class FakeMachine:
         with open(f"{self._folder}/agent.secret", "wb") as file:
             file.write(self._secret)
         arguments = ("--socket", self.agent_path, "--secret-file", file.name)
+        with suppress(FileNotFoundError):
+            os.unlink(self.agent_path)  # of the machine before
         # A machine ends with its process, however that ends.
         die_with_us = ("setpriv", "--pdeathsig", "KILL")
         self._process = subprocess.Popen(
@@ -81,12 +84,44 @@ class FakeMachine:
         with open(f"{self._folder}/agent.pid", "w") as file:
             file.write(str(self._process.pid))
         self.console.say("the guest boots")
-        assert self.config.vsock is not None
-        assert self.config.vsock.path is not None
-        self._listener.bind(self.config.vsock.path)
+        if self._vsock_path is not None:
+            self.publish_vsock(self._vsock_path)
+        self._spawn(self._wait_for_agent)
+
+    def publish_vsock(self, path: str) -> None:
+        self._vsock_path = path
+        self._listener.bind(path)
         self._listener.listen()
-        for target in (self._serve, self._wait_for_agent):
-            self._spawn(target)
+        self._spawn(self._serve)
+
+    def snapshot(
+        self,
+        folder: str,
+        *,
+        stop: bool,
+        disks: str,
+        timeout_s: float,
+        extra: dict[str, bytes],
+        on_frozen: Callable[[], object],
+    ) -> str:
+        mode = os.environ.get("FAKE_SNAPSHOT", "")
+        part = f"{folder}.part"
+        os.mkdir(part, 0o700)
+        if mode == "full":
+            raise HostError("cannot write memory: No space left on device", 28)
+        if mode == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if not stop:
+            on_frozen()
+        if mode == "slow":
+            time.sleep(1)
+        for name, content in {"memory": b"", "machine.bin": b"", **extra}.items():
+            with open(f"{part}/{name}", "wb") as file:
+                file.write(content)
+        os.rename(part, folder)
+        if stop:
+            self.stop()
+        return f"stop={stop} disks={disks}"
 
     def _spawn(self, target: Callable[[], None]) -> None:
         thread = threading.Thread(target=target)
@@ -152,11 +187,15 @@ class FakeMachine:
     def statistics(self) -> MachineStatistics:
         return MachineStatistics({"KVM_EXIT_IO": 7}, {}, 1, 2, 3)
 
-    def connect_serial(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        with ours:
-            ours.sendall(b"hello from the line")
-        return theirs
+    def set_cpu_limit(self, cpus: float | None) -> None:
+        self.console.say(f"CPUs: {cpus}")
+
+    def set_disk_rates(self, bytes_s: int | None, requests_s: int | None) -> None:
+        self.console.say(f"disks: {bytes_s} {requests_s}")
+
+    def adopt_serial(self, sock: socket.socket) -> None:
+        with sock:
+            sock.sendall(b"hello from the line")
 
     def close(self) -> None:
         self.stop()
@@ -166,10 +205,9 @@ class FakeMachine:
         for thread in self._threads:
             thread.join()
         self.loop.close()
-        with suppress(FileNotFoundError):
-            assert self.config.vsock is not None
-            assert self.config.vsock.path is not None
-            os.unlink(self.config.vsock.path)
+        if self._vsock_path is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(self._vsock_path)
 
 
 def _copy(source: socket.socket, sink: socket.socket) -> None:
@@ -209,8 +247,14 @@ class FakeEndpoint:
         return "the guest still runs" if outcome is None else outcome.describe()
 
 
+def _nervous(*arguments: Any, **options: Any) -> Heartbeat:
+    return Heartbeat(*arguments[:5], 0.1, answer_s=0.3, **options)
+
+
 class FakeGuest:
-    def __init__(self, config: MachineConfig, secret: bytes) -> None:
+    def __init__(
+        self, config: MachineConfig, secret: bytes, snapshot: str | None = None, /
+    ) -> None:
         assert config.initramfs is not None
         with open(config.initramfs) as file:
             self._options = SimpleNamespace(**{"mode": "", **json.load(file)})
@@ -219,8 +263,15 @@ class FakeGuest:
         if self._options.mode == "bug":
             raise ZeroDivisionError("a bug")
         if self._options.mode == "nervous":  # notices a dead agent within a second
-            owner.Heartbeat = partial(Heartbeat, period_s=0.1, answer_s=0.3)  # type: ignore[misc, assignment]
-        self._secret = secret
+            owner.Heartbeat = _nervous  # type: ignore[misc, assignment]
+        problem = os.environ.get("FAKE_RESTORE") if snapshot is not None else None
+        if problem == "bad":
+            raise HostError("the snapshot is of another CPU")
+        if problem == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if problem == "no-adopt":
+            restoring.protocol = SimpleNamespace(**{**vars(protocol), "ADOPT": protocol.ATTACH})  # type: ignore[assignment]
+        self.secret = secret
         self.machine = FakeMachine(config, secret)
 
     def connect(self, timeout_s: float, log: Callable[[str], None]) -> AgentClient:
@@ -230,7 +281,7 @@ class FakeGuest:
             self.machine.wait()
         if self._options.mode == "slow":
             self.machine.wait()
-        return connect.connect(FakeEndpoint(self.machine), self._secret, timeout_s, log)
+        return connect.connect(FakeEndpoint(self.machine), self.secret, timeout_s, log)
 
     def close(self) -> None:
         self.machine.close()

@@ -39,10 +39,11 @@ class Sandboxes:
 
     def create(self, mode: str = "", **values: object) -> SandboxRecord:
         image = self._folder / f"image-{mode}"
-        image.write_text(json.dumps({"mode": mode}))
+        if not image.exists():  # what a template rests on must not change
+            image.write_text(json.dumps({"mode": mode}))
         record = SandboxRecord(
             name="", kernel="kernel", image=str(image), memory_bytes=64 << 20, cpus=1, envs={},
-            metadata={},
+            metadata={}, jail="off",  # the fake machine is other processes
         )._replace(**values)  # type: ignore[arg-type]  # fmt: skip
         record = self.store.create(record)
         self._ids.append(record.id)

@@ -16,7 +16,7 @@ import pytest
 
 from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout, VoidboxError
 from voidbox.sandbox.control import REQUEST_BYTES_MAX, ControlClient
-from voidbox.sandbox.process.control_server import CONNECTIONS_MAX, ControlServer, Later, WithSocket
+from voidbox.sandbox.process.control_server import CONNECTIONS_MAX, Becomes, ControlServer, Later
 
 DEADLINE_S = 20
 
@@ -48,11 +48,12 @@ class Served:
         self.release.wait(DEADLINE_S)
         return {}
 
-    def _socket(self, values: dict[str, object]) -> WithSocket:
-        ours, theirs = socket.socketpair()
-        with ours:
-            ours.sendall(b"through the wall")
-        return WithSocket({"a": "x" * 5000}, theirs)
+    def _socket(self, values: dict[str, object]) -> Becomes:
+        def take(sock: socket.socket) -> None:
+            with sock:
+                sock.sendall(b"through the wall")
+
+        return Becomes({"a": "x" * 5000}, take)
 
     def dial(self) -> socket.socket:
         sock = socket.socket(socket.AF_UNIX)
@@ -186,13 +187,13 @@ def test_answers_that_are_ready_are_sent_before_the_end(served: Served) -> None:
         assert silent.recv(1) == b""
 
 
-def test_a_socket_comes_along(served: Served) -> None:
+def test_a_connection_becomes_a_stream(served: Served) -> None:
     with served.client.request_socket("socket") as sock:
         assert not sock.get_inheritable()
         assert sock.recv(100) == b"through the wall"
         assert sock.recv(100) == b""
     served.client.request("socket")  # whoever does not want it leaks nothing
-    with pytest.raises(AgentError, match="no socket"):
+    with pytest.raises(AgentError, match="no stream"):
         served.client.request_socket("echo")
 
 

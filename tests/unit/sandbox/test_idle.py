@@ -85,6 +85,7 @@ def test_a_sandbox_that_nobody_uses_is_stopped(sandboxes: Sandboxes) -> None:
     assert "asking the guest's agent to shut down" in sandboxes.file(record, "owner.log")
 
 
+@pytest.mark.slow
 def test_one_that_runs_a_command_is_not(sandboxes: Sandboxes) -> None:
     record = sandboxes.launch(idle_timeout_s=1)
     options: dict[str, Any] = {"user": str(os.getuid()), "cwd": "/", "env": {}}
@@ -96,6 +97,7 @@ def test_one_that_runs_a_command_is_not(sandboxes: Sandboxes) -> None:
     assert ended.reason == "nobody used it for 1 s"
 
 
+@pytest.mark.slow
 def test_one_that_is_asked_for_something_is_not(sandboxes: Sandboxes) -> None:
     record = sandboxes.launch(idle_timeout_s=1.5)
     control = sandboxes.control(record)
@@ -114,6 +116,7 @@ def test_one_that_is_asked_for_something_is_not(sandboxes: Sandboxes) -> None:
     assert sandboxes.wait_ended(record).reason == "nobody used it for 1.5 s"
 
 
+@pytest.mark.slow
 def test_one_that_is_paused_stays(sandboxes: Sandboxes) -> None:
     record = sandboxes.launch(idle_timeout_s=1)
     sandboxes.control(record).request("pause")

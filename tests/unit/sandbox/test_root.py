@@ -65,7 +65,7 @@ def test_what_an_older_build_left_is_an_initramfs(
     assert choose(None, "/k") == Choice("/c/initramfs.cpio")
     with pytest.raises(ConfigError, match="is an initramfs: it is all memory, and gets no disk"):
         choose(None, "/k", disk_bytes=1 << 30)
-    with pytest.raises(ConfigError, match="run scripts/build_guest_image.sh again"):
+    with pytest.raises(ConfigError, match="run voidbox setup again"):
         choose(erofs(tmp_path / "image"), "/k")
 
 

@@ -295,3 +295,22 @@ def test_a_path_too_long_for_sockets(tmp_path: Path) -> None:
         assert store.path(made.id, "console.log")
         with pytest.raises(ConfigError, match="bytes too long a path for sockets in it"):
             store.path(made.id, "vsock.sock")
+
+
+def test_peeking_reads_a_record_only_if_it_has_changed(
+    store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = store.create(wanted("a"))
+    other = Store(folder)
+    assert store.peek(made.id) == made
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "read", lambda id: pytest.fail("it has not changed"))
+        assert store.peek(made.id) == made
+    for timeout_s in (1.0, 2.0, 3.0):
+        other.update(made.id, timeout_s=timeout_s)
+        assert store.peek(made.id).timeout_s == timeout_s
+    other.release(made.id)
+    store.release(made.id)
+    store.remove(made.id)
+    with pytest.raises(ConfigError, match="no sandbox"):
+        store.peek(made.id)

@@ -16,6 +16,7 @@ from voidbox.sandbox import session
 from voidbox.sandbox.process import recipe
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.workspace import copying, watching
+from voidbox.sdk import draft
 from voidbox.sdk.aio import AsyncSandbox
 from voidbox.sdk.sync import Sandbox
 from voidbox.sdk.watch import FileEvent
@@ -168,7 +169,7 @@ async def test_what_the_host_changes_in_a_live_folder_is_told(
     (host / "sub").mkdir()
     (host / "link").symlink_to("sub")
     # The fake guest's /workspace: it knows that the folder is there, and nothing of its changes.
-    monkeypatch.setattr(session, "WORKDIR", "/etc")
+    monkeypatch.setattr(draft, "WORKDIR", "/etc")
     options["workdir"] = "/etc"
     async with await AsyncSandbox.create(**options, workspace=host, workspace_mode="rw") as sandbox:
         async with await sandbox.files.watch_dir("/etc/.", recursive=True) as watch:
@@ -195,12 +196,47 @@ async def test_what_the_host_changes_in_a_live_folder_is_told(
 async def test_a_link_in_a_live_folder_is_not_followed_to_watch(
     options: dict[str, Any], host: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "WORKDIR", "/etc")
+    monkeypatch.setattr(draft, "WORKDIR", "/etc")
     (host / "default").symlink_to("/")  # in the guest it is a folder
     async with await AsyncSandbox.create(**options, workspace=host, workspace_mode="ro") as sandbox:
         with pytest.raises(ConfigError, match="links on the way are not followed"):
             await sandbox.files.watch_dir("/etc/default")
         assert (await sandbox.commands.run("echo on")).stdout == "on\n"
+
+
+@in_event_loop
+async def test_the_host_s_changes_in_a_shared_volume_are_told(
+    options: dict[str, Any], host: Path
+) -> None:
+    (host / "sub").mkdir()
+    volumes = [f"{host}:/etc"]  # the fake guest knows that the folder is there
+    async with (
+        await AsyncSandbox.create(**options, volumes=volumes) as sandbox,
+        await sandbox.files.watch_dir("/etc") as watch,
+    ):
+        (host / "new").mkdir()
+        assert await watch.next(20) == FileEvent("create", "new", True)
+
+
+def test_which_folder_of_the_host_a_path_leads_into() -> None:
+    record = SandboxRecord(
+        "n", "k", "i", 1 << 28, 1, {}, {}, workspace="/w", workspace_mode="rw",
+        volumes=("/h:/workspace/h:ro", "cache:/workspace/h/cache", "/d:/data"),
+    )  # fmt: skip
+    shared = draft.shared_folders(record)
+    found = session.Session(None, "box", shared=shared)  # type: ignore[arg-type]
+    for path, expected in (
+        ("/workspace", ("/w", ())),
+        ("/workspace/a//b/.", ("/w", ("a", "b"))),
+        ("/workspace/h", ("/h", ())),
+        ("/workspace/h/../x", ("/w", ("x",))),
+        ("/workspace/h/cache/x", None),  # a disk, which only the guest has
+        ("/data/x", ("/d", ("x",))),
+        ("/database", None),
+        ("/", None),
+    ):
+        assert found.shared_parts(path) == expected, path
+    assert draft.shared_folders(record._replace(workspace_mode="copy", volumes=())) == {}
 
 
 def test_a_guest_that_makes_folders_without_end_gets_no_watches_without_end(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from voidbox.boot.cpuid import CpuidEntry
 from voidbox.errors import ConfigError
-from voidbox.kvm.state import CpuidValues, is_same_frequency, saved_msrs
+from voidbox.kvm.state import is_same_frequency, saved_msrs
 from voidbox.snapshot.checks import Host, check_cpuid, check_host
 
 HOST = Host("GenuineIntel", "6", "143", "8", "0x2b", "6.1.0")
@@ -26,14 +27,14 @@ def test_this_host_can_be_told() -> None:
 
 
 LEAVES = (
-    CpuidValues(1, 0, 0, 0x806F8, 0x100800, 0b1011, 0b110),
-    CpuidValues(7, 0, 1, 2, 0b11, 0b100, 0b1),
-    CpuidValues(0xD, 0, 1, 7, 576, 832, 0),
-    CpuidValues(0xD, 2, 1, 256, 576, 0, 0),
+    CpuidEntry(1, 0, 0, 0x806F8, 0x100800, 0b1011, 0b110),
+    CpuidEntry(7, 0, 1, 2, 0b11, 0b100, 0b1),
+    CpuidEntry(0xD, 0, 1, 7, 576, 832, 0),
+    CpuidEntry(0xD, 2, 1, 256, 576, 0, 0),
 )
 
 
-def changed(index: int, **values: int) -> tuple[CpuidValues, ...]:
+def changed(index: int, **values: int) -> tuple[CpuidEntry, ...]:
     leaves = list(LEAVES)
     leaves[index] = leaves[index]._replace(**values)
     return tuple(leaves)
@@ -62,7 +63,13 @@ def test_frequencies() -> None:
 
 def test_which_msrs_are_kept() -> None:
     listed = [0x10, 0x174, 0x6E0, 0x4B564D00, 0x4B564D07, 0xDA0, 0x40000001, 0xC1, 0x480, 0x3B]
-    kept = saved_msrs(listed)
+
+    class FakeKvm:
+        @staticmethod
+        def get_msr_index_list() -> list[int]:
+            return listed
+
+    kept = saved_msrs(FakeKvm())  # type: ignore[arg-type]
     assert {0x174, 0x4B564D00, 0x4B564D07, 0xDA0, 0x3B} <= set(kept)
     assert {0x2FF, 0x200, 0x20F, 0x250, 0x26F} <= set(kept)  # the MTRRs, which KVM does not list
     assert not {0x10, 0x6E0, 0x40000001, 0xC1, 0x480} & set(kept)

@@ -269,6 +269,7 @@ def test_chains_of_two_are_taken_as_any_other(chains: list[Any], indirect: bool)
             return None
         if chain.readable_bytes or not chain.writable_bytes:
             raise GuestError("not to be written")
+        assert chain.writable_bytes == sum(map(len, chain.writable))
         return chain.head_idx, chain.writable_bytes, [*map(bytes, chain.writable)]
 
     def at_once() -> Any:
@@ -276,9 +277,24 @@ def test_chains_of_two_are_taken_as_any_other(chains: list[Any], indirect: bool)
         return (*found[0][:2], [*map(bytes, found[0][2])]) if found else None
 
     start = queue.state().next_avail_idx
-    expected = all_of(by_chain)
-    queue.seek(start)
-    assert all_of(at_once) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queue, "_two", lambda head_idx, word: None)
+        expected = all_of(by_chain)
+    for take_one in (by_chain, at_once):
+        queue.seek(start)
+        assert all_of(take_one) == expected
+
+
+@pytest.mark.parametrize("indirect", [False, True])
+def test_a_chain_of_two_that_is_read(memory: GuestMemory, indirect: bool) -> None:
+    driver, queue = pair(memory, indirect=indirect)
+    driver.add([b"header", b"data"], indirect=indirect)
+    chain = take(queue)
+    assert [*map(bytes, chain.readable)] == [b"header", b"data"]
+    assert (chain.readable_bytes, chain.writable_bytes, chain.writable) == (10, 0, [])
+    driver.add([b"header"], [4], indirect=indirect)
+    chain = take(queue)
+    assert (chain.readable_bytes, chain.writable_bytes) == (6, 4)
 
 
 def test_many_are_returned_around_the_end_of_the_ring(memory: GuestMemory) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from voidbox.errors import ConfigError, VoidboxError
-from voidbox.sandbox.control import REQUEST_BYTES_MAX, describe_error, encode
+from voidbox.sandbox.control import BECOMES, REQUEST_BYTES_MAX, describe_error, encode
 from voidbox.vsock.unix_listener import UnixListener
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,9 @@ _ACCEPT_PAUSE_S = 0.1  # after running out of descriptors, or of places
 _RECV_BYTES = 64 << 10
 
 # struct ucred { pid_t pid; uid_t uid; gid_t gid; };
+# In a user namespace of our own everybody outside is this. But only root gets here, and we: the
+# folder's mode keeps others out.
+_OVERFLOW_UID = 65534
 _UCRED = struct.Struct("@iII")
 assert _UCRED.size == 12
 
@@ -48,14 +51,20 @@ class Later(NamedTuple):
     answer: Callable[[], dict[str, object]]
 
 
-class WithSocket(NamedTuple):
-    """An answer that brings a socket along, which is closed here once it is sent."""
+class Becomes(NamedTuple):
+    """An answer after which the connection is something else, and no more of ours.
+
+    A descriptor that is sent along would need sendmsg(2), which the jail has not.
+
+    Attributes:
+        take: takes the connection, once the answer is sent.
+    """
 
     values: dict[str, object]
-    socket: socket.socket
+    take: Callable[[socket.socket], None]
 
 
-Answer = dict[str, object] | Later | WithSocket
+Answer = dict[str, object] | Later | Becomes
 Handler = Callable[[dict[str, object]], Answer]
 
 
@@ -66,12 +75,18 @@ class ControlServer:
         path: the socket to listen on.
         handlers: by the op's name; called on any thread, several at once. A VoidboxError of theirs
             goes to the client.
+        is_in_user_namespace: root outside has no number here then.
     Raises:
         ConfigError, HostError: the socket cannot be made.
     """
 
-    def __init__(self, path: str, handlers: Mapping[str, Handler]) -> None:
+    def __init__(
+        self, path: str, handlers: Mapping[str, Handler], is_in_user_namespace: bool = False
+    ) -> None:
         self._handlers = handlers
+        self._served_uids = {os.geteuid(), 0}
+        if is_in_user_namespace:
+            self._served_uids.add(_OVERFLOW_UID)
         self._lock = threading.Lock()  # covers _connections
         self._connections: list[_Connection] = []
         self._listener = UnixListener(path)
@@ -115,7 +130,7 @@ class ControlServer:
             if sock is None:  # the listener stays ready
                 _wait_readable(closing_fd, closing_fd, _ACCEPT_PAUSE_S)
                 continue
-            if _is_ours(sock):
+            if _peer_uid(sock) in self._served_uids:
                 self._take(sock)
             else:
                 sock.close()
@@ -168,9 +183,10 @@ class ControlServer:
         return handler(request)
 
 
-def _is_ours(sock: socket.socket) -> bool:
+def _peer_uid(sock: socket.socket) -> int:
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    return _UCRED.unpack(raw)[1] in (os.geteuid(), 0)
+    uid: int = _UCRED.unpack(raw)[1]
+    return uid
 
 
 class _Connection:
@@ -189,6 +205,7 @@ class _Connection:
         self._answer = answer
         self._on_end = on_end
         self._received = b""
+        self._is_given_away = False
         self._thread = threading.Thread(target=self._serve, name="voidbox-control-client")
 
     def start(self) -> None:
@@ -217,7 +234,7 @@ class _Connection:
     def _serve(self) -> None:
         try:
             self._socket.settimeout(_SEND_S)
-            while (line := self._read_line()) is not None:
+            while not self._is_given_away and (line := self._read_line()) is not None:
                 self._silent_since = None
                 self._send(self._answer(line))
                 self._silent_since = time.monotonic()
@@ -225,7 +242,8 @@ class _Connection:
             pass  # it left, or does not read
         finally:
             self._on_end(self)
-            self._socket.close()
+            if not self._is_given_away:
+                self._socket.close()
 
     def _read_line(self) -> bytes | None:
         """Return the next line; None at the end, of the client, its time or the server."""
@@ -250,11 +268,10 @@ class _Connection:
             if not self._wait_ready(answer.ready_fd):
                 raise ConnectionResetError
             answer = answer.answer()
-        if isinstance(answer, WithSocket):
-            with answer.socket as sock:
-                line = encode({"ok": True, **answer.values})
-                socket.send_fds(self._socket, [line[:1]], [sock.fileno()])
-            self._socket.sendall(line[1:])
+        if isinstance(answer, Becomes):
+            self._socket.sendall(encode({"ok": True, BECOMES: True, **answer.values}))
+            self._is_given_away = True
+            answer.take(self._socket)
         else:
             self._socket.sendall(encode({"ok": True, **answer}))
 

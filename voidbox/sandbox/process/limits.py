@@ -48,6 +48,19 @@ class Limits:
             self._loop.call_soon(partial(self._watch_parent, self._parent_fd))
         self._loop.start()
 
+    def watch_end(self, fd: int, on_end: Callable[[], None]) -> None:
+        """Call `on_end` on the thread when nobody holds the other end of a pipe any more.
+
+        Args:
+            fd: the reading end, which stays the caller's.
+        """
+
+        def ended(ready: int) -> None:
+            self._loop.unwatch(fd)
+            on_end()
+
+        self._loop.call_soon(lambda: self._loop.watch(fd, select.EPOLLIN, ended))
+
     def set_time(self, seconds: float | None) -> None:
         """End the sandbox so many seconds from now; None for never."""
         self._loop.call_soon(partial(self._set_time, seconds))

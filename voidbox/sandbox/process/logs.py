@@ -64,6 +64,10 @@ class AppendedFile:
             self._size += written
             view = view[written:]
 
+    def notice_others(self) -> None:
+        """Count what another process has appended, too."""
+        self._size = os.fstat(self.fd).st_size
+
     def _set_aside(self) -> None:
         os.rename(self._path, f"{self._path}.1")
         fd = os.open(self._path, _FLAGS, 0o600)
@@ -77,6 +81,11 @@ class AppendedFile:
             os.close(fd)
 
 
+def make_formatter() -> logging.Formatter:
+    """Return how an entry of owner.log looks."""
+    return logging.Formatter("%(asctime)s.%(msecs)03d %(message)s", "%Y-%m-%d %H:%M:%S")
+
+
 class OwnerLog(logging.Handler):
     """Writes what the library logs to a file, and what else this process prints.
 
@@ -88,9 +97,7 @@ class OwnerLog(logging.Handler):
 
     def __init__(self, path: str, bytes_max: int = OWNER_BYTES_MAX) -> None:
         super().__init__(logging.INFO)
-        self.setFormatter(
-            logging.Formatter("%(asctime)s.%(msecs)03d %(message)s", "%Y-%m-%d %H:%M:%S")
-        )
+        self.setFormatter(make_formatter())
         self._file = AppendedFile(path, bytes_max)
         null_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         os.dup2(null_fd, 0)
@@ -106,6 +113,7 @@ class OwnerLog(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one entry."""
         with contextlib.suppress(OSError):
+            self._file.notice_others()
             self._file.write(self.format(record).encode("utf-8", "replace") + b"\n")
             if self._file.fd != self._redirected_fd:
                 self._redirect()

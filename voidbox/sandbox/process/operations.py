@@ -6,11 +6,14 @@ stop {timeout}, kill {}      answered when it has begun; wait {} says when it is
 wait {}                      record, once the sandbox has ended
 set_timeout {timeout}        seconds from now, or null for no limit
 pause {}, resume {}
+limit {cpu, disk_bytes_s, disk_ops_s, net_bytes_s}     limits, all of them; null ends one
 port_add {publish}           forward, with the host's port that it got
 port_remove {publish}        removed
 port_list {}                 forwards
-connect_serial {}            with a stream to the guest's second serial port
+connect_serial {}            and becomes a stream to the guest's second serial port
 deliver {from, text}         outcome, of a message for its mailbox
+snapshot {name, fork}        snapshot, its ID, once it is made; name may be ""
+suspend {}                   once it is on the disk; the process ends then
 """
 
 from __future__ import annotations
@@ -23,9 +26,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from voidbox.errors import AgentError, ConfigError
-from voidbox.sandbox.process.control_server import Answer, Handler, Later, WithSocket
+from voidbox.sandbox.process.control_server import Answer, Becomes, Handler, Later
 from voidbox.sandbox.process.published import PublishedPorts, on_loop
 from voidbox.sandbox.process.stopping import AGENT_S
+from voidbox.sandbox.snapshots.record import SnapshotRecord
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.vmm.machine import Machine
 
@@ -52,7 +56,10 @@ class Sandbox(Protocol):
     def kill(self, reason: str) -> None: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
+    def snapshot(self, name: str, is_fork: bool) -> SnapshotRecord: ...
+    def suspend(self) -> None: ...
     def set_time_limit(self, seconds: float | None) -> None: ...
+    def limit(self, changed: dict[str, object]) -> dict[str, object]: ...
     def deliver(self, values: dict[str, object]) -> dict[str, object]: ...
 
 
@@ -73,9 +80,12 @@ class Operations:
             "set_timeout": self._using(self._set_timeout),
             "pause": lambda values: self._do(self._sandbox.pause),
             "resume": self._using(lambda values: self._do(self._sandbox.resume)),
+            "snapshot": self._using(self._snapshot),
+            "suspend": lambda values: self._do(self._sandbox.suspend),
             "port_add": self._using(self._port_add),
             "port_remove": self._using(self._port_remove),
             "port_list": self._port_list,
+            "limit": self._limit,
             "connect_serial": self._using(self._connect_serial),
             "deliver": self._using(self._sandbox.deliver),
         }
@@ -115,11 +125,21 @@ class Operations:
         self._sandbox.set_time_limit(_seconds(values, None))
         return {}
 
+    def _limit(self, values: dict[str, object]) -> Answer:
+        changed = {key: value for key, value in values.items() if key != "op"}
+        return {"limits": self._sandbox.limit(changed)}
+
+    def _snapshot(self, values: dict[str, object]) -> Answer:
+        name, is_fork = values.get("name", ""), values.get("fork", False)
+        if not isinstance(name, str) or not isinstance(is_fork, bool):
+            raise ConfigError("snapshot: a name is text, and fork true or false")
+        return {"snapshot": self._sandbox.snapshot(name, is_fork).id}
+
     def _connect_serial(self, values: dict[str, object]) -> Answer:
-        sock = self._sandbox.machine.connect_serial()
-        if sock is None:
+        machine = self._sandbox.machine
+        if not machine.config.serial_line:
             raise AgentError("the guest has no second serial port")
-        return WithSocket({}, sock)
+        return Becomes({}, machine.adopt_serial)
 
     def _metrics(self, values: dict[str, object]) -> Answer:
         machine = self._sandbox.machine
@@ -139,6 +159,8 @@ class Operations:
             "uptime_s": time.monotonic() - self._sandbox.started_at,
             "network": network,
             "disks": [disk._asdict() for disk in statistics.disks],
+            "limits": self._sandbox.current_record().limits,
+            "cpu_held_ns": statistics.throttle.held_ns,
         }
 
     def _port_add(self, values: dict[str, object]) -> Answer:

@@ -24,29 +24,36 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from voidbox.agent import connect
+from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import AgentClient
-from voidbox.errors import AgentError, HostError, SandboxTimeout, VoidboxError
+from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout, VoidboxError
 from voidbox.file_limit import raise_file_limit
 from voidbox.sandbox.control import describe_error
 from voidbox.sandbox.guest import Guest
-from voidbox.sandbox.process import logs, recipe
+from voidbox.sandbox.process import logs, recipe, resource_limits, restoring
+from voidbox.sandbox.process.confinement import Confinement
 from voidbox.sandbox.process.control_server import ControlServer
 from voidbox.sandbox.process.heartbeat import PERIOD_S, Heartbeat
 from voidbox.sandbox.process.idle import IdleLimit
 from voidbox.sandbox.process.limits import Limits
 from voidbox.sandbox.process.operations import Operations
 from voidbox.sandbox.process.published import PublishedPorts
+from voidbox.sandbox.process.restoring import Source
+from voidbox.sandbox.process.snapshotting import Snapshotting
 from voidbox.sandbox.process.stopping import AGENT_S, Stopping
 from voidbox.sandbox.relay.team import TeamRelay
 from voidbox.sandbox.root import UPPER_FILE, make_upper
+from voidbox.sandbox.snapshots import templates
+from voidbox.sandbox.snapshots.record import SnapshotRecord
 from voidbox.sandbox.state.lifecycle import Event
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.volumes.spec import writes_named
 from voidbox.signals import SignalThread
+from voidbox.storage.durable import remove_tree
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.machine import Machine
 from voidbox.vmm.outcome import EndReason, Outcome
@@ -56,7 +63,13 @@ _WELL = frozenset({EndReason.POWER_OFF, EndReason.RESET, EndReason.STOPPED})
 
 log = logging.getLogger("voidbox.sandbox.process.owner")  # as a program its __name__ is another
 
-MakeGuest = Callable[[MachineConfig, bytes], Guest]
+
+class MakeGuest(Protocol):
+    """Makes a guest of a configuration, a secret, and the snapshot that it is restored from."""
+
+    def __call__(
+        self, config: MachineConfig, secret: bytes, snapshot: str | None = None, /
+    ) -> Guest: ...
 
 
 class Verdict(NamedTuple):
@@ -81,7 +94,8 @@ class Owner:
         store: has adopted the record.
         parent_fd: see Limits.
         report: takes what the status descriptor gets.
-        make_guest: makes the guest of a configuration and a secret.
+        make_guest: see MakeGuest.
+        jail: what this process has shut itself in with.
     """
 
     def __init__(
@@ -91,13 +105,16 @@ class Owner:
         parent_fd: int | None,
         report: Callable[[dict[str, object]], None],
         make_guest: MakeGuest,
+        jail: Confinement,
     ) -> None:
         self.record = record
         self.started_at = time.monotonic()
+        self._start_time = time.time()
         self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._store = store
         self._report = report
         self._make_guest = make_guest
+        self._jail = jail
         self._guest: Guest | None = None
         self._client: AgentClient | None = None
         self._has_begun = False
@@ -111,8 +128,10 @@ class Owner:
         self._stopping = Stopping(self._ask_agent, self._press_power_button, self.kill, self._ended)
         self._resources = contextlib.ExitStack()  # what ends before the last word is written
         self._control: ControlServer | None = None
-        self._relay = TeamRelay(store, record)
+        self._relay = TeamRelay(store, record, jail.mates)
         self.ports = PublishedPorts(store, record.id, lambda: self.machine)
+        self._is_waking = False
+        self._snapshotting = Snapshotting(store, self)
 
     @property
     def machine(self) -> Machine:
@@ -139,6 +158,7 @@ class Owner:
             if self._client is None:
                 self.kill("it was stopped before it had booted")
                 return
+            self._check_stays()
             machine = self.machine
             if not self._stopping.has_begun:
                 self._stop_reason = reason
@@ -163,6 +183,7 @@ class Owner:
             ConfigError: it does not run.
         """
         with self._state_lock:
+            self._check_stays()
             self.record = self._store.update(
                 self.record.id, Event.PAUSE, paused_at=time.monotonic()
             )
@@ -177,6 +198,7 @@ class Owner:
             ConfigError: it is not paused.
         """
         with self._state_lock:
+            self._check_stays()
             stood_still_s = self.record.stood_still_s()
             self.record = self._store.update(
                 self.record.id, Event.RESUME, paused_at=None, paused_s=stood_still_s
@@ -189,14 +211,79 @@ class Owner:
         """End it so many seconds from now, its pauses not counted; None for never."""
         since_start_s = None
         if seconds is not None:
-            ran_s = time.monotonic() - self.started_at - self.record.stood_still_s()
-            since_start_s = round(ran_s + seconds, 3)
+            since_start_s = round(self._ran_s() + seconds, 3)
         self.record = self._store.update(self.record.id, timeout_s=since_start_s)
         self._limits.set_time(seconds)
+
+    def limit(self, changed: dict[str, object]) -> dict[str, object]:
+        """Change what the guest may use; return all limits.
+
+        Raises:
+            ConfigError: see resource_limits.
+        """
+        new = resource_limits.check(changed)
+        with self._state_lock:
+            limits = {**resource_limits.check(self.record.limits), **new}
+            resource_limits.apply(self.machine, limits, new)
+            kept: dict[str, object] = {
+                key: value for key, value in limits.items() if value is not None
+            }
+            self.record = self._store.update(self.record.id, limits=kept)
+        return kept
+
+    def _ran_s(self) -> float:
+        return time.monotonic() - self.started_at - self.record.stood_still_s()
 
     def deliver(self, values: dict[str, object]) -> dict[str, object]:
         """Take a message for the guest's programs."""
         return self._relay.deliver(values)
+
+    def snapshot(self, name: str, is_fork: bool) -> SnapshotRecord:
+        """Make a snapshot of it; see Snapshotting."""
+        return self._snapshotting.create(name, is_fork)
+
+    def suspend(self) -> None:
+        """Bring it to the disk; see Snapshotting. Its end comes with that."""
+        self._snapshotting.suspend()
+
+    def begin_suspend(self) -> None:
+        """See Snapshotting."""
+        forwards = tuple(str(forward) for forward in self.ports.list())
+        with self._state_lock, self._lock:
+            if self._verdict is not None:
+                raise AgentError(f"it ends: {self._verdict.reason}")
+            self.record = self._store.update(
+                self.record.id,
+                forwards=forwards,
+                ran_s=round(self._ran_s(), 3),
+            )
+            self._verdict = Verdict(Event.SUSPEND, "")
+
+    def _check_stays(self) -> None:
+        if self._verdict is not None and self._verdict.event is Event.SUSPEND:
+            raise ConfigError(f"{self.record.name} is being suspended")
+
+    def abort_suspend(self) -> None:
+        """See Snapshotting."""
+        with self._lock:
+            if self._verdict is not None and self._verdict.event is Event.SUSPEND:
+                self._verdict = None
+
+    def with_agent(self, call: Callable[[AgentClient], None], timeout_s: float) -> None:
+        """Have something asked of the agent, over the connection that there is, or another.
+
+        Raises:
+            VoidboxError: it does not answer.
+        """
+        client = self._client
+        if client is not None and not client.is_serial:
+            try:
+                return call(client)
+            except AgentError as error:
+                if isinstance(error, RequestFailed):
+                    raise
+        with self._connect(timeout_s) as client:
+            return call(client)
 
     def _update(self, event: Event) -> None:
         try:
@@ -247,6 +334,9 @@ class Owner:
             log.warning("%s", error)
             self.kill(reason)
 
+    def _on_keeper_lost(self) -> None:
+        self.kill("its keeper, which makes its sockets, ended", Event.FAILED)
+
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
         if self._stopping.has_begun:
@@ -277,6 +367,7 @@ class Owner:
             self._ended.set()
             tail = self._guest.machine.console.tail() if self._guest is not None else ""
             self._resources.close()
+            self._snapshotting.close()
             self._stopping.join()
             self._limits.close()
             verdict = self._judge(outcome, error, tail)
@@ -289,41 +380,116 @@ class Owner:
     def _boot(self) -> tuple[Guest, AgentClient]:
         record, own = self.record, self._resources.callback
         upper_path = self._store.path(record.id, UPPER_FILE)
-        config = recipe.machine_config(
-            record, self._store.path(record.id, "vsock.sock"), upper_path, self._store.folder
-        )
-        root = recipe.root_of(record)
-        if root is not None and root.disk_bytes:
-            make_upper(upper_path, root.disk_bytes)
+        config = self._jail.furnish()
+        key = templates.key_of(record, config)
         self._control = ControlServer(
-            self._store.path(record.id, "control.sock"), Operations(self).handlers()
+            self._store.path(record.id, "control.sock"),
+            Operations(self).handlers(),
+            is_in_user_namespace="user" in self._jail.layers,
         )
         self._control.start()
         console_log = logs.ConsoleLog(self._store.path(record.id, "console.log"))
         own(console_log.close)
-        guest = self._make_guest(config, self._store.secret(record.id))
-        own(guest.close)
-        guest.machine.console.attach(console_log)
         own(self._relay.close)
         self._relay.start()
+        self._limits.start()
+        if self._jail.alive_fd is not None:
+            self._limits.watch_end(self._jail.alive_fd, self._on_keeper_lost)
+        self._is_waking = restoring.is_suspended(self._store, record)
+        source = restoring.find(self._store, record, key)
+        client = self._restore(source, config, console_log) if source is not None else None
+        if client is None:
+            root = recipe.root_of(record)
+            if root is not None and root.disk_bytes:
+                make_upper(upper_path, root.disk_bytes)
+            self._start(config, console_log)
+            for forward in recipe.ports_to_choose(record):
+                self.ports.add(forward)
+            client = self._connect(connect.BOOT_TIMEOUT_S)
+        log.info("the guest's agent answers via %s", "serial" if client.is_serial else "vsock")
+        self._client = client
+        own(self._hang_up)
+        self._jail.shut()
+        if source is None and key is not None and not client.is_serial:
+            self._snapshotting.leave_template(key)
+        with self._state_lock:
+            self.record = self._store.update(
+                record.id,
+                Event.BOOTED,
+                started_at=self._start_time,
+                forwards=(),
+                jail_layers=tuple(self._jail.layers),
+            )
+            self._is_waking = False
+        if source is not None and source.is_suspended:
+            remove_tree(source.folder)  # the machine has its memory mapped
+        assert self._guest is not None
+        return self._guest, client
+
+    def _start(
+        self, config: MachineConfig, console_log: logs.ConsoleLog, source: Source | None = None
+    ) -> Guest:
+        """Make the machine, and let it run."""
+        if source is None:
+            guest = self._make_guest(config, self._store.secret(self.record.id))
+        else:
+            guest = self._make_guest(config, source.secret, source.folder)
+        self._resources.callback(guest.close)
+        guest.machine.console.attach(console_log)
         with self._lock:
             self._guest = guest
             if self._verdict is not None:
                 raise AgentError(self._verdict.reason)
-        self._limits.start()
+        # A template's guest has run nothing of anybody's; and where it cannot be restored, another
+        # machine is made here, which the filter would not let.
+        if source is None or not source.is_template:
+            self._jail.shut()
         guest.machine.start()
-        for forward in recipe.ports_to_choose(record):
+        if self.record.limits:
+            limits = resource_limits.check(self.record.limits)
+            resource_limits.apply(guest.machine, limits, limits)
+        self.started_at, self._has_begun = time.monotonic() - self.record.ran_s, True
+        self._start_time = time.time() - self.record.ran_s
+        if self.record.timeout_s is not None:
+            self._limits.set_time(max(0.0, self.record.timeout_s - self.record.ran_s))
+        return guest
+
+    def _restore(
+        self, source: Source, config: MachineConfig, console_log: logs.ConsoleLog
+    ) -> AgentClient | None:
+        """Restore the machine, and make its guest one of its own, before anybody reaches it.
+
+        Returns:
+            None if that failed, and it may as well boot.
+        """
+        record, secret = self.record, self._store.secret(self.record.id)
+        try:
+            guest = self._start(restoring.closed(config), console_log, source)
+            client = guest.connect(restoring.ADOPT_S, log.info)
+            restoring.adopt(client, source, secret)
+        except VoidboxError as error:
+            if not source.is_template or self._verdict is not None:
+                raise
+            log.warning("the template could not be restored, so the sandbox boots: %s", error)
+            self._give_up_template(source)
+            return None
+        guest.secret = secret
+        log.info("restored from %s", source.folder)
+        if config.vsock is not None and config.vsock.path is not None:
+            guest.machine.publish_vsock(config.vsock.path)
+        for forward in recipe.forwards_of(record, source.is_suspended):
             self.ports.add(forward)
-        self.started_at, self._has_begun = time.monotonic(), True
-        started_at = time.time()
-        self._limits.set_time(record.timeout_s)
-        client = self._connect(connect.BOOT_TIMEOUT_S)
-        log.info("the guest's agent answers via %s", "serial" if client.is_serial else "vsock")
-        with self._state_lock:
-            self.record = self._store.update(record.id, Event.BOOTED, started_at=started_at)
-            self._client = client
-        own(self._hang_up)
-        return guest, client
+        return client
+
+    def _give_up_template(self, source: Source) -> None:
+        with self._lock:
+            guest, self._guest = self._guest, None
+        if guest is not None:
+            guest.close()
+        self._has_begun = False
+        templates.Templates(self._store.folder).set_aside(source.folder)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._store.path(self.record.id, UPPER_FILE))
 
     def _connect(self, timeout_s: float) -> AgentClient:
         if self._guest is None:
@@ -362,6 +528,9 @@ class Owner:
     ) -> Verdict:
         """Return how it ended: as was decided here, else as the machine says, else by the error."""
         has_stopped = outcome is None or outcome.reason in _WELL
+        if self._is_waking and self._verdict is None:  # what is on the disk is as it was
+            why = str(error or (outcome and outcome.describe())).partition("\n")[0]
+            return Verdict(Event.SUSPEND, f"it could not be woken: {why}")
         if self._verdict is not None and has_stopped:
             verdict = self._verdict
             if verdict.event is Event.FAILED and console_tail:
@@ -389,8 +558,9 @@ class Owner:
             )
             if self._control is not None:
                 self._control.hide()
+            store.release(id)
             if self.record.removes_itself:
-                store.remove(id)
+                self._jail.remove()
         except VoidboxError as error:  # the next command's clean() does it
             log.warning("cannot clean up: %s", error)
         store.release(id)
@@ -420,7 +590,9 @@ def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
         logger.setLevel(logging.INFO)
         report({"adopted": True})
         raise_file_limit()
-        owner = Owner(store, record, parent_fd, report, make_guest or _make_guest)
+        jail = Confinement(store, record, recipe.kept_config(store, record))
+        jail.enter()
+        owner = Owner(store, record, parent_fd, report, make_guest or _make_guest, jail)
     except (VoidboxError, OSError) as error:
         if isinstance(error, OSError):
             error = HostError.from_errno("start the sandbox's process", error.errno or 0)
@@ -430,8 +602,8 @@ def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
     return 0
 
 
-def _make_guest(config: MachineConfig, secret: bytes) -> Guest:
-    return Guest(config, config.vsock is not None, secret)
+def _make_guest(config: MachineConfig, secret: bytes, snapshot: str | None = None, /) -> Guest:
+    return Guest(config, config.vsock is not None, secret, snapshot)
 
 
 def _parse(argv: list[str]) -> tuple[str, int, int | None]:

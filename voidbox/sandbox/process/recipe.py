@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from voidbox.errors import ConfigError
 from voidbox.sandbox.mounts import WORKSPACE_PATH, WORKSPACE_TAG
-from voidbox.sandbox.root import Root
+from voidbox.sandbox.root import UPPER_FILE, Root
 from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.state_folder import VSOCK
+from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.volumes.attach import attach
 from voidbox.sandbox.volumes.spec import parse_volumes
 from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, ShareConfig, VsockConfig, parse_disk
@@ -21,6 +23,16 @@ UNIX, VHOST, NO_VSOCK = "unix", "vhost", "none"
 _NET_KEYS = frozenset({"allow", "deny", "allow_host_ports", "publish", "rate_bytes_s", "pcap"})
 
 _Item = TypeVar("_Item", str, int)
+
+
+def kept_config(store: Store, record: SandboxRecord) -> MachineConfig:
+    """Return what to build for a sandbox of a state folder.
+
+    Raises:
+        ConfigError: see machine_config; or the folder's path is too long for sockets.
+    """
+    paths = (store.path(record.id, VSOCK), store.path(record.id, UPPER_FILE))
+    return machine_config(record, *paths, store.folder)
 
 
 def machine_config(
@@ -102,6 +114,17 @@ def ports_to_choose(record: SandboxRecord) -> list[Forward]:
     """Return what is to be published on a port that is chosen once the machine runs."""
     forwards = _forwards(record.net) if record.net is not None else ()
     return [forward for forward in forwards if not forward.host_port]
+
+
+def forwards_of(record: SandboxRecord, is_suspended: bool) -> tuple[Forward, ...]:
+    """Return all that is to be published, of a machine that was made without any of it.
+
+    Args:
+        is_suspended: what it had published when it was suspended.
+    """
+    if record.net is None:
+        return ()
+    return _forwards({"publish": list(record.forwards)} if is_suspended else record.net)
 
 
 def _forwards(net: dict[str, object]) -> tuple[Forward, ...]:

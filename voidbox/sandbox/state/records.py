@@ -48,6 +48,9 @@ class SandboxRecord(NamedTuple):
         is_cold: it boots, though there may be a template.
         ran_s: for how long it had run when it was last suspended.
         forwards: what it had published when it was suspended.
+        limits: what its guest may use of the host; see process.resource_limits.
+        jail: how much of it was asked for; see voidbox.jail.levels.
+        jail_layers: what of it is in force, in words; () before it runs.
         reason: how it ended, in one line; "" while it lives.
         crash: the whole story, with registers and the console's tail; "" if there is none.
     """
@@ -90,6 +93,9 @@ class SandboxRecord(NamedTuple):
     is_cold: bool = False
     ran_s: float = 0.0
     forwards: tuple[str, ...] = ()
+    limits: dict[str, object] = {}
+    jail: str = "default"
+    jail_layers: tuple[str, ...] = ()
     reason: str = ""
     crash: str = ""
 
@@ -113,6 +119,7 @@ class SandboxRecord(NamedTuple):
             "state": self.state.value,
             "ports": list(self.ports),
             "disks": list(self.disks),
+            "jail_layers": list(self.jail_layers),
             "volumes": list(self.volumes),
             "secret_envs": list(self.secret_envs),
             "forwards": list(self.forwards),
@@ -130,6 +137,7 @@ class SandboxRecord(NamedTuple):
             found["state"] = State(found["state"])
             found["ports"] = tuple(found.get("ports", ()))
             found["disks"] = tuple(found.get("disks", ()))
+            found["jail_layers"] = tuple(found.get("jail_layers", ()))
             found["volumes"] = tuple(found.get("volumes", ()))
             found["secret_envs"] = tuple(found.get("secret_envs", ()))
             found["forwards"] = tuple(found.get("forwards", ()))
@@ -188,6 +196,12 @@ def _is_options(value: object) -> bool:
     return value is None or (isinstance(value, dict) and all(map(_is_text, value)))
 
 
+def _is_limits(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and _is_number(number) for key, number in value.items()
+    )
+
+
 _KINDS: dict[str, Callable[[object], bool]] = {
     "name": _is_text,
     "kernel": _is_text,
@@ -227,6 +241,9 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "is_cold": _is_flag,
     "ran_s": _is_number,
     "forwards": _is_words,
+    "limits": _is_limits,
+    "jail": _is_text,
+    "jail_layers": _is_words,
     "reason": _is_text,
     "crash": _is_text,
 }

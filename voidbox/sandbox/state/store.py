@@ -21,6 +21,7 @@ from voidbox.sandbox.state.state_folder import (
     SECRET,
     SECRET_ENVS,
     SOCKETS,
+    STATE,
     SUSPENDED,
     VSOCK,
     StateFolder,
@@ -56,6 +57,7 @@ class Store:
         self.folder = self._state.path
         self._holds: dict[str, Hold] = {}  # of sandboxes that live through us
         self._known: dict[str, SandboxRecord] = {}  # of those we adopted, as we last wrote it
+        self._peeked: dict[str, tuple[tuple[int, int, int], SandboxRecord]] = {}
 
     def close(self) -> None:
         """Let go of all sandboxes that live through this object. Idempotent."""
@@ -152,7 +154,9 @@ class Store:
             state = step(record.state, Event.WAKE)
             hold = Hold(self.path(id, ALIVE))
             try:
-                record = self._state.save(record._replace(state=state, pid=0, reason=""))
+                record = self._state.save(
+                    record._replace(state=state, pid=0, paused_s=0.0, paused_at=None, reason="")
+                )
             except BaseException:
                 hold.close()
                 raise
@@ -237,6 +241,21 @@ class Store:
             self.release(id)
 
     # Finding.
+
+    def peek(self, id: str) -> SandboxRecord:
+        """As read() of an ID, for who asks at each request: the file is read if it has changed.
+
+        A record is replaced by another file, brought to the disk before: no two look alike.
+        """
+        try:
+            status = os.stat(self._state.file(id, STATE))
+        except OSError:
+            return self.read(id)
+        mark = status.st_ino, status.st_mtime_ns, status.st_size
+        known = self._peeked.get(id)
+        if known is None or known[0] != mark:
+            known = self._peeked[id] = mark, self.read(id)
+        return known[1]
 
     def read(self, key: str) -> SandboxRecord:
         """Return the record of an ID, of a name, or of an ID's beginning (4 digits or more).

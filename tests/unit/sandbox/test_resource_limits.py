@@ -1,0 +1,51 @@
+"""Limits: what is one, and what a machine is told."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from voidbox.errors import ConfigError
+from voidbox.sandbox.process import resource_limits
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"gpu": 1}, "no limit 'gpu'; there are|no limit 'gpu': there are cpu"),
+        ({"cpu": "half"}, "cpu is a number, not 'half'"),
+        ({"cpu": True}, "is a number"),
+        ({"cpu": float("nan")}, "is a number"),
+        ({"cpu": float("inf")}, "is a number"),
+        ({"cpu": 0}, "give at least 0.01"),
+        ({"disk_bytes_s": 0.5}, "give at least 1"),
+        ({"net_bytes_s": -1}, "give at least 1"),
+    ],
+)
+def test_what_is_no_limit(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resource_limits.check(values)
+
+
+def test_limits_are_numbers_of_their_kind() -> None:
+    found = resource_limits.check({"cpu": 1, "disk_bytes_s": 5.0, "disk_ops_s": None})
+    assert found == {"cpu": 1.0, "disk_bytes_s": 5, "disk_ops_s": None}
+    assert isinstance(found["cpu"], float)
+
+
+def test_a_machine_is_told_what_has_changed() -> None:
+    told: list[Any] = []
+    machine: Any = SimpleNamespace(
+        network=None,
+        set_cpu_limit=lambda cpus: told.append(("cpu", cpus)),
+        set_disk_rates=lambda *rates: told.append(rates),
+    )
+    limits = resource_limits.check({"cpu": 0.5, "disk_bytes_s": 100, "disk_ops_s": 7})
+    resource_limits.apply(machine, limits, {"disk_ops_s": 7})
+    assert told == [(100, 7)]
+    resource_limits.apply(machine, {**limits, "cpu": None}, {"cpu": None})
+    assert told[1:] == [("cpu", None)]
+    with pytest.raises(ConfigError, match="no network"):
+        resource_limits.apply(machine, {"net_bytes_s": 5}, {"net_bytes_s": 5})

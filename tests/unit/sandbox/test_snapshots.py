@@ -1,0 +1,457 @@
+"""Snapshots made and restored by real processes of sandboxes, whose machines are fake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.agent.conftest import USER
+from tests.unit.sandbox.owned import DEADLINE_S, FAKE_OWNER, Sandboxes, wait_until
+from voidbox.agent import protocol
+from voidbox.agent.client import AgentClient
+from voidbox.errors import AgentError, ConfigError, HostError
+from voidbox.sandbox import launch as launching
+from voidbox.sandbox.snapshots import record as records
+from voidbox.sandbox.snapshots.restored import record_of, refuse_fixed
+from voidbox.sandbox.snapshots.shelf import Shelf
+from voidbox.sandbox.snapshots.templates import Templates
+from voidbox.sandbox.state.lifecycle import State
+from voidbox.sandbox.state.records import SandboxRecord
+
+
+@pytest.fixture
+def boxes(tmp_path: Path) -> Iterator[Sandboxes]:
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="vbx") as folder:  # short: there are sockets in it
+        found = Sandboxes(Path(folder))
+        yield found
+        found.close()
+
+
+def shelf(boxes: Sandboxes) -> Shelf:
+    return Shelf(boxes.store.folder)
+
+
+def save(boxes: Sandboxes, box: SandboxRecord, name: str = "") -> str:
+    answer = boxes.control(box).request("snapshot", name=name)
+    return str(answer["snapshot"])
+
+
+def restore(boxes: Sandboxes, id: str, **changes: object) -> SandboxRecord:
+    wanted = record_of(shelf(boxes).find(id).record)._replace(**changes)  # type: ignore[arg-type]
+    record = boxes.store.create(wanted)
+    boxes._ids.append(record.id)
+    launching.launch(boxes.store, record, owner=FAKE_OWNER)
+    return boxes.store.read(record.id)
+
+
+def wake(boxes: Sandboxes, box: SandboxRecord) -> SandboxRecord:
+    return launching.wake(boxes.store, box.id, owner=FAKE_OWNER)
+
+
+def suspend(boxes: Sandboxes, box: SandboxRecord) -> SandboxRecord:
+    boxes.control(box).request("suspend")
+    return boxes.wait_ended(box)
+
+
+def output(client: AgentClient, line: str) -> bytes:
+    return b"".join(data for _, data in client.exec(shell=line, user=USER).output())
+
+
+# Snapshots.
+
+
+def test_a_snapshot_becomes_a_sandbox_of_its_own(boxes: Sandboxes) -> None:
+    box = boxes.launch(name="first", envs={"A": "1"})
+    id = save(boxes, box, "ready")
+    found = shelf(boxes).find("ready")
+    assert (found.record.id, found.record.kind, found.record.sandbox.name) == (
+        id, "snapshot", "first",
+    )  # fmt: skip
+    assert shelf(boxes).find(id[:4]).record.id == id
+    copy = restore(boxes, "ready")
+    assert copy.state is State.RUNNING
+    assert (copy.snapshot, copy.envs) == (id, {"A": "1"})
+    assert {copy.id, copy.name, copy.cid}.isdisjoint({box.id, box.name, box.cid})
+    with boxes.connect(copy) as client:
+        assert output(client, "echo hello") == b"hello\n"
+    with boxes.connect(box) as client:
+        assert output(client, "echo hello") == b"hello\n"
+    second = save(boxes, copy)
+    assert shelf(boxes).find(second).record.parent == id
+
+
+def test_the_secret_of_the_original_does_not_open_the_copy(boxes: Sandboxes) -> None:
+    box = boxes.launch()
+    copy = restore(boxes, save(boxes, box))
+    assert boxes.store.secret(box.id) != boxes.store.secret(copy.id)
+    from voidbox.agent import connect
+    from voidbox.sandbox.endpoint import StoredEndpoint
+
+    with pytest.raises(AgentError):
+        connect.connect(StoredEndpoint(boxes.store, copy), boxes.store.secret(box.id), DEADLINE_S)
+
+
+def test_a_guest_that_does_not_adopt_is_ended(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    id = save(boxes, boxes.launch())
+    monkeypatch.setenv("FAKE_RESTORE", "no-adopt")
+    wanted = boxes.store.create(record_of(shelf(boxes).find(id).record))
+    with pytest.raises(AgentError, match="did not become one of its own, and was ended"):
+        launching.launch(boxes.store, wanted, owner=FAKE_OWNER)
+    assert not boxes.store.is_alive(wanted.id)
+    log = boxes.file(wanted, "owner.log")
+    assert "published" not in log
+
+
+def test_a_name_is_taken_once(boxes: Sandboxes) -> None:
+    box = boxes.launch()
+    save(boxes, box, "ready")
+    with pytest.raises(ConfigError, match="there is a snapshot called ready already"):
+        save(boxes, box, "ready")
+    with pytest.raises(ConfigError, match="cannot be a sandbox's name"):
+        save(boxes, box, "no name")
+    with pytest.raises(ConfigError, match="no snapshot other: voidbox snapshot ls lists them"):
+        shelf(boxes).find("other")
+
+
+def test_two_at_once_are_refused(boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SNAPSHOT", "slow")
+    box = boxes.launch()
+    made: list[str] = []
+    thread = threading.Thread(target=lambda: made.append(save(boxes, box)))
+    thread.start()
+    wait_until(lambda: bool(os.path.isdir(shelf(boxes).path)), "no snapshot began")
+    wait_until(lambda: bool(os.listdir(shelf(boxes).path)), "no snapshot began")
+    with pytest.raises(ConfigError, match="is being made: wait until it is done"):
+        save(boxes, box)
+    thread.join()
+    assert [one.record.id for one in shelf(boxes).all()] == made
+
+
+def test_a_full_disk_leaves_nothing_and_the_sandbox_goes_on(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SNAPSHOT", "full")
+    box = boxes.launch()
+    with pytest.raises(HostError, match="No space left"):
+        save(boxes, box)
+    with pytest.raises(HostError, match="No space left"):
+        boxes.control(box).request("suspend")
+    assert shelf(boxes).all() == []
+    assert boxes.store.read(box.id).state is State.RUNNING
+    with boxes.connect(box) as client:
+        assert output(client, "echo hello") == b"hello\n"
+        assert client.request(protocol.PROCESSES, {}, "")["processes"] == []
+
+
+def test_a_process_that_is_killed_leaves_nothing_listed(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SNAPSHOT", "killed")
+    box = boxes.launch()
+    with pytest.raises(AgentError):
+        save(boxes, box)
+    boxes.wait_ended(box)
+    assert [name[-5:] for name in os.listdir(shelf(boxes).path)] == [".part"]
+    assert shelf(boxes).all() == []
+    shelf(boxes).sweep()
+    assert os.listdir(shelf(boxes).path) == []
+
+
+def test_what_is_paused_can_be_saved_and_stays_so(boxes: Sandboxes) -> None:
+    box = boxes.launch()
+    boxes.control(box).request("pause")
+    id = save(boxes, box)
+    assert boxes.store.read(box.id).state is State.PAUSED
+    assert restore(boxes, id).state is State.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("values", "way_out"),
+    [
+        ({"workspace": "/tmp", "workspace_mode": "rw"}, "as a copy"),
+        ({"disks": ("/tmp/disk.img",)}, "overlay=FILE"),
+    ],
+)
+def test_what_no_copy_can_hold_is_refused_with_the_way_out(
+    boxes: Sandboxes, values: dict[str, object], way_out: str
+) -> None:
+    Path("/tmp/disk.img").touch()
+    box = boxes.launch(**values)
+    with pytest.raises(ConfigError, match=way_out):
+        save(boxes, box)
+
+
+def test_files_that_it_rests_on_are_checked(boxes: Sandboxes, tmp_path: Path) -> None:
+    base = tmp_path / "base.img"
+    base.write_bytes(b"disk")
+    box = boxes.launch(disks=(f"{base},ro",))
+    id = save(boxes, box)
+    restore(boxes, id)
+    os.utime(base, ns=(1, 1))
+    with pytest.raises(ConfigError, match=rf"rests on {base}, which has changed since"):
+        restore(boxes, id)
+    base.unlink()
+    with pytest.raises(ConfigError, match="rests on a file that is gone"):
+        restore(boxes, id)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"version": 1}', b'{"version": 1, "id": 5}', b"\xff" * 100]
+)
+def test_a_damaged_description_is_one_clear_line(boxes: Sandboxes, content: bytes) -> None:
+    id = save(boxes, boxes.launch())
+    path = Path(shelf(boxes).path, id, records.FILE)
+    path.chmod(0o600)
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"the snapshot {id} is damaged: ") as caught:
+        shelf(boxes).find(id)
+    assert "\n" not in str(caught.value)
+    assert shelf(boxes).all() == []
+
+
+def test_a_newer_description_says_so(boxes: Sandboxes) -> None:
+    id = save(boxes, boxes.launch())
+    path = Path(shelf(boxes).path, id, records.FILE)
+    path.chmod(0o600)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "version": 9}))
+    with pytest.raises(ConfigError, match="newer voidbox"):
+        shelf(boxes).find(id)
+
+
+def test_a_quota_is_kept(boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VOIDBOX_SNAPSHOT_QUOTA", "4K")
+    box = boxes.launch()
+    save(boxes, box)
+    with pytest.raises(ConfigError, match="voidbox snapshot prune or rm frees some"):
+        save(boxes, box)
+
+
+def test_what_a_machine_is_made_of_cannot_be_changed() -> None:
+    refuse_fixed({})
+    with pytest.raises(ConfigError, match="memory='1G': a sandbox that is restored has what"):
+        refuse_fixed({"memory": "1G"})
+
+
+def test_forks_are_swept_when_nobody_took_them_away(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = boxes.launch()
+    boxes.control(box).request("snapshot", fork=True)
+    shelf(boxes).sweep()
+    assert len(shelf(boxes).all()) == 1
+    later = time.time() + 4000
+    monkeypatch.setattr("voidbox.sandbox.snapshots.shelf.time.time", lambda: later)
+    shelf(boxes).sweep()
+    assert shelf(boxes).all() == []
+
+
+# Suspended sandboxes.
+
+
+def test_a_suspended_sandbox_is_woken_as_it_was(boxes: Sandboxes) -> None:
+    box = boxes.launch(timeout_s=1000.0)
+    suspended = suspend(boxes, box)
+    assert suspended.state is State.SUSPENDED
+    assert not boxes.store.is_alive(box.id)
+    assert boxes.store.clean() == []
+    assert boxes.store.read(box.id).state is State.SUSPENDED
+    assert os.path.isdir(boxes.store.path(box.id, "suspended"))
+    time.sleep(0.2)
+    other = boxes.create()  # the CID is kept
+    assert other.cid != box.cid
+    woken = wake(boxes, box)
+    assert (woken.state, woken.cid, woken.name) == (State.RUNNING, box.cid, box.name)
+    assert woken.started_at is not None and box.started_at is not None
+    assert woken.started_at > box.started_at  # by as long as it was away
+    assert not os.path.exists(boxes.store.path(box.id, "suspended"))
+    with boxes.connect(woken) as client:
+        assert output(client, "echo hello") == b"hello\n"
+    assert suspend(boxes, box).state is State.SUSPENDED  # and again
+
+
+def test_one_that_cannot_be_woken_stays_suspended(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = boxes.launch()
+    suspend(boxes, box)
+    for problem in ("bad", "no-adopt"):
+        monkeypatch.setenv("FAKE_RESTORE", problem)
+        with pytest.raises((HostError, AgentError)):
+            wake(boxes, box)
+        found = boxes.store.read(box.id)
+        assert found.state is State.SUSPENDED
+        assert "could not be woken" in found.reason
+        assert os.path.isdir(boxes.store.path(box.id, "suspended"))
+    monkeypatch.delenv("FAKE_RESTORE")
+    assert wake(boxes, box).state is State.RUNNING
+    assert boxes.store.read(box.id).reason == ""
+
+
+def test_a_process_killed_while_it_wakes_leaves_it_suspended(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = boxes.launch()
+    suspend(boxes, box)
+    monkeypatch.setenv("FAKE_RESTORE", "killed")
+    with pytest.raises(HostError):
+        wake(boxes, box)
+    assert boxes.store.clean() == []
+    assert boxes.store.read(box.id).state is State.SUSPENDED
+
+
+def test_a_suspended_sandbox_ends_by_request(boxes: Sandboxes) -> None:
+    box = boxes.launch()
+    suspend(boxes, box)
+    assert boxes.store.discard_suspended(box.id).state is State.STOPPED
+    assert not os.path.exists(boxes.store.path(box.id, "suspended"))
+    with pytest.raises(ConfigError, match="stopped cannot be woken"):
+        wake(boxes, box)
+
+
+def test_one_that_removes_itself_is_not_suspended(boxes: Sandboxes) -> None:
+    box = boxes.launch(removes_itself=True)
+    with pytest.raises(ConfigError, match="without --rm"):
+        boxes.control(box).request("suspend")
+
+
+def test_two_that_wake_it_at_once_both_get_it(boxes: Sandboxes) -> None:
+    box = boxes.launch()
+    suspend(boxes, box)
+    states: list[State] = []
+    threads = [
+        threading.Thread(target=lambda: states.append(wake(boxes, box).state)) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert states == [State.RUNNING] * 2
+
+
+# Templates.
+
+
+def kind(boxes: Sandboxes, **values: object) -> dict[str, object]:
+    kernel = boxes._folder / "kernel"
+    if not kernel.exists():
+        kernel.write_bytes(b"kernel")
+    return {"kernel": str(kernel), **values}
+
+
+def wait_for_template(boxes: Sandboxes, count: int = 1) -> list[str]:
+    folder = Templates(boxes.store.folder).path
+    found: list[str] = []
+
+    def is_there() -> bool:
+        found[:] = [name for name in os.listdir(folder) if not name.endswith(".part")]
+        return len(found) == count
+
+    wait_until(lambda: os.path.isdir(folder) and is_there(), "no template")
+    return found
+
+
+def log_of(boxes: Sandboxes, box: SandboxRecord) -> str:
+    return boxes.file(box, "owner.log")
+
+
+def test_the_second_of_a_kind_is_restored(boxes: Sandboxes) -> None:
+    first = boxes.launch(**kind(boxes))
+    (key,) = wait_for_template(boxes)
+    assert "restored from" not in log_of(boxes, first)
+    second = boxes.launch(**kind(boxes, envs={"B": "2"}))
+    assert f"templates/{key}" in log_of(boxes, second)
+    assert second.snapshot == ""
+    assert boxes.store.secret(first.id) != boxes.store.secret(second.id)
+    with boxes.connect(second) as client:
+        assert output(client, "echo hello") == b"hello\n"
+    cold = boxes.launch(**kind(boxes, is_cold=True))
+    assert "restored from" not in log_of(boxes, cold)
+    other = boxes.launch(**kind(boxes, cpus=2))
+    assert "restored from" not in log_of(boxes, other)
+    wait_for_template(boxes, 2)
+
+
+def test_another_kernel_is_another_kind(boxes: Sandboxes) -> None:
+    boxes.launch(**kind(boxes))
+    wait_for_template(boxes)
+    (boxes._folder / "kernel").write_bytes(b"another kernel")
+    box = boxes.launch(**kind(boxes))
+    assert "restored from" not in log_of(boxes, box)
+
+
+@pytest.mark.parametrize("problem", ["bad", "no-adopt"])
+def test_a_template_that_fails_is_set_aside_and_the_sandbox_boots(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch, problem: str
+) -> None:
+    boxes.launch(**kind(boxes))
+    (key,) = wait_for_template(boxes)
+    monkeypatch.setenv("FAKE_RESTORE", problem)
+    box = boxes.launch(**kind(boxes))
+    assert box.state is State.RUNNING
+    assert "so the sandbox boots" in log_of(boxes, box)
+    with boxes.connect(box) as client:
+        assert output(client, "echo hello") == b"hello\n"
+    assert not os.path.exists(Templates(boxes.store.folder).place(key))
+    (aside,) = os.listdir(f"{boxes.store.folder}/set-aside")
+    assert f"template-{key}" in aside
+
+
+def test_a_full_disk_is_no_reason_not_to_start(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SNAPSHOT", "full")
+    box = boxes.launch(**kind(boxes))
+    wait_until(lambda: "no template: cannot write" in log_of(boxes, box), "it is not told")
+    assert boxes.store.read(box.id).state is State.RUNNING
+
+
+def test_templates_can_be_turned_off(boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VOIDBOX_TEMPLATES", "off")
+    boxes.launch(**kind(boxes))
+    assert not os.path.exists(Templates(boxes.store.folder).path)
+
+
+def test_those_used_longest_ago_go_first(boxes: Sandboxes) -> None:
+    templates = Templates(boxes.store.folder)
+    for cpus in (1, 2, 3):
+        boxes.launch(**kind(boxes, cpus=cpus))
+        wait_for_template(boxes, cpus)
+    keys = {
+        records.load(templates.place(key)).sandbox.cpus: key for key in os.listdir(templates.path)
+    }
+    for age, cpus in enumerate((2, 3, 1)):
+        os.utime(templates.place(keys[cpus]), (1000 - age, 1000 - age))
+    assert templates.find(keys[1])  # which is used now
+    assert templates.prune(2, 1 << 30)[0] == [keys[3]]
+    assert sorted(os.listdir(templates.path)) == sorted([keys[1], keys[2]])
+    (boxes._folder / "kernel").unlink()
+    gone, freed = templates.prune()
+    assert sorted(gone) == sorted([keys[1], keys[2]])
+    assert freed > 0
+
+
+def test_a_sandbox_killed_while_its_template_is_written(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SNAPSHOT", "slow")
+    box = boxes.launch(**kind(boxes))
+    fd = boxes.store.open_owner(box.id)
+    assert fd is not None
+    signal.pidfd_send_signal(fd, signal.SIGKILL)
+    os.close(fd)
+    boxes.wait_ended(box)
+    monkeypatch.delenv("FAKE_SNAPSHOT")
+    second = boxes.launch(**kind(boxes))
+    assert "restored from" not in log_of(boxes, second)
+    wait_for_template(boxes)

@@ -1,0 +1,176 @@
+"""Snapshots, forks and suspended sandboxes by the SDK; the machines are fake."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.sandbox.conftest import in_event_loop
+from tests.unit.sdk.test_sandbox import FAKE_OWNER, kept, options, state_folder
+from voidbox import Sandbox
+from voidbox.errors import AgentError, ConfigError, HostError
+from voidbox.sandbox import launch as launching
+from voidbox.sdk.aio import AsyncSandbox
+from voidbox.sdk.snapshots import SnapshotInfo
+
+__all__ = ["options", "state_folder"]
+
+
+@pytest.fixture(autouse=True)
+def fake_wake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(launching, "wake", functools.partial(launching.wake, owner=FAKE_OWNER))
+    yield
+
+
+def snapshots_folder() -> list[str]:
+    return os.listdir(Path(os.environ["VOIDBOX_STATE"], "snapshots"))
+
+
+@in_event_loop
+async def test_a_snapshot_and_what_is_made_of_it(options: dict[str, Any]) -> None:
+    async with await AsyncSandbox.create(**options, name="one", envs={"A": "1"}) as sandbox:
+        made = await sandbox.snapshot("ready")
+        assert isinstance(made, SnapshotInfo)
+        assert (made.name, made.sandbox_name, made.parent_id) == ("ready", "one", "")
+        assert made.sandbox_id == sandbox.sandbox_id and made.size_bytes > 0
+        assert [one.snapshot_id for one in await AsyncSandbox.list_snapshots()] == [
+            made.snapshot_id
+        ]
+        for key in ("ready", made.snapshot_id, made):
+            async with await AsyncSandbox.create(snapshot=key, envs={"B": "2"}) as copy:
+                assert (await copy.commands.run("echo $A$B")).stdout == "12\n"
+                assert (await copy.get_info()).snapshot == made.snapshot_id
+        await AsyncSandbox.remove_snapshot(made)
+        assert not snapshots_folder()
+        with pytest.raises(ConfigError, match="no snapshot ready"):
+            await AsyncSandbox.create(snapshot="ready")
+    assert not kept()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"memory": "1G"}, "memory='1G': a sandbox that is restored has what its snapshot had"),
+        ({"cpus": 2}, "cpus=2"),
+        ({"image": "debian"}, "image='debian'"),
+        ({"disks": ["/x"]}, "disks="),
+        ({"vsock": "none"}, "vsock='none'"),
+        ({"allow": ["example.com"]}, "no network"),
+        ({"publish": ["8080:80"]}, "no network"),
+        ({"workspace": "/tmp", "workspace_mode": "rw"}, "as a copy"),
+        ({"timeout": -1}, "positive number"),
+        ({"envs": {"A": 1}}, "text for text"),
+        ({"name": "a b"}, "cannot be a sandbox's name"),
+    ],
+)
+def test_what_cannot_be_changed(
+    options: dict[str, Any], given: dict[str, Any], message: str
+) -> None:
+    with Sandbox.create(**options) as sandbox:
+        made = sandbox.snapshot()
+        with pytest.raises(ConfigError, match=message):
+            Sandbox.create(snapshot=made, **given)
+    Sandbox.remove_snapshot(made)
+
+
+@in_event_loop
+async def test_forks(options: dict[str, Any]) -> None:
+    async with await AsyncSandbox.create(**options, envs={"A": "1"}) as sandbox:
+        children = await sandbox.fork(3)
+        assert not snapshots_folder()
+        names = set()
+        for child in children:
+            assert isinstance(child, AsyncSandbox)
+            assert (await child.commands.run("echo $A")).stdout == "1\n"
+            names.add(child.name)
+            assert await child.kill()
+        assert len(names | {sandbox.name}) == 4
+        assert (await sandbox.commands.run("echo $A")).stdout == "1\n"
+    assert not kept()
+
+
+def test_forks_that_fail_are_exceptions(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Sandbox.create(**options) as sandbox:
+        monkeypatch.setenv("FAKE_RESTORE", "bad")
+        found = sandbox.fork(2)
+        assert [type(one) for one in found] == [HostError, HostError]
+        assert "another CPU" in str(found[0])
+        assert kept() == [sandbox.sandbox_id]
+        assert not snapshots_folder()
+        for count in (0, -1, 1001, 1.5, "2", True):
+            with pytest.raises(ConfigError, match="give a whole number"):
+                sandbox.fork(count)  # type: ignore[arg-type]
+
+
+@in_event_loop
+async def test_suspend_and_resume(options: dict[str, Any]) -> None:
+    async with await AsyncSandbox.create(**options, name="one") as sandbox:
+        await sandbox.commands.run("echo hi")
+        await sandbox.suspend()
+        assert (await sandbox.get_info()).state == "suspended"
+        assert not await sandbox.is_running()
+        with pytest.raises(AgentError, match=r"one is suspended: resume\(\) or voidbox resume one"):
+            await sandbox.commands.run("echo hi")
+        with pytest.raises(AgentError, match="is suspended"):
+            await sandbox.pause()
+        await sandbox.resume()
+        assert (await sandbox.commands.run("echo hi")).stdout == "hi\n"
+        await sandbox.suspend()
+        asleep = await AsyncSandbox.connect("one", auto_resume=False)
+        assert (await asleep.get_info()).state == "suspended"
+        other = await AsyncSandbox.connect("one")
+        assert (await other.commands.run("echo hi")).stdout == "hi\n"
+        assert (await sandbox.commands.run("echo hi")).stdout == "hi\n"
+        await other.close()
+        await asleep.close()
+        await sandbox.suspend()
+    assert not kept()
+
+
+def test_a_suspended_one_is_stopped_and_killed(options: dict[str, Any]) -> None:
+    sandbox = Sandbox.create(**options, keep=True)
+    sandbox.suspend()
+    sandbox.stop()
+    assert sandbox.get_info().state == "stopped"
+    sandbox._core._keeps = False
+    assert not sandbox.kill()
+    assert not kept()
+    with Sandbox.create(**options) as sandbox:
+        sandbox.suspend()
+        assert sandbox.kill()
+    assert not kept()
+
+
+def test_one_that_cannot_be_saved_goes_on(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_SNAPSHOT", "full")
+    with Sandbox.create(**options) as sandbox:
+        for save in (sandbox.snapshot, sandbox.suspend, sandbox.fork):
+            with pytest.raises(HostError, match="No space left"):
+                save()
+        assert sandbox.commands.run("echo hi").stdout == "hi\n"
+
+
+def test_create_restores_a_template_unless_told_not_to(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "kernel").write_bytes(b"kernel")
+
+    def how(**given: Any) -> str:
+        with Sandbox.create(**options, **given) as sandbox:
+            log = Path(sandbox._core._store.path(sandbox.sandbox_id, "owner.log"))
+            for line in sandbox.logs(source="voidbox"):
+                if "left the template" in line:
+                    break
+            text = log.read_text()
+        return "restored" if "restored from" in text else "booted"
+
+    assert [how(), how(), how(cold=True)] == ["booted", "restored", "booted"]

@@ -1,0 +1,76 @@
+"""What a guest may use of the host: in the record, at its start, and changed while it runs.
+
+    cpu           CPUs of the host that its vCPUs use together, such as 0.5
+    disk_bytes_s  of each disk, read and written
+    disk_ops_s    requests of each disk
+    net_bytes_s   of the network, both directions
+
+None, or no such key, is no limit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from voidbox.errors import ConfigError
+from voidbox.sandbox.process.published import on_loop
+from voidbox.vmm.machine import Machine
+
+CPU, DISK_BYTES_S, DISK_OPS_S, NET_BYTES_S = KEYS = (
+    "cpu",
+    "disk_bytes_s",
+    "disk_ops_s",
+    "net_bytes_s",
+)
+Limits = dict[str, int | float | None]
+_CPU_MIN = 0.01
+
+
+def check(values: Mapping[str, object]) -> Limits:
+    """Return limits, those that are given.
+
+    Raises:
+        ConfigError: no such limit, or no number for it.
+    """
+    found: Limits = {}
+    for key, value in values.items():
+        if key not in KEYS:
+            raise ConfigError(f"no limit {key!r}: there are {', '.join(KEYS)}")
+        found[key] = None if value is None else _number(key, value)
+    return found
+
+
+def _number(key: str, value: object) -> int | float:
+    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+        raise ConfigError(f"the limit {key} is a number, not {value!r}")
+    number: int | float = value  # type: ignore[assignment]
+    least = _CPU_MIN if key == CPU else 1
+    if number < least:
+        raise ConfigError(f"the limit {key} is {number:g}: give at least {least:g}")
+    return float(number) if key == CPU else int(number)
+
+
+def apply(machine: Machine, limits: Limits, changed: Limits) -> None:
+    """Have a machine keep to limits.
+
+    Args:
+        limits: all of them.
+        changed: those that are new; the others are in force.
+    Raises:
+        ConfigError: it has no network to limit.
+        HostError: the host gives no thread for it.
+    """
+    network = machine.network
+    if changed.get(NET_BYTES_S) is not None and network is None:
+        raise ConfigError("the sandbox has no network, so none to limit")
+    if NET_BYTES_S in changed and network is not None:
+        rate = limits.get(NET_BYTES_S)
+        on_loop(machine, lambda: network.set_rate(None if rate is None else int(rate)))
+    if CPU in changed:
+        machine.set_cpu_limit(limits.get(CPU))
+    if DISK_BYTES_S in changed or DISK_OPS_S in changed:
+        bytes_s, ops_s = limits.get(DISK_BYTES_S), limits.get(DISK_OPS_S)
+        machine.set_disk_rates(
+            None if bytes_s is None else int(bytes_s), None if ops_s is None else int(ops_s)
+        )

@@ -1,0 +1,236 @@
+"""A sandbox makes its snapshots itself: because it is asked to, for create(), or as its end.
+
+The guest's agent is told before and after (QUIESCE, RELEASE): commands in the foreground are to
+live on in the copy, and no process but the agent's runs when it is restored, until it is another's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Protocol
+
+from voidbox.agent import protocol
+from voidbox.agent.client import AgentClient
+from voidbox.errors import ConfigError, VoidboxError
+from voidbox.sandbox.snapshots import record as records
+from voidbox.sandbox.snapshots import rests_on
+from voidbox.sandbox.snapshots.record import FORK, SNAPSHOT, SUSPENDED, TEMPLATE, SnapshotRecord
+from voidbox.sandbox.snapshots.templates import Templates
+from voidbox.sandbox.state import state_folder
+from voidbox.sandbox.state.lifecycle import State
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
+from voidbox.storage import durable
+from voidbox.version import __version__
+from voidbox.vmm.machine import Machine
+
+WRITE_S = 300.0  # the longest that a snapshot may take
+_AGENT_S = 10.0
+_FREEZE_S = 60.0  # after which the guest goes on by itself, whatever became of us
+
+log = logging.getLogger(__name__)
+
+
+class Sandbox(Protocol):
+    """What this needs of the sandbox's process; see owner. Thread: any."""
+
+    @property
+    def machine(self) -> Machine: ...
+    def current_record(self) -> SandboxRecord: ...
+    def with_agent(self, call: Callable[[AgentClient], None], timeout_s: float) -> None: ...
+    def begin_suspend(self) -> None: ...
+    def abort_suspend(self) -> None: ...
+
+
+class Snapshotting:
+    """Makes snapshots of one sandbox, one at a time. Thread: any.
+
+    Args:
+        store: whose process this is.
+    """
+
+    def __init__(self, store: Store, sandbox: Sandbox) -> None:
+        self._store = store
+        self._sandbox = sandbox
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None  # that makes a template
+
+    def create(self, name: str, is_fork: bool) -> SnapshotRecord:
+        """Make a snapshot; the sandbox goes on.
+
+        Args:
+            is_fork: it is taken away again once sandboxes have been made of it.
+        Raises:
+            ConfigError: it cannot be made of this sandbox, or one is being made.
+            HostError: it cannot be written; the sandbox goes on.
+        """
+        from voidbox.sandbox.snapshots.shelf import Shelf  # few sandboxes are ever saved
+        from voidbox.snapshot import digests
+
+        with self._one():
+            record = self._check()
+            rests_on.refuse(record)
+            shelf = Shelf(self._store.folder)
+            id, folder = shelf.make_place(name)
+            made = self._describe(record, id, name, FORK if is_fork else SNAPSHOT)
+            self._take(folder, made, record.state is State.RUNNING)
+            if not is_fork:
+                try:
+                    digests.seal(folder)
+                except VoidboxError:
+                    with suppress(VoidboxError):
+                        shelf.remove(id)
+                    raise
+            return made
+
+    def suspend(self) -> None:
+        """Bring the sandbox to the disk, and end it: Store.wake() and a process bring it back.
+
+        Raises:
+            ConfigError, HostError: see create(); it goes on.
+        """
+        with self._one():
+            record = self._check()
+            if record.removes_itself:
+                raise ConfigError(
+                    f"{record.name} removes itself when it ends: one that is to be suspended is "
+                    "made without --rm"
+                )
+            rests_on.refuse(record._replace(disks=()))  # which nobody else writes meanwhile
+            folder = self._store.path(record.id, state_folder.SUSPENDED)
+            durable.remove_tree(folder)  # of an earlier time, and woken since
+            self._sandbox.begin_suspend()
+            try:
+                made = self._describe(self._sandbox.current_record(), record.id, "", SUSPENDED)
+                self._take(folder, made, record.state is State.RUNNING, is_suspend=True)
+            except BaseException:
+                self._sandbox.abort_suspend()
+                raise
+
+    def leave_template(self, key: str) -> None:
+        """Make a template of the guest as it is now; returns once its memory is held.
+
+        What goes wrong is told in the log: a sandbox without a template is a sandbox.
+        """
+        held = threading.Event()
+
+        def make() -> None:
+            try:
+                with self._one():
+                    templates = Templates(self._store.folder)
+                    templates.prepare()
+                    made = self._describe(self._sandbox.current_record(), key, "", TEMPLATE)
+                    self._take(templates.place(key), made, True, False, held.set)
+                log.info("left the template %s", key)
+            except VoidboxError as error:
+                log.info("no template: %s", error)
+            except Exception:
+                log.exception("no template")
+            finally:
+                held.set()
+
+        self._thread = threading.Thread(target=make, name="voidbox-template")
+        self._thread.start()
+        held.wait()
+
+    def close(self) -> None:
+        """Wait for the template's end, which comes with the machine's. Idempotent."""
+        if self._thread is not None:
+            self._thread.join()
+
+    @contextmanager
+    def _one(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise ConfigError("a snapshot of this sandbox is being made: wait until it is done")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def _check(self) -> SandboxRecord:
+        record = self._sandbox.current_record()
+        if record.state not in (State.RUNNING, State.PAUSED):
+            raise ConfigError(f"{record.name} is {record.state.value}: only what runs can be saved")
+        return record
+
+    def _describe(self, record: SandboxRecord, id: str, name: str, kind: str) -> SnapshotRecord:
+        files = rests_on.files_of(self._sandbox.machine.config)
+        return SnapshotRecord(
+            id, name, kind, time.time(), record.snapshot, files, __version__, record
+        )
+
+    def _take(
+        self,
+        folder: str,
+        made: SnapshotRecord,
+        has_agent: bool,
+        is_suspend: bool = False,
+        on_frozen: Callable[[], None] | None = None,
+    ) -> None:
+        """Have the machine write itself, between QUIESCE and RELEASE."""
+        if has_agent:  # one that is paused answers nobody
+            freezes = made.kind != TEMPLATE  # in which there is nobody yet
+            self._sandbox.with_agent(lambda client: _quiesce(client, freezes), _AGENT_S)
+        else:
+            log.info("the guest is paused: in its copy, commands in the foreground will have ended")
+
+        def release() -> None:
+            if has_agent:
+                try:
+                    self._sandbox.with_agent(_release, _AGENT_S)
+                except VoidboxError as error:  # it goes on by itself, a little later
+                    log.warning("the guest was not released: %s", error)
+            if on_frozen is not None:
+                on_frozen()
+
+        extra = {
+            records.FILE: made.encode(),
+            records.SECRET: self._store.secret(self._sandbox.current_record().id),
+        }
+        try:
+            report = self._sandbox.machine.snapshot(
+                folder,
+                stop=is_suspend,
+                disks="stay" if is_suspend else "copy",
+                timeout_s=WRITE_S,
+                extra=extra,
+                on_frozen=release,
+            )
+        except BaseException:
+            release()
+            raise
+        log.info("a %s: %s", made.kind, report)
+        if made.kind in (SNAPSHOT, SUSPENDED):
+            _pin_image(made, folder)
+
+
+def _pin_image(made: SnapshotRecord, folder: str) -> None:
+    """Have the image stay that a snapshot rests on, if it is one of the store."""
+    root = made.sandbox.root
+    if root is not None and root.get("digest"):
+        from voidbox.images.pins import pin
+
+        try:
+            pin(str(root["image"]), folder)
+        except VoidboxError as error:  # then its removal is told at the restore
+            log.warning("the image is not kept for the snapshot: %s", error)
+
+
+def _quiesce(client: AgentClient, freezes: bool) -> None:
+    if protocol.CAN_ADOPT not in client.link.capabilities:
+        raise ConfigError(
+            "the guest's agent is older than snapshots: build its image again, and make the "
+            "sandbox anew"
+        )
+    values = {"freeze": freezes, "timeout": _FREEZE_S}
+    answer = client.link.call(protocol.QUIESCE, values, "quiesce").result(_AGENT_S)
+    if freezes and answer.get("is_frozen") is not True:
+        log.warning("the guest's processes could not be frozen: a copy's run before it is told")
+
+
+def _release(client: AgentClient) -> None:
+    client.link.call(protocol.RELEASE, {}, "release").result(_AGENT_S)
