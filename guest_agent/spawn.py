@@ -110,19 +110,17 @@ def _inherited(program: Program, group: Group | None) -> Iterator[None]:
     which costs a multiple: each object that it touches is a page to be copied.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with contextlib.ExitStack() as afterwards:  # all of it, whatever fails
+        home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        afterwards.callback(os.close, home)
+        afterwards.callback(os.fchdir, home)
         _enter(program)
+        afterwards.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES[0], hard), hard))
         if group is not None:
+            afterwards.callback(group.leave)
             group.join()
         yield
-    finally:
-        if group is not None:
-            group.leave()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        os.fchdir(home)
-        os.close(home)
 
 
 def _enter(program: Program) -> None:

@@ -2,8 +2,8 @@
 
     python -m tests.e2e.disk_images
 
-prepares what the tests cannot get where there is no network: a Debian with Python and git, and the
-source of a real project.
+prepares what the tests cannot get where there is no network: a Debian with Python and git, what
+`voidbox setup` takes, and the source of a real project.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.chroot_runner import run_in_chroot
 from voidbox.defaults import cache_folder
-from voidbox.images.limits import DEFAULT_LIMITS
 from voidbox.images.pack import write_tree
-from voidbox.images.tar_layers import apply_layer
-from voidbox.images.tree import Symlink, Tree
+from voidbox.images.tree import Directory, Symlink, Tree
+from voidbox.setup.archive import open_archive
+from voidbox.setup.debian_root import build_debian
+from voidbox.setup.guest_runner import run_in_guest
+from voidbox.setup.sources import DEFAULT_SUITE
 
 PACKAGES = ("python3", "python3-pytest", "git", "ca-certificates")
 PROJECT = "h11==0.14.0"
@@ -37,18 +40,34 @@ def debian_image() -> Path:
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        archive = Path(folder, "root.tar")
-        mode = "root" if os.getuid() == 0 else "unshare"
-        command = ["mmdebstrap", f"--mode={mode}", "--variant=minbase", "--quiet"]
-        command += [f"--include={','.join(PACKAGES)}"]
-        command += [f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT]
-        subprocess.run([*command, "bookworm", str(archive)], check=True, stdin=subprocess.DEVNULL)
-        with Tree(folder) as tree, archive.open("rb") as stream:
-            apply_layer(tree, stream, DEFAULT_LIMITS)
-            ballast = tree.add_bytes(os.urandom(_MIB) * _BALLAST_MIB)
-            tree.put("/srv/ballast", ballast)
-            write_tree(tree, str(path))
+    # A guest would do it as well, but this machine may have none, and a lab takes long.
+    run = run_in_chroot if os.getuid() == 0 else run_in_guest
+    with (
+        tempfile.TemporaryDirectory(dir=path.parent) as folder,
+        open_archive() as archive,
+        Tree(folder) as tree,
+    ):
+        build_debian(tree, archive, PACKAGES, run, work=folder)
+        for left_out in _LEFT_OUT:
+            parent = tree.find(left_out.removesuffix("/*"))
+            assert isinstance(parent, Directory)
+            parent.children.clear()
+        ballast = tree.add_bytes(os.urandom(_MIB) * _BALLAST_MIB)
+        tree.put("/srv/ballast", ballast)
+        write_tree(tree, str(path))
+    return path
+
+
+def saved_archive() -> Path:
+    """Return a folder for `voidbox setup --offline`."""
+    path = Path(cache_folder(), "archive", f"saved-{DEFAULT_SUITE}")
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            command = [sys.executable, "-m", "voidbox", "setup", "--save", f"{folder}/saved"]
+            environment = {**os.environ, "VOIDBOX_CACHE": f"{folder}/cache"}
+            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+            Path(folder, "saved").rename(path)
     return path
 
 
@@ -83,7 +102,7 @@ def busybox_tree(folder: str) -> Tree:
 
 def main() -> int:
     """Prepare all; returns the exit status."""
-    for path in (debian_image(), project()):
+    for path in (debian_image(), saved_archive(), project()):
         print(path)
     return 0
 

@@ -52,7 +52,7 @@ def _import(options: argparse.Namespace, report: OnProgress) -> Image:
 
 
 def _build(options: argparse.Namespace, report: OnProgress) -> Image:
-    from voidbox.images.building import build
+    from voidbox.setup.building import build
 
     return build(
         options.name, options.package, debian=options.debian, mirror=options.mirror,

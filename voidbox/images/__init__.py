@@ -12,7 +12,6 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # as type checkers know it; importing typing would cost more than all of this
 if TYPE_CHECKING:
-    from voidbox.images.building import build
     from voidbox.images.config import ImageConfig
     from voidbox.images.errors import ImageError
     from voidbox.images.importing import import_
@@ -29,7 +28,6 @@ _MODULES = {
     "ImageError": "errors",
     "ImageProgress": "progress",
     "ImageStore": "store",
-    "build": "building",
     "find": "listing",
     "import_": "importing",
     "list": "listing",
@@ -44,7 +42,6 @@ __all__ = [
     "ImageError",
     "ImageProgress",
     "ImageStore",
-    "build",
     "find",
     "import_",
     "list",

@@ -176,6 +176,19 @@ class Tree:
         """Give back the temporary files; contents in them are gone."""
         self._files.close()
 
+    def below(self, path: str) -> Tree:
+        """Return a folder of this tree, made if it is missing, as a tree of its own.
+
+        Its contents are this one's, and gone when this one is closed.
+
+        Raises:
+            ImageError: something other than a folder is in the way.
+        """
+        tree = Tree(self._folder)
+        tree.root = self.make_folder(path.split("/"))
+        tree._files = self._files
+        return tree
+
     def new_spool(self) -> IO[bytes]:
         """Return a temporary file without a name, closed with the tree.
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from voidbox.errors import ConfigError, HostError
@@ -60,10 +60,12 @@ _LEFT_OUT = (
 )
 
 
-# struct kvm_cpuid_entry2 without its padding, and struct kvm_msr_entry. Packed, not named: they are
-# most of a state, and a restore takes every name apart.
-_CPUID_ENTRY = struct.Struct("<7I")
-_MSR_ENTRY = struct.Struct("<IQ")
+# struct kvm_cpuid_entry2 { __u32 function, index, flags, eax, ebx, ecx, edx; __u32 padding[3]; };
+_CPUID_ENTRY = struct.Struct("<7I12x")
+# struct kvm_msr_entry { __u32 index; __u32 reserved; __u64 data; };
+_MSR_ENTRY = struct.Struct("<I4xQ")
+assert _CPUID_ENTRY.size == ffi.sizeof("struct kvm_cpuid_entry2")
+assert _MSR_ENTRY.size == ffi.sizeof("struct kvm_msr_entry")
 
 
 class VcpuState(NamedTuple):
@@ -112,9 +114,11 @@ class VmState(NamedTuple):
 # Reading.
 
 
-def read(kvm: Kvm, vm: Vm, vcpus: Sequence[Vcpu]) -> VmState:
+def read(vm: Vm, vcpus: Sequence[Vcpu], msrs: Sequence[int]) -> VmState:
     """Return the state of a paused VM.
 
+    Args:
+        msrs: saved_msrs().
     Raises:
         ConfigError: the guest does what cannot be kept: it runs virtual machines of its own.
         HostError: an ioctl failed.
@@ -122,20 +126,19 @@ def read(kvm: Kvm, vm: Vm, vcpus: Sequence[Vcpu]) -> VmState:
     if vm.check_extension(api.KVM_CAP_XSAVE2) > _XSAVE_BYTES:
         raise HostError("the guest has processor state (AMX) that snapshots do not keep")
     clock = vm.get_clock()
-    indices = saved_msrs(kvm.get_msr_index_list())
     host_tsc = int(clock.host_tsc) if clock.flags & api.KVM_CLOCK_HOST_TSC else None
-    states = tuple(_read_vcpu(vcpu, indices, host_tsc) for vcpu in vcpus)
+    states = tuple(_read_vcpu(vcpu, msrs, host_tsc) for vcpu in vcpus)
     chips = tuple(_bytes(vm.get_irqchip(chip)) for chip in range(api.KVM_IRQCHIP_IOAPIC + 1))
     return VmState(int(clock.clock), chips, _bytes(vm.get_pit2()), states)
 
 
-def saved_msrs(supported: Iterable[int]) -> list[int]:
+def saved_msrs(kvm: Kvm) -> list[int]:
     """Return which MSRs belong to a snapshot, of those that KVM lists, and the MTRRs."""
-    wanted = dict.fromkeys((*supported, *_MTRRS))
+    wanted = dict.fromkeys((*kvm.get_msr_index_list(), *_MTRRS))
     return [index for index in wanted if not any(index in left for left in _LEFT_OUT)]
 
 
-def _read_vcpu(vcpu: Vcpu, indices: Sequence[int], host_tsc: int | None) -> VcpuState:
+def _read_vcpu(vcpu: Vcpu, msrs: Sequence[int], host_tsc: int | None) -> VcpuState:
     mp_state = vcpu.get_mp_state()  # first: it lets the APIC take INIT and SIPI, which move CS:RIP
     regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
     if sregs.efer & _EFER_SVME or sregs.cr4 & _CR4_VMXE:
@@ -146,7 +149,7 @@ def _read_vcpu(vcpu: Vcpu, indices: Sequence[int], host_tsc: int | None) -> Vcpu
     xsave, xcrs, debugregs = vcpu.get_xsave(), vcpu.get_xcrs(), vcpu.get_debugregs()
     khz = vcpu.get_tsc_khz()
     offset = vcpu.get_tsc_offset()
-    values, _refused = vcpu.read_msrs((*indices, MSR_IA32_TSC, MSR_IA32_TSC_DEADLINE))
+    values, _refused = vcpu.read_msrs((*msrs, MSR_IA32_TSC, MSR_IA32_TSC_DEADLINE))
     lapic = vcpu.get_lapic()  # after the deadline: one that expires now is pending there
     events = vcpu.get_vcpu_events()
     tsc = values.pop(MSR_IA32_TSC)
@@ -175,10 +178,7 @@ def _read_vcpu(vcpu: Vcpu, indices: Sequence[int], host_tsc: int | None) -> Vcpu
 
 
 def _pack_cpuid(cpuid: Any) -> bytes:
-    return b"".join(
-        _CPUID_ENTRY.pack(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
-        for e in cpuid.entries[0 : cpuid.nent]
-    )
+    return bytes(ffi.buffer(cpuid.entries, cpuid.nent * _CPUID_ENTRY.size))
 
 
 def cpuid_values(packed: bytes) -> list[tuple[int, ...]]:

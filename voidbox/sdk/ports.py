@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from voidbox.agent.call import RequestFailed
@@ -71,35 +72,35 @@ class AsyncPorts:
 
         Args:
             port: the guest's.
-            timeout: how long, in seconds.
+            timeout: how long, in seconds; it is looked once in any case.
         Raises:
             ConfigError: it is no port, or the sandbox is paused.
             SandboxTimeout: nobody listens.
             AgentError: the sandbox has ended.
         """
         check_port(port)
-        check_seconds("timeout", timeout)
-        on_loopback = False
-        try:
-            async with asyncio.timeout(timeout):
-                pause_s = _PAUSE_S_MIN
-                while True:
-                    found = await self._listeners(port, request_timeout)
-                    if found.is_reached:
-                        return
-                    on_loopback = found.is_there
-                    if on_loopback and not await self._is_published(port, request_timeout):
-                        return
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, _PAUSE_S_MAX)
-        except TimeoutError:
-            why = f"nothing listens on port {port} of {self._session.name}"
-            if on_loopback:
-                why = (
-                    f"what listens on port {port} of {self._session.name} does so on the guest's "
-                    "loopback alone, which no published port leads to: have it listen on 0.0.0.0"
-                )
-            raise SandboxTimeout(f"{why}, after {timeout:g} s") from None
+        deadline = time.monotonic() + check_seconds("timeout", timeout)
+        pause_s = _PAUSE_S_MIN
+        while True:
+            found = await self._listeners(port, request_timeout)
+            if found.is_reached:
+                return
+            if found.is_there and not await self._is_published(port, request_timeout):
+                return
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise SandboxTimeout(f"{self._explain(port, found)}, after {timeout:g} s")
+            await asyncio.sleep(min(pause_s, left_s))
+            pause_s = min(2 * pause_s, _PAUSE_S_MAX)
+
+    def _explain(self, port: int, found: Listeners) -> str:
+        name = self._session.name
+        if not found.is_there:
+            return f"nothing listens on port {port} of {name}"
+        return (
+            f"what listens on port {port} of {name} does so on the guest's loopback alone, where "
+            "no published port leads: have it listen on 0.0.0.0"
+        )
 
     async def _listeners(self, port: int, request_timeout: float | None) -> Listeners:
         found = Listeners(port)

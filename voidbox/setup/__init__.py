@@ -11,6 +11,12 @@ Python alone: no apt, dpkg, root or compiler on the host. From the bottom up:
     lists       InRelease and Packages, from there or from the cache
     archive     all of these together: open, resolve, download
     deb         a .deb, into a tree of files
+    kernel      a kernel's package, as the folder that `run` looks for
+    modules     which of its modules a guest needs
+    guest_tree  what is in the guest image; guest_image makes it: EROFS and initramfs
+    installing  all that `voidbox setup` does
+    debian_root a whole Debian, whose packages' scripts a guest runs: guest_runner
+    building    such a Debian as an image of the store: `voidbox image build`
 
 Whoever builds something else from packages begins with the archive:
 

@@ -128,6 +128,7 @@ class Archive:
         self.sources = tuple(found)
         self._report = report
         self._files = Files(conf.proxies, options.save)
+        self._is_saving = options.save is not None
         cache = options.cache or cache_folder()
         self._debs = f"{cache}/debs"
         make_folder(f"{self._debs}/{PARTIAL}")
@@ -186,6 +187,16 @@ class Archive:
         """
         return self._recall("exactly", names, lambda: [self._newest(name) for name in names])
 
+    def base(self, names: Sequence[str]) -> list[Package]:
+        """Return what every Debian has, essential or required, these packages, and their needs.
+
+        Raises:
+            SetupError, HostError: as resolve().
+        """
+        return self._recall(
+            "base", names, lambda: resolve(self.universe(), [*self.universe().base(), *names])
+        )
+
     def _newest(self, names: str) -> Package:
         for name in names.split("|"):
             package = self.universe().newest(name)
@@ -201,11 +212,12 @@ class Archive:
         path = f"{self._lists.folder}/found-{hashlib.sha256(words.encode()).hexdigest()[:24]}.json"
         uris = {source.suite: source.uri for source in self.sources}
         suites = {source.uri: source.suite for source in self.sources}
-        with (
-            contextlib.suppress(OSError, ValueError, TypeError, KeyError, SetupError),
-            open(path, encoding="utf-8") as file,
-        ):
-            return [parse_package(stanza, uris[suite]) for suite, stanza in json.load(file)]
+        if not self._is_saving:  # else the lists are to be read
+            with (
+                contextlib.suppress(OSError, ValueError, TypeError, KeyError, SetupError),
+                open(path, encoding="utf-8") as file,
+            ):
+                return [parse_package(stanza, uris[suite]) for suite, stanza in json.load(file)]
         found = find()
         kept = [(suites[package.uri], package.stanza) for package in found]
         replace(path, json.dumps(kept).encode())

@@ -87,7 +87,7 @@ def _open_member(file: BinaryIO, name: str) -> BinaryIO:
             kind = member.name.removeprefix(name)
             if kind not in _PACKED:
                 raise ImageError(f"{member.name} is packed in a way that is not known here")
-            part = cast(BinaryIO, _Part(file, member.offset, member.size_bytes))
+            part = cast(BinaryIO, Part(file, member.offset, member.size_bytes))
             return cast(BinaryIO, lzma.LZMAFile(part)) if kind == ".xz" else part
     raise ImageError(f"it has no {name}")
 
@@ -117,7 +117,7 @@ def _members(file: BinaryIO) -> Iterator[_Member]:
     raise ImageError("it has too many parts")
 
 
-class _Part(io.RawIOBase):
+class Part(io.RawIOBase):
     """A range of an open file, as a stream."""
 
     def __init__(self, file: BinaryIO, offset: int, size_bytes: int) -> None:

@@ -168,7 +168,7 @@ class Lists:
             return
         until = shown_time(release.valid_until_s or 0)
         what = f"the list of {source.suite} at {hide_credentials(source.uri)} expired on {until}"
-        if not self._may_be_old:
+        if not (self._may_be_old or self._is_unreached):
             raise SetupError(f"{what}: is this machine's clock right? else try another --mirror")
         self._tell(f"{what}: newer packages may mend what these leave open")
 

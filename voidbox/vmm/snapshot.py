@@ -224,14 +224,15 @@ class _Taking:
     def _standing_still(self, fork: Callable[[], Helper] | None = None) -> Iterator[MachineState]:
         """Pause the machine and collect its state; it goes on after the block, come what may."""
         parts, control = self._parts, self._control
-        disks, host = self._disks(), Host.here()
+        # All that does not change is looked at while the machine still runs.
+        disks, host, msrs = self._disks(), Host.here(), kvm_state.saved_msrs(parts.kvm)
         with control.lock:  # nobody else resumes it meanwhile
             self._was_paused = control.is_paused()
             self._paused_at_ns = time.perf_counter_ns()
             try:
                 control.pause()
                 with parked(parts.loop), parts.line_lock:
-                    state = collect(parts, disks, host)
+                    state = collect(parts, disks, host, msrs)
                     self._helper = fork() if fork is not None else None
                 yield state
             finally:
@@ -276,7 +277,9 @@ def _stamped(state: DiskState, config: DiskConfig) -> DiskState:
     return state._replace(stays=stamp(config)) if state.stays is not None else state
 
 
-def collect(parts: Parts, disks: tuple[DiskState, ...], host: Host) -> MachineState:
+def collect(
+    parts: Parts, disks: tuple[DiskState, ...], host: Host, msrs: Sequence[int]
+) -> MachineState:
     """Return the state of a paused machine whose loop is parked.
 
     Raises:
@@ -300,7 +303,7 @@ def collect(parts: Parts, disks: tuple[DiskState, ...], host: Host) -> MachineSt
         disks=disks,
         vsock=VsockState(backend.next_port) if backend is not None else None,
         net=_net_state(parts.config, network),
-        kvm=kvm_state.read(parts.kvm, parts.vm, parts.vcpus),
+        kvm=kvm_state.read(parts.vm, parts.vcpus, msrs),
     )
 
 

@@ -13,6 +13,7 @@ import mmap
 import os
 import select
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 from voidbox.boot import acpi, layout
 from voidbox.devices.bus import Bus
@@ -153,11 +154,16 @@ class VirtioSlots:
             HostError: one is busy, or its loop; all go on.
         """
         try:
-            for loop, transport in zip(self._loops, self._transports, strict=True):
-                loop.call(transport.pause, timeout_s)
+            for loop in dict.fromkeys(self._loops):
+                loop.call(partial(self._pause_those_of, loop), timeout_s)
         except BaseException:
             self.resume()
             raise
+
+    def _pause_those_of(self, loop: EventLoop) -> None:
+        for each, transport in zip(self._loops, self._transports, strict=True):
+            if each is loop:
+                transport.pause()
 
     def resume(self, but: Collection[EventLoop] = ()) -> None:
         """Have the devices go on, but for those of some loops. Idempotent. Thread: any."""

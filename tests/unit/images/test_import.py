@@ -24,9 +24,9 @@ from tests.unit.images.oci import OCI_INDEX, OciImage, descriptor, make_image, m
 from voidbox.errors import ConfigError, VoidboxError
 from voidbox.images import archive as archive_module
 from voidbox.images.boxes import FolderBox
-from voidbox.images.building import build
 from voidbox.images.errors import ImageError
 from voidbox.images.importing import import_
+from voidbox.setup.building import build
 
 FILES = ({"bin/": b"", "bin/sh": b"#!" * 500}, {"etc/": b"", "etc/motd": b"hello"})
 

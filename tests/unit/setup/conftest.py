@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.images.made import StoreFolder
 from tests.unit.setup.fake_archive import FakeArchive
 from voidbox.setup import site as site_module
 from voidbox.setup.archive import Archive, ArchiveOptions, open_archive
@@ -51,3 +52,9 @@ def open_it(mirror: FakeArchive, tmp_path: Path, told: list[str]) -> Iterator[Op
     yield open_
     for archive in opened:
         archive.__exit__(None, None, None)
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> StoreFolder:
+    """Return a state folder with images."""
+    return StoreFolder(tmp_path / "state")

@@ -221,6 +221,21 @@ def test_lists_that_have_expired(
         fetch(open_it)
 
 
+def test_lists_that_expired_while_there_was_no_network(
+    open_it: Open, mirror: FakeArchive, content: bytes, monkeypatch: pytest.MonkeyPatch,
+    told: list[str],
+) -> None:  # fmt: skip
+    mirror.publish(until_s=time.time() + DAY_S)
+    files = fetch(open_it)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 9 * DAY_S)
+    with pytest.raises(SetupError, match="expired on"):
+        fetch(open_it)
+    mirror.on(".*", lambda handler, request: handler.hang_up() or True)
+    assert fetch(open_it) == files
+    assert any("expired on" in line for line in told)
+
+
 def test_a_clock_that_is_behind(open_it: Open, mirror: FakeArchive, content: bytes) -> None:
     mirror.publish(date_s=time.time() + DAY_S)
     with pytest.raises(SetupError, match="and here it is .*set this machine's clock"):
@@ -269,6 +284,7 @@ def test_saved_on_one_machine_and_used_on_another(
 ) -> None:
     mirror.publish("bookworm-updates", stanzas=[], until_s=time.time() + DAY_S)
     saved = tmp_path / "stick"
+    fetch(open_it)  # what the cache knows by then is put there, too
     files = fetch(open_it, save=str(saved))
     asked = len(mirror.requests)
     elsewhere = {"mirror": None, "cache": str(tmp_path / "other")}

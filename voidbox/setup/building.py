@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 
-from voidbox.errors import ConfigError
 from voidbox.images import progress
 from voidbox.images.assemble import add_tree
 from voidbox.images.config import DEFAULT_ENV, ImageConfig
 from voidbox.images.config_change import ConfigChange
-from voidbox.images.debian import DEFAULT_SUITE, build_debian
 from voidbox.images.progress import INSTALL, ImageProgress, OnProgress
 from voidbox.images.record import ImageRecord
 from voidbox.images.reference import parse_new_name
 from voidbox.images.store import Image, ImageStore
 from voidbox.images.tree import Tree
+from voidbox.setup.archive import ArchiveOptions, open_archive
+from voidbox.setup.debian_root import Runner, build_debian
+from voidbox.setup.sources import DEFAULT_SUITE
 from voidbox.storage import durable
-
-_MIRROR = re.compile(r"https?://[^\s\x00-\x1f]+")
 
 
 def build(
@@ -34,27 +32,30 @@ def build(
     entrypoint: Sequence[str] | None = None,
     cmd: Sequence[str] | None = None,
     store: ImageStore | None = None,
+    run: Runner | None = None,
+    archive: ArchiveOptions | None = None,
     progress: OnProgress = progress.ignore,
 ) -> Image:
     """Have the store hold a minimal Debian with some packages. Thread: the caller's.
 
     Args:
         name: what it is to be called.
-        packages: beside the essential ones and apt.
+        packages: beside the essential and required ones and apt.
         debian: a release's code name.
-        mirror: an address that packages come from; the host's own sources if None.
+        mirror: an address that packages come from; see ArchiveOptions.
         env: variables for all commands; so `workdir`, `user`, `entrypoint` and `cmd`.
         store: the user's own if None.
+        run: what runs the packages' scripts; a guest if None.
+        archive: more of what tells where packages come from; in place of `debian` and `mirror`.
         progress: called with each step, from several threads.
 
     Raises:
         ConfigError: a name is none.
-        ImageError: there is no program to do it, or it failed: with what it said.
+        SetupError: the archive cannot give it, or the installation failed: with what it said.
+        VoidboxError: there is no guest to run the packages' scripts.
         HostError: the disk is full, say; nothing has changed.
     """
     reference = parse_new_name(name)
-    if mirror is not None and not _MIRROR.fullmatch(mirror):
-        raise ConfigError(f"the mirror {mirror!r} is no address: write it as http://HOST/debian")
     change = ConfigChange(env, workdir, user, entrypoint, cmd)
     record = ImageRecord(
         id="",
@@ -68,14 +69,19 @@ def build(
     def tell(line: str) -> None:
         progress(ImageProgress(INSTALL, line, 0, 0))
 
+    if run is None:
+        from voidbox.setup.guest_runner import run_in_guest  # sandboxes take long to import
+
+        run = run_in_guest
     store = store or ImageStore()
-    with store.draft() as draft, Tree(draft.spool) as tree:
+    options = archive or ArchiveOptions(suite=debian, mirror=mirror)
+    with (
+        open_archive(options, progress) as opened,
+        store.draft() as draft,
+        Tree(draft.spool) as tree,
+    ):
         try:
-            build_debian(
-                tree, packages, suite=debian,
-                sources=None if mirror is None else [f"deb {mirror} {debian} main"],
-                on_line=tell,
-            )  # fmt: skip
+            build_debian(tree, opened, packages, run, work=draft.spool, on_line=tell)
         except OSError as error:
             raise durable.failure("build in", draft.path, error) from error
         return add_tree(store, draft, reference, record, tree, progress)
