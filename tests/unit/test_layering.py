@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "jail": set(),
     "storage": {"errors"},
     "images": {"errors", "storage", "version", "lz4", "zstd"},
-    "setup": {"errors", "defaults", "storage", "images", "boot", "sdk"},
+    "setup": {"errors", "defaults", "storage", "images", "boot", "lz4", "sdk"},
     "agent": {"errors", "event_loop", "loop_api"},
     "snapshot": {"errors", "agent"},  # the latter's packing alone
     "vmm": {

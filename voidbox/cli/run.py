@@ -299,11 +299,13 @@ def _explain(words: Sequence[str], unknown: Sequence[str]) -> str | None:
         glued = [word for word in words if word.startswith("-v") and ":" in word]
         return _explain_v(glued[0][2:]) if glued else None
     word = unknown[0].partition("=")[0]
-    before = words[words.index(unknown[0]) - 1] if unknown[0] in words else ""
+    before = dict(zip(words[1:], words, strict=False)).get(unknown[0], "")
     if word in _ELSEWHERE:
         return f"there is no option {word}: {_ELSEWHERE[word]}"
-    if before in ("-v", "-it", "-ti") and ":" in unknown[0]:
+    if before == "-v" and ":" in unknown[0]:
         return _explain_v(unknown[0])
+    if not word.startswith(("-", "/", ".")) and ":" in word:
+        return f"an image is given by --image {word}, and a COMMAND comes behind --"
     if not word.startswith("-"):
         return f"a COMMAND comes behind --: voidbox run [OPTION …] -- {' '.join(unknown)}"
     return None

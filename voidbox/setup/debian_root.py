@@ -92,8 +92,10 @@ def build_debian(
     """
     for name in packages:
         check_name(name)
-    first = archive.base([_APT])
     every = archive.base([_APT, *packages])
+    names = {package.name for package in archive.base([_APT])}
+    # What the user names may stand for something of these: then it comes later.
+    first = [package for package in every if package.name in names]
     paths = archive.download(every)
     said: list[str] = []
 

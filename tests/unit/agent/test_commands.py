@@ -313,3 +313,33 @@ def test_a_command_whose_output_nobody_reads_ends_when_it_is_given_up(client: Ag
     while any(p["pid"] == pid for p in client.processes()):
         assert time.monotonic() < deadline, "its request is never over"
         time.sleep(0.05)
+
+
+def test_what_a_thread_asks_keeps_its_order_whoever_else_asks(client: AgentClient) -> None:
+    """A cancellation that overtook its request would be lost, and the command run on."""
+    failures: list[object] = []
+
+    def work() -> None:
+        for number in range(10):
+            process = sh(client, "cat; exec sleep 1000", stdin=True)
+            for part in range(5):
+                process.write(b"%d" % part)
+            if number % 2:
+                process.end_input()
+                seen = b""
+                for _, data in process.output():
+                    seen += data
+                    if len(seen) == 5:
+                        break
+                if seen != b"01234":
+                    failures.append(seen)
+            process.detach()
+            if process.wait().status == 0:
+                failures.append("it ended by itself")
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures and not any(thread.is_alive() for thread in threads)

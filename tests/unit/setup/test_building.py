@@ -87,6 +87,22 @@ def test_what_the_guest_gets(packages: None, open_it: Open, tmp_path: Path) -> N
     assert guest.files["outer.sh"].startswith(b"#!/.voidbox/usr/bin/busybox sh\n")  # type: ignore[arg-type]
 
 
+def test_what_the_user_names_may_stand_for_what_every_debian_has(
+    mirror: FakeArchive, open_it: Open, tmp_path: Path
+) -> None:
+    mirror.add_package("base", Essential="yes", Depends="awk")
+    mirror.add_package("apt")
+    mirror.add_package("mawk", Provides="awk")
+    mirror.add_package("gawk", Provides="awk")
+    mirror.publish()
+    guest = Guest()
+    with Tree(str(tmp_path)) as tree, open_it() as archive:
+        build_debian(tree, archive, ["mawk"], guest, work=str(tmp_path))
+    assert guest.files["repo/first"] == b"base_1.0_amd64.deb\napt_1.0_amd64.deb\n"
+    assert guest.files["repo/wanted"] == b"mawk=1.0\n"
+    assert "repo/gawk_1.0_amd64.deb" not in guest.files
+
+
 def test_into_the_store(
     packages: None, mirror: FakeArchive, stored: StoreFolder, tmp_path: Path
 ) -> None:

@@ -37,6 +37,8 @@ from voidbox.vmm.config import MachineConfig
 
 # Beside the guest's memory: thread stacks, Python, what is under way. More is a fault.
 _DATA_BYTES = 2 << 30
+_TASKS_MAX = 1024  # threads, and copies that write a snapshot
+_NPROC_BY_NAMESPACE = (5, 14)  # before, all processes of the user counted
 _FILE_BYTES = 1 << 30  # of logs, records and overlays' own
 # C extensions that are imported when they are first needed, and libraries that libc loads then.
 _EXTENSIONS = ("zlib", "select", "math", "array", "binascii", "unicodedata", "encodings.idna")
@@ -187,10 +189,17 @@ class Confinement:
 
     def _limit(self, config: MachineConfig) -> None:
         privileges.limit(data=config.memory_bytes + _DATA_BYTES)
+        if "user" in self.layers and _kernel_version() >= _NPROC_BY_NAMESPACE:
+            privileges.limit(nproc=_TASKS_MAX)
         if any(not share.is_read_only for share in config.shares):
             return  # files of any size may be in it
         sizes = [_size(disk.path) for disk in config.disks]
         privileges.limit(fsize=max([0, *sizes]) + config.memory_bytes + _FILE_BYTES)
+
+
+def _kernel_version() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(filter(str.isdigit, minor)) or 0)
 
 
 def needs_of(config: MachineConfig) -> allowed.Needs:
