@@ -3,11 +3,11 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 export VENV
 
-.PHONY: demo test test-fast test-slow test-lab test-machines test-sandboxes \
-	lint bench setup kernels image network-image \
+.PHONY: demo test test-fast test-slow test-lab test-machines test-sandboxes test-pythons \
+	lint bench setup kernels image runtime network-image \
 	disk-image git-image root-images registry claude-image clean
 
-demo: setup
+demo: setup runtime
 	scripts/demo.sh
 
 # Everything: what needs no Linux guest here, what boots one here or in the lab.
@@ -27,7 +27,7 @@ test-slow: setup registry
 # Two labs side by side, for one keeps hardly more than a processor busy. All that needs the host's
 # vhost is in the first: where this machine's KVM is real, there is only one of it.
 LAB_SANDBOXES = $(addprefix tests/e2e/test_,block.py cli_sandbox.py docs.py examples.py \
-	image_root.py images.py sandboxes.py setup.py soak.py workspace.py)
+	image_root.py images.py runtime.py sandboxes.py setup.py soak.py workspace.py)
 LAB_MACHINES = tests/guest tests/unit/vsock/test_vhost.py \
 	tests/unit/net/test_nat.py::test_ping_of_the_world \
 	$(filter-out $(LAB_SANDBOXES) tests/e2e/test_kvm_lab.py,$(wildcard tests/e2e/test_*.py))
@@ -42,6 +42,10 @@ test-sandboxes: LAB_TESTS = $(LAB_SANDBOXES)
 test-machines test-sandboxes:
 	$(LAB_PYTEST) $(LAB_TESTS) || $(LAB_PYTEST) $(LAB_TESTS) --last-failed || \
 		$(LAB_PYTEST) $(LAB_TESTS) --last-failed
+
+# The unit tests once more, on every Python that this machine has.
+test-pythons: setup
+	scripts/test-pythons
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -66,12 +70,16 @@ bench: setup kernels registry
 # This host's apt, if it has one, fetches for what needs packages: as it is configured.
 WITH_APT = scripts/with-apt
 
-kernels: setup image network-image disk-image git-image root-images
+kernels: setup image runtime network-image disk-image git-image root-images
 	$(WITH_APT) kernel/fetch_debian.sh cloud
 	$(WITH_APT) kernel/fetch_debian.sh generic
 	kernel/build_minimal.sh
 	scripts/build_first_guest.sh
 	tests/e2e/vsock_test/build.sh
+
+# The wheels that users install, in build/wheels; the runtime's also into the environment.
+runtime: setup
+	$(WITH_APT) scripts/install_runtime.sh
 
 # The guest image, for kernels that need no modules and for Debian's cloud kernel.
 image: setup

@@ -9,6 +9,8 @@ packages="python3-venv gcc libc6-dev make flex bison bc xz-utils lz4 libelf-dev 
   qemu-system-x86 qemu-system-common busybox-static acpica-tools iproute2 passt
   erofs-utils e2fsprogs gnupg mmdebstrap"
 if command -v dpkg-query >/dev/null; then
+    # Debian 12 has it in qemu-system-common, Debian 13 in a package of its own.
+    ! apt-cache show virtiofsd >/dev/null 2>&1 || packages="$packages virtiofsd"
     missing=
     for package in $packages; do
         dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -q '^installed' ||

@@ -13,6 +13,9 @@ from voidbox.errors import HostError
 from voidbox.kvm.kvm import Kvm
 from voidbox.vmm import probe
 
+# A runtime that is installed would be what tests boot, and not what they have made.
+os.environ.setdefault("VOIDBOX_RUNTIME", "")
+
 # The same examples each time, so that a change is what makes a test fail. VOIDBOX_RANDOM=1 looks
 # for new ones.
 settings.register_profile("voidbox", derandomize="VOIDBOX_RANDOM" not in os.environ)

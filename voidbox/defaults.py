@@ -1,10 +1,20 @@
-"""The kernel and the image that a sandbox runs when none are named: those that were built last.
+"""The kernel and the images that a sandbox runs when none are named.
+
+What `voidbox setup` has made comes first: somebody asked for it. Then the voidbox-runtime
+distribution, if it is installed, and then what the scripts of a clone have built last.
+
+The runtime is a folder, the package voidbox_runtime or $VOIDBOX_RUNTIME (nothing: none):
+
+    api                                 what of it has to fit this voidbox: RUNTIME_API
+    bzImage, boot.cpio, runtime.erofs   kernel, initramfs that mounts a root, disk with the agent
+    default.erofs                       the default image
 
 The cache is a folder: $VOIDBOX_CACHE, or voidbox in $XDG_CACHE_HOME or ~/.cache.
 
     kernels/current/vmlinuz             by `voidbox setup`
     kernels/current-minimal/bzImage     by kernel/build_minimal.sh
     kernels/current-cloud/vmlinuz       by kernel/fetch_debian.sh cloud
+    images/current-default/default.erofs     the default image
     images/current-RELEASE/     by `voidbox setup` or scripts/build_guest_image.sh; RELEASE is
                                 "builtin" for kernels that need no modules
         boot.cpio, runtime.erofs     the image as a disk, and the initramfs that mounts it
@@ -24,8 +34,17 @@ _MAGIC_OFFSET = 0x202
 _KERNEL_VERSION_OFFSET, _KERNEL_VERSION_BASE = 0x20E, 0x200
 _RELEASE_BYTES_MAX = 128
 _RELEASE = re.compile(rb"[0-9][A-Za-z0-9.+_~-]*")
-_KERNELS = ("current/vmlinuz", "current-minimal/bzImage", "current-cloud/vmlinuz")
+_CHOSEN_KERNEL = "current/vmlinuz"
+_KERNELS = ("current-minimal/bzImage", "current-cloud/vmlinuz")
+DEFAULT_IMAGE = "default.erofs"
+
+# Of all that this voidbox and the guest's side of it must agree on: the agent's protocol, the disks
+# that boot.cpio looks for, the devices that the kernel has drivers for. Counted up with each change
+# after which a runtime made before does not work any more.
+RUNTIME_API = 1
+_RUNTIME_PACKAGE = "voidbox_runtime"
 _HOW_TO_GET = "pip install 'voidbox-kvm[runtime]', or voidbox setup"
+_HOW_TO_MEND = "pip install --upgrade 'voidbox-kvm[runtime]'"
 
 
 def cache_folder() -> str:
@@ -37,6 +56,50 @@ def cache_folder() -> str:
     return f"{home}/voidbox"
 
 
+def find_runtime() -> str | None:
+    """Return the folder of the runtime that is installed; None if there is none.
+
+    Raises:
+        ConfigError: it is for another voidbox, or not whole.
+    """
+    folder = os.environ.get("VOIDBOX_RUNTIME")
+    if folder is None:
+        from importlib.util import find_spec
+
+        spec = find_spec(_RUNTIME_PACKAGE)
+        folders = spec.submodule_search_locations if spec is not None and spec.origin else None
+        folder = next(iter(folders or ()), "")
+    if not folder:
+        return None
+    try:
+        with open(f"{folder}/api", encoding="ascii") as file:
+            api = file.read(16).strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder} is no runtime of voidbox: {_HOW_TO_MEND}") from error
+    if api != str(RUNTIME_API):
+        raise ConfigError(
+            f"the runtime in {folder} does not fit this voidbox (it has api {api}, not "
+            f"{RUNTIME_API}): {_HOW_TO_MEND}"
+        )
+    return folder
+
+
+def find_default_image() -> str | None:
+    """Return the path of the default image; None if there is none.
+
+    Raises:
+        ConfigError: see find_runtime.
+    """
+    cache = cache_folder()
+    built = os.path.realpath(f"{cache}/images/current-default/{DEFAULT_IMAGE}")
+    if os.path.exists(f"{cache}/kernels/{_CHOSEN_KERNEL}") and os.path.exists(built):
+        return built
+    runtime = find_runtime()
+    if runtime is not None:
+        return f"{runtime}/{DEFAULT_IMAGE}"
+    return built if os.path.exists(built) else None
+
+
 def find_kernel() -> str:
     """Return the path of the kernel to run.
 
@@ -44,6 +107,11 @@ def find_kernel() -> str:
         ConfigError: none has been built or fetched.
     """
     folder = f"{cache_folder()}/kernels"
+    if os.path.exists(f"{folder}/{_CHOSEN_KERNEL}"):
+        return f"{folder}/{_CHOSEN_KERNEL}"
+    runtime = find_runtime()
+    if runtime is not None:
+        return f"{runtime}/bzImage"
     for name in _KERNELS:
         if os.path.exists(f"{folder}/{name}"):
             return f"{folder}/{name}"
@@ -79,15 +147,29 @@ def find_root(kernel: str) -> RootFiles | None:
     Raises:
         ConfigError: nothing has been built.
     """
+    runtime = find_runtime()
+    if runtime is not None and not _has_images(kernel_release(kernel), kernel, runtime):
+        return RootFiles(f"{runtime}/boot.cpio", f"{runtime}/runtime.erofs")
     folder = os.path.realpath(_find_images(kernel))
     files = RootFiles(f"{folder}/boot.cpio", f"{folder}/runtime.erofs")
     return files if all(map(os.path.exists, files)) else None
 
 
+def _has_images(release: str, kernel: str, runtime: str) -> bool:
+    """Whether the cache, and not the runtime, has what a kernel needs: its modules, say."""
+    if os.path.dirname(os.path.abspath(kernel)) == os.path.abspath(runtime):
+        return False
+    return bool(release) and os.path.exists(_images_folder(release))
+
+
+def _images_folder(release: str) -> str:
+    return f"{cache_folder()}/images/current-{release}"
+
+
 def _find_images(kernel: str) -> str:
     folder = f"{cache_folder()}/images"
     for name in (kernel_release(kernel), "builtin"):
-        path = f"{folder}/current-{name}"
+        path = _images_folder(name)
         if name and os.path.exists(f"{path}/initramfs.cpio"):
             return path
     raise ConfigError(

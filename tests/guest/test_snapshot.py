@@ -146,23 +146,32 @@ def test_string_output_goes_on_where_it_was(tmp_path: Path) -> None:
             machine.resume()
 
 
-def timer_guest() -> bytes:
-    """Halt with interrupts on; each of the local APIC's timer is counted and asks for the next."""
+def timer_guest(is_deadline: bool) -> bytes:
+    """Halt with interrupts on; each of the local APIC's timer is counted and asks for the next.
+
+    Args:
+        is_deadline: by MSR_IA32_TSC_DEADLINE, as Linux does; else by the count register.
+    """
     lapic, idt_gpa, handler_gpa = 0xFEE0_0000, tiny.CODE_GPA + 0x1000, tiny.CODE_GPA + 0x800
 
     def store(register: int, value: int) -> bytes:  # mov edi, lapic + register; mov [edi], value
         address, number = struct.pack("<I", lapic + register), struct.pack("<I", value)
         return b"\xbf" + address + b"\xc7\x07" + number
 
-    # mov esp, 0x90000; mov dx, port
-    port = b"\xbc\x00\x00\x09\x00\x66\xba" + struct.pack("<H", COUNTER_PORT)
+    stack = b"\xbc\x00\x00\x09\x00"  # mov esp, 0x90000
+    port = b"\x66\xba" + struct.pack("<H", COUNTER_PORT)  # mov dx, port
     lidt = b"\xbf" + struct.pack("<I", tiny.CODE_GPA + 0x700) + b"\x0f\x01\x1f"
-    # The spurious vector and the enable bit, the divisor, vector 0x40 once, and a count.
-    timer = store(0xF0, 0x1FF) + store(0x3E0, 0xB) + store(0x320, 0x40) + store(0x380, 1_000_000)
+    arm = store(0x380, 1_000_000)
+    if is_deadline:  # rdtsc; add eax, 3000000; adc edx, 0; mov ecx, MSR_IA32_TSC_DEADLINE; wrmsr
+        arm = b"\x0f\x31\x05" + struct.pack("<I", 3_000_000) + b"\x83\xd2\x00"
+        arm += b"\xb9" + struct.pack("<I", 0x6E0) + b"\x0f\x30"
+    # The spurious vector and the enable bit, the divisor, vector 0x40 once or by deadline.
+    mode = 0x40040 if is_deadline else 0x40
+    timer = store(0xF0, 0x1FF) + store(0x3E0, 0xB) + store(0x320, mode) + arm
     # Without the PICs, whose lines virtio devices and the generation id raise too.
-    start = tiny.out8(0x21, 0xFF) + tiny.out8(0xA1, 0xFF) + port + lidt + timer
-    # out dx, eax; EOI; count; then, for a KVM that does not know IRET: add esp, 12; jmp to the sti
-    handler = b"\xef" + store(0xB0, 0) + store(0x380, 1_000_000) + b"\x83\xc4\x0c\xe9"
+    start = tiny.out8(0x21, 0xFF) + tiny.out8(0xA1, 0xFF) + stack + lidt + timer
+    # out dx, eax; EOI; the next; then, for a KVM that knows no IRET: add esp, 12; jmp to the sti
+    handler = port + b"\xef" + store(0xB0, 0) + arm + b"\x83\xc4\x0c\xe9"
     handler += struct.pack("<i", len(start) - 0x800 - len(handler) - 4)
     gate = struct.pack("<HHBBH", handler_gpa & 0xFFFF, 0x10, 0, 0x8E, handler_gpa >> 16)
     code = (start + b"\xfb" + tiny.HLT_FOREVER).ljust(0x700, b"\x90")
@@ -170,9 +179,10 @@ def timer_guest() -> bytes:
     return code + handler.ljust(0x800, b"\x90") + bytes(0x40 * 8) + gate
 
 
-def test_a_halted_guest_wakes_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_deadline", [False, True], ids=["count", "deadline"])
+def test_a_halted_guest_wakes_up(tmp_path: Path, is_deadline: bool) -> None:
     """The timer that was running when the guest was saved wakes it after the restore."""
-    config = config_of(tmp_path, timer_guest(), pvh=True)
+    config = config_of(tmp_path, timer_guest(is_deadline), pvh=True)
     with Machine(config) as machine:
         register = Register()
         machine._ports.attach(COUNTER_PORT, 4, register)
@@ -204,13 +214,30 @@ def test_all_that_kvm_keeps_comes_back(tmp_path: Path) -> None:
         with paused_copy(machine, config, tmp_path / "snap") as copy:
             msrs = kvm_state.saved_msrs(machine._kvm)
             saved = kvm_state.read(machine._vm, machine._handles, msrs)
+            # As of a guest that has been up for days: one that starts at 0 will not do.
+            first = saved.vcpus[0]._replace(
+                mp_state=3,  # KVM_MP_STATE_HALTED
+                debugregs=_with(saved.vcpus[0].debugregs, 0, b"\x00\x10"),  # db[0]
+                # xmm0 in the legacy area, and the bit that says that it is there
+                xsave=_with(_with(saved.vcpus[0].xsave, 160, b"xmm0"), 512, b"\x03"),
+            )
+            saved = saved._replace(
+                clock_ns=saved.clock_ns + 10**15,
+                vcpus=(first, *saved.vcpus[1:]),
+                pit=_with(saved.pit, 0, b"\x34\x12"),  # channel 0's count
+            )
             kvm_state.write(copy._vm, copy._handles, saved)
             again = kvm_state.read(copy._vm, copy._handles, msrs)
-            assert again.clock_ns >= saved.clock_ns
+            assert 0 <= again.clock_ns - saved.clock_ns < 60_000_000_000, "kvmclock"
             for before, after in zip(saved.vcpus, again.vcpus, strict=True):
                 assert after.tsc >= before.tsc
                 assert after._replace(tsc=0, tsc_offset=0) == before._replace(tsc=0, tsc_offset=0)
             assert again.irqchips == saved.irqchips
+            assert again.pit[:2] == saved.pit[:2]
+
+
+def _with(data: bytes, at: int, new: bytes) -> bytes:
+    return data[:at] + new + data[at + len(new) :]
 
 
 def test_cpuid_that_was_read_can_be_set(tmp_path: Path) -> None:
@@ -331,6 +358,8 @@ def test_disks_are_copied_with_the_machine(tmp_path: Path, is_own: bool) -> None
     with Machine(config) as machine:
         attach_counter(machine)
         machine.start()
+        # Written and not flushed: which clusters an overlay has is still in memory alone.
+        machine._disks[0]._backend.write([memoryview(b"w" * 4096)], 8192, 4096)
         machine.snapshot(path)
         with pytest.raises(HostError, match="File exists"):
             Machine.from_snapshot(path, config)
@@ -345,6 +374,9 @@ def test_disks_are_copied_with_the_machine(tmp_path: Path, is_own: bool) -> None
             attach_counter(copy)
             copy.start()
             assert Path(new).read_bytes() == own.read_bytes()
+            read = bytearray(4096)
+            copy._disks[0]._backend.read([memoryview(read)], 8192, 4096)
+            assert read == b"w" * 4096
 
 
 def test_snapshots_of_restored_machines_do_not_rest_on_the_first(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ def _check_guest() -> Iterator[Check]:
     try:
         files = defaults.find_root(kernel)
         image = files.runtime if files is not None else defaults.find_image(kernel)
+        if files is not None:
+            image = defaults.find_default_image() or image
     except ConfigError as error:
         found, todo = _split(error)
         yield Check("image", FAIL, found, todo)

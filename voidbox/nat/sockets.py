@@ -146,7 +146,8 @@ class TcpSocket(_Watched):
     def watch(self, readable: bool, writable: bool) -> None:
         """See Stream."""
         mask = (_IN if readable else 0) | (_OUT if writable else 0)
-        if mask != self._mask and self.is_connected:
+        # One of which nothing was wanted yet need not be on the loop for that.
+        if mask != (self._mask or 0) and self.is_connected:
             self._register(mask)
 
     def is_broken(self) -> bool:
@@ -329,7 +330,7 @@ def _local_places(path: str) -> set[str]:
     try:
         with open(path, encoding="ascii") as file:
             return {line.split()[1] for line in file}
-    except FileNotFoundError:  # no IPv6
+    except OSError:  # no IPv6, or no /proc
         return set()
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from voidbox.net import wire
 from voidbox.net.addresses import NetworkConfig
+from voidbox.net.sharing import Sharing
 from voidbox.net.wire import Ip, Link
 
 FRAMES_MAX = 256  # small frames that wait for the guest's buffers
@@ -66,6 +67,7 @@ class Line:
         frames: ready to go, before any flow.
         pending: flows with something to send.
         is_stalled: the guest had no buffer for the last frame.
+        sharing: how streams in both directions share it.
         dropped: what was not served or not said, by reason.
         on_note: takes a line for the log, about what a user may have to know.
         frames_to_guest, bytes_to_guest: so far.
@@ -79,6 +81,7 @@ class Line:
         self.frames: deque[bytes] = deque()
         self.pending: deque[Flow] = deque()
         self.is_stalled = False
+        self.sharing = Sharing()
         self.dropped: Counter[str] = Counter()
         self.on_note: Callable[[str], None] = lambda text: None
         self.frames_to_guest = self.bytes_to_guest = 0

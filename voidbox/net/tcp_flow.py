@@ -17,7 +17,9 @@ from typing import Any
 from voidbox.buffers import clip, skip, write_bytes
 from voidbox.net.host import RESET, Stream
 from voidbox.net.line import Line, RxFrames
+from voidbox.net.sharing import STREAM_BYTES_MIN
 from voidbox.net.tcp import MSS, WSCALE, Connection
+from voidbox.net.tcp_outgoing import U32
 from voidbox.net.tcp_wire import (
     HEADER_BYTES,
     TCP_ACK,
@@ -36,7 +38,7 @@ BATCH_BYTES_MIN = 4 * MSS
 _SMALL_BYTES, _CHUNK_BYTES = 1024, 4096  # what is smaller is put together, up to so much
 _HELD_CHUNK_BYTES = 65536
 
-TimerEntry = list[Any]  # [when, order, flow or None]: see Stack._watch_time
+TimerEntry = list[Any]  # [when, order, flow or None]: see TcpTable._watch_time
 
 
 class Kept:
@@ -144,7 +146,7 @@ class TcpFlow:
         self._on_change = on_change
         self._held: deque[bytearray] = deque()
         self._kept = Kept()
-        self._kept_seq = (connection.iss + 1) & 0xFFFF_FFFF  # of the first byte in _kept
+        self._kept_seq = (connection.iss + 1) & U32  # of the first byte in _kept
         self._batch_bytes = BATCH_BYTES_MIN
 
     @property
@@ -233,11 +235,11 @@ class TcpFlow:
         return True
 
     def _forget_acknowledged(self) -> None:
-        acknowledged = (self.connection.snd_una - self._kept_seq) & 0xFFFF_FFFF
+        acknowledged = (self.connection.snd_una - self._kept_seq) & U32
         if 0 < acknowledged <= self._kept.size + 1:  # one more for our FIN
             acknowledged = min(acknowledged, self._kept.size)
             self._kept.drop(acknowledged)
-            self._kept_seq = (self._kept_seq + acknowledged) & 0xFFFF_FFFF
+            self._kept_seq = (self._kept_seq + acknowledged) & U32
 
     def _to_host(self, frame: list[memoryview], start: int, length: int) -> None:
         """Hand the guest's data on; keep what is not taken at once."""
@@ -245,6 +247,8 @@ class TcpFlow:
             payload = [frame[0][start : start + length]]
         else:
             payload = clip(skip(frame, start), length)
+        if length >= STREAM_BYTES_MIN:
+            self._line.sharing.took(length, self.connection.last_ns)
         sent = 0
         if not self._held and self.stream is not None:
             taken = self.stream.send(payload)
@@ -275,7 +279,11 @@ class TcpFlow:
             return True
         if connection.snd_nxt != connection.snd_max and connection.again_bytes():
             return True
-        return self.readable and connection.sends_data and connection.room() > 0
+        return self.readable and connection.sends_data and self._room() > 0
+
+    def _room(self) -> int:
+        sharing = self._line.sharing
+        return self.connection.room(sharing.flight_bytes_max if sharing.is_active else U32)
 
     @property
     def holds_data(self) -> bool:
@@ -287,7 +295,7 @@ class TcpFlow:
         """Whether there is data that the guest's window has no room for."""
         connection = self.connection
         has_data = connection.has_rewound or (self.readable and connection.sends_data)
-        return has_data and connection.room() == 0
+        return has_data and self._room() == 0
 
     def transmit(self, rx: RxFrames, now_ns: int) -> bool:
         """Send the next frame, if there is one; False if the guest has no buffer for it."""
@@ -297,7 +305,7 @@ class TcpFlow:
             if size:
                 return self._send_again(rx, size, now_ns)
         if self.readable and connection.sends_data and not connection.syn_due:
-            room = connection.room()
+            room = self._room()
             if room:
                 done = self._send_new(rx, room, now_ns)
                 if done is not None:
@@ -340,6 +348,8 @@ class TcpFlow:
             elif count == RESET:
                 connection.abort()
             return None
+        if self._line.sharing.is_active:
+            self._line.sharing.gave(count)
         if count < wanted:
             # A short read left the socket empty; if not, level-triggered epoll says so.
             self.readable = False
@@ -356,7 +366,7 @@ class TcpFlow:
         buffers = rx.reserve(HEADER_BYTES + size)
         if buffers is None:
             return False
-        offset = (connection.snd_nxt - self._kept_seq) & 0xFFFF_FFFF
+        offset = (connection.snd_nxt - self._kept_seq) & U32
         data = self._kept.read(offset, size)
         write_bytes(skip(buffers, HEADER_BYTES), data)
         seq = connection.send_data(len(data), now_ns)

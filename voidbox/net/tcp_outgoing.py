@@ -184,14 +184,17 @@ class Outgoing:
         """Whether the guest has said that it sent everything."""
         return self.ended_by_fin or self.state in GUEST_ENDED
 
-    def room(self) -> int:
+    def room(self, flight_bytes_max: int = U32) -> int:
         """How many bytes of new data may be sent now.
 
         Less than a segment only when nothing is in flight (§3.8.6.2.1), and never more than the
         owner keeps until it is acknowledged.
+
+        Args:
+            flight_bytes_max: the most that may be in flight, whatever the guest's window says.
         """
         in_flight = (self.snd_nxt - self.snd_una) & U32
-        room = min(self.snd_wnd, self._send_bytes) - in_flight
+        room = min(self.snd_wnd, self._send_bytes, flight_bytes_max) - in_flight
         if room < self.mss and in_flight:
             return 0
         return max(0, room)

@@ -302,18 +302,20 @@ class TcpTable:
 
     def _settle(self, flow: TcpFlow) -> None:
         """Draw the consequences of whatever has just happened to a connection."""
-        connection = flow.connection
+        connection, line = flow.connection, self._line
         if connection.state is CLOSED:
             self._end(flow)
             return
+        if line.sharing.is_active:
+            line.sharing.look(self._now_ns)
         if not flow.is_queued:
             if flow.has_pending:
-                self._line.enqueue(flow)
+                line.enqueue(flow)
             elif flow.waits_for_window:
                 connection.await_window(self._now_ns)
         # Not for one that is served at once: to disarm the socket and to arm it again costs two
         # system calls for each answer.
-        if not flow.is_queued or self._line.is_stalled or flow.holds_data:
+        if not flow.is_queued or line.is_stalled or flow.holds_data:
             flow.update_watch()
         entry = flow.timer
         if entry is None or (connection.deadline_ns or 0) < entry[0]:

@@ -1,4 +1,4 @@
-"""What a sandbox boots from: an image of the store, a file, or what was built last."""
+"""What a sandbox boots from: an image of the store, a file, or one of our own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from voidbox.sandbox.session import WORKDIR
 if TYPE_CHECKING:  # most sandboxes do without the store
     from voidbox.images.config import ImageConfig
 
+DEFAULT, TINY = "default", "tiny"  # our own images
+_DEFAULT_USER = "sandbox"
 _PATH = re.compile(r"(?:[/~]|\.{1,2}/).*|.*\.cpio(?:\.[a-z0-9]+)?", re.DOTALL)
 
 
@@ -69,7 +71,8 @@ def choose(
 
     Args:
         image: the name of an image in the store; or a file, if it is no str, begins with /, ./, ../
-            or ~, or ends in .cpio: an image's file system, or an initramfs. None: our own image.
+            or ~, or ends in .cpio: an image's file system, or an initramfs. None, or "default": our
+            own image. "tiny": the one that brings the agent, with Python and busybox alone.
         disk_bytes: of the disk that takes what the guest writes; 0: its memory does.
         state_folder: of the store; None for the user's own.
 
@@ -79,8 +82,11 @@ def choose(
     """
     if disk_bytes is not None:
         disk_bytes = check_disk_bytes(disk_bytes)
-    if image is None:
-        return _choose_own(kernel, disk_bytes)
+    if image in (None, DEFAULT):
+        return _choose_default(kernel, disk_bytes)
+    if image == TINY:
+        return _choose_tiny(kernel, disk_bytes)
+    assert image is not None
     if not isinstance(image, str) or _PATH.fullmatch(image):
         path = os.path.abspath(os.path.expanduser(image))
         _check_file(path)
@@ -122,11 +128,20 @@ def _check_file(path: str) -> None:
         )
 
 
-def _choose_own(kernel: str, disk_bytes: int | None) -> Choice:
+def _choose_default(kernel: str, disk_bytes: int | None) -> Choice:
+    """Return our image; where only the tiny one has been built, that."""
+    path = defaults.find_default_image()
+    if path is None or defaults.find_root(kernel) is None:
+        return _choose_tiny(kernel, disk_bytes)
+    root = _on_disks(kernel, disk_bytes, path)
+    return Choice(DEFAULT, root._replace(user=_DEFAULT_USER, workdir=WORKDIR))
+
+
+def _choose_tiny(kernel: str, disk_bytes: int | None) -> Choice:
     files = defaults.find_root(kernel)
     if files is None:  # built by an older voidbox
         return choose_initramfs(defaults.find_image(kernel), disk_bytes)
-    return Choice(files.runtime, Root(files.boot, files.runtime, disk_bytes=disk_bytes or 0))
+    return Choice(TINY, Root(files.boot, files.runtime, disk_bytes=disk_bytes or 0))
 
 
 def _on_disks(kernel: str, disk_bytes: int | None, image: str) -> Root:

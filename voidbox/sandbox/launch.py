@@ -55,7 +55,7 @@ def wake(store: Store, id: str, parent_fd: int | None = None, owner: str = OWNER
     if parent_fd is None and record.is_owned:
         record = store.update(id, is_owned=False)
     try:
-        launch(store, record, parent_fd, owner, keeps=True)
+        launch(store, record, parent_fd, owner=owner, keeps=True)
     except BaseException:
         store.clean()
         raise

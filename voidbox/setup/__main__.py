@@ -1,6 +1,7 @@
-"""What the scripts of a clone call: one kernel, or one guest image; the path is printed.
+"""What the scripts of a clone call: one kernel, or one image; its path is printed.
 
 python -m voidbox.setup kernel [cloud|generic]
+python -m voidbox.setup default [--with PACKAGE]…
 python -m voidbox.setup image [--kernel FILE] [--with PACKAGE]… [--add HOSTPATH:GUESTPATH]…
                               [--output FILE]
 """
@@ -16,6 +17,7 @@ from voidbox.errors import VoidboxError
 from voidbox.images.progress import INSTALL, ImageProgress
 from voidbox.setup.added import parse_added
 from voidbox.setup.archive import ArchiveOptions, open_archive
+from voidbox.setup.default_image import IMAGE, build_default_image
 from voidbox.setup.errors import SetupError
 from voidbox.setup.guest_image import INITRAMFS, build_guest_image, copy_output, find_modules
 from voidbox.setup.kernel import FLAVOURS, fetch_kernel
@@ -28,7 +30,7 @@ def main(argv: list[str]) -> int:
     options = _make_options().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing half done is left either
     try:
-        print(_kernel(options) if options.action == "kernel" else _image(options))
+        print(_ACTIONS[options.action](options))
     except VoidboxError as error:
         print(f"{options.action}: {error}", file=sys.stderr)
         return 1
@@ -52,8 +54,13 @@ def _make_options() -> argparse.ArgumentParser:
         "--add", action="append", default=[], metavar="HOSTPATH:GUESTPATH",
         help="a file or folder of this machine",
     )  # fmt: skip
+    default = actions.add_parser("default", allow_abbrev=False, help="build the default image")
+    default.add_argument(
+        "--with", dest="packages", action="append", default=[], metavar="PACKAGE",
+        help="a Debian package more, with all that it depends on",
+    )  # fmt: skip
     image.add_argument("--output", metavar="FILE", help="a copy of the image as an initramfs")
-    for sub in (kernel, image):
+    for sub in (kernel, image, default):
         sub.add_argument("--suite", default=DEFAULT_SUITE, metavar="NAME", help="Debian's release")
         sub.add_argument("--mirror", metavar="URL", help="where packages come from")
         sub.add_argument("--refresh", action="store_true", help="ask for new lists of packages")
@@ -81,6 +88,17 @@ def _image(options: argparse.Namespace) -> str:
         return f"{folder}/{INITRAMFS}"
     copy_output(folder, output)
     return output
+
+
+def _default(options: argparse.Namespace) -> str:
+    for name in options.packages:
+        check_name(name)
+    with open_archive(_archive(options), _tell) as archive:
+        folder = build_default_image(archive, options.packages, report=_tell)
+    return f"{folder}/{IMAGE}"
+
+
+_ACTIONS = {"kernel": _kernel, "image": _image, "default": _default}
 
 
 def _archive(options: argparse.Namespace) -> ArchiveOptions:

@@ -4,6 +4,7 @@ same packages, whoever makes it. Side by side there are
     runtime.erofs   the image, as a disk; also what brings the agent to other images
     boot.cpio       the initramfs that mounts it, see guest/boot_init.sh
     initramfs.cpio  the image once more, as an initramfs: all of it is the guest's memory
+    packages.json   what is in it: packages, versions, sources, licences
 
 in images/guest-RELEASE-KEY of the cache, and images/current-RELEASE leads to the last plain one.
 """
@@ -15,7 +16,7 @@ import importlib.resources
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from voidbox.boot import newc
@@ -26,6 +27,7 @@ from voidbox.images.tree import Regular, Special, Symlink, Tree, encode, file_ty
 from voidbox.setup import guest_tree, modules
 from voidbox.setup.added import Added
 from voidbox.setup.archive import Archive
+from voidbox.setup.contents import describe, write_contents
 from voidbox.setup.deb import unpack_deb
 from voidbox.setup.errors import SetupError
 from voidbox.setup.files import failure, make_folder
@@ -123,9 +125,9 @@ def build_guest_image(
         paths = archive.download([*base, *tools, *more])
         with new_folder(folder) as work:
             os.mkdir(f"{work}/image")
-            counts = len(base), len(base) + len(tools)
-            root = [*paths[: counts[0]], *paths[counts[1] :]]
-            _build(f"{work}/image", work, root, paths[slice(*counts)], own, beside, added)
+            path_of = dict(zip([*base, *tools, *more], paths, strict=True))
+            unpacked = _Packages([*base, *more], tools, path_of)
+            _build(f"{work}/image", work, unpacked, own, beside, added)
             publish(f"{work}/image", target)
     # What more packages and files make of it is not for everybody.
     if is_current or (is_current is None and not packages and not added):
@@ -213,16 +215,28 @@ def _listing(folder: str) -> Iterator[str]:
             yield f"{os.path.relpath(path, folder)}/{name} {os.stat(f'{path}/{name}').st_size}"
 
 
+class _Packages(NamedTuple):
+    """What an image is made of.
+
+    Attributes:
+        root, tools: packages of the image, and those of which only the tools for disks are taken.
+        paths: of their files.
+    """
+
+    root: Sequence[Package]
+    tools: Sequence[Package]
+    paths: Mapping[Package, str]
+
+
 def _build(
     target: str,
     work: str,
-    debs: Sequence[str],
-    tools: Sequence[str],
+    packages: _Packages,
     own: dict[str, bytes],
     kernel: Kernel,
     added: Sequence[Added],
 ) -> None:
-    """Write the three files of an image into a folder."""
+    """Write the files of an image into a folder."""
     needed = {modules.LIST: b""}
     needed_at_boot = dict(needed)
     if kernel.modules:
@@ -230,18 +244,24 @@ def _build(
         needed_at_boot = modules.guest_files(kernel.config, kernel.modules, is_boot=True)
     with Tree(work) as tree, Tree(work) as disk_tools, Tree(work) as boot:
         guest_tree.begin(tree)
-        for path in debs:
-            unpack_deb(tree, path)
+        for package in packages.root:
+            unpack_deb(tree, packages.paths[package])
+        contents = describe(tree, packages.root)
         guest_tree.finish(tree, own, needed)
         for one in added:
             one.put_into(tree)
-        guest_tree.compile_python(tree, work)
+        python = guest_tree.find_python(tree)
+        folders = (f"usr/lib/{python}", guest_tree.AGENT)
+        guest_tree.compile_python(tree, work, folders, guest_tree.WHOLE)
         settle(tree)
         guest_tree.boot_tree(boot, tree, own, needed_at_boot)
         _write_cpio(boot, f"{target}/{BOOT}")
         merged_root(disk_tools)
-        for path in tools:
-            unpack_deb(disk_tools, path)
+        for package in packages.tools:
+            unpack_deb(disk_tools, packages.paths[package])
+        names = {package.name for package in packages.root}
+        contents += describe(disk_tools, [one for one in packages.tools if one.name not in names])
+        write_contents(target, contents)
         _write_initramfs(tree, f"{target}/{INITRAMFS}")
         guest_tree.add_disk_tools(tree, disk_tools)
         write_tree(tree, f"{target}/{RUNTIME}")

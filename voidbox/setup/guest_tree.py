@@ -6,7 +6,7 @@ import importlib.resources
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources.abc import Traversable
 
 from voidbox.images.tree import Regular, Special, Symlink, Tree
@@ -83,7 +83,7 @@ _OTHERS_MODPROBE = """\
 #!/.voidbox/usr/bin/busybox sh
 exec /.voidbox/usr/bin/busybox chroot /.voidbox /usr/sbin/modprobe "$@"
 """
-_WHOLE = """\
+WHOLE = """\
 import sys
 sys.path.insert(0, sys.argv[1])
 import guest_agent.server, guest_agent.boot, guest_agent.relay, hashlib
@@ -131,14 +131,14 @@ def finish(tree: Tree, own: Mapping[str, bytes], modules: Mapping[str, bytes]) -
         SetupError: something of the packages is not as it should be.
     """
     python = find_python(tree)
-    _certificates(tree)
+    add_certificates(tree)
     for path in _LEFT_OUT:
         remove(tree, path)
     for name in names(tree, f"usr/lib/{python}"):
         if name in _PYTHON_LEFT_OUT or name.startswith("config-3"):
             remove(tree, f"usr/lib/{python}/{name}")
     remove_all(tree, "__pycache__")
-    _busybox_links(tree)
+    add_busybox_links(tree)
     for name in ("python", "python3"):
         tree.put(f"usr/bin/{name}", Symlink(target=python))
     for path, text in _FILES.items():
@@ -177,13 +177,14 @@ def find_python(tree: Tree) -> str:
     raise SetupError("the packages bring no Python")
 
 
-def _certificates(tree: Tree) -> None:
+def add_certificates(tree: Tree) -> None:
+    """Put all certificates of ca-certificates into the file where programs look for them."""
     folder = "usr/share/ca-certificates/mozilla"
     found = [read(tree, f"{folder}/{name}") for name in names(tree, folder)]
     put_bytes(tree, "etc/ssl/certs/ca-certificates.crt", b"".join(filter(None, found)))
 
 
-def _busybox_links(tree: Tree) -> None:
+def add_busybox_links(tree: Tree) -> None:
     """Make busybox's links where they belong: the kernel calls /sbin/modprobe, scripts /sbin/ip."""
     for applet in _applets(tree):
         folder, _, name = applet.rpartition("/")
@@ -226,11 +227,13 @@ def _run(command: list[str], program: str) -> subprocess.CompletedProcess[bytes]
     return done
 
 
-def compile_python(tree: Tree, work: str) -> None:
-    """Compile what Python a guest image has, by its own Python, which shows too that it starts.
+def compile_python(tree: Tree, work: str, folders: Sequence[str], check: str) -> None:
+    """Compile what Python an image has, by its own Python, which shows too that it starts.
 
     Args:
         work: a folder of the host for the image's files; in it, `root` must be free.
+        folders: whose files are compiled.
+        check: a program that fails if something is missing.
     Raises:
         SetupError: its Python does not run, or something that it needs is missing.
         OSError: writing failed.
@@ -239,11 +242,10 @@ def compile_python(tree: Tree, work: str) -> None:
     write_node(tree.root, root)
     loader = [f"{root}/{_LOADER}", "--library-path", f"{root}/{_LIBRARIES}"]
     command = [*loader, f"{root}/usr/bin/{python}"]
-    folders = [f"usr/lib/{python}", AGENT]
     # -B: what it imports for that leaves no files of another kind.
     words = ["-B", "-m", "compileall", "-q", "-s", root, "-p", "/"]
     words += ["--invalidation-mode", "unchecked-hash", *(f"{root}/{name}" for name in folders)]
-    for arguments in (words, ["-IBS", "-c", _WHOLE, f"{root}/{AGENT}"]):
+    for arguments in (words, ["-IB", "-c", check, f"{root}/{AGENT}"]):
         environment = {"PYTHONHOME": f"{root}/usr", "LC_ALL": "C.UTF-8"}
         done = subprocess.run(
             [*command, *arguments], env=environment, stdin=subprocess.DEVNULL,

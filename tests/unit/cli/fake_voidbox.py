@@ -14,6 +14,7 @@ from voidbox.cli import main
 from voidbox.sandbox import launch
 
 launch.launch = partial(launch.launch, owner=FAKE_OWNER)
+launch.wake = partial(launch.wake, owner=FAKE_OWNER)
 if "FAKE_WORKSPACE" in os.environ:
     from voidbox.sandbox.workspace import copying
 

@@ -176,6 +176,29 @@ print(resource.getrlimit(resource.RLIMIT_CORE), resource.getrlimit(resource.RLIM
     assert done.stdout == "(0, 0) (1048576, 1048576)\n", done.stderr
 
 
+@needs_namespaces
+def test_a_limit_of_tasks_counts_those_of_the_namespace_alone() -> None:
+    done = child.run(
+        """
+import threading, time
+from voidbox.jail import namespaces, privileges
+namespaces.enter(("user",))
+privileges.drop_capabilities()
+privileges.limit(nproc=10)
+made, go = [], threading.Event()
+try:
+    for _ in range(20):
+        made.append(threading.Thread(target=go.wait))
+        made[-1].start()
+except RuntimeError:
+    made.pop()
+go.set()
+print(0 < len(made) < 10 or len(made) == 20 and __import__("os").geteuid() == 0)
+"""
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_each_layer_is_tried_and_its_failure_told() -> None:
     trials = {one.layer: one for one in trial.run_all()}
     assert set(trials) == {trial.SECCOMP, trial.LANDLOCK, trial.NAMESPACES, trial.MOUNT}

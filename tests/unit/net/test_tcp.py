@@ -27,6 +27,7 @@ from tests.unit.net.world import (
 )
 from voidbox.net import tcp_table
 from voidbox.net.flow_state import FlowState
+from voidbox.net.sharing import FLIGHT_BYTES_MAX, FLIGHT_BYTES_MIN
 from voidbox.net.tcp import Connection
 from voidbox.net.tcp_flow import Kept
 from voidbox.net.tcp_outgoing import U32, Outgoing
@@ -1534,6 +1535,48 @@ def test_a_reset_of_the_device_ends_everything() -> None:
     assert finished is not None and not finished.was_reset  # here it is
     world.check()
     world.open(1000)
+
+
+# --- both ways at once ----------------------------------------------------------------------------
+
+
+def test_streams_both_ways_share_the_line() -> None:
+    """Else the acknowledgements of the guest's own data would wait behind megabytes."""
+    world = World(has_csum=True, has_tso=True)
+    down, _ = world.open(1000, options=b"\x03\x03\x07\x01", window=60000)
+    up, up_iss = world.open(1001, options=b"\x03\x03\x07\x01", window=60000)
+    sent = 0
+
+    def in_flight() -> int:
+        world.take()
+        connection = world.flows[0].connection
+        return (connection.snd_nxt - connection.snd_una) & U32
+
+    def acknowledge(size: int, count: int = 1) -> None:
+        """The guest works off what it got, and sends something in between."""
+        nonlocal sent
+        down.gives += bytes(4_000_000)
+        end = world.flows[0].connection.snd_nxt
+        world.send(tcp(1000, 80, 1001, end, ACK, 60000), needs_csum=True)
+        for _ in range(count):
+            frame = tcp(1001, 80, 1001 + sent, up_iss + 1, ACK, 60000, b"x" * size)
+            world.send(frame, needs_csum=True)
+            world.take()
+            sent += size
+        world.wait(0.021)
+
+    acknowledge(1)
+    assert in_flight() == FLIGHT_BYTES_MAX  # all that is kept for it
+    for _ in range(10):
+        acknowledge(9000)
+    assert FLIGHT_BYTES_MIN - 1460 < in_flight() <= FLIGHT_BYTES_MIN
+    for _ in range(3):  # the guest's stream takes its share, and more
+        acknowledge(60000, 9)
+    assert in_flight() > FLIGHT_BYTES_MIN
+    for _ in range(4):  # requests and what is small are no stream
+        acknowledge(1)
+    assert in_flight() == FLIGHT_BYTES_MAX
+    assert len(up.got) == sent
 
 
 # --- the parts ----------------------------------------------------------------------------------

@@ -104,11 +104,15 @@ class FakeMachine:
         extra: dict[str, bytes],
         on_frozen: Callable[[], object],
     ) -> str:
-        mode = os.environ.get("FAKE_SNAPSHOT", "")
+        mode = os.environ.get("VOIDBOX_FAKE_SNAPSHOT", "")
         part = f"{folder}.part"
         os.mkdir(part, 0o700)
         if mode == "full":
             raise HostError("cannot write memory: No space left on device", 28)
+        if mode == "dies":  # killed by somebody, and a while later the snapshot knows
+            self.stop()
+            time.sleep(0.5)
+            raise HostError("the machine has ended")
         if mode == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if not stop:
@@ -264,7 +268,7 @@ class FakeGuest:
             raise ZeroDivisionError("a bug")
         if self._options.mode == "nervous":  # notices a dead agent within a second
             owner.Heartbeat = _nervous  # type: ignore[misc, assignment]
-        problem = os.environ.get("FAKE_RESTORE") if snapshot is not None else None
+        problem = os.environ.get("VOIDBOX_FAKE_RESTORE") if snapshot is not None else None
         if problem == "bad":
             raise HostError("the snapshot is of another CPU")
         if problem == "killed":

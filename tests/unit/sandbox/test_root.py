@@ -34,6 +34,7 @@ FILES = defaults.RootFiles("/c/boot.cpio", "/c/runtime.erofs")
 def built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(defaults, "find_root", lambda kernel: FILES)
     monkeypatch.setattr(defaults, "find_image", lambda kernel: "/c/initramfs.cpio")
+    monkeypatch.setattr(defaults, "find_default_image", lambda: "/c/default.erofs")
 
 
 @pytest.fixture
@@ -50,9 +51,23 @@ def erofs(path: Path) -> Path:
 # --- what is chosen ----------------------------------------------------------------------------
 
 
-def test_our_own_image_writes_to_memory_unless_it_gets_a_disk() -> None:
-    assert choose(None, "/k") == Choice("/c/runtime.erofs", Root(*FILES))
-    choice = choose(None, "/k", disk_bytes=1 << 30)
+@pytest.mark.parametrize("word", [None, "default"])
+def test_our_own_image_has_a_disk_and_a_user(word: str | None) -> None:
+    choice = choose(word, "/k")
+    root = Root(*FILES, "/c/default.erofs", DISK_BYTES_DEFAULT, "", "sandbox", "/workspace")
+    assert choice == Choice("default", root)
+    assert (choice.user(None), choice.workdir(None)) == ("sandbox", "/workspace")
+    assert choose(word, "/k", disk_bytes=0).root == root._replace(disk_bytes=0)
+
+
+def test_where_only_the_tiny_image_was_built_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "find_default_image", lambda: None)
+    assert choose(None, "/k") == choose("tiny", "/k")
+
+
+def test_the_tiny_image_writes_to_memory_unless_it_gets_a_disk() -> None:
+    assert choose("tiny", "/k") == Choice("tiny", Root(*FILES))
+    choice = choose("tiny", "/k", disk_bytes=1 << 30)
     assert choice.root is not None and choice.root.disk_bytes == 1 << 30
     # Nothing of it is the image's: the agent knows.
     assert (choice.user(None), choice.workdir(None), choice.envs({})) == (None, None, {})

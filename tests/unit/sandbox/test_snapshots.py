@@ -104,7 +104,7 @@ def test_a_guest_that_does_not_adopt_is_ended(
     boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     id = save(boxes, boxes.launch())
-    monkeypatch.setenv("FAKE_RESTORE", "no-adopt")
+    monkeypatch.setenv("VOIDBOX_FAKE_RESTORE", "no-adopt")
     wanted = boxes.store.create(record_of(shelf(boxes).find(id).record))
     with pytest.raises(AgentError, match="did not become one of its own, and was ended"):
         launching.launch(boxes.store, wanted, owner=FAKE_OWNER)
@@ -125,7 +125,7 @@ def test_a_name_is_taken_once(boxes: Sandboxes) -> None:
 
 
 def test_two_at_once_are_refused(boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_SNAPSHOT", "slow")
+    monkeypatch.setenv("VOIDBOX_FAKE_SNAPSHOT", "slow")
     box = boxes.launch()
     made: list[str] = []
     thread = threading.Thread(target=lambda: made.append(save(boxes, box)))
@@ -141,7 +141,7 @@ def test_two_at_once_are_refused(boxes: Sandboxes, monkeypatch: pytest.MonkeyPat
 def test_a_full_disk_leaves_nothing_and_the_sandbox_goes_on(
     boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FAKE_SNAPSHOT", "full")
+    monkeypatch.setenv("VOIDBOX_FAKE_SNAPSHOT", "full")
     box = boxes.launch()
     with pytest.raises(HostError, match="No space left"):
         save(boxes, box)
@@ -157,7 +157,7 @@ def test_a_full_disk_leaves_nothing_and_the_sandbox_goes_on(
 def test_a_process_that_is_killed_leaves_nothing_listed(
     boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FAKE_SNAPSHOT", "killed")
+    monkeypatch.setenv("VOIDBOX_FAKE_SNAPSHOT", "killed")
     box = boxes.launch()
     with pytest.raises(AgentError):
         save(boxes, box)
@@ -286,14 +286,14 @@ def test_one_that_cannot_be_woken_stays_suspended(
     box = boxes.launch()
     suspend(boxes, box)
     for problem in ("bad", "no-adopt"):
-        monkeypatch.setenv("FAKE_RESTORE", problem)
+        monkeypatch.setenv("VOIDBOX_FAKE_RESTORE", problem)
         with pytest.raises((HostError, AgentError)):
             wake(boxes, box)
         found = boxes.store.read(box.id)
         assert found.state is State.SUSPENDED
         assert "could not be woken" in found.reason
         assert os.path.isdir(boxes.store.path(box.id, "suspended"))
-    monkeypatch.delenv("FAKE_RESTORE")
+    monkeypatch.delenv("VOIDBOX_FAKE_RESTORE")
     assert wake(boxes, box).state is State.RUNNING
     assert boxes.store.read(box.id).reason == ""
 
@@ -303,7 +303,7 @@ def test_a_process_killed_while_it_wakes_leaves_it_suspended(
 ) -> None:
     box = boxes.launch()
     suspend(boxes, box)
-    monkeypatch.setenv("FAKE_RESTORE", "killed")
+    monkeypatch.setenv("VOIDBOX_FAKE_RESTORE", "killed")
     with pytest.raises(HostError):
         wake(boxes, box)
     assert boxes.store.clean() == []
@@ -317,6 +317,18 @@ def test_a_suspended_sandbox_ends_by_request(boxes: Sandboxes) -> None:
     assert not os.path.exists(boxes.store.path(box.id, "suspended"))
     with pytest.raises(ConfigError, match="stopped cannot be woken"):
         wake(boxes, box)
+
+
+def test_one_killed_while_it_is_suspended_has_ended(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VOIDBOX_FAKE_SNAPSHOT", "dies")
+    box = boxes.launch()
+    with pytest.raises(HostError, match="the machine has ended"):
+        boxes.control(box).request("suspend")
+    found = boxes.wait_ended(box)
+    assert found.state is State.STOPPED
+    assert not os.path.exists(boxes.store.path(box.id, "suspended"))
 
 
 def test_one_that_removes_itself_is_not_suspended(boxes: Sandboxes) -> None:
@@ -396,7 +408,7 @@ def test_a_template_that_fails_is_set_aside_and_the_sandbox_boots(
 ) -> None:
     boxes.launch(**kind(boxes))
     (key,) = wait_for_template(boxes)
-    monkeypatch.setenv("FAKE_RESTORE", problem)
+    monkeypatch.setenv("VOIDBOX_FAKE_RESTORE", problem)
     box = boxes.launch(**kind(boxes))
     assert box.state is State.RUNNING
     assert "so the sandbox boots" in log_of(boxes, box)
@@ -410,7 +422,7 @@ def test_a_template_that_fails_is_set_aside_and_the_sandbox_boots(
 def test_a_full_disk_is_no_reason_not_to_start(
     boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FAKE_SNAPSHOT", "full")
+    monkeypatch.setenv("VOIDBOX_FAKE_SNAPSHOT", "full")
     box = boxes.launch(**kind(boxes))
     wait_until(lambda: "no template: cannot write" in log_of(boxes, box), "it is not told")
     assert boxes.store.read(box.id).state is State.RUNNING
@@ -444,14 +456,14 @@ def test_those_used_longest_ago_go_first(boxes: Sandboxes) -> None:
 def test_a_sandbox_killed_while_its_template_is_written(
     boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FAKE_SNAPSHOT", "slow")
+    monkeypatch.setenv("VOIDBOX_FAKE_SNAPSHOT", "slow")
     box = boxes.launch(**kind(boxes))
     fd = boxes.store.open_owner(box.id)
     assert fd is not None
     signal.pidfd_send_signal(fd, signal.SIGKILL)
     os.close(fd)
     boxes.wait_ended(box)
-    monkeypatch.delenv("FAKE_SNAPSHOT")
+    monkeypatch.delenv("VOIDBOX_FAKE_SNAPSHOT")
     second = boxes.launch(**kind(boxes))
     assert "restored from" not in log_of(boxes, second)
     wait_for_template(boxes)

@@ -98,7 +98,7 @@ def test_forks_that_fail_are_exceptions(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Sandbox.create(**options) as sandbox:
-        monkeypatch.setenv("FAKE_RESTORE", "bad")
+        monkeypatch.setenv("VOIDBOX_FAKE_RESTORE", "bad")
         found = sandbox.fork(2)
         assert [type(one) for one in found] == [HostError, HostError]
         assert "another CPU" in str(found[0])
@@ -151,7 +151,7 @@ def test_a_suspended_one_is_stopped_and_killed(options: dict[str, Any]) -> None:
 def test_one_that_cannot_be_saved_goes_on(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FAKE_SNAPSHOT", "full")
+    monkeypatch.setenv("VOIDBOX_FAKE_SNAPSHOT", "full")
     with Sandbox.create(**options) as sandbox:
         for save in (sandbox.snapshot, sandbox.suspend, sandbox.fork):
             with pytest.raises(HostError, match="No space left"):

@@ -429,7 +429,7 @@ def test_importing_the_package_is_cheap() -> None:
 def test_all_public_names_are_there() -> None:
     import voidbox
 
-    assert set(voidbox.__all__) == {*voidbox._MODULES, "__version__", "images"}
+    assert set(voidbox.__all__) == {*voidbox._MODULES, "__version__", "images", "volumes"}
     assert set(voidbox.__all__) <= set(dir(voidbox))
     for name in voidbox.__all__:
         assert getattr(voidbox, name).__doc__

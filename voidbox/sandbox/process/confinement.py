@@ -10,6 +10,7 @@ The levels: "default" takes what the host has, and says what is missing; "strict
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -37,9 +38,14 @@ from voidbox.vmm.config import MachineConfig
 
 # Beside the guest's memory: thread stacks, Python, what is under way. More is a fault.
 _DATA_BYTES = 2 << 30
+_TASKS_MAX = 1024  # threads, and copies that write a snapshot
+_NPROC_BY_NAMESPACE = (5, 14)  # before, all processes of the user counted
 _FILE_BYTES = 1 << 30  # of logs, records and overlays' own
 # C extensions that are imported when they are first needed, and libraries that libc loads then.
-_EXTENSIONS = ("zlib", "select", "math", "array", "binascii", "unicodedata", "encodings.idna")
+_EXTENSIONS = (
+    *("zlib", "bz2", "lzma", "select", "math", "array", "binascii", "unicodedata"),
+    *("hashlib", "encodings.idna"),
+)
 _OF_FILES = ("ctypes",)
 _LIBRARIES = ("libgcc_s.so.1",)  # by which glibc ends a thread
 
@@ -187,10 +193,17 @@ class Confinement:
 
     def _limit(self, config: MachineConfig) -> None:
         privileges.limit(data=config.memory_bytes + _DATA_BYTES)
+        if "user" in self.layers and _kernel_version() >= _NPROC_BY_NAMESPACE:
+            privileges.limit(nproc=_TASKS_MAX)
         if any(not share.is_read_only for share in config.shares):
             return  # files of any size may be in it
         sizes = [_size(disk.path) for disk in config.disks]
         privileges.limit(fsize=max([0, *sizes]) + config.memory_bytes + _FILE_BYTES)
+
+
+def _kernel_version() -> tuple[int, int]:
+    major, minor = os.uname().release.split(".")[:2]
+    return int(major), int("".join(filter(str.isdigit, minor)) or 0)
 
 
 def needs_of(config: MachineConfig) -> allowed.Needs:
@@ -229,7 +242,8 @@ def _import_all(config: MachineConfig) -> None:
     if config.disks or config.shares:
         names += _OF_FILES
     for name in names:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # a Python that was built without
+            importlib.import_module(name)
     for library in _LIBRARIES:
         system.keep_loaded(library)
 

@@ -170,7 +170,8 @@ class Owner:
     def kill(self, reason: str, event: Event = Event.ENDED) -> None:
         """End it at once. Never blocks."""
         with self._lock:
-            if self._verdict is None and not self._ended.is_set():
+            is_open = self._verdict is None or self._verdict.event is Event.SUSPEND
+            if is_open and not self._ended.is_set():
                 self._verdict = Verdict(event, reason)
                 log.info("killing the guest: %s", reason)
             if self._guest is not None:
@@ -465,7 +466,8 @@ class Owner:
         record, secret = self.record, self._store.secret(self.record.id)
         try:
             guest = self._start(restoring.closed(config), console_log, source)
-            client = guest.connect(restoring.ADOPT_S, log.info)
+            limit_s = restoring.ADOPT_S if source.is_template else connect.BOOT_TIMEOUT_S
+            client = guest.connect(limit_s, log.info)
             restoring.adopt(client, source, secret)
         except VoidboxError as error:
             if not source.is_template or self._verdict is not None:

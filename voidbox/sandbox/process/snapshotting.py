@@ -138,9 +138,14 @@ class Snapshotting:
         held.wait()
 
     def close(self) -> None:
-        """Wait for the template's end, which comes with the machine's. Idempotent."""
+        """Wait for what is being made, which ends with the machine. Idempotent.
+
+        Only then is it known whether a sandbox that was to be suspended is.
+        """
         if self._thread is not None:
             self._thread.join()
+        with self._lock:
+            pass
 
     @contextmanager
     def _one(self) -> Iterator[None]:
