@@ -17,6 +17,7 @@ from voidbox.errors import AgentError, VoidboxError
 from voidbox.jail import trial
 from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.launch import launch, wait_ended
+from voidbox.sandbox.root import DISK_BYTES_DEFAULT, UPPER_FILE, Root
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
@@ -56,6 +57,16 @@ def test_a_guest_that_ends_before_its_agent_answers(
     assert not [name for name in os.listdir(store.path(record.id)) if ".sock" in name]
     assert not store.is_alive(record.id)
     store.remove(record.id)
+
+
+def test_a_sandbox_may_make_the_disk_that_its_record_promises(folder: Path) -> None:
+    store = Store(str(folder / "state"))
+    code = tiny.say("oops\n") + tiny.out8(0x505, 1)
+    root = Root(str(folder / "image"), str(folder / "image"), disk_bytes=DISK_BYTES_DEFAULT)
+    record = create(store, folder, code, root=root._asdict())
+    with pytest.raises(AgentError, match="panicked"):
+        launch(store, record)
+    assert os.path.getsize(store.path(record.id, UPPER_FILE)) == DISK_BYTES_DEFAULT
 
 
 def test_a_guest_that_never_answers_is_ended_by_its_time_limit(folder: Path) -> None:

@@ -30,6 +30,7 @@ from voidbox.jail import (
 from voidbox.jail.levels import OFF, STRICT
 from voidbox.kvm import api
 from voidbox.sandbox.keeper.process import Keeper
+from voidbox.sandbox.process import recipe
 from voidbox.sandbox.process.surroundings import Path, is_block_device, surroundings
 from voidbox.sandbox.relay.mates import Mates, StoreMates
 from voidbox.sandbox.state.records import SandboxRecord
@@ -198,6 +199,8 @@ class Confinement:
         if any(not share.is_read_only for share in config.shares):
             return  # files of any size may be in it
         sizes = [_size(disk.path) for disk in config.disks]
+        root = recipe.root_of(self._record)
+        sizes.append(root.disk_bytes if root is not None else 0)  # its disk is not made yet
         privileges.limit(fsize=max([0, *sizes]) + config.memory_bytes + _FILE_BYTES)
 
 
