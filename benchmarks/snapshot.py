@@ -76,7 +76,7 @@ def boot(config: MachineConfig, sample: Sample) -> Iterator[tuple[Guest, AgentCl
     """A guest that has booted."""
     start = time.monotonic()
     with Guest(config) as guest:
-        client = until_answers(start, guest.machine, guest._secret, sample)
+        client = until_answers(start, guest.machine, guest.secret, sample)
         try:
             yield guest, client
         finally:
@@ -89,7 +89,7 @@ def restore(guest: Guest, folder: str, memory: str, record: bool = False) -> Sam
     config = guest.machine.config._replace(vsock=VsockConfig())
     start = time.monotonic()
     with Machine.from_snapshot(folder, config, memory=memory) as machine:  # type: ignore[arg-type]
-        until_answers(start, machine, guest._secret, sample).close()
+        until_answers(start, machine, guest.secret, sample).close()
         if record:
             machine.record_working_set(os.path.join(folder, "working-set"))
     return sample

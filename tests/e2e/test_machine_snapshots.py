@@ -287,7 +287,7 @@ def restored(
 
 
 def agent_of(saved: Saved, machine: Machine) -> AgentClient:
-    return connect.connect(MachineEndpoint(machine), saved.guest._secret, PATIENCE_S)
+    return connect.connect(MachineEndpoint(machine), saved.guest.secret, PATIENCE_S)
 
 
 @pytest.mark.parametrize("memory", ["lazy", "eager"])
@@ -457,7 +457,7 @@ def test_the_kernels_vsock_gets_another_address(
             with Machine.from_snapshot(str(tmp_path / "snap"), restored_config) as machine:
                 machine.start()
                 endpoint = MachineEndpoint(machine)
-                with connect.connect(endpoint, guest._secret, PATIENCE_S) as other:
+                with connect.connect(endpoint, guest.secret, PATIENCE_S) as other:
                     assert not other.is_serial
                     assert run(other, "echo fine") == "fine\n"
                     machine.pause()

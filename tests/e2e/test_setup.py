@@ -1,55 +1,33 @@
-"""`voidbox setup` in an empty home with nothing of Debian's in the PATH, and what it made."""
+"""What `voidbox setup` makes, at work; and the guest that installs packages."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
 from tests.e2e.conftest import ROOT
-from tests.e2e.disk_images import saved_archive
+from tests.e2e.disk_images import in_home, ready_home
 from voidbox.images.tree import Symlink, Tree
 from voidbox.setup.errors import SetupError
 from voidbox.setup.guest_runner import run_in_guest
 
-pytestmark = [pytest.mark.boot, pytest.mark.slow]
+pytestmark = pytest.mark.boot
 
 
-class Home:
-    """A user who has just installed voidbox."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "bin").mkdir()
-
-    def voidbox(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run it."""
-        values = {"HOME": str(self.folder), "PATH": f"{self.folder}/bin", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "voidbox", *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, env=values, cwd=self.folder
-        )
-
-
-@pytest.fixture(scope="module")
-def home() -> Iterator[Home]:
-    with TemporaryDirectory(prefix="vb-", dir=saved_archive().parent) as folder:
-        yield Home(Path(folder))
-
-
-def test_set_up_and_run(home: Home) -> None:
-    none = home.voidbox("run", "--", "true")
-    assert none.returncode == 2
-    assert "voidbox setup" in none.stderr
-    made = home.voidbox("setup", "--offline", str(saved_archive()))
-    assert made.returncode == 0, made.stderr
-    done = home.voidbox("run", "--memory", "512M", "--", "python3", "-c", "print(6*7)")
+def test_what_was_set_up_runs() -> None:
+    """tests/unit/setup/test_setup_real.py sets up in an empty home, and kills it on its way."""
+    home = ready_home()
+    code = "print(6*7)"
+    done = in_home(home, "run", "--memory", "512M", "--", "python3", "-c", code)
     assert (done.returncode, done.stdout, done.stderr) == (0, "42\n", "")
+
+
+def test_what_was_not_set_up_is_told(tmp_path: Path) -> None:
+    done = in_home(tmp_path, "run", "--", "true")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "voidbox setup" in done.stderr
 
 
 INNER = """set -e
@@ -61,9 +39,11 @@ echo "Total bytes written: 10240 (10KiB, 1MiB/s)" >&2
 """
 
 
-def test_a_guest_runs_what_installs_packages(tmp_path: Path, guest_images: dict[str, str]) -> None:
+def test_a_guest_runs_what_installs_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All but dpkg and apt themselves, which take a lab too long: busybox stands in."""
-    assert all(guest_images.values())
+    monkeypatch.setenv("VOIDBOX_CACHE", str(ready_home() / ".cache/voidbox"))
     outer = (ROOT / "voidbox/setup/guest/debian_outer.sh").read_bytes()
     lines: list[str] = []
     output = tmp_path / "output"

@@ -34,6 +34,7 @@ from voidbox.setup.sources import Source, hide_credentials, host_sources
 from voidbox.setup.tree_edit import merged_root, put_bytes
 
 _APT = "apt"
+_OUTPUT_BYTES = 8 << 30  # sparse; some file systems have no larger files
 _OUTER, _INNER = "debian_outer.sh", "debian_inner.sh"
 _TOTALS = re.compile(r"Total bytes written: ([0-9]{1,15})\b")
 _SOURCES = "etc/apt/sources.list"
@@ -108,7 +109,7 @@ def build_debian(
         _prepare(unpacked, first, every, paths, packages)
         output = f"{folder}/output"
         with open(output, "xb") as disk:
-            disk.truncate(limits.total_bytes)
+            disk.truncate(min(limits.total_bytes, _OUTPUT_BYTES))
         run(unpacked, folder, output, hear)
         with open(output, "rb") as file:
             stream = cast(BinaryIO, Part(file, 0, _archive_bytes(said, limits)))
@@ -121,7 +122,7 @@ def _archive_bytes(said: Sequence[str], limits: Limits) -> int:
     """Return how long the archive is, as tar said last."""
     for line in reversed(said):
         match = _TOTALS.search(line)
-        if match is not None and int(match[1]) <= limits.total_bytes:
+        if match is not None and int(match[1]) <= min(limits.total_bytes, _OUTPUT_BYTES):
             return int(match[1])
     raise SetupError("the installation of packages ended without a result")
 

@@ -9,7 +9,7 @@ from voidbox.sdk.sync import Sandbox
 from voidbox.setup.debian_root import OnLine
 from voidbox.setup.errors import SetupError
 
-_MEMORY, _DISK = "1G", "64G"
+_MEMORY, _DISK = "1G", "8G"  # some file systems have no larger files
 _COMMAND = ["/.voidbox/usr/bin/busybox", "sh", "/outer.sh"]
 _SAYS_BYTES_MAX = 64 << 10
 

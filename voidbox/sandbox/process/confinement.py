@@ -10,6 +10,7 @@ The levels: "default" takes what the host has, and says what is missing; "strict
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -41,7 +42,10 @@ _TASKS_MAX = 1024  # threads, and copies that write a snapshot
 _NPROC_BY_NAMESPACE = (5, 14)  # before, all processes of the user counted
 _FILE_BYTES = 1 << 30  # of logs, records and overlays' own
 # C extensions that are imported when they are first needed, and libraries that libc loads then.
-_EXTENSIONS = ("zlib", "select", "math", "array", "binascii", "unicodedata", "encodings.idna")
+_EXTENSIONS = (
+    *("zlib", "bz2", "lzma", "select", "math", "array", "binascii", "unicodedata"),
+    *("hashlib", "encodings.idna"),
+)
 _OF_FILES = ("ctypes",)
 _LIBRARIES = ("libgcc_s.so.1",)  # by which glibc ends a thread
 
@@ -244,7 +248,8 @@ def _import_all(config: MachineConfig) -> None:
     if config.disks or config.shares:
         names += _OF_FILES
     for name in names:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # a Python that was built without
+            importlib.import_module(name)
     for library in _LIBRARIES:
         system.keep_loaded(library)
 
