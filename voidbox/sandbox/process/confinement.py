@@ -227,9 +227,15 @@ def needs_of(config: MachineConfig) -> allowed.Needs:
     )
 
 
-# What a snapshot reads of a machine.
-_STATE_REQUESTS = tuple(
-    int(value) for name, value in sorted(vars(api).items()) if name.startswith("KVM_GET_")
+# What a snapshot reads of a machine, and what a restored one is given before it first runs: all of
+# it this process's own machine's, as the guest's registers are. Not what maps memory into it.
+_STATE_REQUESTS = (
+    *(int(value) for name, value in sorted(vars(api).items()) if name.startswith("KVM_GET_")),
+    *(api.KVM_CHECK_EXTENSION, api.KVM_KVMCLOCK_CTRL, api.KVM_SET_CLOCK, api.KVM_SET_CPUID2),
+    *(api.KVM_SET_DEBUGREGS, api.KVM_SET_DEVICE_ATTR, api.KVM_SET_IRQCHIP, api.KVM_SET_LAPIC),
+    *(api.KVM_SET_MP_STATE, api.KVM_SET_MSRS, api.KVM_SET_PIT2, api.KVM_SET_REGS),
+    *(api.KVM_SET_SREGS, api.KVM_SET_TSC_KHZ, api.KVM_SET_VCPU_EVENTS, api.KVM_SET_XCRS),
+    api.KVM_SET_XSAVE,
 )
 
 
