@@ -1,9 +1,9 @@
 """What the host has the guest mount: its folders, and volumes on disks.
 
-The host wrote a line a mount, in their order: KIND ACCESS SOURCE OPTIONS TARGET.
+The host wrote a line a mount, in their order: KIND ACCESS SOURCE TARGET.
 
-    9p      SOURCE is the tag of a share, OPTIONS are the mount's
-    ext4    SOURCE is the serial number of a disk, OPTIONS is "-"; see volume_disk
+    virtiofs  SOURCE is the tag of a share
+    ext4      SOURCE is the serial number of a disk; see volume_disk
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from guest_agent import protocol, root, syscalls, volume_disk
 from guest_agent.loop import log
 from guest_agent.syscalls import MS_NOATIME, MS_NODEV, MS_NOSUID, MS_RDONLY, MS_REMOUNT
 
-# cache=mmap: reads and writes go to the host, only what programs map is kept in memory here.
-_DATA = {"9p": "trans=virtio,version=9p2000.L,cache=mmap,{}", "ext4": "discard"}
+_DATA = {"virtiofs": "", "ext4": "discard"}
 
 _capabilities: list[str] = []
 _mounted: list[str] = []
@@ -31,9 +30,9 @@ def set_up() -> None:
     """Mount all that the host names; what cannot be mounted is told, and the next one tried."""
     lines = _read()
     for line in lines:
-        kind, access, source, options, target = line.split(" ", 4)
+        kind, access, source, target = line.split(" ", 3)
         try:
-            _mount(kind, access == "ro", source, options, target)
+            _mount(kind, access == "ro", source, target)
         except OSError as error:
             name = errno.errorcode.get(error.errno or 0, "EIO")
             _capabilities.append(f"{protocol.CANNOT_MOUNT}{source}:{name}")
@@ -55,7 +54,7 @@ def end() -> None:
                 log(f"cannot unmount {target}: {error.strerror}")
 
 
-def _mount(kind: str, is_read_only: bool, source: str, options: str, target: str) -> None:
+def _mount(kind: str, is_read_only: bool, source: str, target: str) -> None:
     target = os.path.realpath(target)
     os.makedirs(target, exist_ok=True)
     flags = MS_NOSUID | MS_NODEV | (MS_RDONLY if is_read_only else 0)
@@ -64,7 +63,7 @@ def _mount(kind: str, is_read_only: bool, source: str, options: str, target: str
         flags |= MS_NOATIME
         source = volume_disk.find(source)
         is_new = volume_disk.prepare(source, is_read_only)
-    syscalls.mount(source, target, kind, flags, _DATA[kind].format(options))
+    syscalls.mount(source, target, kind, flags, _DATA[kind])
     _mounted.append(target)
     if is_new:
         volume_disk.welcome(target)

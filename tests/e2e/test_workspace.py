@@ -1,5 +1,5 @@
-"""The workspace with real guests: shared live and copied, with git, a swap of links, and a kernel
-without 9P."""
+"""The workspace with real guests: shared live and copied, with git, a swap of links, and on
+Debian's cloud kernel."""
 
 from __future__ import annotations
 
@@ -44,11 +44,12 @@ def host(tmp_path: Path) -> Path:
     return folder
 
 
-def create(machine: dict[str, str], host: Path, mode: str) -> Sandbox:
+def create(machine: dict[str, str], host: Path, mode: str, cache: str = "auto") -> Sandbox:
     return Sandbox.create(
         **machine,  # type: ignore[arg-type]
         workspace=host,
         workspace_mode=mode,  # type: ignore[arg-type]
+        workspace_cache=cache,  # type: ignore[arg-type]
         block_network=True,
         timeout=600,
         request_timeout=120,
@@ -71,11 +72,12 @@ def test_live_with_the_root_on_disks(machine: dict[str, str], host: Path) -> Non
 
 def test_live(machine: dict[str, str], host: Path) -> None:
     with create(machine, host, "rw") as sandbox:
-        assert "workspace /workspace 9p rw," in sh(sandbox, "cat /proc/mounts")
+        assert "workspace /workspace virtiofs rw," in sh(sandbox, "cat /proc/mounts")
         assert sh(sandbox, "cat hello; stat -c '%u %g' hello") == "from the host\n1000 1000\n"
         # Changes of the host are seen, also in a file that is open.
         reader = sandbox.commands.run(
-            "exec 3<hello; cat <&3; while [ ! -e go ]; do sleep 0.1; done; cat <&3; cat sub/new",
+            "exec 3<hello; cat <&3; while [ ! -e go ]; do sleep 0.1; done; "
+            "sleep 1.1; cat <&3; cat sub/new",  # what the kernel knows is true for a second
             background=True,
         )
         time.sleep(0.5)
@@ -125,7 +127,7 @@ def test_live_and_read_only(machine: dict[str, str], host: Path) -> None:
         assert result.exit_code != 0
         assert "Read-only file system" in result.stderr
         (host / "hello").write_text("changed on the host\n")
-        assert sh(sandbox, "cat hello") == "changed on the host\n"
+        assert sh(sandbox, "sleep 1.1; cat hello") == "changed on the host\n"
     assert sorted(os.listdir(host)) == ["hello", "sub"]
 
 
@@ -209,8 +211,35 @@ def test_the_command_line(machine: dict[str, str], host: Path) -> None:
     assert (host / "hello").read_text() == "from the host\nx\ny\n"
 
 
-def test_a_kernel_without_9p(kernels: dict[str, str], guest_images: dict[str, str], host: Path,
-                             machine: dict[str, str]) -> None:  # fmt: skip
+@pytest.mark.parametrize("cache", ["auto", "always", "none"])
+def test_live_on_the_cloud_kernel(
+    kernels: dict[str, str],
+    guest_images: dict[str, str],
+    host: Path,
+    machine: dict[str, str],
+    cache: str,
+) -> None:
     machine = {"kernel": kernels["cloud"], "image": guest_images["cloud"], "memory": "512M"}
-    with pytest.raises(ConfigError, match="no 9P file system.*mode copy"):
-        create(machine, host, "rw")
+    content = os.urandom(3 * MIB)
+    (host / "big").write_bytes(content)
+    for number in range(120):
+        (host / "sub" / f"file-{number}").write_text(str(number))
+    with create(machine, host, "rw", cache=cache) as sandbox:
+        assert "workspace /workspace virtiofs rw," in sh(sandbox, "cat /proc/mounts")
+        assert sh(sandbox, "cat hello; ls sub | wc -l") == "from the host\n121\n"
+        assert sandbox.files.read("big", format="bytes") == content
+        sh(sandbox, "cp big copy; cmp big copy; rm -r sub; ! ls sub; mkdir -p a/b; mv copy a/b/c")
+        python = 'python3 -c \'import mmap, os; f = open("a/b/c", "r+b"); '
+        sh(
+            sandbox,
+            f'{python} f.seek(5); f.write(b"x"); os.ftruncate(f.fileno(), 1000000); '
+            "os.fsync(f.fileno())'",
+        )
+        if cache != "none":  # which needs Linux 6.6 for it
+            sh(sandbox, f'{python} m = mmap.mmap(f.fileno(), 0); m[7:8] = b"y"; m.flush()\'')
+    expected = bytearray(content[:1000000])
+    expected[5:6] = b"x"
+    if cache != "none":
+        expected[7:8] = b"y"
+    assert (host / "a/b/c").read_bytes() == expected
+    assert not (host / "sub").exists()

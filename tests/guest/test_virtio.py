@@ -14,7 +14,7 @@ from voidbox.boot import layout
 from voidbox.errors import VoidboxError
 from voidbox.kvm import api
 from voidbox.kvm.kvm import Kvm
-from voidbox.virtio.ninep import VirtioNinep
+from voidbox.virtio.fs import VirtioFs
 from voidbox.vmm.config import MachineConfig, ShareConfig, VsockConfig
 from voidbox.vmm.machine import Machine
 from voidbox.vmm.outcome import EndReason
@@ -147,45 +147,49 @@ def write(register: int, value: int) -> bytes:
 
 
 DESC, AVAIL, USED, REQUEST, ANSWER = (0x200000 + 0x1000 * n for n in range(5))
-VERSION = struct.pack("<IBHIH8s", 21, 100, 0xFFFF, 8192, 8, b"9P2000.L")
+HIPRIO_RINGS = 0x205000  # of the queue that is not used: all three in one page
+INIT = struct.pack("<IIQQIIIHHIIII48x", 104, 26, 1, 0, 0, 0, 0, 0, 0, 7, 36, 0, 0)
 
 
 def ask() -> bytes:
     """Bring the device up, send what is in its queue, and wait for the answer."""
     code = write(0x70, 0) + write(0x70, 1) + write(0x70, 3)
     code += write(0x24, 1) + write(0x20, 1) + write(0x70, 0xB)  # VIRTIO_F_VERSION_1
-    code += write(0x30, 0) + write(0x38, 8)
-    for register, gpa in ((0x80, DESC), (0x90, AVAIL), (0xA0, USED)):
-        code += write(register, gpa) + write(register + 4, 0)
-    code += write(0x44, 1) + write(0x70, 0xF) + write(0x50, 0)
+    hiprio = HIPRIO_RINGS, HIPRIO_RINGS + 0x400, HIPRIO_RINGS + 0x800
+    for queue, rings in enumerate((hiprio, (DESC, AVAIL, USED))):
+        code += write(0x30, queue) + write(0x38, 8)
+        for register, gpa in zip((0x80, 0x90, 0xA0), rings, strict=True):
+            code += write(register, gpa) + write(register + 4, 0)
+        code += write(0x44, 1)
+    code += write(0x70, 0xF) + write(0x50, 1)
     # mov edi, USED; again: cmp word [edi + 2], 1; jne again
     return code + b"\xbf" + struct.pack("<I", USED) + b"\x66\x83\x7f\x02\x01\x75\xf9"
 
 
-def put_version(machine: Machine) -> None:
-    """Put Tversion in the queue."""
-    machine.memory.write(REQUEST, VERSION)
-    machine.memory.write(DESC, struct.pack("<QIHH", REQUEST, len(VERSION), 1, 1))
+def put_init(machine: Machine) -> None:
+    """Put FUSE_INIT in the queue."""
+    machine.memory.write(REQUEST, INIT)
+    machine.memory.write(DESC, struct.pack("<QIHH", REQUEST, len(INIT), 1, 1))
     machine.memory.write(DESC + 16, struct.pack("<QIHH", ANSWER, 100, 2, 0))
     machine.memory.write(AVAIL, struct.pack("<HHH", 0, 1, 0))
 
 
 def test_a_request_to_a_shared_folder(tmp_path: Path) -> None:
-    """Bring virtio-9p up, send Tversion, and wait for the answer: all by instructions."""
+    """Bring virtio-fs up, send FUSE_INIT, and wait for the answer: all by instructions."""
     share = ShareConfig(str(tmp_path), "here")
 
     def run() -> bytes:
         config = config_of(tmp_path, ask() + tiny.power_off())._replace(shares=(share,))
         with Machine(config) as machine:
-            put_version(machine)
+            put_init(machine)
             machine.start()
             outcome = machine.wait(DEADLINE_S)
             assert outcome is not None
             assert outcome.reason is EndReason.POWER_OFF
-            assert machine.memory.read(USED, 12) == struct.pack("<HHII", 0, 1, 0, len(VERSION))
-            return machine.memory.read(ANSWER, len(VERSION))
+            assert machine.memory.read(USED, 12) == struct.pack("<HHII", 0, 1, 0, 80)
+            return machine.memory.read(ANSWER, 24)
 
-    assert run() == struct.pack("<IBHIH8s", 21, 101, 0xFFFF, 8192, 8, b"9P2000.L")
+    assert run() == struct.pack("<IiQII", 80, 0, 1, 7, 36)
     before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     run()
     # What tests before this one left may end meanwhile.
@@ -202,14 +206,14 @@ def test_a_folder_that_hangs_holds_up_no_other_device(
     code = ask() + write(0x70, 0) + tiny.power_off()
     resetting, goes_on, answered = threading.Event(), threading.Event(), threading.Event()
 
-    def reset(self: VirtioNinep) -> None:
+    def reset(self: VirtioFs) -> None:
         resetting.set()
         assert goes_on.wait(DEADLINE_S)
 
     share = ShareConfig(str(tmp_path), "here")
     with Machine(config_of(tmp_path, code)._replace(shares=(share,))) as machine:
-        monkeypatch.setattr(VirtioNinep, "reset", reset)
-        put_version(machine)
+        monkeypatch.setattr(VirtioFs, "reset", reset)
+        put_init(machine)
         machine.start()
         try:
             assert resetting.wait(DEADLINE_S)

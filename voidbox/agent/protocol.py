@@ -35,7 +35,7 @@ SECRET_PATH = "/etc/voidbox/secret"
 NETWORK_PATH = "/etc/voidbox/network"
 # Lines "name value": user, workdir, of an image that is the root. Without the file it is our own.
 IMAGE_PATH = "/etc/voidbox/image"
-# Lines "kind access source options target", of what is to be mounted; see guest_agent/mounts.py.
+# Lines "kind access source target", of what is to be mounted; see guest_agent/mounts.py.
 MOUNTS_PATH = "/etc/voidbox/mounts"
 HANDSHAKE_S = 10  # a client that has not shown the secret by then is sent away
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from voidbox.cli import limit_options, network
 from voidbox.cli.parser import parse_environment, parse_number, parse_optional_duration
@@ -92,7 +92,7 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
         raise ConfigError("--tty does not go with --detach: voidbox shell NAME gives a terminal")
     if options.vsock not in (None, "vhost", "none"):
         raise ConfigError("--vsock PATH: this sandbox has a socket of its own; give vhost or none")
-    workspace, workspace_mode = parse_workspace(options.workspace)
+    workspace = parse_workspace(options.workspace)
     record = draft.make_record(
         kernel=options.kernel,
         image=choice,
@@ -111,8 +111,9 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
         cmdline=cmdline,
         is_owned=not options.detach,
         disks=options.disk,
-        workspace=workspace,
-        workspace_mode=workspace_mode,
+        workspace=workspace.path,
+        workspace_mode=workspace.mode,
+        workspace_cache=workspace.cache,
         jail=options.jail,
         limits=limit_options.parse(options),
         volumes=options.volume,
@@ -146,7 +147,7 @@ def make_restored(options: argparse.Namespace, store: Store) -> SandboxRecord:
     from voidbox.sdk import snapshots
 
     found = snapshots.find(store, options.snapshot)
-    workspace, workspace_mode = parse_workspace(options.workspace)
+    workspace = parse_workspace(options.workspace)
     rules: dict[str, object] = {
         "allow": options.allow or None,
         "deny": options.deny or None,
@@ -173,8 +174,8 @@ def make_restored(options: argparse.Namespace, store: Store) -> SandboxRecord:
         workdir=options.workdir,
         user=options.user,
         team=options.team,
-        workspace=workspace,
-        workspace_mode=workspace_mode,
+        workspace=workspace.path,
+        workspace_mode=workspace.mode,
         is_owned=not options.detach,
     )
     return record._replace(removes_itself=options.rm)
@@ -195,20 +196,32 @@ def parse_secrets(words: list[str]) -> dict[str, str]:
     return found
 
 
-def parse_workspace(text: str | None) -> tuple[str | None, str]:
-    """Return the folder of DIR[:copy|ro|rw] and the mode; None for no folder.
+class Workspace(NamedTuple):
+    """A folder of this host at /workspace; see draft.make_record()."""
+
+    path: str | None = None
+    mode: str = "copy"
+    cache: str = "auto"
+
+
+def parse_workspace(text: str | None) -> Workspace:
+    """Return what DIR[:copy|ro|rw][,cache=auto|always|none] asks for.
 
     Raises:
         ConfigError: there is no such folder.
     """
     if text is None:
-        return None, "copy"
+        return Workspace()
     from voidbox.sdk import draft
 
-    path, colon, mode = text.rpartition(":")
+    rest, is_cached, cache = text.rpartition(",cache=")
+    if not is_cached:
+        rest, cache = text, Workspace().cache
+    path, colon, mode = rest.rpartition(":")
     if not colon or mode not in draft.WORKSPACE_MODES:
-        path, mode = text, "copy"
-    return draft.check_workspace(path), mode
+        path, mode = rest, "copy"
+    draft.check_cache(cache, mode)
+    return Workspace(draft.check_workspace(path), mode, cache)
 
 
 def _parse_metadata(words: list[str]) -> dict[str, str]:

@@ -160,9 +160,10 @@ def make_options() -> argparse.ArgumentParser:
     parser.add_argument("--cid", default="3", metavar="N", help="the guest's vsock address, 3")
     parser.add_argument(
         "--workspace",
-        metavar="DIR[:copy|ro|rw]",
+        metavar="DIR[:copy|ro|rw][,cache=auto|always|none]",
         help="a folder of this host at /workspace: copied in, and its changes back at the end "
-        "(copy, the default), or shared live, read-only or not",
+        "(copy, the default), or shared live, read-only or not; cache=always is faster where "
+        "nobody else changes it meanwhile",
     )
     parser.add_argument(
         "--volume",
@@ -205,8 +206,8 @@ def main(argv: list[str]) -> int:
 def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console: bool) -> int:
     """Run the VM in this process."""
     timeout_s = parse_optional_duration(options.timeout, "--timeout")
-    workspace, workspace_mode = kept_options.parse_workspace(options.workspace)
-    if (workspace is not None or options.volume) and is_console:
+    workspace = kept_options.parse_workspace(options.workspace)
+    if (workspace.path is not None or options.volume) and is_console:
         raise ConfigError(
             "--workspace and --volume need the agent: give a COMMAND, and no --console"
         )
@@ -225,7 +226,7 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
         vsock=_vsock(options.vsock, options.cid),
         net=network.parse(options, is_console),
         disks=tuple(map(parse_disk, options.disk)),
-        shares=_shares(workspace, workspace_mode),
+        shares=_shares(workspace),
     )
     root = choice.root if choice is not None else None
     raise_file_limit()
@@ -245,7 +246,7 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
                 upper = stack.enter_context(TemporaryUpper(root.disk_bytes)).path
             config = root.applied_to(config, upper)
         if options.volume:
-            config = _with_volumes(config, options.volume, workspace, workspace_mode)
+            config = _with_volumes(config, options.volume, workspace)
         if is_console or choice is None:
             from voidbox.cli import console_run
 
@@ -270,26 +271,29 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
             console_log=options.console_log,
             has_vsock=options.vsock != "none",
             on_end=on_end,
-            workspace=workspace if workspace_mode == "copy" else None,
+            workspace=workspace.path if workspace.mode == "copy" else None,
         )
 
 
-def _shares(path: str | None, mode: str) -> tuple[ShareConfig, ...]:
-    if path is None or mode == "copy":
+def _shares(workspace: kept_options.Workspace) -> tuple[ShareConfig, ...]:
+    if workspace.path is None or workspace.mode == "copy":
         return ()
     from voidbox.sandbox.mounts import WORKSPACE_PATH, WORKSPACE_TAG
 
-    return (ShareConfig(path, WORKSPACE_TAG, mode == "ro", WORKSPACE_PATH),)
+    is_read_only = workspace.mode == "ro"
+    return (
+        ShareConfig(workspace.path, WORKSPACE_TAG, is_read_only, WORKSPACE_PATH, workspace.cache),
+    )
 
 
 def _with_volumes(
-    config: MachineConfig, texts: list[str], workspace: str | None, mode: str
+    config: MachineConfig, texts: list[str], workspace: kept_options.Workspace
 ) -> MachineConfig:
     from voidbox.sandbox.mounts import WORKSPACE_PATH
     from voidbox.sandbox.volumes.attach import attach
     from voidbox.sandbox.volumes.spec import parse_volumes
 
-    is_copied = workspace is not None and mode == "copy"
+    is_copied = workspace.path is not None and workspace.mode == "copy"
     return attach(config, parse_volumes(texts, copied_to=WORKSPACE_PATH if is_copied else None))
 
 

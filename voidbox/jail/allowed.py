@@ -49,7 +49,7 @@ epoll_create1 eventfd2 pipe2 getcwd getdents64 close_range
 """
 
 _LIVE_FOLDER = """
-unlinkat renameat renameat2 linkat symlinkat readlink readlinkat mkdirat mknodat
+unlinkat renameat renameat2 copy_file_range linkat symlinkat readlink readlinkat mkdirat mknodat
 fchmodat fchmod chmod utimensat fstatfs statfs link symlink mkdir rmdir mknod
 fgetxattr getxattr lgetxattr listxattr flistxattr llistxattr setxattr removexattr
 """

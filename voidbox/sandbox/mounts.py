@@ -1,7 +1,6 @@
 """What the guest's agent mounts before it serves anybody: the file that tells it, and its answer.
 
-A line a mount, as guest_agent/mounts.py reads it: KIND ACCESS SOURCE OPTIONS TARGET. All that is
-particular to how folders are shared is here, in `_SHARED` and in _share_options.
+A line a mount, as guest_agent/mounts.py reads it: KIND ACCESS SOURCE TARGET.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from voidbox.errors import ConfigError
 from voidbox.vmm.config import DiskConfig, MachineConfig, ShareConfig
 
 WORKSPACE_TAG, WORKSPACE_PATH = "workspace", "/workspace"
-_SHARED, _DISK = "9p", "ext4"
+_SHARED, _DISK = "virtiofs", "ext4"
 _MINIMAL = "use the minimal kernel"
 _WHY_NOT = {
-    (_SHARED, "ENODEV"): "its kernel, {kernel}, has no 9P file system: " + _MINIMAL,
+    (_SHARED, "ENODEV"): "its kernel, {kernel}, has no virtio-fs: " + _MINIMAL,
     (_DISK, "ENODEV"): "its kernel, {kernel}, has no ext4: " + _MINIMAL,
     (_DISK, "ENOENT"): "its image has no mke2fs: have its root on a disk, as voidbox's own has",
     (_DISK, "ENODATA"): "it is blank: use it once without :ro",
@@ -36,12 +35,8 @@ def mount_files(config: MachineConfig) -> tuple[newc.Entry, ...]:
     lines = []
     for mount in sorted(mounts, key=lambda mount: mount.target.count("/")):
         access = "ro" if mount.is_read_only else "rw"
-        kind, source, options = _SHARED, _source(mount), "-"
-        if isinstance(mount, DiskConfig):
-            kind = _DISK
-        else:
-            options = _share_options()
-        lines.append(f"{kind} {access} {source} {options} {mount.target}\n")
+        kind = _DISK if isinstance(mount, DiskConfig) else _SHARED
+        lines.append(f"{kind} {access} {_source(mount)} {mount.target}\n")
     content = "".join(lines).encode("utf-8", "surrogateescape")
     return (newc.Entry(protocol.MOUNTS_PATH.lstrip("/"), stat.S_IFREG | 0o644, content),)
 
@@ -91,9 +86,3 @@ def _mounts(config: MachineConfig) -> list[ShareConfig | DiskConfig]:
 
 def _source(mount: ShareConfig | DiskConfig) -> str:
     return mount.serial if isinstance(mount, DiskConfig) else mount.tag
-
-
-def _share_options() -> str:
-    from voidbox.ninep.session import MSIZE_MAX
-
-    return f"msize={MSIZE_MAX}"

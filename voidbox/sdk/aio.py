@@ -141,6 +141,7 @@ class AsyncSandbox:
         cmdline: str | None = None,
         workspace: str | os.PathLike[str] | None = None,
         workspace_mode: Literal["copy", "ro", "rw"] = "copy",
+        workspace_cache: Literal["auto", "always", "none"] = "auto",
         cpu_limit: float | None = None,
         disk_bytes_s: int | None = None,
         disk_ops_s: int | None = None,
@@ -189,6 +190,9 @@ class AsyncSandbox:
             workspace: a folder of this host, which the guest has at /workspace.
             workspace_mode: "copy": it is copied in, and sync_back(), stop() and the end of the
                 context bring back what has changed; "ro", "rw": it is shared as it is, live.
+            workspace_cache: of one that is shared live: "auto": the guest sees the host's changes
+                within a second; "always": nobody but the guest changes it, which is fastest;
+                "none": the guest asks each time.
             cpu_limit: CPUs of this host that its CPUs use together, such as 0.5.
             disk_bytes_s, disk_ops_s: what each disk does a second. See set_limits().
             jail: how far its process shuts itself in: "default": as far as this host can,
@@ -275,6 +279,7 @@ class AsyncSandbox:
             disks=disks,
             workspace=workspace,
             workspace_mode=workspace_mode,
+            workspace_cache=workspace_cache,
             jail=jail,
             limits={"cpu": cpu_limit, "disk_bytes_s": disk_bytes_s, "disk_ops_s": disk_ops_s},
             volumes=volumes,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from voidbox import defaults
 from voidbox.errors import ConfigError
+from voidbox.fuse.cache import CACHE_DEFAULT, find_cache
 from voidbox.jail import levels
 from voidbox.sandbox.image_choice import Choice, choose
 from voidbox.sandbox.session import WORKDIR, check_seconds, check_words
@@ -41,6 +42,7 @@ def make_record(
     state_folder: str | None = None,
     workspace: str | os.PathLike[str] | None = None,
     workspace_mode: str = "copy",
+    workspace_cache: str = CACHE_DEFAULT,
     jail: str | None = None,
     limits: Mapping[str, float | None] | None = None,
     volumes: Sequence[str] | None = None,
@@ -74,6 +76,7 @@ def make_record(
         raise ConfigError(f"workdir={workdir!r}: give an absolute path in the guest")
     if workspace_mode not in WORKSPACE_MODES:
         raise ConfigError(f"workspace_mode={workspace_mode!r}: choose copy, ro or rw")
+    check_cache(workspace_cache, workspace_mode)
     if idle_timeout is not None and vsock == "none":
         raise ConfigError(
             "idle_timeout needs vsock: on a serial line nobody can be asked who uses the sandbox"
@@ -103,10 +106,22 @@ def make_record(
         root=image.root.to_json() if image.root is not None else None,
         workspace=None if workspace is None else check_workspace(workspace),
         workspace_mode=workspace_mode,
+        workspace_cache=workspace_cache,
         jail=_jail(jail),
         limits=_limits(limits, net),
         volumes=tuple(map(str, parse_volumes(volumes or (), copied_to=copied_to))),
     )
+
+
+def check_cache(cache: str, mode: str) -> None:
+    """Check how a workspace may be cached.
+
+    Raises:
+        ConfigError: it cannot be: there is no such way, or it is a copy.
+    """
+    find_cache(cache)
+    if cache != CACHE_DEFAULT and mode == "copy":
+        raise ConfigError(f"cache={cache} is for a workspace that is shared live: ro or rw")
 
 
 def _limits(

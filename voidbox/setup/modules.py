@@ -45,8 +45,7 @@ ON_DEMAND = {
     "SQUASHFS": "squashfs",
     "OVERLAY_FS": "overlay",
     "FUSE_FS": "fuse",
-    "9P_FS": "9p",
-    "NET_9P_VIRTIO": "9pnet_virtio",
+    "VIRTIO_FS": "virtiofs",
 }
 
 # Elf64_Ehdr: e_shoff at 40; e_shentsize, e_shnum and e_shstrndx at 58.

@@ -149,19 +149,21 @@ class DiskConfig(NamedTuple):
 
 
 class ShareConfig(NamedTuple):
-    """A folder of the host that the guest can mount.
+    """A folder of the host that the guest can mount, by virtio-fs.
 
     Attributes:
         path: the folder.
         tag: what the guest calls it.
         is_read_only: the guest cannot write.
         target: where the guest's agent mounts it; "" for a folder that it leaves alone.
+        cache: what the guest may keep: auto, always or none; see voidbox/fuse/cache.py.
     """
 
     path: str
     tag: str
     is_read_only: bool = False
     target: str = ""
+    cache: str = "auto"
 
     def validate(self) -> None:
         """Check the tag and the folder; it is opened when the machine is made.

@@ -287,16 +287,16 @@ class Machine:
         log.info("%s", line)
 
     def _attach_share(self, share: ShareConfig) -> None:
-        from voidbox.ninep.server import Server
-        from voidbox.virtio.ninep import VirtioNinep
+        from voidbox.fuse.server import Server
+        from voidbox.virtio.fs import VirtioFs
 
-        device = VirtioNinep(Server(share.path, share.is_read_only), share.tag)
+        device = VirtioFs(Server(share.path, share.is_read_only, share.cache), share.tag)
         self._resources.callback(device.close)
         # Its own, as a disk's: a reset waits for the host's file system.
         loop = EventLoop(self._on_loop_error, name=f"voidbox-{share.tag}")
         self._share_loops.append(loop)
         self._resources.callback(loop.close)  # before the device's, after which nothing is reset
-        self._add_virtio(device, {0: device.kick_fd}, loop)
+        self._add_virtio(device, dict.fromkeys((0, 1), device.kick_fd), loop)
 
     def _attach_vsock(self, config: VsockConfig) -> None:
         from voidbox.virtio.vsock import PacketQueues, VirtioVsock

@@ -35,10 +35,9 @@ def write(tmp_path: Path, *lines: str) -> None:
 @pytest.mark.parametrize(("access", "more"), [("rw", 0), ("ro", MS_RDONLY)])
 def test_a_shared_folder(tmp_path: Path, mounted: Mounts, access: str, more: int) -> None:
     target = f"{tmp_path}/with a blank/x"
-    write(tmp_path, f"9p {access} t msize=8192 {target}")
+    write(tmp_path, f"virtiofs {access} t {target}")
     mounts.set_up()
-    options = "trans=virtio,version=9p2000.L,cache=mmap,msize=8192"
-    assert mounted == [("t", target, "9p", FLAGS | more, options)]
+    assert mounted == [("t", target, "virtiofs", FLAGS | more, "")]
     assert mounts.capabilities() == (protocol.CAN_MOUNT,)
     assert os.path.isdir(target)
 
@@ -59,8 +58,8 @@ def test_what_cannot_be_mounted_is_told_and_the_next_one_tried(
 
     monkeypatch.setattr(syscalls, "mount", fail)
     (tmp_path / "file").touch()
-    lines = (f"9p rw {name} - {tmp_path}/{name}" for name in ("a", "file", "c"))
-    write(tmp_path, *lines, f"ext4 rw gone - {tmp_path}/d")
+    lines = (f"virtiofs rw {name} {tmp_path}/{name}" for name in ("a", "file", "c"))
+    write(tmp_path, *lines, f"ext4 rw gone {tmp_path}/d")
     (tmp_path / "block").mkdir()
     mounts.set_up()
     assert mounted == [("c", f"{tmp_path}/c")]
@@ -70,7 +69,7 @@ def test_what_cannot_be_mounted_is_told_and_the_next_one_tried(
 def test_a_target_may_be_a_link(tmp_path: Path, mounted: Mounts) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    write(tmp_path, f"9p rw t - {tmp_path}/link/x")
+    write(tmp_path, f"virtiofs rw t {tmp_path}/link/x")
     mounts.set_up()
     assert mounted[0][1] == f"{tmp_path}/real/x"
 
@@ -78,7 +77,7 @@ def test_a_target_may_be_a_link(tmp_path: Path, mounted: Mounts) -> None:
 def test_at_the_end_all_is_unmounted_the_inner_ones_first(
     tmp_path: Path, mounted: Mounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, f"9p rw a - {tmp_path}/a", f"9p rw b - {tmp_path}/a/b")
+    write(tmp_path, f"virtiofs rw a {tmp_path}/a", f"virtiofs rw b {tmp_path}/a/b")
     mounts.set_up()
     mounted.clear()
 
@@ -170,7 +169,7 @@ def test_a_volume_is_mounted_from_its_disk(
     monkeypatch.setattr(root, "PREFIX", "")
     monkeypatch.setattr(volume_disk, "prepare", lambda device, is_read_only: not is_read_only)
     monkeypatch.setattr(volume_disk, "welcome", welcomed.append)
-    lines = (f"ext4 {access} voidbox-volume1 - {tmp_path}/{access}" for access in ("rw", "ro"))
+    lines = (f"ext4 {access} voidbox-volume1 {tmp_path}/{access}" for access in ("rw", "ro"))
     write(tmp_path, *lines)
     mounts.set_up()
     assert mounted == [

@@ -37,12 +37,17 @@ def run(cli: Cli, *arguments: str) -> tuple[str, ...]:
 
 def test_the_option(tmp_path: Path) -> None:
     path = str(tmp_path)
-    assert parse_workspace(None) == (None, "copy")
-    assert parse_workspace(path) == (path, "copy")
+    assert parse_workspace(None) == (None, "copy", "auto")
+    assert parse_workspace(path) == (path, "copy", "auto")
     for mode in ("copy", "ro", "rw"):
-        assert parse_workspace(f"{path}:{mode}") == (path, mode)
+        assert parse_workspace(f"{path}:{mode}") == (path, mode, "auto")
+    for cache in ("auto", "always", "none"):
+        assert parse_workspace(f"{path}:ro,cache={cache}") == (path, "ro", cache)
+    for wrong in (f"{path}:rw,cache=some", f"{path},cache=always", f"{path}:copy,cache=none"):
+        with pytest.raises(ConfigError, match="cache="):
+            parse_workspace(wrong)
     (tmp_path / "a:b").mkdir()
-    assert parse_workspace(f"{path}/a:b") == (f"{path}/a:b", "copy")
+    assert parse_workspace(f"{path}/a:b") == (f"{path}/a:b", "copy", "auto")
     for wrong in ("", "/", f"{path}/none", f"{path}:rx", "/dev/null"):
         with pytest.raises(ConfigError, match="workspace"):
             parse_workspace(wrong if wrong else "/nowhere")

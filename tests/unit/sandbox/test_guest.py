@@ -48,9 +48,9 @@ def test_what_the_guest_mounts(tmp_path: Path) -> None:
     (entry,) = mount_files(config)
     assert f"/{entry.path}" == protocol.MOUNTS_PATH
     assert entry.data.decode().splitlines() == [
-        "9p ro workspace msize=512000 /workspace",
-        "ext4 rw volume - /a",
-        "9p rw inner msize=512000 /a/b c",
+        "virtiofs ro workspace /workspace",
+        "ext4 rw volume /a",
+        "virtiofs rw inner /a/b c",
     ]
     check_mounted(config, ("exec", "mounts"))
 
@@ -58,7 +58,7 @@ def test_what_the_guest_mounts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "wanted"),
     [
-        ("mounts:workspace:ENODEV", "no 9P file system: use the minimal kernel.*the mode copy"),
+        ("mounts:workspace:ENODEV", "no virtio-fs: use the minimal kernel.*the mode copy"),
         ("mounts:workspace:EIO\x1b", r"EIO\\x1b"),
         ("mounts:inner:ENOTDIR", "cannot share /h, as /a/b c: its kernel says ENOTDIR$"),
         ("mounts:volume:ENODEV", "volume /v/disk.img at /a: its kernel, kernel, has no ext4"),

@@ -86,7 +86,8 @@ def _shares(record: SandboxRecord) -> tuple[ShareConfig, ...]:
         raise ConfigError(f"workspace mode {mode!r}: choose copy, ro or rw")
     if record.workspace is None or mode == "copy":
         return ()
-    return (ShareConfig(record.workspace, WORKSPACE_TAG, mode == "ro", WORKSPACE_PATH),)
+    is_read_only, cache = mode == "ro", record.workspace_cache
+    return (ShareConfig(record.workspace, WORKSPACE_TAG, is_read_only, WORKSPACE_PATH, cache),)
 
 
 def _network(net: dict[str, object] | None) -> NatConfig | None:

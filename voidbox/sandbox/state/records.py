@@ -44,6 +44,7 @@ class SandboxRecord(NamedTuple):
         end: the machine's EndReason by name, such as "PANIC"; "" if it did not end by itself.
         workspace: the host's folder that its guest has at /workspace; None for none of the host's.
         workspace_mode: "copy", "ro" or "rw".
+        workspace_cache: what the guest may keep of one that is shared live; see fuse/cache.py.
         snapshot: the ID of what it was restored from; "" for one that booted.
         is_cold: it boots, though there may be a template.
         ran_s: for how long it had run when it was last suspended.
@@ -89,6 +90,7 @@ class SandboxRecord(NamedTuple):
     end: str = ""
     workspace: str | None = None
     workspace_mode: str = "copy"
+    workspace_cache: str = "auto"
     snapshot: str = ""
     is_cold: bool = False
     ran_s: float = 0.0
@@ -237,6 +239,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "end": _is_text,
     "workspace": _is_text_or_none,
     "workspace_mode": _is_text,
+    "workspace_cache": _is_text,
     "snapshot": _is_text,
     "is_cold": _is_flag,
     "ran_s": _is_number,

@@ -14,17 +14,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tests.unit.ninep.client import ROOT, Client
-from voidbox.ninep import numbers
-from voidbox.ninep.server import Server
+from tests.unit.fuse.client import Client
+from voidbox.fuse.numbers import FATTR_ATIME, FATTR_MTIME, FATTR_SIZE
+from voidbox.fuse.numbers import FUSE_ROOT_ID as ROOT
+from voidbox.fuse.server import Server
 
 NAMES = st.sampled_from(["a", "b", "c"])
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
 DATA = st.binary(max_size=20)
 MODES = st.sampled_from([0o600, 0o644, 0o755, 0o700])
 OFFSETS = st.integers(0, 30)
-# A walk that ends on its way does not say why; and of two reasons either may be told.
-_REASONS = dict.fromkeys([None, errno.ENOENT, errno.ELOOP], errno.ENOTDIR)
+# Of two reasons either may be told; and a link on the way is one to the client, no folder.
+_REASONS = dict.fromkeys([errno.ENOENT, errno.ELOOP], errno.ENOTDIR)
 _REASONS[errno.EPERM] = errno.EEXIST
 
 
@@ -34,9 +35,11 @@ def split(path: str) -> tuple[str, bytes]:
 
 
 class Twins(RuleBasedStateMachine):
+    forgets = True  # the client forgets all after each step; else it knows what it ever saw
+
     def __init__(self) -> None:
         super().__init__()
-        self.base = Path(tempfile.mkdtemp(prefix="vb9p-"))
+        self.base = Path(tempfile.mkdtemp(prefix="vbfs-"))
         self.folder, self.twin = self.base / "shared", self.base / "twin"
         for folder in (self.folder, self.twin):
             folder.mkdir()
@@ -57,19 +60,28 @@ class Twins(RuleBasedStateMachine):
             else:
                 outcomes.append(0)
         assert outcomes[0] == outcomes[1], outcomes
-        self.client.version()
-        self.client.attach()
+        if self.forgets:
+            self.client.init()
+        else:
+            self.client.server._session.folder.forget_all()
 
     def at(self, path: str) -> int:
         return self.client.path(path) if path else ROOT
 
+    def file(self, path: str) -> int:
+        """Return a node that can be opened for writing."""
+        node = self.at(path)
+        if stat.S_ISDIR(self.client.getattr(node).mode):
+            raise IsADirectoryError(errno.EISDIR, "")
+        return node
+
     def place(self, path: str) -> tuple[int, bytes]:
-        """Return a fid of the folder and a name, as the kernel finds them."""
+        """Return the node of the folder and a name, as the kernel finds them."""
         folder, name = split(path)
-        fid = self.at(folder)
-        if not stat.S_ISDIR(self.client.getattr(fid).mode):
+        node = self.at(folder)
+        if not stat.S_ISDIR(self.client.getattr(node).mode):
             raise NotADirectoryError(errno.ENOTDIR, "")
-        return fid, name
+        return node, name
 
     @rule(path=PATHS, mode=MODES)
     def mkdir(self, path: str, mode: int) -> None:
@@ -85,7 +97,9 @@ class Twins(RuleBasedStateMachine):
 
         def remote() -> None:
             folder, name = self.place(path)
-            self.client.write(self.client.create(folder, name, mode, flags), data)
+            file = self.client.create(folder, name, mode, flags)
+            self.client.write(file, data)
+            self.client.release(file)
 
         def local(twin: Path) -> None:
             fd = os.open(twin / path, flags)
@@ -98,8 +112,9 @@ class Twins(RuleBasedStateMachine):
     @rule(path=PATHS, data=DATA, offset=OFFSETS)
     def write(self, path: str, data: bytes, offset: int) -> None:
         def remote() -> None:
-            fid = self.client.open(self.at(path), os.O_WRONLY)
-            self.client.write(fid, data, offset)
+            file = self.client.open(self.file(path), os.O_WRONLY)
+            self.client.write(file, data, offset)
+            self.client.release(file)
 
         def local(twin: Path) -> None:
             fd = os.open(twin / path, os.O_WRONLY | os.O_NOFOLLOW)
@@ -110,28 +125,26 @@ class Twins(RuleBasedStateMachine):
 
     @rule(path=PATHS, size=OFFSETS)
     def truncate(self, path: str, size: int) -> None:
-        valid = numbers.P9_SETATTR_SIZE
-
         def local(twin: Path) -> None:
             fd = os.open(twin / path, os.O_WRONLY | os.O_NOFOLLOW)
             os.ftruncate(fd, size)
             os.close(fd)
 
-        self.both(lambda: self.client.setattr(self.at(path), valid, size=size), local)
+        self.both(lambda: self.client.setattr(self.at(path), FATTR_SIZE, size=size), local)
 
     @rule(old=PATHS, new=PATHS)
     def rename(self, old: str, new: str) -> None:
         self.both(
-            lambda: self.client.renameat(*self.place(old), *self.place(new)),
+            lambda: self.client.rename(*self.place(old), *self.place(new)),
             lambda twin: os.rename(twin / old, twin / new),
         )
 
     @rule(old=PATHS, new=PATHS)
     def link(self, old: str, new: str) -> None:
         def remote() -> None:
-            fid = self.at(old)
+            node = self.at(old)
             folder, name = self.place(new)
-            self.client.link(folder, fid, name)
+            self.client.link(folder, node, name)
 
         def local(twin: Path) -> None:
             os.link(twin / old, twin / new, follow_symlinks=False)
@@ -148,7 +161,7 @@ class Twins(RuleBasedStateMachine):
     @rule(path=PATHS, is_folder=st.booleans())
     def remove(self, path: str, is_folder: bool) -> None:
         self.both(
-            lambda: self.client.unlinkat(*self.place(path), is_folder),
+            lambda: self.client.remove(*self.place(path), is_folder),
             lambda twin: (os.rmdir if is_folder else os.unlink)(twin / path),
         )
 
@@ -157,19 +170,20 @@ class Twins(RuleBasedStateMachine):
         def local(twin: Path) -> None:
             os.utime(twin / path, (seconds, seconds), follow_symlinks=False)
 
+        both = FATTR_ATIME | FATTR_MTIME
         self.both(
-            lambda: self.client.setattr(self.at(path), 0x1B0, atime=seconds, mtime=seconds), local
+            lambda: self.client.setattr(self.at(path), both, atime=seconds, mtime=seconds), local
         )
 
     @invariant()
     def same(self) -> None:
         assert snapshot(self.folder) == snapshot(self.twin) == self.seen(ROOT)
 
-    def seen(self, fid: int, prefix: str = "") -> dict[str, object]:
+    def seen(self, folder: int, prefix: str = "") -> dict[str, object]:
         """What the client sees."""
         found: dict[str, object] = {}
-        for name in self.client.names(fid):
-            child = self.client.walk(fid, name)
+        for name in self.client.names(folder):
+            child = self.client.lookup(folder, name).node
             path = f"{prefix}{name.decode()}"
             status = self.client.getattr(child)
             if stat.S_ISDIR(status.mode):
@@ -178,7 +192,9 @@ class Twins(RuleBasedStateMachine):
             elif stat.S_ISLNK(status.mode):
                 found[path] = (0, self.client.readlink(child).decode())
             else:
-                data = self.client.read(self.client.open(self.client.walk(child)))
+                file = self.client.open(child)
+                data = self.client.read(file)
+                self.client.release(file)
                 found[path] = (stat.S_IMODE(status.mode), data, status.nlink)
         return found
 
@@ -198,3 +214,11 @@ def snapshot(folder: Path) -> dict[str, object]:
 
 Twins.TestCase.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
 TestTwins = Twins.TestCase
+
+
+class LongTwins(Twins):
+    forgets = False
+
+
+LongTwins.TestCase.settings = Twins.TestCase.settings
+TestLongTwins = LongTwins.TestCase

@@ -1,12 +1,12 @@
-"""virtio-9p: a folder of the host, by messages of 9P2000.L (linux/virtio_9p.h).
+"""virtio-fs: a folder of the host, by messages of FUSE (VirtIO 1.2 §5.11).
 
-    guest ─► requestq, its ioeventfd ─► worker thread: Server ─► openat, preadv, pwritev
-    guest ◄─ used ring, interrupt ◄──────────┘   the files' data goes straight to guest memory
+    guest ─► hiprio, request queue, ioeventfds ─► worker thread: Server ─► openat, preadv, pwritev
+    guest ◄─ used ring, interrupt ◄────────────────┘   the files' data goes straight to guest memory
 
 A file system may be slow, or hang for as long as a server of its own is away, so requests never
-come to the loop: the queue is the worker's. The loop gives it and takes it away, behind a gate that
-the worker holds while it touches the queue or guest memory, or says that a driver broke the rules,
-and at no other time.
+come to the loop: the queues are the worker's. The loop gives them and takes them away, behind a
+gate that the worker holds while it touches a queue or guest memory, or says that a driver broke the
+rules, and at no other time. Answers that come close together are one interrupt.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from collections.abc import Iterator, Sequence
 
 from voidbox.buffers import clip, first_bytes, skip, write_bytes
 from voidbox.errors import GuestError, HostError
-from voidbox.ninep.numbers import P9_TWRITE
-from voidbox.ninep.server import REQUEST_BYTES_MAX, Server
-from voidbox.ninep.session import MSIZE_MAX
-from voidbox.ninep.wire import HEADER, LERROR, READ_HEADER, WRITE_HEADER
-from voidbox.virtio.device import VIRTIO_ID_9P, Transport, config_value
+from voidbox.fuse.numbers import FUSE_WRITE
+from voidbox.fuse.server import PAGES_MAX, REQUEST_BYTES_MAX, WRITE_BYTES, Server
+from voidbox.fuse.wire import IN_HEADER, OUT_HEADER
+from voidbox.virtio.device import VIRTIO_ID_FS, Transport, config_value
 from voidbox.virtio.queue import Chain, Virtqueue
 
-QUEUE_SIZE = 128  # Linux's VIRTQUEUE_NUM: how much of a chain it puts together
-VIRTIO_9P_MOUNT_TAG = 1 << 0
-TAG_BYTES_MAX = 32
-# struct virtio_9p_config { __virtio16 tag_len; __u8 tag[]; };
-_TAG_LEN = struct.Struct("<H")
-
+QUEUE_SIZE = 512  # Linux asks for so many pages at a time, less four, even with indirect tables
+assert QUEUE_SIZE >= PAGES_MAX + 4
+TAG_BYTES_MAX = 36
+# struct virtio_fs_config { u8 tag[36]; le32 num_request_queues; };
+_CONFIG = struct.Struct("<36sI")
+# Answers that one interrupt tells of, at the most: the first of them has waited for the others.
+_BATCH = 4
 # How long a pause waits for a read or write that the host has begun.
 PAUSE_S = 10.0
 
@@ -65,50 +65,50 @@ class _Gate:
 
 
 class _Request:
-    """A request and its buffers: an Exchange. Thread: the worker's."""
+    """A request and its buffers: an Exchange. Thread: the worker's.
 
-    def __init__(self, chain: Chain, gate: _Gate) -> None:
+    Attributes:
+        queue_idx: where it came from, and its answer goes.
+        message: what Server.handle() takes.
+    """
+
+    def __init__(self, chain: Chain, queue_idx: int, gate: _Gate) -> None:
         self.head_idx = chain.head_idx
+        self.queue_idx = queue_idx
         self.epoch = gate.epoch
+        self.payload_bytes = 0
         self._gate = gate
         self._writable = chain.writable
         self._writable_bytes = chain.writable_bytes
-        start = first_bytes(chain.readable, WRITE_HEADER.size)
-        size, kind, _ = HEADER.unpack_from(start)
-        if not HEADER.size <= size <= chain.readable_bytes:
-            raise GuestError(f"a 9P message of {size} bytes in {chain.readable_bytes}")
-        self.message = start[:size]
-        self.payload_bytes = 0
         self._payload: list[memoryview] = []
-        rest = clip(skip(chain.readable, len(start)), size - len(self.message))
-        if kind == P9_TWRITE:
-            self.payload_bytes = size - len(self.message)
-            self._payload = rest
-        elif size <= REQUEST_BYTES_MAX:  # a longer one is none: without its fields it is refused
+        # Copied once, and not read again. What is longer than any request is refused as one that
+        # ends before its fields do.
+        self.message = first_bytes(chain.readable, WRITE_BYTES)
+        size, opcode = IN_HEADER.unpack_from(self.message)[:2]
+        if not IN_HEADER.size <= size <= chain.readable_bytes:
+            raise GuestError(f"a FUSE message of {size} bytes in {chain.readable_bytes}")
+        if opcode == FUSE_WRITE:
+            self.payload_bytes = max(0, size - WRITE_BYTES)
+            self._payload = skip(chain.readable, WRITE_BYTES)
+        elif size > WRITE_BYTES and size <= REQUEST_BYTES_MAX:
+            rest = clip(skip(chain.readable, WRITE_BYTES), size - WRITE_BYTES)
             self.message += b"".join(rest)
+        self.message = self.message[:size]
 
     @property
     def room_bytes(self) -> int:
         """See Exchange."""
-        return self._writable_bytes - READ_HEADER.size
+        return max(0, self._writable_bytes - OUT_HEADER.size)
 
     def write_to(self, fd: int, offset: int, count: int) -> int:
         """See Exchange."""
         with self._gate.open_for(self.epoch):
-            return os.pwritev(fd, clip(self._payload, min(count, MSIZE_MAX)), offset)
+            return os.pwritev(fd, clip(self._payload, count), offset)
 
     def read_from(self, fd: int, offset: int, count: int) -> int:
         """See Exchange."""
         with self._gate.open_for(self.epoch):
-            return os.preadv(fd, clip(self._room(), count), offset)
-
-    def _room(self) -> list[memoryview]:
-        return skip(self._writable, READ_HEADER.size)
-
-    def payload(self, count: int) -> bytes:
-        """See Exchange."""
-        with self._gate.open_for(self.epoch):
-            return b"".join(clip(self._payload, count))
+            return os.preadv(fd, clip(skip(self._writable, OUT_HEADER.size), count), offset)
 
     def write_answer(self, message: bytes) -> None:
         """Write an answer. The gate is open.
@@ -117,11 +117,11 @@ class _Request:
             GuestError: it has no room.
         """
         if len(message) > self._writable_bytes:
-            raise GuestError("a 9P answer is longer than its buffer")
+            raise GuestError("a FUSE answer is longer than its buffer")
         write_bytes(self._writable, message)
 
 
-class VirtioNinep:
+class VirtioFs:
     """The device. Thread: loop, where nothing else is said; it has one thread of its own.
 
     Args:
@@ -129,30 +129,31 @@ class VirtioNinep:
         tag: what the guest mounts it by.
 
     Attributes:
-        kick_fd: an eventfd for the queue's kicks, which the worker waits for.
+        kick_fd: an eventfd for the queues' kicks, which the worker waits for.
     """
 
-    device_id = VIRTIO_ID_9P
-    device_features = VIRTIO_9P_MOUNT_TAG
-    queue_max_sizes = (QUEUE_SIZE,)
+    device_id = VIRTIO_ID_FS
+    device_features = 0
+    queue_max_sizes = (QUEUE_SIZE, QUEUE_SIZE)  # hiprio, and one for requests
 
     def __init__(self, server: Server, tag: str) -> None:
         name = tag.encode()
         if not 0 < len(name) <= TAG_BYTES_MAX:
             raise ValueError(f"a mount tag of {len(name)} bytes")
-        self._config = _TAG_LEN.pack(len(name)) + name
+        self._config = _CONFIG.pack(name, 1)
         self._server = server
         self._gate = _Gate()
         self._transport: Transport | None = None
-        self._queue: Virtqueue | None = None  # behind the gate
+        self._queues: tuple[Virtqueue, ...] = ()  # behind the gate
         self._session_epoch = 0  # the worker's: which the server's session is of
+        self._unpublished = 0  # the worker's: answers of that epoch that the driver cannot see yet
         self._is_closing = False
         self._is_paused = False  # the gate's lock is held
         self._thread: threading.Thread | None = None
         self.kick_fd = os.eventfd(0, os.EFD_CLOEXEC)
 
     def read_config(self, offset: int, width: int) -> int:
-        """Read the mount tag."""
+        """Read the mount tag, and how many queues for requests there are."""
         return config_value(self._config, offset, width)
 
     def write_config(self, offset: int, width: int, value: int) -> None:
@@ -161,12 +162,12 @@ class VirtioNinep:
     def activate(
         self, transport: Transport, driver_features: int, queues: Sequence[Virtqueue]
     ) -> None:
-        """Give requestq to the worker."""
+        """Give the queues to the worker."""
         with self._gate.lock:
             self._transport = transport
-            (self._queue,) = queues
+            self._queues = tuple(queues)
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="voidbox-9p")
+            self._thread = threading.Thread(target=self._work, name="voidbox-fs")
             self._thread.start()
 
     def queue_notify(self, queue_idx: int) -> None:
@@ -174,7 +175,7 @@ class VirtioNinep:
         os.eventfd_write(self.kick_fd, 1)
 
     def pause(self) -> None:
-        """Keep the worker out of the queue and guest memory.
+        """Keep the worker out of the queues and guest memory.
 
         Raises:
             HostError: it is there, and the host's file system does not let it go on.
@@ -190,7 +191,7 @@ class VirtioNinep:
             self._gate.lock.release()
 
     def reset(self) -> None:
-        """Take the queue away; the session ends once the worker gets there."""
+        """Take the queues away; the session ends once the worker gets there."""
         self._take_away()
         if self._thread is not None:
             os.eventfd_write(self.kick_fd, 1)
@@ -200,7 +201,8 @@ class VirtioNinep:
         self.resume()
         with self._gate.lock:
             self._gate.epoch += 1
-            self._transport = self._queue = None
+            self._transport = None
+            self._queues = ()
 
     def close(self) -> None:
         """End the worker, once it has done what it does, and close the folder. Idempotent.
@@ -227,54 +229,71 @@ class VirtioNinep:
                 self._serve_all()
             except Exception as error:  # a bug: handed to the loop, which ends the machine with it
                 # Only told, for its traceback would hold guest memory.
-                log.error("the 9P server failed: %s", traceback.format_exc())
-                self._tell(f"the 9P server failed: {error!r}")
+                log.error("the FUSE server failed: %s", traceback.format_exc())
+                self._tell(f"the FUSE server failed: {error!r}")
 
     def _serve_all(self) -> None:
         try:
-            while (request := self._next()) is not None:
-                with contextlib.suppress(_Stale):
-                    self._serve(request)
-                del request  # it holds guest memory
+            is_more = True
+            while is_more:
+                while (request := self._next()) is not None:
+                    with contextlib.suppress(_Stale):
+                        self._serve(request)
+                    del request  # it holds guest memory
+                is_more = self._rest()
         except GuestError as error:
-            # Behind the gate: else a reset might come between, and the queue be the next driver's.
+            # Behind the gate: else a reset might come between, and these be the next driver's.
             with contextlib.suppress(_Stale), self._gate.open_for(self._session_epoch):
-                transport, self._queue = self._transport, None
+                transport, self._queues = self._transport, ()
                 if transport is not None:
                     transport.needs_reset(str(error))
 
     def _next(self) -> _Request | None:
-        """Take a request; None if there is none, and a kick will tell of the next."""
+        """Take a request; None if there is none."""
         if self._session_epoch != self._gate.epoch:
             self._session_epoch = self._gate.epoch
+            self._unpublished = 0
             self._server.reset()
-        with self._gate.lock:
-            requests = self._queue
-            if requests is None or self._session_epoch != self._gate.epoch:
-                return None
-            requests.disable_notification()
-            chain = requests.next_chain()
-            if chain is None:
-                if not requests.enable_notification():
-                    return None
-                chain = requests.next_chain()  # it came just before
-                if chain is None:
-                    return None
-            if chain.readable_bytes < HEADER.size or chain.writable_bytes < LERROR.size:
-                raise GuestError("a 9P request without a header, or without room for an answer")
-            return _Request(chain, self._gate)
+        with contextlib.suppress(_Stale), self._gate.open_for(self._session_epoch):
+            for queue_idx, queue in enumerate(self._queues):
+                queue.disable_notification()
+                chain = queue.next_chain()
+                if chain is not None:
+                    if chain.readable_bytes < IN_HEADER.size:
+                        raise GuestError("a FUSE request without a header")
+                    return _Request(chain, queue_idx, self._gate)
+        return None
 
     def _serve(self, request: _Request) -> None:
-        message, data_bytes = self._server.handle(request.message, request)
+        answer = self._server.handle(request.message, request)
         with self._gate.open_for(request.epoch):
-            requests, transport = self._queue, self._transport
-            if requests is None or transport is None:
+            if not self._queues:
                 return
-            request.write_answer(message)
-            requests.add_used(request.head_idx, len(message) + data_bytes)
-            is_wanted = requests.publish()
-        if is_wanted:
+            written_bytes = 0
+            if answer is not None:
+                request.write_answer(answer.message)
+                written_bytes = len(answer.message) + answer.data_bytes
+            self._queues[request.queue_idx].add_used(request.head_idx, written_bytes)
+            self._unpublished += 1
+        if self._unpublished >= _BATCH:
+            self._publish()
+
+    def _publish(self) -> None:
+        """Show the driver the answers that wait, and tell it if it wants to be told."""
+        self._unpublished = 0
+        with self._gate.open_for(self._session_epoch):
+            transport = self._transport
+            is_wanted = [queue.publish() for queue in self._queues]
+        if transport is not None and any(is_wanted):
             transport.interrupt_queues()
+
+    def _rest(self) -> bool:
+        """Ask for kicks; returns whether requests came meanwhile, for which none may come."""
+        with contextlib.suppress(_Stale):
+            self._publish()
+            with self._gate.open_for(self._session_epoch):
+                return any([queue.enable_notification() for queue in self._queues])
+        return False
 
     def _tell(self, reason: str) -> None:
         def fail() -> None:

@@ -1,4 +1,4 @@
-"""Two system calls that Python's os module does not have."""
+"""System calls that Python's os module does not have."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ def _load() -> ctypes.CDLL:
         found.getdents64.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
         found.getdents64.restype = ctypes.c_ssize_t
         found.utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int)
+        found.renameat2.argtypes = (
+            *(ctypes.c_int, ctypes.c_char_p),
+            *(ctypes.c_int, ctypes.c_char_p),
+            ctypes.c_uint,
+        )
+        found.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
         _libc = found
     return _libc
 
@@ -81,3 +87,23 @@ def set_times(folder_fd: int, name: bytes, atime: tuple[int, int], mtime: tuple[
     except struct.error as error:
         raise OSError(22, "a time that is no time") from error
     _check(_load().utimensat(folder_fd, name, times, 0))
+
+
+def renameat2(folder_fd: int, name: bytes, new_fd: int, new_name: bytes, flags: int) -> None:
+    """Rename with flags: RENAME_NOREPLACE, RENAME_EXCHANGE.
+
+    Raises:
+        OSError: renameat2(2)'s.
+    """
+    _check(_load().renameat2(folder_fd, name, new_fd, new_name, flags))
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Allocate or free a part of a file.
+
+    Args:
+        mode: FALLOC_FL_*.
+    Raises:
+        OSError: fallocate(2)'s.
+    """
+    _check(_load().fallocate(fd, mode, offset, length))

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.ninep.client import Client
-from voidbox.ninep.server import Server
+from tests.unit.fuse.client import Client
+from voidbox.fuse.server import Server
 
 
 @pytest.fixture

@@ -1,0 +1,92 @@
+"""Numbers of FUSE messages and flags, called as in linux/fuse.h."""
+
+from __future__ import annotations
+
+FUSE_KERNEL_VERSION = 7
+FUSE_KERNEL_MINOR_VERSION = 36  # what this server speaks; the client settles for the lower
+FUSE_MINOR_MIN = 31  # Linux 5.4, the first with virtio-fs
+FUSE_ROOT_ID = 1
+
+# enum fuse_opcode
+FUSE_LOOKUP = 1
+FUSE_FORGET = 2  # no reply
+FUSE_GETATTR = 3
+FUSE_SETATTR = 4
+FUSE_READLINK = 5
+FUSE_SYMLINK = 6
+FUSE_MKNOD = 8
+FUSE_MKDIR = 9
+FUSE_UNLINK = 10
+FUSE_RMDIR = 11
+FUSE_RENAME = 12
+FUSE_LINK = 13
+FUSE_OPEN = 14
+FUSE_READ = 15
+FUSE_WRITE = 16
+FUSE_STATFS = 17
+FUSE_RELEASE = 18
+FUSE_FSYNC = 20
+FUSE_SETXATTR = 21
+FUSE_GETXATTR = 22
+FUSE_LISTXATTR = 23
+FUSE_REMOVEXATTR = 24
+FUSE_INIT = 26
+FUSE_OPENDIR = 27
+FUSE_READDIR = 28
+FUSE_RELEASEDIR = 29
+FUSE_FSYNCDIR = 30
+FUSE_CREATE = 35
+FUSE_INTERRUPT = 36  # no reply
+FUSE_DESTROY = 38
+FUSE_BATCH_FORGET = 42  # no reply
+FUSE_FALLOCATE = 43
+FUSE_READDIRPLUS = 44
+FUSE_RENAME2 = 45
+FUSE_LSEEK = 46
+FUSE_COPY_FILE_RANGE = 47
+FUSE_TMPFILE = 51
+
+# fuse_init_in and fuse_init_out: flags
+FUSE_ASYNC_READ = 1 << 0
+FUSE_ATOMIC_O_TRUNC = 1 << 3
+FUSE_BIG_WRITES = 1 << 5
+FUSE_AUTO_INVAL_DATA = 1 << 12
+FUSE_DO_READDIRPLUS = 1 << 13
+FUSE_READDIRPLUS_AUTO = 1 << 14
+FUSE_ASYNC_DIO = 1 << 15
+FUSE_WRITEBACK_CACHE = 1 << 16
+FUSE_PARALLEL_DIROPS = 1 << 18
+FUSE_MAX_PAGES = 1 << 22
+FUSE_CACHE_SYMLINKS = 1 << 23
+FUSE_HANDLE_KILLPRIV_V2 = 1 << 28
+
+# fuse_open_out: open_flags
+FOPEN_DIRECT_IO = 1 << 0
+FOPEN_KEEP_CACHE = 1 << 1
+FOPEN_CACHE_DIR = 1 << 3
+
+# fuse_getattr_in: getattr_flags
+FUSE_GETATTR_FH = 1 << 0
+
+# fuse_setattr_in: valid
+FATTR_MODE = 1 << 0
+FATTR_UID = 1 << 1
+FATTR_GID = 1 << 2
+FATTR_SIZE = 1 << 3
+FATTR_ATIME = 1 << 4
+FATTR_MTIME = 1 << 5
+FATTR_FH = 1 << 6
+FATTR_ATIME_NOW = 1 << 7
+FATTR_MTIME_NOW = 1 << 8
+
+# fuse_fsync_in: fsync_flags
+FUSE_FSYNC_FDATASYNC = 1 << 0
+
+# linux/fs.h: flags of renameat2(2)
+RENAME_NOREPLACE = 1 << 0
+RENAME_EXCHANGE = 1 << 1
+
+# linux/falloc.h: modes of fallocate(2)
+FALLOC_FL_KEEP_SIZE = 0x01
+FALLOC_FL_PUNCH_HOLE = 0x02
+FALLOC_FL_ZERO_RANGE = 0x10
