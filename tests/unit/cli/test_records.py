@@ -20,8 +20,9 @@ KEYS = {
     "id", "name", "state", "created_at", "started_at", "ended_at", "pid", "cid", "ports", "kernel",
     "image", "memory_bytes", "cpus", "envs", "metadata", "workdir", "user", "timeout_s", "net",
     "vsock", "team", "is_owned", "removes_itself", "cmdline", "disks", "root", "end",
-    "workspace", "workspace_mode", "volumes", "secret_envs", "idle_timeout_s",
+    "workspace", "workspace_mode", "workspace_cache", "volumes", "secret_envs", "idle_timeout_s",
     "snapshot", "is_cold", "ran_s", "forwards", "paused_s", "paused_at",
+    "limits", "jail", "jail_layers",
     "reason", "crash", "folder",
 }  # fmt: skip
 
