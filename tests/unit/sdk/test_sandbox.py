@@ -88,7 +88,7 @@ def draft_of(options: dict[str, Any]) -> SandboxRecord:
     """Return what a Launch of these options begins with."""
     return SandboxRecord(
         name="", kernel=str(options["kernel"]), image=str(options["image"]), cpus=1,
-        memory_bytes=64 << 20, envs={}, metadata={},
+        memory_bytes=64 << 20, envs={}, metadata={}, jail="off",
     )  # fmt: skip
 
 
