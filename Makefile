@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 export VENV
 
-.PHONY: demo test test-fast test-slow test-lab test-machines test-sandboxes test-pythons \
+.PHONY: demo test test-fast test-slow test-lab test-machines test-sandboxes test-long test-pythons \
 	lint bench setup kernels image runtime network-image \
 	disk-image git-image root-images registry claude-image clean
 
@@ -24,13 +24,18 @@ test-slow: setup registry
 # The lab's software CPU now and then stalls or resets a nested guest, about once in a hundred boots:
 # what failed is tried again, alone, in a fresh lab. A real fault fails three times.
 #
+# Tests of whole guests' snapshots and of packages installed in a guest take longer than all others
+# together: they are `make test-long`.
+#
 # Two labs side by side, for one keeps hardly more than a processor busy. All that needs the host's
 # vhost is in the first: where this machine's KVM is real, there is only one of it.
 LAB_SANDBOXES = $(addprefix tests/e2e/test_,block.py cli_sandbox.py docs.py examples.py \
-	image_root.py images.py runtime.py sandboxes.py setup.py soak.py workspace.py)
+	image_root.py images.py runtime.py sandboxes.py soak.py workspace.py)
+LAB_LONG = $(addprefix tests/e2e/test_,machine_snapshots.py setup.py snapshots.py volumes.py)
 LAB_MACHINES = tests/guest tests/unit/vsock/test_vhost.py \
 	tests/unit/net/test_nat.py::test_ping_of_the_world \
-	$(filter-out $(LAB_SANDBOXES) tests/e2e/test_kvm_lab.py,$(wildcard tests/e2e/test_*.py))
+	$(filter-out $(LAB_SANDBOXES) $(LAB_LONG) tests/e2e/test_kvm_lab.py, \
+		$(wildcard tests/e2e/test_*.py))
 LAB_PYTEST = scripts/with-kvm --mem 8192 --timeout 2700 --rw build/lab -- \
 	$(PYTHON) -m pytest -o cache_dir=build/lab/$@
 test-lab: setup kernels
@@ -39,7 +44,9 @@ test-lab: setup kernels
 
 test-machines: LAB_TESTS = $(LAB_MACHINES)
 test-sandboxes: LAB_TESTS = $(LAB_SANDBOXES)
-test-machines test-sandboxes:
+test-long: LAB_TESTS = $(LAB_LONG)
+test-long: setup kernels
+test-machines test-sandboxes test-long:
 	$(LAB_PYTEST) $(LAB_TESTS) || $(LAB_PYTEST) $(LAB_TESTS) --last-failed || \
 		$(LAB_PYTEST) $(LAB_TESTS) --last-failed
 

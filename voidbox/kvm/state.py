@@ -255,7 +255,7 @@ def _write_time(vcpus: Sequence[Vcpu], states: Sequence[VcpuState]) -> None:
     """Set the TSCs, in step as they were, and then the timers that are due by them."""
     for vcpu, state in zip(vcpus, states, strict=True):
         vcpu.set_msrs([(MSR_IA32_TSC, state.tsc)])
-    first = vcpus[0].get_tsc_offset()
+    first = _catch_up(vcpus[0], states[0].tsc)
     if first is not None and states[0].tsc_offset is not None:
         # KVM takes TSCs that are set within a second for the same, which is but a guess.
         for vcpu, state in zip(vcpus[1:], states[1:], strict=True):
@@ -265,6 +265,22 @@ def _write_time(vcpus: Sequence[Vcpu], states: Sequence[VcpuState]) -> None:
     for vcpu, state in zip(vcpus, states, strict=True):
         # After the local APIC's mode and the TSC: KVM drops a deadline that it has no timer for.
         vcpu.set_msrs([(MSR_IA32_TSC_DEADLINE, state.tsc_deadline)])
+
+
+def _catch_up(vcpu: Vcpu, tsc: int) -> int | None:
+    """Return a vCPU's TSC offset, by which its TSC is at least what it was set to.
+
+    KVM takes a TSC that is set to within a second of what a new machine's is for that one, and
+    ignores it: a guest that is as young would see its clock go back.
+    """
+    offset = vcpu.get_tsc_offset()
+    values, _ = vcpu.read_msrs((MSR_IA32_TSC,))
+    missing = tsc - values[MSR_IA32_TSC]
+    if offset is None or missing <= 0:
+        return offset
+    offset = (offset + missing) & _U64
+    vcpu.set_tsc_offset(offset)
+    return offset
 
 
 def is_same_frequency(khz: int, other_khz: int) -> bool:
