@@ -149,7 +149,7 @@ def test_many_messages_on_one_connection(booted: Booted) -> None:
 def test_the_secret_is_nowhere_to_be_read(booted: Booted) -> None:
     out, _, _ = run(booted.client, "cat /etc/voidbox/secret /proc/cmdline", user="root")
     assert "secret" not in out
-    assert booted.guest._secret.hex() not in out
+    assert booted.guest.secret.hex() not in out
     assert run(booted.client, "cat /proc/1/environ")[2] != 0
 
 
