@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-import tempfile
 import zlib
 from contextlib import suppress
 from typing import NamedTuple
@@ -139,6 +138,8 @@ def create(path: str, header: Header) -> None:
     """
     folder = os.path.dirname(path) or "."
     try:
+        import tempfile  # for those alone who make one
+
         fd, part = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
         try:
             os.truncate(fd, header.file_bytes)

@@ -47,7 +47,7 @@ _EXTENSIONS = (
     *("zlib", "bz2", "lzma", "select", "math", "array", "binascii", "unicodedata"),
     *("hashlib", "encodings.idna"),
 )
-_OF_FILES = ("ctypes",)
+_OF_FILES = ("ctypes", "random")  # the latter for tempfile
 _LIBRARIES = ("libgcc_s.so.1",)  # by which glibc ends a thread
 
 log = logging.getLogger("voidbox.sandbox.process.owner")
