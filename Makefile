@@ -24,18 +24,15 @@ test-slow: setup registry
 # The lab's software CPU now and then stalls or resets a nested guest, about once in a hundred boots:
 # what failed is tried again, alone, in a fresh lab. A real fault fails three times.
 #
-# Tests of whole guests' snapshots and of packages installed in a guest take longer than all others
-# together: they are `make test-long`.
-#
 # Two labs side by side, for one keeps hardly more than a processor busy. All that needs the host's
-# vhost is in the first: where this machine's KVM is real, there is only one of it.
-LAB_SANDBOXES = $(addprefix tests/e2e/test_,block.py cli_sandbox.py docs.py examples.py \
-	image_root.py images.py runtime.py sandboxes.py soak.py workspace.py)
-LAB_LONG = $(addprefix tests/e2e/test_,machine_snapshots.py setup.py snapshots.py volumes.py)
+# vhost is in the first: where this machine's KVM is real, there is only one of it. Together they take
+# half an hour; what takes longer is `make test-long`, to be run before a release.
 LAB_MACHINES = tests/guest tests/unit/vsock/test_vhost.py \
 	tests/unit/net/test_nat.py::test_ping_of_the_world \
-	$(filter-out $(LAB_SANDBOXES) $(LAB_LONG) tests/e2e/test_kvm_lab.py, \
-		$(wildcard tests/e2e/test_*.py))
+	$(addprefix tests/e2e/test_,agent.py interrupts.py virtio.py)
+LAB_SANDBOXES = tests/e2e/test_cli_sandbox.py
+LAB_LONG = $(filter-out $(LAB_MACHINES) $(LAB_SANDBOXES) tests/e2e/test_kvm_lab.py, \
+	$(wildcard tests/e2e/test_*.py))
 LAB_PYTEST = scripts/with-kvm --mem 8192 --timeout 2700 --rw build/lab -- \
 	$(PYTHON) -m pytest -o cache_dir=build/lab/$@
 test-lab: setup kernels
