@@ -72,7 +72,9 @@ def image_of(home: Path) -> dict[str, str]:
 def test_all_is_there_and_nothing_else(stick: Path) -> None:
     home = stick.parent / "home"
     cache = home / ".cache/voidbox"
-    assert set(image_of(home)) == {"boot.cpio", "initramfs.cpio", "runtime.erofs"}
+    assert set(image_of(home)) == {
+        "boot.cpio", "initramfs.cpio", "packages.json", "runtime.erofs",
+    }  # fmt: skip
     assert (cache / "kernels/current/vmlinuz").read_bytes()[0x202:0x206] == b"HdrS"
     assert (cache / "kernels/current/lib/modules").is_dir()
     assert not [path for path in cache.rglob("partial/*") if path.is_file()]
