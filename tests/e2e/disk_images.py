@@ -24,6 +24,7 @@ from voidbox.setup.debian_root import build_debian
 from voidbox.setup.default_image import PACKAGES as DEFAULT_PACKAGES
 from voidbox.setup.guest_image import BASE, DISK_TOOLS
 from voidbox.setup.guest_runner import run_in_guest
+from voidbox.setup.host_copy import publish
 from voidbox.setup.sources import DEFAULT_SUITE
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +76,7 @@ def saved_archive() -> Path:
             subprocess.run(
                 command, check=True, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL
             )
-            Path(folder, "saved").rename(path)
+            publish(f"{folder}/saved", str(path))  # somebody else may have made it meanwhile
     return path
 
 
