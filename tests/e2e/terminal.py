@@ -34,7 +34,7 @@ class Session:
         self.screen = ""
         self._seen = 0
 
-    def expect(self, pattern: str, timeout_s: float = 60) -> re.Match[str]:
+    def expect(self, pattern: str, timeout_s: float = 120) -> re.Match[str]:
         """Wait until `pattern` appears in what has come since the last match."""
         deadline = time.monotonic() + timeout_s
         while True:
