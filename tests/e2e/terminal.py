@@ -55,7 +55,7 @@ class Session:
         """Type."""
         os.write(self._fd, text.encode())
 
-    def wait(self, timeout_s: float = 60) -> int:
+    def wait(self, timeout_s: float = 120) -> int:
         """Wait for the command's end, reading what it still prints; returns its exit status."""
         deadline = time.monotonic() + timeout_s
         while self.process.poll() is None:
