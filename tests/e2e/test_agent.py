@@ -333,7 +333,7 @@ def test_many_connections_at_once_and_one_after_another(
 
 def check_connections(guest: Guest) -> None:
     endpoint = MachineEndpoint(guest.machine)
-    backend = guest.machine._unix_backend
+    backend = guest.machine._peripherals.unix_backend
     assert backend is not None
 
     def count_fds() -> int:
