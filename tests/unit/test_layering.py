@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "devices": set(),
     "loop_api": set(),
     "signals": set(),
-    "file_limit": set(),
+    "file_limit": {"errors"},
     "net": {"errors", "buffers"},
     "vsock": {"errors", "memory", "buffers", "loop_api"},
     "nat": {"errors", "loop_api", "net"},
@@ -75,8 +75,10 @@ ALLOWED: dict[str, set[str]] = {
         "version",
     },
     "sdk": {"errors", "jail", "secrets", "vmm", "fuse", "agent", "defaults", "images", "sandbox"},
+    "pool": {"errors", "sandbox", "sdk", "file_limit"},
     "defaults": {"errors"},
     "cli": {
+        "pool",
         "errors",
         "version",
         "vmm",
@@ -105,6 +107,7 @@ ALLOWED: dict[str, set[str]] = {
         "agent",
         "sandbox",
         "sdk",
+        "pool",
         "images",
         "secrets",
     },  # looked up when they are used

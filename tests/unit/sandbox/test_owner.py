@@ -374,7 +374,7 @@ def test_many_rounds_leave_nothing(sandboxes: Sandboxes) -> None:
     descriptors, before = len(os.listdir("/proc/self/fd")), children.read_text()
     for _ in range(3):
         round_trip()
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
     assert os.listdir(f"{sandboxes.store.folder}/sandboxes") == []
     assert children.read_text() == before
 

@@ -285,5 +285,5 @@ def test_nothing_is_left_behind(world: World) -> None:
     assert client.reply() is None
     client.close()
     assert not list(world.folder.iterdir())
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
     assert threading.active_count() == threads
