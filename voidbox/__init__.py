@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from voidbox.sandbox.transfer.listing import FileInfo
     from voidbox.sandbox.transfer.transfer import TransferResult
     from voidbox.sdk import volumes
+    from voidbox.secrets.spec import Secret
     from voidbox.sdk.aio import AsyncSandbox
     from voidbox.sdk.command_result import CommandResult, Output
     from voidbox.sdk.commands import CommandInfo
     from voidbox.sdk.info import SandboxInfo, SandboxMetrics
+    from voidbox.sdk.secrets import SecretInfo
     from voidbox.sdk.snapshots import SnapshotInfo
     from voidbox.sdk.sync import Sandbox
     from voidbox.sdk.watch import FileEvent
@@ -63,6 +65,8 @@ _MODULES = {
     "SnapshotInfo": "voidbox.sdk.snapshots",
     "PublishedPort": "voidbox.sandbox.ports",
     "RequestFailed": "voidbox.agent.call",
+    "Secret": "voidbox.secrets.spec",
+    "SecretInfo": "voidbox.sdk.secrets",
     "AgentError": "voidbox.errors",
     "CommandFailed": "voidbox.errors",
     "CommandTimeout": "voidbox.errors",
@@ -96,6 +100,8 @@ __all__ = [
     "SandboxInfo",
     "SandboxMetrics",
     "SandboxTimeout",
+    "Secret",
+    "SecretInfo",
     "SnapshotInfo",
     "TransferResult",
     "VoidboxError",

@@ -382,9 +382,10 @@ class AsyncPool:
                 _logger.warning("the pool's zygote was killed: starting another one")
                 await asyncio.to_thread(self._zygote.close)
                 self._zygote = await asyncio.to_thread(launching.make_zygote)
+        record, values = guard(record, options.get("secrets"), options.get("http"))
         secret_envs = options.get("secret_envs")
         sandbox = await PooledSandbox._launch(
-            store, record, False, False, self._start_s, secret_envs, self._zygote
+            store, record, False, False, self._start_s, secret_envs, self._zygote, values
         )
         sandbox.retire = lambda: self._retire(sandbox)
         return sandbox
