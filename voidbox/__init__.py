@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from voidbox.sandbox.transfer.listing import FileInfo
     from voidbox.sandbox.transfer.transfer import TransferResult
     from voidbox.sdk import volumes
-    from voidbox.secrets.spec import Secret
     from voidbox.sdk.aio import AsyncSandbox
     from voidbox.sdk.command_result import CommandResult, Output
     from voidbox.sdk.commands import CommandInfo
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from voidbox.sdk.snapshots import SnapshotInfo
     from voidbox.sdk.sync import Sandbox
     from voidbox.sdk.watch import FileEvent
+    from voidbox.secrets.spec import Secret
 
 # Rooms that users see as modules of voidbox itself.
 _ROOMS = {"images": "voidbox.images", "volumes": "voidbox.sdk.volumes"}

@@ -27,6 +27,7 @@ from voidbox.pool.host_memory import AUTO, HostMemory
 from voidbox.pool.member import PooledSandbox
 from voidbox.pool.start_limit import StartLimit
 from voidbox.pool.stats import PoolStats
+from voidbox.sandbox.guarding import guard
 from voidbox.sandbox.session import check_seconds
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.zygote.client import Zygote
