@@ -52,8 +52,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME[=VALUE]@HOST[,HOST…]",
         help="the guest has a placeholder as NAME, and requests by HTTPS to exactly these hosts "
-        "get the value: of the variable NAME here, or VALUE, which may be @FILE or - (standard input); "
-        "+body behind the hosts: in bodies too. Repeatable",
+        "get the value: of the variable NAME here, or VALUE, which may be @FILE or - (standard "
+        "input); +body behind the hosts: in bodies too. Repeatable",
     )
     group.add_argument(
         "--http",
