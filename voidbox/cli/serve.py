@@ -13,21 +13,17 @@ _LISTEN = "127.0.0.1:3000"
 _MAX, _LIFE = "100", "24h"
 _PACKAGES = ("starlette", "uvicorn", "wsproto", "h11", "anyio")
 _EPILOG = """\
-Programs that use E2B's SDKs work with it unchanged:
+Programs that use E2B's SDKs work with it unchanged, by E2B_API_KEY, and E2B_API_URL and
+E2B_SANDBOX_URL, both http://127.0.0.1:3000. A template is the name of an image (voidbox image ls)
+or of a snapshot; "base" is voidbox's own image, unless there is another one of this name. It needs
+packages: pip install 'voidbox-kvm[serve]'. docs/serve.md tells more.
 
+examples:
   voidbox serve key add laptop
-  voidbox serve
-  E2B_API_KEY=e2b_… E2B_API_URL=http://127.0.0.1:3000 E2B_SANDBOX_URL=http://127.0.0.1:3000 \\
-      python3 agent.py
-
-A template is the name of an image (voidbox image ls) or of a snapshot; "base" is voidbox's own
-image, unless there is another one of this name. It needs packages: pip install
-'voidbox-kvm[serve]'. docs/serve.md tells more.
-
-keys:
-  voidbox serve key add NAME [--scope run,read,admin]
   voidbox serve key ls
-  voidbox serve key rm NAME
+  voidbox serve key rm laptop
+  voidbox serve
+  voidbox serve --listen 127.0.0.1:8000 --memory 1G --template base=python:3.12
 """
 
 

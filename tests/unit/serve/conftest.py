@@ -43,9 +43,14 @@ class Answer(NamedTuple):
 class StandIn:
     """A server in a process of its own.
 
+    Attributes:
+        command: that starts it, but for its folder, address and settings.
+
     Args:
         prefix: of its command: what puts it into a network namespace, say.
     """
+
+    command: tuple[str, ...] = (sys.executable, "-m", "tests.unit.serve.standin")
 
     def __init__(
         self, folder: Path, settings: dict[str, Any], prefix: tuple[str, ...] = ()
@@ -59,6 +64,10 @@ class StandIn:
         self.key = self.add_key("main", "run")
         self.start()
 
+    @property
+    def where(self) -> str:
+        return str(self.folder)
+
     def add_key(self, name: str, *scopes: str) -> str:
         database = Database(self._store.folder)
         _, secret = Keys(database).add(name, scopes)
@@ -68,7 +77,7 @@ class StandIn:
     def start(self) -> None:
         command = [
             *self._prefix,
-            *(sys.executable, "-m", "tests.unit.serve.standin", str(self.folder)),
+            *(*self.command, self.where),
             *(f"127.0.0.1:{self.port}", json.dumps(self._settings)),
         ]
         with self.log.open("ab") as log:

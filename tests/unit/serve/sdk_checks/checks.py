@@ -218,8 +218,9 @@ def files_metadata(box):
 
 @check
 def git(box):
-    if not hasattr(box, "git"):
-        return
+    has_git = box.commands.run("command -v git || true").stdout
+    if not hasattr(box, "git") or not has_git:
+        return  # an old version, or a small image
     folder = f"{FOLDER}/repository"
     box.commands.run(f"git init -q -b main {folder}")
     box.files.write(f"{folder}/f", "x")
