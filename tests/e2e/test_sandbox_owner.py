@@ -27,7 +27,7 @@ from voidbox.vmm.config import MachineConfig
 
 pytestmark = pytest.mark.boot
 
-DEADLINE_S = 60.0
+DEADLINE_S = 300.0
 
 
 class Sandboxes:
