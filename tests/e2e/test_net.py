@@ -143,7 +143,7 @@ def network_images(kernels: dict[str, str]) -> dict[str, str]:
 def networked(kernel: str, image: str, config: NatConfig) -> Iterator[Networked]:
     with Guest(MachineConfig(kernel, image, net=config)) as guest:
         guest.machine.start()
-        with guest.connect() as client:
+        with guest.connect(300) as client:
             yield Networked(guest, client)
 
 
@@ -386,5 +386,5 @@ def test_without_a_network_there_is_none(
     config = MachineConfig(kernels["minimal"], guest_images["minimal"])
     with Guest(config) as guest:
         guest.machine.start()
-        with guest.connect() as client:
+        with guest.connect(300) as client:
             assert "eth0" not in run(client, "ls /sys/class/net")[0]
