@@ -85,7 +85,7 @@ _PANIC_MARK = "Kernel panic - not syncing"
 _FLUSH_S = 1.0
 _GENERATION_ID_BYTES = 16
 _PUBLISH_S = 10.0
-_DRAIN_S = 0.1  # the longest that a coalesced write waits
+_DRAIN_S, _DRAIN_S_MAX = 0.1, 2.0  # how long a coalesced write waits, at the most when idle
 _PAUSE_S = 15.0  # for a device to finish what is under way, and for its loop to get there
 
 _POWER_REGISTERS = acpi.PowerRegisters(
@@ -393,11 +393,17 @@ class Machine:
         if self._coalesced is not None:
             self.loop.call_soon(self._drain_later)
 
-    def _drain_later(self) -> None:
-        """Perform queued writes of a guest that has made no exit since, such as one that halts."""
+    def _drain_later(self, delay_s: float = _DRAIN_S) -> None:
+        """Perform queued writes of a guest that has made no exit since, such as one that halts.
+
+        Seldom, while there are none: drivers follow them with an access that exits.
+        """
         if self._coalesced is not None and self._coalesced.has_entries():
             self._coalesced.drain()
-        self.loop.call_later(_DRAIN_S, self._drain_later)
+            delay_s = _DRAIN_S
+        else:
+            delay_s = min(2 * delay_s, _DRAIN_S_MAX)
+        self.loop.call_later(delay_s, partial(self._drain_later, delay_s))
 
     def wait(self, timeout_s: float | None = None) -> Outcome | None:
         """Wait for the machine's end; None if `timeout_s` seconds pass before.
