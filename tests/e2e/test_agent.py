@@ -322,7 +322,7 @@ def check_shutdown(guest: Guest, client: AgentClient) -> None:
 
 def check_connections(guest: Guest) -> None:
     endpoint = MachineEndpoint(guest.machine)
-    backend = guest.machine._unix_backend
+    backend = guest.machine._peripherals.unix_backend
     assert backend is not None
 
     def count_fds() -> int:
