@@ -30,8 +30,8 @@ VIRTIO_BALLOON_F_REPORTING = 1 << 5
 VIRTIO_BALLOON_PFN_SHIFT = 12
 PAGE_BYTES = 1 << VIRTIO_BALLOON_PFN_SHIFT
 
-# Without VIRTIO_BALLOON_F_FREE_PAGE_HINT there is no queue for it: the numbers close up. Linux takes
-# the features of the others whenever they are offered.
+# Without VIRTIO_BALLOON_F_FREE_PAGE_HINT there is no queue for it: the numbers close up. Linux
+# takes the features of the others whenever they are offered.
 INFLATEQ, DEFLATEQ, STATSQ, REPORTING_VQ = range(4)
 QUEUE_SIZE = 128  # Linux reports up to 32 ranges at a time, and insists on room for them
 
