@@ -25,7 +25,8 @@ import json, sys
 from voidbox.serve.config import ServeConfig, parse_listen
 from voidbox.serve.server import serve
 host, port = parse_listen(sys.argv[2])
-sys.exit(serve(ServeConfig(host=host, port=port, state_folder=sys.argv[1], **json.loads(sys.argv[3]))))
+config = ServeConfig(host=host, port=port, state_folder=sys.argv[1])
+sys.exit(serve(config._replace(**json.loads(sys.argv[3]))))
 """
 
 

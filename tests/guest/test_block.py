@@ -92,7 +92,7 @@ def test_machines_with_disks_leave_nothing_behind(tmp_path: Path, image: str) ->
         read_a_sector(tmp_path, *disks)
         with Machine(config_of(tmp_path, tiny.HLT_FOREVER, *disks)):
             pass  # never started
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     assert threading.active_count() == threads
 
 
@@ -117,4 +117,4 @@ def test_a_disk_that_cannot_be_used_is_said_before_anything_is_made(
         Machine(
             config_of(tmp_path, b"", DiskConfig(image, is_read_only=True), disk), "/nonexistent"
         )
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before

@@ -118,7 +118,7 @@ def test_machines_with_vsock_leave_nothing_behind(tmp_path: Path) -> None:
     before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     for _ in range(10):
         run()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     assert threading.active_count() == threads
 
 
@@ -137,7 +137,7 @@ def test_bad_sockets_are_clear_errors_that_leave_nothing(
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(VoidboxError, match=message):
         Machine(config_of(tmp_path, tiny.power_off(), vsock))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def write(register: int, value: int) -> bytes:

@@ -119,7 +119,7 @@ class ControlClient:
         deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
         line = b""
         try:
-            while not line.endswith(b"\n") and len(line) <= ANSWER_BYTES_MAX:
+            while b"\n" not in line[-recv_bytes:] and len(line) <= ANSWER_BYTES_MAX:
                 if deadline is not None:
                     sock.settimeout(max(0.001, deadline - time.monotonic()))
                 data = sock.recv(recv_bytes)
@@ -130,7 +130,7 @@ class ControlClient:
             raise self._timeout(op) from None
         except OSError as error:
             raise AgentError(f"{op}: the sandbox's process has gone away") from error
-        return line
+        return line.partition(b"\n")[0]  # what follows is of a stream that nobody asked for
 
     def _timeout(self, op: str) -> SandboxTimeout:
         return SandboxTimeout(

@@ -42,10 +42,11 @@ class FakeAgent:
         with self._peer, contextlib.suppress(OSError):
             while data := self._peer.recv(65536):
                 for frame in decoder.feed(data):
+                    answer = self.answer(frame)  # a test may set another once it has the PONG
                     if frame.type == protocol.PING and not has_ponged:
                         has_ponged = True
                         self._peer.sendall(protocol.encode(protocol.PONG, 0, PONG))
-                    self._peer.sendall(self.answer(frame))
+                    self._peer.sendall(answer)
                     with self.changed:
                         self.frames.append(frame)
                         self.changed.notify_all()

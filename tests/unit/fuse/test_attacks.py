@@ -261,7 +261,7 @@ def test_no_descriptor_is_lost(client: Client, folder: Path) -> None:
         client.release(client.create(ROOT, b"f"))
         client.create(ROOT, b"f")
         client.init()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     assert client.server.descriptors == 0
 
 

@@ -1,0 +1,114 @@
+"""From create()'s arguments to the record of a sandbox that boots, or is restored."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
+from voidbox.sdk import draft, snapshots
+from voidbox.sdk.snapshots import SnapshotInfo
+
+
+class CreateOptions(TypedDict, total=False):
+    """What the sandbox is, of AsyncSandbox.create()'s arguments: see there."""
+
+    kernel: str | os.PathLike[str] | None
+    image: str | os.PathLike[str] | None
+    disk_size: int | str | None
+    memory: int | str | None
+    cpus: int
+    envs: Mapping[str, str] | None
+    secret_envs: Mapping[str, str] | None
+    metadata: Mapping[str, str] | None
+    timeout: float | None
+    idle_timeout: float | None
+    name: str | None
+    workdir: str | None
+    user: str | None
+    disks: Sequence[str] | None
+    allow: Sequence[str] | None
+    deny: Sequence[str] | None
+    allow_host_ports: Sequence[int] | None
+    publish: Sequence[str] | None
+    rate_bytes_s: int | None
+    pcap: str | None
+    block_network: bool
+    outbound_domain_allowlist: Sequence[str] | None
+    vsock: Literal["unix", "vhost", "none"]
+    team: str | None
+    cmdline: str | None
+    workspace: str | os.PathLike[str] | None
+    workspace_mode: Literal["copy", "ro", "rw"]
+    workspace_cache: Literal["auto", "always", "none"]
+    cpu_limit: float | None
+    disk_bytes_s: int | None
+    disk_ops_s: int | None
+    jail: Literal["default", "strict", "off"] | None
+    volumes: Sequence[str] | None
+    snapshot: str | SnapshotInfo | None
+    cold: bool
+
+
+DEFAULTS: CreateOptions = {
+    **dict.fromkeys(CreateOptions.__annotations__),  # type: ignore[typeddict-item]
+    "cpus": 1,
+    "block_network": False,
+    "vsock": "unix",
+    "workspace_mode": "copy",
+    "workspace_cache": "auto",
+    "cold": False,
+}
+_NET = (
+    *("allow", "deny", "allow_host_ports", "rate_bytes_s", "pcap", "block_network"),
+    "outbound_domain_allowlist",
+)
+# Of a restored sandbox, what the snapshot has said already; what these are by default.
+_FIXED: dict[str, object] = {
+    **dict.fromkeys(("kernel", "image", "disk_size", "memory", "disks", "cmdline", "volumes")),
+    **{"cpus": 1, "vsock": "unix"},
+}
+_OF_BOTH = (
+    *("publish", "envs", "secret_envs", "metadata", "timeout", "idle_timeout", "name", "workdir"),
+    *("user", "team", "workspace", "workspace_mode"),
+)
+_LIMITS = {"cpu": "cpu_limit", "disk_bytes_s": "disk_bytes_s", "disk_ops_s": "disk_ops_s"}
+
+
+async def make_record(store: Store, options: CreateOptions, is_owned: bool) -> SandboxRecord:
+    """Return what Store.create() takes.
+
+    Args:
+        options: all of them.
+        is_owned: whether it ends with this program.
+    Raises:
+        ConfigError: an argument makes no sense, or there is no kernel, image or snapshot.
+    """
+    given: dict[str, Any] = {**options}
+    net = {name: given[name] for name in _NET}
+    both = {name: given[name] for name in _OF_BOTH}
+    snapshot = given["snapshot"]
+    if snapshot is not None:
+        found = await asyncio.to_thread(snapshots.find, store, snapshot)
+        return snapshots.make_record(
+            found.record,
+            fixed={key: given[key] for key, usual in _FIXED.items() if given[key] != usual},
+            net_given={
+                key: value for key, value in net.items() if value is not None and value is not False
+            },
+            is_owned=is_owned,
+            **both,
+        )
+    publish = both.pop("publish")
+    record = draft.make_record(
+        **{key: given[key] for key in (*_FIXED, "workspace_cache", "jail")},
+        **both,
+        net=draft.make_net(publish=publish, **net),
+        limits={name: given[option] for name, option in _LIMITS.items()},
+        is_owned=is_owned,
+        state_folder=store.folder,
+    )
+    return record._replace(is_cold=given["cold"])
