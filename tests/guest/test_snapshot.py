@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import threading
@@ -34,6 +35,7 @@ from voidbox.vmm.outcome import EndReason
 pytestmark = pytest.mark.kvm
 
 MMIO_GPA = 0xE000_0000
+KVM_NMI = 0xAE9A  # <linux/kvm.h>
 
 
 def config_of(tmp_path: Path, code: bytes, pvh: bool = False, **changes: object) -> MachineConfig:
@@ -196,6 +198,37 @@ def test_a_halted_guest_wakes_up(tmp_path: Path, is_deadline: bool) -> None:
                 _wait(lambda copied=copied: len(copied.written) > 5)  # type: ignore[misc]
             register.written.clear()
             machine.resume()
+
+
+def nmi_guest() -> bytes:
+    """Halt with interrupts off; a non-maskable one is told at a port."""
+    idt_gpa, handler_gpa = tiny.CODE_GPA + 0x800, tiny.CODE_GPA + 0x400
+    # mov esp, 0x90000; mov edi, …; lidt [edi]
+    start = b"\xbc\x00\x00\x09\x00\xbf" + struct.pack("<I", tiny.CODE_GPA + 0x700) + b"\x0f\x01\x1f"
+    start += tiny.out8(COUNTER_PORT, 1) + tiny.HLT_FOREVER
+    gate = struct.pack("<HHBBH", handler_gpa & 0xFFFF, 0x10, 0, 0x8E, handler_gpa >> 16)
+    code = start.ljust(0x400, b"\x90") + tiny.out8(COUNTER_PORT, 2) + tiny.HLT_FOREVER
+    code = code.ljust(0x700, b"\x90") + struct.pack("<HI", 3 * 8 - 1, idt_gpa)
+    return code.ljust(0x800, b"\0") + bytes(2 * 8) + gate
+
+
+def test_an_interrupt_that_was_pending_is_taken(tmp_path: Path) -> None:
+    """One that no controller keeps: it is in the vCPU's events alone."""
+    config = config_of(tmp_path, nmi_guest(), pvh=True)
+    with Machine(config) as machine:
+        register = Register()
+        machine._board.ports.attach(COUNTER_PORT, 4, register)
+        machine.start()
+        _wait(lambda: register.written)
+        machine.pause()
+        fcntl.ioctl(machine._hardware.vcpus[0].fd, KVM_NMI)
+        with paused_copy(machine, config, tmp_path / "snap") as copy:
+            copied = Register()
+            copy._board.ports.attach(COUNTER_PORT, 4, copied)
+            copy.start()
+            _wait(lambda: copied.written)
+            assert copied.written == [2]
+        assert register.written == [1]
 
 
 def _wait(condition: object) -> None:
