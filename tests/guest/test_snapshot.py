@@ -35,6 +35,7 @@ from voidbox.vmm.outcome import EndReason
 pytestmark = pytest.mark.kvm
 
 MMIO_GPA = 0xE000_0000
+APART = 12_345  # cycles between two vCPUs' TSCs
 KVM_NMI = 0xAE9A  # <linux/kvm.h>
 
 
@@ -254,9 +255,15 @@ def test_all_that_kvm_keeps_comes_back(tmp_path: Path) -> None:
                 # xmm0 in the legacy area, and the bit that says that it is there
                 xsave=_with(_with(saved.vcpus[0].xsave, 160, b"xmm0"), 512, b"\x03"),
             )
+            second = saved.vcpus[1]
+            if (
+                first.tsc_offset
+            ):  # in step, but for a distance; 0 is a software KVM's, which has none
+                apart = {"tsc": first.tsc + APART, "tsc_offset": first.tsc_offset + APART}
+                second = second._replace(**apart)
             saved = saved._replace(
                 clock_ns=saved.clock_ns + 10**15,
-                vcpus=(first, *saved.vcpus[1:]),
+                vcpus=(first, second),
                 pit=_with(saved.pit, 0, b"\x34\x12"),  # channel 0's count
             )
             kvm_state.write(copy._hardware.vm, copy._hardware.vcpus, saved)
@@ -265,6 +272,9 @@ def test_all_that_kvm_keeps_comes_back(tmp_path: Path) -> None:
             for before, after in zip(saved.vcpus, again.vcpus, strict=True):
                 assert after.tsc >= before.tsc
                 assert after._replace(tsc=0, tsc_offset=0) == before._replace(tsc=0, tsc_offset=0)
+            offsets = [vcpu.tsc_offset for vcpu in again.vcpus]
+            if first.tsc_offset:
+                assert offsets[1] == offsets[0] + APART  # type: ignore[operator]
             assert again.irqchips == saved.irqchips
             assert again.pit[:2] == saved.pit[:2]
 
@@ -457,7 +467,12 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
         with Machine.from_snapshot(str(tmp_path / f"snap{round_}"), config) as copy:
             attach_counter(copy)
             copy.start()
-            copy.record_working_set(str(tmp_path / f"snap{round_}" / "working-set"))
+            path = tmp_path / f"snap{round_}" / "working-set"
+            touched = copy.record_working_set(str(path), 0)
+            assert touched > 0
+            assert not path.exists(), "more than was to be written down"
+            assert copy.record_working_set(str(path), MEMORY_BYTES) >= touched
+            assert path.exists()
         with Machine.from_snapshot(str(tmp_path / f"snap{round_}"), config) as copy:
             attach_counter(copy)
             copy.start()
@@ -620,3 +635,20 @@ def test_console_output_goes_on(tmp_path: Path) -> None:
             copy.start()
             _wait(lambda: len(output) > 10)
             assert set(output) == {ord("x")}
+
+
+def test_what_the_guest_said_last_is_told(tmp_path: Path) -> None:
+    """What is in the UART when the guest is saved: nothing that it does calls for it again."""
+    config = config_of(tmp_path, counting_guest())
+    with Machine(config) as machine:
+        counter = attach_counter(machine)
+        machine.start()
+        wait_for_reads(counter, 10)
+        machine.pause()
+        machine._board.uart._output += b"last words"
+        with paused_copy(machine, config, tmp_path / "snap") as copy:
+            output = bytearray()
+            copy.console.attach(CallbackOutput(output.extend))
+            attach_counter(copy)
+            copy.start()
+            _wait(lambda: output == b"last words")
