@@ -5,8 +5,8 @@ Every time is from the moment that the machine is asked for: until it is built, 
 until its agent answers, until a first command's answer. Rounds are interleaved; medians and ratios
 to the boot of the same guest are what to quote. All is in one process, whose start is not counted.
 
-Then as users have it: `Sandbox.create()` and a first command, booted (`cold=True`) and restored from
-a template, each in a process of its own; and when what was logged, for where the time goes.
+Then as users have it: `Sandbox.create()` and a first command, booted (`cold=True`) and restored
+from a template, each in a process of its own; when it logged what says where the time goes.
 
     python benchmarks/snapshot.py [--rounds N] [--memory MIB] [--cpus N] [--output FILE.json]
 """

@@ -27,6 +27,7 @@ from voidbox.errors import ConfigError, HostError
 from voidbox.kvm import state as kvm_state
 from voidbox.snapshot import folder
 from voidbox.snapshot import format as machine_bin
+from voidbox.virtio.vsock import VirtioVsock
 from voidbox.vmm.config import DiskConfig, MachineConfig, ShareConfig, VsockConfig
 from voidbox.vmm.console import CallbackOutput
 from voidbox.vmm.machine import Machine
@@ -652,3 +653,15 @@ def test_what_the_guest_said_last_is_told(tmp_path: Path) -> None:
             attach_counter(copy)
             copy.start()
             _wait(lambda: output == b"last words")
+
+
+def test_a_copy_is_to_tell_its_guest_that_its_connections_are_over(tmp_path: Path) -> None:
+    """What becomes of it, once a driver has the device: see the tests of the device."""
+    config = config_of(tmp_path, counting_guest(), vsock=VsockConfig())
+    with Machine(config) as machine:
+        attach_counter(machine)
+        machine.start()
+        with paused_copy(machine, config, tmp_path / "snap") as copy:
+            devices = [each._device for each in copy._peripherals.slots._transports]
+            (vsock,) = (each for each in devices if isinstance(each, VirtioVsock))
+            assert vsock._reset.name == "WANTED"
