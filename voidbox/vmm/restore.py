@@ -228,6 +228,7 @@ def _check_config(state: MachineState, config: MachineConfig) -> None:
         ("networks", int(state.net is not None), int(config.net is not None)),
         ("second serial ports", int(state.serial_line is not None), int(config.serial_line)),
         ("shared folders", 0, len(config.shares)),
+        ("balloons", int(state.balloon is not None), int(config.balloon)),
     ):
         if saved != wanted:
             raise ConfigError(

@@ -36,7 +36,7 @@ from voidbox.sandbox.guest import Guest
 from voidbox.sandbox.process import logs, recipe, resource_limits, restoring
 from voidbox.sandbox.process.confinement import Confinement
 from voidbox.sandbox.process.control_server import ControlServer
-from voidbox.sandbox.process.heartbeat import PERIOD_S, Heartbeat
+from voidbox.sandbox.process.heartbeat import IDLE_PERIOD_S, PERIOD_S, Heartbeat
 from voidbox.sandbox.process.idle import IdleLimit
 from voidbox.sandbox.process.learning import Learning
 from voidbox.sandbox.process.limits import Limits
@@ -539,6 +539,7 @@ class Owner:
             lambda reason: self.kill(reason, Event.FAILED),
             self._idle.period_s(PERIOD_S),
             on_answer=self._idle.take,
+            idle_period_s=self._idle.period_s(IDLE_PERIOD_S),
         )
         heartbeat.start()
         self._resources.callback(heartbeat.close)
