@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "virtio": {"errors", "memory", "buffers", "vsock", "block", "fuse"},
     "event_loop": {"errors"},
     "jail": set(),
+    "secrets": {"errors", "net"},
     "storage": {"errors"},
     "images": {"errors", "storage", "version", "lz4", "zstd"},
     "setup": {"errors", "defaults", "storage", "images", "boot", "lz4", "sdk"},
@@ -62,6 +63,7 @@ ALLOWED: dict[str, set[str]] = {
         "nat",
         "fuse",
         "jail",
+        "secrets",
         "event_loop",
         "loop_api",
         "signals",
@@ -72,7 +74,7 @@ ALLOWED: dict[str, set[str]] = {
         "snapshot",
         "version",
     },
-    "sdk": {"errors", "jail", "vmm", "fuse", "agent", "defaults", "images", "sandbox"},
+    "sdk": {"errors", "jail", "secrets", "vmm", "fuse", "agent", "defaults", "images", "sandbox"},
     "pool": {"errors", "sandbox", "sdk", "file_limit"},
     "defaults": {"errors"},
     "cli": {
@@ -82,6 +84,7 @@ ALLOWED: dict[str, set[str]] = {
         "vmm",
         "kvm",
         "jail",
+        "secrets",
         "agent",
         "sandbox",
         "sdk",
@@ -106,6 +109,7 @@ ALLOWED: dict[str, set[str]] = {
         "sdk",
         "pool",
         "images",
+        "secrets",
     },  # looked up when they are used
 }
 STANDARD_COMPUTATION = {"boot", "devices", "memory"}

@@ -6,6 +6,7 @@ GROUPS = {
     "run": {
         "run": "a command or a shell in a fresh sandbox; with --detach one that stays",
         "fork": "make sandboxes that go on from where one is",
+        "pool": "a command for each line of input, each in a fresh sandbox",
         "exec": "run a command in a sandbox that runs",
         "shell": "open a shell in it",
         "cp": "copy files and folders into or out of it",
@@ -52,6 +53,9 @@ TITLES = {
 # What other programs call them.
 _ELSEWHERE = {
     "list": "ps",
+    "xargs": "pool",
+    "map": "pool",
+    "parallel": "pool",
     "ls": "ps",
     "delete": "rm",
     "remove": "rm",
