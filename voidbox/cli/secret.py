@@ -9,8 +9,9 @@ import sys
 from voidbox.cli import exit_status
 from voidbox.cli.output import print_json, print_table
 from voidbox.cli.parser import make_parser
-from voidbox.cli.sandboxes import control, find_running, open_store
+from voidbox.cli.sandboxes import find_running, open_store
 from voidbox.errors import ConfigError
+from voidbox.sandbox.guarding import secrets_of
 
 ACTIONS = {
     "set": "give a secret another value",
@@ -52,9 +53,9 @@ def main(argv: list[str]) -> int:
     record = find_running(store, options.sandbox)
     if options.action == "set":
         value = _value(options.name, options.file)
-        control(store, record).request("secret_set", name=options.name, value=value)
+        secrets_of(store, record).request("secret_set", name=options.name, value=value)
         return exit_status.OK
-    secrets = control(store, record).request("secret_list")["secrets"]
+    secrets = secrets_of(store, record).request("secret_list")["secrets"]
     if options.json or not isinstance(secrets, list):
         print_json(secrets)
         return exit_status.OK

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from voidbox.errors import ConfigError
+from voidbox.jail.levels import OFF
 from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
 if TYPE_CHECKING:  # few sandboxes have any
+    from voidbox.agent.client import AgentClient
     from voidbox.secrets.guarded import Guarded
     from voidbox.secrets.spec import Secret
 
+FILE = "ca.json"  # in the sandbox's folder: its certificate authority
+SOCKET = "secrets.sock"  # of the keeper: values go there, and never through the machine's process
 _ANSWER_S = 60.0
 
 
@@ -45,6 +50,8 @@ def guard(
         return record, {}
     from voidbox.secrets.guarded import prepare
 
+    if record.jail == OFF:
+        raise ConfigError("secrets and rules for HTTP need the jail, whose keeper has them")
     guarded, values = prepare(secrets or (), http or (), record.net)
     known = guarded_of(record)
     if guarded is None:
@@ -78,7 +85,7 @@ def send_values(store: Store, record: SandboxRecord, given: Mapping[str, str]) -
     values = {name: given.get(name) or value for name, value in here.items()}
     for name, value in values.items():  # each is short, all of them may not be
         if value:
-            control(store, record).request("secret_set", name=name, value=value)
+            secrets_of(store, record).request("secret_set", name=name, value=value)
 
 
 def copied_values(store: Store, record: SandboxRecord) -> dict[str, str]:
@@ -89,10 +96,49 @@ def copied_values(store: Store, record: SandboxRecord) -> dict[str, str]:
     """
     if record.guarded is None:
         return {}
-    values = control(store, record).request("secret_copy").get("values")
+    values = secrets_of(store, record).request("secret_copy").get("values")
     return {str(k): str(v) for k, v in values.items()} if isinstance(values, dict) else {}
 
 
-def control(store: Store, record: SandboxRecord) -> ControlClient:
-    """Return what asks a sandbox's process."""
-    return ControlClient(store.path(record.id, "control.sock"), _ANSWER_S)
+def secrets_of(
+    store: Store, record: SandboxRecord, timeout_s: float | None = None
+) -> ControlClient:
+    """Return what asks a sandbox's keeper about its secrets.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if record.guarded is None:
+        raise ConfigError(f"{record.name} was made without secrets: see voidbox run --secret")
+    return ControlClient(store.path(record.id, SOCKET), timeout_s or _ANSWER_S)
+
+
+def authority_files(folder: str) -> dict[str, bytes]:
+    """Return what a snapshot keeps of a sandbox's folder, for programs that have read it."""
+    try:
+        with open(f"{folder}/{FILE}", "rb") as file:
+            return {FILE: file.read()}
+    except FileNotFoundError:
+        return {}
+
+
+def make_trusted(store: Store, record: SandboxRecord, client: AgentClient) -> None:
+    """Have the guest of a sandbox with secrets or rules for HTTP trust its certificate.
+
+    Raises:
+        AgentError: it cannot be made to.
+    """
+    if record.guarded is None:
+        return
+    from voidbox.sandbox.keeper.trust import Trusted, install
+
+    (content,) = authority_files(store.path(record.id)).values()
+    values = json.loads(content)
+    install(
+        client,
+        Trusted(
+            str(values["certificate"]).encode(),
+            str(values["subject_hash"]),
+            str(values["bundle"]).encode(),
+        ),
+    )

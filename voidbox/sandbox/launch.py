@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 OWNER = "voidbox.sandbox.process.owner"
 _END_S = 10.0  # for a process that failed, or was told to end
 _WAKE_S, _POLL_S = 60.0, 0.05
-_VARIABLES = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
+_VARIABLES = frozenset(
+    {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+)
 _VARIABLES_BEGIN = ("VOIDBOX_", "PYTHON", "LC_", "XDG_")
 _POLL_MS_MAX = (1 << 31) - 1  # of poll(2): some 24 days
 

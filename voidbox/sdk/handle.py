@@ -56,7 +56,7 @@ class SandboxHandle:
         self.commands = AsyncCommands(self._session)
         self.files = AsyncFiles(self._session)
         self.pty = AsyncPty(self._session)
-        self.secrets = AsyncSecrets(self._control)
+        self.secrets = AsyncSecrets(store, record)
         self.ports = AsyncPorts(self._control, self._session, self.files)
         self._workspace = StoredWorkspace(store, record, self._session)
 

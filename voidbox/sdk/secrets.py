@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import os
-from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
 from voidbox.errors import AgentError
-from voidbox.secrets.spec import check_value
-
-Control = Callable[..., Awaitable[dict[str, object]]]
+from voidbox.sandbox.guarding import secrets_of
+from voidbox.sandbox.session import check_seconds
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 
 
 class SecretInfo(NamedTuple):
@@ -34,8 +35,8 @@ class SecretInfo(NamedTuple):
 class AsyncSecrets:
     """The secrets that create() was given. What the guest has of them stays as it is."""
 
-    def __init__(self, control: Control) -> None:
-        self._control = control
+    def __init__(self, store: Store, record: SandboxRecord) -> None:
+        self._store, self._record = store, record
 
     async def set(
         self, name: str, value: str | None = None, *, request_timeout: float | None = None
@@ -47,13 +48,24 @@ class AsyncSecrets:
         Raises:
             ConfigError: there is no such secret, or no such value.
         """
+        from voidbox.secrets.spec import check_value  # few sandboxes have any
+
         found = check_value(name, os.environ.get(name, "") if value is None else value)
-        await self._control("secret_set", request_timeout, name=name, value=found)
+        await self._ask("secret_set", request_timeout, name=name, value=found)
 
     async def list(self, *, request_timeout: float | None = None) -> builtins.list[SecretInfo]:
         """List them."""
-        answer = await self._control("secret_list", request_timeout)
+        answer = await self._ask("secret_list", request_timeout)
         return parse_list(answer.get("secrets"))
+
+    async def _ask(
+        self, op: str, request_timeout: float | None, **values: object
+    ) -> dict[str, object]:
+        limit_s = (
+            None if request_timeout is None else check_seconds("request_timeout", request_timeout)
+        )
+        client = secrets_of(self._store, self._record, limit_s)
+        return await asyncio.to_thread(client.request, op, **values)
 
 
 def parse_list(values: object) -> list[SecretInfo]:

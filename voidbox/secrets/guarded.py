@@ -8,11 +8,9 @@ from typing import Any, NamedTuple
 from voidbox.errors import ConfigError
 from voidbox.secrets.authority import check_extra
 from voidbox.secrets.guard import check_open, places_of
+from voidbox.secrets.guest_paths import BUNDLE_PATH, CERTIFICATE_PATH
 from voidbox.secrets.spec import Kept, Place, Secret, resolve
 
-# Where the guest has what it is to trust: the sandbox's certificate, and all of them.
-CERTIFICATE_PATH = "/etc/ssl/voidbox/ca.pem"
-BUNDLE_PATH = "/etc/ssl/voidbox/ca-bundle.pem"
 # Programs with a trust store of their own are told by variables: these want all certificates,
 _BUNDLE_VARIABLES = (
     *("SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "GIT_SSL_CAINFO"),

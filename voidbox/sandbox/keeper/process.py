@@ -28,6 +28,7 @@ from voidbox.vsock.unix import connect_unix
 
 if TYPE_CHECKING:
     from voidbox.nat.backend import NatConfig
+    from voidbox.sandbox.keeper.kept_secrets import KeptSecrets
     from voidbox.sandbox.keeper.network import NetworkKeeper
 
 _SLOW_CHANNELS = 4  # as many as the relay has workers
@@ -160,10 +161,17 @@ class _Serving:
         self._loop = EventLoop(self._on_fault)
         self._refused: set[str] = set()
         self._network: NetworkKeeper | None = None
+        self._secrets: KeptSecrets | None = None
         if net is not None:
             from voidbox.sandbox.keeper.network import NetworkKeeper
 
-            self._network = NetworkKeeper(net, self._loop, queries, _log_line)
+            guard = None
+            if record.guarded is not None:
+                from voidbox.sandbox.keeper.kept_secrets import KeptSecrets
+
+                self._secrets = KeptSecrets(self._store, record)
+                guard = self._secrets.guard
+            self._network = NetworkKeeper(net, self._loop, queries, _log_line, guard)
         self._quick.setblocking(False)
         self._loop.watch(self._quick.fileno(), select.EPOLLIN, lambda ready: self._answer_quick())
         _shut_in(folder)
@@ -177,6 +185,8 @@ class _Serving:
         for thread in threads:
             thread.start()
         self._loop.start()
+        if self._secrets is not None:
+            self._secrets.serve()
         self._serve_slow(self._slow[0])
 
     def _on_fault(self, error: BaseException) -> None:

@@ -31,6 +31,7 @@ from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import AgentClient
 from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout, VoidboxError
 from voidbox.file_limit import raise_file_limit
+from voidbox.sandbox import guarding
 from voidbox.sandbox.control import describe_error
 from voidbox.sandbox.guest import Guest
 from voidbox.sandbox.process import logs, recipe, resource_limits, restoring
@@ -431,6 +432,7 @@ class Owner:
         self._jail.shut()
         if source is None and key is not None and not client.is_serial:
             self._snapshotting.leave_template(key)
+        guarding.make_trusted(self._store, record, client)
         with self._state_lock:
             self.record = self._store.update(
                 record.id,

@@ -16,6 +16,7 @@ from typing import Protocol
 from voidbox.agent import protocol
 from voidbox.agent.client import AgentClient
 from voidbox.errors import ConfigError, VoidboxError
+from voidbox.sandbox.guarding import authority_files
 from voidbox.sandbox.snapshots import record as records
 from voidbox.sandbox.snapshots import rests_on
 from voidbox.sandbox.snapshots.record import FORK, SNAPSHOT, SUSPENDED, TEMPLATE, SnapshotRecord
@@ -191,6 +192,8 @@ class Snapshotting:
             records.FILE: made.encode(),
             records.SECRET: self._store.secret(self._sandbox.current_record().id),
         }
+        if made.kind != TEMPLATE:
+            extra |= authority_files(self._store.path(self._sandbox.current_record().id))
         try:
             report = self._sandbox.machine.snapshot(
                 folder,
