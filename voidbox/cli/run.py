@@ -1,6 +1,6 @@
 """`voidbox run`: a command or a shell in a fresh VM, or a kernel's console on this terminal.
 
-The VM is this process's own, and ends with it; or, with --detach, --name, --team or --metadata, it
+The VM ends with this process; or, with --detach, --name, --team or --metadata, it
 is a sandbox that other commands see: then kept_run does it.
 """
 
@@ -34,7 +34,7 @@ from voidbox.vmm.config import (
 )
 
 if TYPE_CHECKING:  # what a detached sandbox's command does not need
-    from voidbox.vmm.machine import Machine
+    from voidbox.sandbox.worker.machine import WorkerMachine
 
 # Options that other programs have, and what does it here.
 _ELSEWHERE = {
@@ -204,7 +204,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console: bool) -> int:
-    """Run the VM in this process."""
+    """Run a VM that ends with this process."""
     timeout_s = parse_optional_duration(options.timeout, "--timeout")
     workspace = kept_options.parse_workspace(options.workspace)
     if (workspace.path is not None or options.volume) and is_console:
@@ -231,7 +231,7 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
     root = choice.root if choice is not None else None
     raise_file_limit()
 
-    def on_end(machine: Machine) -> None:
+    def on_end(machine: WorkerMachine) -> None:
         if options.stats is not None:
             _write_statistics(machine, options.stats)
 
@@ -250,7 +250,7 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
         if is_console or choice is None:
             from voidbox.cli import console_run
 
-            return console_run.run(config, timeout_s, on_end)
+            return console_run.run(config, timeout_s, on_end, options.jail)
         from voidbox.cli import guest_run
         from voidbox.cli.attach import Command
 
@@ -272,6 +272,7 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
             has_vsock=options.vsock != "none",
             on_end=on_end,
             workspace=workspace.path if workspace.mode == "copy" else None,
+            jail=options.jail,
         )
 
 
@@ -346,20 +347,21 @@ def _cmdline(options: argparse.Namespace) -> str:
     return words if options.no_default_cmdline else f"{DEFAULT_CMDLINE} {words}".rstrip()
 
 
-def _write_statistics(machine: Machine, path: str) -> None:
+def _write_statistics(machine: WorkerMachine, path: str) -> None:
     import json
 
-    statistics = machine.statistics()
+    found = machine.metrics()
+    ports: dict[str, int] = found.get("port_exits", {})
     document: dict[str, object] = {
-        "exits": statistics.exits,
-        "port_exits": {f"{port:#x}": n for port, n in sorted(statistics.port_exits.items())},
-        "boot_ns": statistics.boot_ns,
-        "boot_timer_monotonic_ns": statistics.boot_timer_ns,
+        "exits": found.get("exits"),
+        "port_exits": {f"{int(port):#x}": n for port, n in sorted(ports.items())},
+        "boot_ns": found.get("boot_ns"),
+        "boot_timer_monotonic_ns": found.get("boot_timer_ns"),
     }
-    if statistics.disks:
-        document["disks"] = [disk._asdict() for disk in statistics.disks]
-    if machine.network is not None:
-        document["network"] = machine.network.statistics()._asdict()
+    if found.get("disks"):
+        document["disks"] = found["disks"]
+    if found.get("network") is not None:
+        document["network"] = found["network"]
     try:
         with open(path, "w", encoding="utf-8") as file:
             json.dump(document, file, indent=1)

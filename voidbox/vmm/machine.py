@@ -46,7 +46,7 @@ from voidbox.devices.serial import (
     UART_TX,
     Serial,
 )
-from voidbox.errors import HostError, VoidboxError
+from voidbox.errors import HostError
 from voidbox.event_loop import EventLoop
 from voidbox.kvm import api
 from voidbox.kvm.kvm import KVM_DEVICE, Kvm
@@ -75,6 +75,7 @@ if TYPE_CHECKING:  # imported where they are used: a machine without them starts
     from voidbox.vmm.serial_port import SerialPort
     from voidbox.vmm.snapshot import Parts, SnapshotReport
     from voidbox.vsock.unix import UnixBackend
+    from voidbox.vsock.unix_listener import HandedListener, UnixListener
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,6 @@ _COALESCED_PORTS = ((COM1_PORT + UART_TX, 1), (RTC_PORT, 1), (0x80, 1), (0xCF8, 
 _PANIC_MARK = "Kernel panic - not syncing"
 _FLUSH_S = 1.0
 _GENERATION_ID_BYTES = 16
-_PUBLISH_S = 10.0
 _DRAIN_S = 0.1  # the longest that a coalesced write waits
 _PAUSE_S = 15.0  # for a device to finish what is under way, and for its loop to get there
 
@@ -644,34 +644,17 @@ class Machine:
             raise OSError(errno.ENODEV, "the machine has no such vsock")
         self.loop.call_soon(partial(self._unix_backend.adopt, sock, port))
 
-    def publish_vsock(self, path: str) -> None:
+    def publish_vsock(self, listener: UnixListener | HandedListener) -> None:
         """Have host programs reach the guest through a socket, from now on. Thread: any.
 
         For a machine whose vsock was made without a path: a restored one lets nobody in before it
-        is a machine of its own.
-
-        Raises:
-            ConfigError, HostError: it cannot be made, or the machine has ended.
+        is a machine of its own. The listener is the machine's.
         """
-        from concurrent.futures import Future  # a boot needs none
-
-        backend, done = self._unix_backend, Future[None]()
+        backend = self._unix_backend
         if backend is None:
-            return
-
-        def publish() -> None:
-            try:
-                backend.publish(path)
-            except VoidboxError as error:
-                done.set_exception(error)
-            else:
-                done.set_result(None)
-
-        self.loop.call_soon(publish)
-        try:
-            done.result(_PUBLISH_S)
-        except TimeoutError:
-            raise HostError("the machine has ended") from None
+            listener.close()
+        else:
+            self.loop.call_soon(lambda: backend.publish(listener))
 
     def connect_serial(self) -> socket.socket | None:
         """Return a stream to the second serial port, which ends the one before. Thread: any.

@@ -54,6 +54,8 @@ draft = SandboxRecord(
     metadata={}, net=net,
 )
 store = Store(f"{folder}/state")
+os.makedirs(f"{store.folder}/snapshots/one")
+open(f"{store.folder}/snapshots/one/memory", "w").close()
 other = store.create(draft)
 own = []
 for _ in range(count):

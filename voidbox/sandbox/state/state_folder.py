@@ -9,7 +9,8 @@
         secret-envs            variables of its commands that nobody is shown; gone when it ends
         alive                  held for as long as the sandbox's process lives; see Hold
         control.sock, vsock.sock, console.log, owner.log     of that process
-        suspended/             the machine, of one that is suspended
+        machine/               what the machine's own process may write: the guest's disk
+            suspended/         the machine, of one that is suspended
     STATE/sandboxes/.new-ID, .removed-ID     half made, half removed: the next command deletes it
     STATE/set-aside/           what could not be read, with the time
 
@@ -35,7 +36,8 @@ from voidbox.storage.place import make_state_folder
 SECRET_BYTES = 32
 SECRET_ENVS = "secret-envs"
 STATE, SECRET, ALIVE, CONSOLE = "state.json", "secret", "alive", "console.log"
-SUSPENDED = "suspended"
+MACHINE = "machine"
+SUSPENDED = f"{MACHINE}/suspended"
 CONTROL, VSOCK = "control.sock", "vsock.sock"
 SOCKETS = (CONTROL, VSOCK)  # and vsock.sock_PORT, for what the guest connects to
 
