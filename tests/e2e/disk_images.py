@@ -21,6 +21,8 @@ from voidbox.images.pack import write_tree
 from voidbox.images.tree import Directory, Symlink, Tree
 from voidbox.setup.archive import open_archive
 from voidbox.setup.debian_root import build_debian
+from voidbox.setup.default_image import PACKAGES as DEFAULT_PACKAGES
+from voidbox.setup.guest_image import BASE, DISK_TOOLS
 from voidbox.setup.guest_runner import run_in_guest
 from voidbox.setup.sources import DEFAULT_SUITE
 
@@ -60,7 +62,9 @@ def debian_image() -> Path:
 
 def saved_archive() -> Path:
     """Return a folder for `voidbox setup --offline`."""
-    path = Path(cache_folder(), "archive", f"saved-{DEFAULT_SUITE}")
+    named = repr((DEFAULT_PACKAGES, BASE, DISK_TOOLS))
+    key = hashlib.sha256(named.encode()).hexdigest()[:12]
+    path = Path(cache_folder(), "archive", f"saved-{DEFAULT_SUITE}-{key}")
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:

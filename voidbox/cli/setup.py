@@ -1,4 +1,4 @@
-"""`voidbox setup`: the kernel and the image that `run` takes, from Debian's archive."""
+"""`voidbox setup`: the kernel and the images that `run` takes, from Debian's archive."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ been downloaded stays in the cache (VOIDBOX_CACHE), and an interrupted setup goe
 examples:
   voidbox setup
   voidbox setup --mirror http://mirror.example/debian --suite trixie
-  voidbox setup --kernel generic --package git --package make
+  voidbox setup --kernel generic --package nodejs --package gcc
   voidbox setup --save stick              # and where there is no network:
   voidbox setup --offline stick
 """
@@ -27,12 +27,15 @@ examples:
 def make_options() -> argparse.ArgumentParser:
     """Return the verb's parser."""
     parser = make_parser(
-        "setup", "Make the kernel and the image that `voidbox run` takes by default.", _EPILOG
+        "setup", "Make the kernel and the images that `voidbox run` takes by default.", _EPILOG
     )
     parser.add_argument(
         "--kernel", choices=("cloud", "generic"), default="cloud", help="Debian's, cloud by default"
     )
     parser.add_argument("--suite", metavar="NAME", help="Debian's release: bookworm, or trixie")
+    parser.add_argument(
+        "--image", choices=("default", "tiny"), default="default", help="tiny: make that one alone"
+    )
     parser.add_argument(
         "--package", action="append", default=[], metavar="NAME", help="one to be in the image, too"
     )
@@ -64,11 +67,12 @@ def main(argv: list[str]) -> int:
         save=options.save,
     )
     with ImageBar(options.quiet) as bar:
-        made = set_up(archive, options.kernel, options.package, bar.update)
+        made = set_up(archive, options.kernel, options.package, options.image, bar.update)
     if options.json:
         print_json(made._asdict())
         return exit_status.OK
     if not options.quiet:
-        complain("ready; try: voidbox run -- python3 -c 'print(6 * 7)'")
-    print(f"{made.kernel}\n{made.image}")
+        image = "" if made.image else "--image tiny "
+        complain(f"ready; try: voidbox run {image}-- python3 -c 'print(6 * 7)'")
+    print(*filter(None, made), sep="\n")
     return exit_status.OK

@@ -22,7 +22,7 @@ from __future__ import annotations
 import struct
 import threading
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain as join
 from typing import NamedTuple, TypeAlias
 
@@ -217,14 +217,31 @@ class Virtqueue:
         return GuestError(f"avail idx {avail_idx} is too far ahead of used idx {self._published}")
 
     def _walk(self, head_idx: int) -> Chain:
-        """Take a chain of more than one descriptor apart."""
+        """Take a chain of more than one descriptor apart.
+
+        The table is the queue's own until a descriptor with INDIRECT, which ends that part (NEXT
+        may not stand beside it), leads into a private copy of the table it points to.
+        """
         low, low_bytes, view = self._low, self._low_bytes, self._memory.view
+        table: memoryview | list[int] = self._desc
+        table_size = ttl = self.size
         readable: list[memoryview] = []
         writable: list[memoryview] = []
         readable_bytes = writable_bytes = 0
         seen_writable = False
-        for addr, word in self._descriptors(head_idx):
+        idx = head_idx
+        while ttl:
+            ttl -= 1
+            addr = table[2 * idx]
+            word = table[2 * idx + 1]
             length = word & _LEN_MASK
+            if word & _INDIRECT:
+                if table is not self._desc or word & _NEXT:
+                    raise GuestError("an indirect descriptor inside a table, or one with a next")
+                table = self._indirect_table(addr, length)
+                table_size = ttl = len(table) // 2
+                idx = 0
+                continue
             if word & _WRITE:
                 seen_writable = True
             elif seen_writable:
@@ -238,37 +255,16 @@ class Virtqueue:
                 else:
                     readable_bytes += length
                     readable.append(buffer)
-        if readable_bytes + writable_bytes > CHAIN_BYTES_MAX:
-            raise GuestError("a descriptor chain of 4 GiB or more")
-        return Chain(head_idx, readable, writable, readable_bytes, writable_bytes)
-
-    def _descriptors(self, head_idx: int) -> Iterator[tuple[int, int]]:
-        """Follow a chain: the two words of each descriptor that is a buffer.
-
-        The table is the queue's own until a descriptor with INDIRECT, which ends that part (NEXT
-        may not stand beside it), leads into a private copy of the table it points to.
-        """
-        table: memoryview | list[int] = self._desc
-        table_size = ttl = self.size
-        idx = head_idx
-        while ttl:
-            ttl -= 1
-            addr = table[2 * idx]
-            word = table[2 * idx + 1]
-            if word & _INDIRECT:
-                if table is not self._desc or word & _NEXT:
-                    raise GuestError("an indirect descriptor inside a table, or one with a next")
-                table = self._indirect_table(addr, word & _LEN_MASK)
-                table_size = ttl = len(table) // 2
-                idx = 0
-                continue
-            yield addr, word
             if not word & _NEXT:
-                return
+                break
             idx = word >> _NEXT_SHIFT
             if idx >= table_size:
                 raise GuestError(f"next descriptor {idx} in a table of {table_size}")
-        raise GuestError(f"the descriptor chain at {head_idx} has a loop")
+        else:
+            raise GuestError(f"the descriptor chain at {head_idx} has a loop")
+        if readable_bytes + writable_bytes > CHAIN_BYTES_MAX:
+            raise GuestError("a descriptor chain of 4 GiB or more")
+        return Chain(head_idx, readable, writable, readable_bytes, writable_bytes)
 
     def _indirect_table(self, gpa: int, length: int) -> list[int]:
         """Copy an indirect table out of guest memory, where it needs no alignment."""
@@ -278,7 +274,9 @@ class Virtqueue:
             raise GuestError(f"an indirect table of {length} bytes")
         if length > DESC_BYTES * max(self.size, INDIRECT_DESCS_MAX):
             raise GuestError(f"an indirect table of {length // DESC_BYTES} descriptors")
-        return self._memory.view(gpa, length).cast("Q").tolist()
+        end = gpa + length
+        table = self._low[gpa:end] if end <= self._low_bytes else self._memory.view(gpa, length)
+        return table.cast("Q").tolist()
 
     def next_writable(
         self, wanted_bytes: int, chains_max: int, chain_bytes_min: int

@@ -64,19 +64,25 @@ def setup(home: Path, *words: str, wrapped: bool = False) -> subprocess.Complete
 
 
 def image_of(home: Path) -> dict[str, str]:
-    """Return the digests of the image's files."""
-    (folder,) = (home / ".cache/voidbox/images").glob("current-*")
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    """Return the digests of the images' files."""
+    folders = (home / ".cache/voidbox/images").glob("current-*")
+    return {
+        f"{folder.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for folder in folders
+        for path in folder.iterdir()
+    }
 
 
 def test_all_is_there_and_nothing_else(stick: Path) -> None:
     home = stick.parent / "home"
     cache = home / ".cache/voidbox"
+    release = next((cache / "kernels/current/lib/modules").iterdir()).name
+    tiny = {"boot.cpio", "initramfs.cpio", "packages.json", "runtime.erofs"}
     assert set(image_of(home)) == {
-        "boot.cpio", "initramfs.cpio", "packages.json", "runtime.erofs",
-    }  # fmt: skip
+        *(f"current-{release}/{name}" for name in tiny),
+        *(f"current-default/{name}" for name in ("default.erofs", "packages.json")),
+    }
     assert (cache / "kernels/current/vmlinuz").read_bytes()[0x202:0x206] == b"HdrS"
-    assert (cache / "kernels/current/lib/modules").is_dir()
     assert not [path for path in cache.rglob("partial/*") if path.is_file()]
     assert not list(cache.glob("*/.new-*"))
 

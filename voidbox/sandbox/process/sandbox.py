@@ -43,7 +43,7 @@ class Sandbox:
 
     Attributes:
         record: as it was written last.
-        guest, client: once there are; see starting.
+        guest, client, is_copy: see starting.
         decision: who has ended it from here.
         ended: set once the machine has ended.
         ended_fd: readable once everything has.
@@ -53,6 +53,7 @@ class Sandbox:
         self.store = store
         self.record = record
         self.guest: Guest | None = None
+        self.is_copy = False  # restored, and not yet a guest of its own
         self.client: AgentClient | None = None
         self.decision = Decision()
         self.ended = threading.Event()
@@ -69,8 +70,8 @@ class Sandbox:
 
     @property
     def machine(self) -> WorkerMachine:
-        """The machine, while there is one."""
-        if self.guest is None:
+        """The machine, while there is one that is nobody else's copy."""
+        if self.guest is None or self.is_copy:
             raise AgentError("the sandbox has not been made yet")
         if self.ended.is_set():
             raise AgentError("the sandbox has ended")
@@ -244,9 +245,22 @@ class Sandbox:
     def with_agent(self, call: Callable[[AgentClient], None], timeout_s: float) -> None:
         """Have something asked of the agent, over the connection that there is, or another.
 
+        A guest that is paused runs until it has answered.
+
         Raises:
             VoidboxError: it does not answer.
         """
+        with self.lock:  # nobody pauses or resumes it meanwhile
+            machine = self.machine
+            if machine.is_paused:
+                machine.resume()
+                try:
+                    return self._ask(call, timeout_s)
+                finally:
+                    machine.pause()
+        return self._ask(call, timeout_s)
+
+    def _ask(self, call: Callable[[AgentClient], None], timeout_s: float) -> None:
         client = self.client
         if client is not None and not client.is_serial:
             try:

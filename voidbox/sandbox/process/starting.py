@@ -117,17 +117,19 @@ class Starting:
             None if that failed, and it may as well boot.
         """
         sandbox, secret = self._sandbox, self._store.secret(self._id)
+        sandbox.is_copy = True
         try:
             guest = self._start(restoring.closed(config), source)
             limit_s = restoring.ADOPT_S if source.is_template else connect.BOOT_TIMEOUT_S
             client = guest.connect(limit_s, log.info)
-            restoring.adopt(client, source, secret)
+            restoring.adopt(client, source, secret, sandbox.record.name)
         except VoidboxError as error:
             if not source.is_template or sandbox.decision.is_made:
                 raise
             log.warning("the template could not be restored, so the sandbox boots: %s", error)
             self._give_up_template(source)
             return None
+        sandbox.is_copy = False
         guest.secret = secret
         log.info("restored from %s", source.folder)
         if config.vsock is not None and config.vsock.path is not None:
@@ -140,7 +142,7 @@ class Starting:
         guest, self._sandbox.guest = self._sandbox.guest, None
         if guest is not None:
             guest.close()
-        self.has_begun = False
+        self._sandbox.is_copy = self.has_begun = False
         templates.Templates(self._store.folder).set_aside(source.folder)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._store.path(self._id, UPPER_FILE))

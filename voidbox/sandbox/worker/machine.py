@@ -269,18 +269,26 @@ class WorkerMachine:
     ) -> str:
         """See Machine; returns its report in words. `folder` is one that the worker may make."""
 
-        def frozen(values: dict[str, Any]) -> None:
-            threading.Thread(target=on_frozen, name="voidbox-frozen").start()
+        frozen = threading.Thread(target=on_frozen, name="voidbox-frozen")
 
-        answer = self._orders.ask(
-            "snapshot",
-            folder=folder,
-            stop=stop,
-            disks=disks,
-            timeout_s=timeout_s,
-            extra=dict(extra),
-            on_event=frozen,
-        )
+        def begin(values: dict[str, Any]) -> None:
+            if frozen.ident is None:
+                frozen.start()
+
+        try:
+            answer = self._orders.ask(
+                "snapshot",
+                folder=folder,
+                stop=stop,
+                disks=disks,
+                within_s=timeout_s,
+                timeout_s=timeout_s + _ANSWER_S,
+                extra=dict(extra),
+                on_event=begin,
+            )
+        finally:
+            if frozen.ident is not None:
+                frozen.join()
         return str(answer.get("report"))[:_TEXT_MAX]
 
     # What comes from the worker. Thread: that of the orders.

@@ -49,7 +49,7 @@ def _snapshot(machine: Machine, values: dict[str, Any], answers: Answers) -> dic
         values["folder"],
         stop=values["stop"],
         disks=values["disks"],
-        timeout_s=values["timeout_s"],
+        timeout_s=values["within_s"],
         extra=values["extra"],
         on_frozen=lambda: answers.send(id=values["id"], event="frozen"),
     )
