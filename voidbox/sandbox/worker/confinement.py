@@ -40,7 +40,7 @@ _NPROC_BY_NAMESPACE = (5, 14)  # before, all processes of the user counted
 # C extensions that are imported when they are first needed, and libraries that libc loads then.
 _EXTENSIONS = (
     *("zlib", "bz2", "lzma", "select", "math", "array", "binascii", "unicodedata"),
-    *("hashlib", "encodings.idna"),
+    *("hashlib", "encodings.idna", "_opcode"),
 )
 _OF_FILES = ("ctypes", "random")  # the latter for tempfile
 _LIBRARIES = ("libgcc_s.so.1",)  # by which glibc ends a thread
