@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from voidbox.cli.parser import (
 )
 from voidbox.errors import ConfigError
 from voidbox.file_limit import raise_file_limit
+from voidbox.sandbox.worker.orders import JAIL_LOG
 from voidbox.vmm.config import (
     DEFAULT_CMDLINE,
     DISK_FORM,
@@ -238,6 +240,8 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
     with contextlib.ExitStack() as stack:
         if options.verbose:
             stack.enter_context(show_log())
+        else:  # what this host lacks is told by voidbox doctor
+            logging.getLogger(JAIL_LOG).setLevel(logging.ERROR)
         if root is not None:
             upper = None
             if root.disk_bytes:

@@ -10,7 +10,7 @@ LATE = """
 import importlib, pkgutil, sys
 import voidbox.sandbox.worker.devices, voidbox.sandbox.worker.requests
 import voidbox.vmm.machine
-from voidbox.sandbox.worker import confinement, process
+from voidbox.sandbox.worker import confinement, serving
 from voidbox.vmm.config import DiskConfig, MachineConfig
 
 confinement._import_all(MachineConfig("kernel", disks=(DiskConfig("disk"),)))

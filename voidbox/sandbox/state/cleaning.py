@@ -32,6 +32,7 @@ def clean(folder: StateFolder) -> list[SandboxRecord]:
                 folder.remove_sockets(record.id)
                 if record.state.is_final:
                     folder.forget_secrets(record.id)
+                    folder.remove_half_made(record.id)
                 if record.removes_itself:
                     folder.remove_folder(record.id)
             except HostError as error:  # a full disk must not keep the rest from being used

@@ -266,6 +266,18 @@ class StateFolder:
         """
         durable.write_json(self._allocations, allocations.to_json())
 
+    def remove_half_made(self, id: str) -> None:
+        """Delete what a killed process left of snapshots. Under the lock.
+
+        Raises:
+            HostError: it cannot be deleted.
+        """
+        folder = self.file(id, MACHINE)
+        with suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in list(entries):
+                if entry.is_dir(follow_symlinks=False):
+                    durable.remove_tree(entry.path)
+
     def forget_secrets(self, id: str) -> None:
         """Delete what was to be told to nobody but a guest that is gone."""
         with suppress(OSError):

@@ -30,6 +30,7 @@ from voidbox.jail import (
 )
 from voidbox.jail.levels import OFF, STRICT
 from voidbox.kvm import api
+from voidbox.sandbox.worker.orders import JAIL_LOG
 from voidbox.sandbox.worker.surroundings import Path, Walls, is_block_device
 from voidbox.vmm.config import MachineConfig
 
@@ -45,7 +46,7 @@ _EXTENSIONS = (
 _OF_FILES = ("ctypes", "random")  # the latter for tempfile
 _LIBRARIES = ("libgcc_s.so.1",)  # by which glibc ends a thread
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(JAIL_LOG)
 
 
 class Confinement:

@@ -20,8 +20,8 @@ from voidbox.event_loop import EventLoop
 from voidbox.sandbox.jail_level import check_level
 from voidbox.sandbox.keeper.serving import Serving
 from voidbox.sandbox.worker.link import Link, spawn_worker
-from voidbox.sandbox.worker.orders import Orders
-from voidbox.sandbox.worker.process import Plan
+from voidbox.sandbox.worker.orders import JAIL_LOG, Orders
+from voidbox.sandbox.worker.plan import Plan
 from voidbox.sandbox.worker.socket_line import SocketLine
 from voidbox.sandbox.worker.surroundings import Walls, absolute, inherited_fds, walls
 from voidbox.vmm.config import MachineConfig
@@ -298,7 +298,8 @@ class WorkerMachine:
             level = values.get("level")
             line = _text(values, "text")
             shown = "".join(c if c.isprintable() or c == "\n" else "?" for c in line)
-            log.log(level if isinstance(level, int) else logging.INFO, "%s", shown)
+            logger = logging.getLogger(JAIL_LOG) if values.get("is_jail") else log
+            logger.log(level if isinstance(level, int) else logging.INFO, "%s", shown)
         elif values.get("event") == "ended":
             self._end(_outcome_of(values))
 

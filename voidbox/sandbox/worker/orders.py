@@ -23,6 +23,8 @@ from voidbox.sandbox.control import describe_error, make_error
 MESSAGE_BYTES_MAX = 160 << 10  # less than a socket's default buffer, or it would not be taken
 _CLOSING_S = 5.0
 
+JAIL_LOG = "voidbox.jail"  # what is said of it at each start, and who does not want to hear it
+
 Event = Callable[[dict[str, Any]], None]
 
 

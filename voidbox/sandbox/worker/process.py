@@ -1,8 +1,4 @@
-"""The worker's life: it shuts itself in, makes a machine, and does with it what its keeper orders.
-
-main thread ── reads orders; each is done on a thread of its own, but those that are done at once
-others      ── the machine's
-"""
+"""A worker's process: rid of all that was its keeper's, until that is gone."""
 
 from __future__ import annotations
 
@@ -10,209 +6,16 @@ import contextlib
 import gc
 import logging
 import os
-import pickle
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
-
-from voidbox.errors import ConfigError, HostError, VoidboxError
-from voidbox.sandbox.worker.orders import MESSAGE_BYTES_MAX, Answers, describe, parse
-
-if TYPE_CHECKING:  # imported once the worker is a process of its own
-    from voidbox.sandbox.worker.confinement import Confinement
-    from voidbox.sandbox.worker.devices import Ends
-    from voidbox.sandbox.worker.surroundings import Walls
-    from voidbox.vmm.config import MachineConfig
-    from voidbox.vmm.machine import Machine
-    from voidbox.vmm.outcome import Outcome
+from collections.abc import Sequence
+from typing import NoReturn
 
 _LAST_S = 10.0  # for the machine's end, once nobody is left to order anything
 
 log = logging.getLogger(__name__)
-
-
-class Plan(NamedTuple):
-    """What a worker is to make.
-
-    Attributes:
-        config: the machine's, with absolute paths.
-        snapshot: the folder of what it is restored from, or None.
-        walls: what it shuts itself in with.
-    """
-
-    config: MachineConfig
-    snapshot: str | None
-    walls: Walls
-
-    def packed(self) -> bytes:
-        """Return it as the worker takes it: from its keeper alone, whom it has to believe."""
-        return pickle.dumps(self)
-
-
-class Worker:
-    """Thread: main, where nothing else is said.
-
-    Args:
-        orders: see orders.
-        ends: what the machine's devices get of the keeper.
-    """
-
-    def __init__(self, orders: socket.socket, ends: Ends) -> None:
-        self._orders = orders
-        self._ends = ends
-        self._answers = Answers(orders)
-        self._machine: Machine | None = None
-        self._has_started = False
-        self._jail: Confinement | None = None
-        self._handed: list[int] = []  # descriptors that came with the order at hand
-        self._quick: dict[str, Callable[[dict[str, Any]], object]] = {
-            "build": self._build,
-            "start": self._start,
-            "stop": lambda values: self._made().stop(),
-            "press_power_button": lambda values: self._made().press_power_button(),
-            "adopt_vsock": self._adopt_vsock,
-            "adopt_serial": self._adopt_serial,
-            "publish_vsock": self._publish_vsock,
-            "close": self._close,
-        }
-
-    def run(self) -> None:
-        """Do what is ordered until the keeper is gone."""
-        logger = logging.getLogger("voidbox")
-        logger.handlers[:] = [_Telling(self._answers)]
-        logger.setLevel(logging.INFO)
-        while True:
-            try:
-                data, fds, _, _ = socket.recv_fds(self._orders, MESSAGE_BYTES_MAX, 1)
-            except OSError:
-                data, fds = b"", []
-            if not data:
-                return
-            values = parse(data)
-            self._handed = fds
-            handler = self._quick.get(str(values.get("op")))
-            if handler is not None:
-                self._do(handler, values)
-            else:
-                threading.Thread(target=self._do, args=(self._slowly, values)).start()
-
-    def _do(self, handler: Callable[[dict[str, Any]], object], values: dict[str, Any]) -> None:
-        """Do one thing, and say how it went. Thread: main, or one of its own."""
-        try:
-            answer = handler(values)
-            values_back = answer if isinstance(answer, dict) else {}
-            self._answers.send(id=values.get("id"), ok=True, **values_back)
-        except VoidboxError as error:
-            self._answers.send(id=values.get("id"), **describe(error))
-        except Exception as error:  # a fault of ours: told to the keeper
-            log.exception("the machine's process failed at %s", values.get("op"))
-            failure = HostError(f"voidbox failed: {error!r}")
-            self._answers.send(id=values.get("id"), **describe(failure))
-
-    def _made(self) -> Machine:
-        if self._machine is None:
-            raise HostError("there is no machine yet")
-        return self._machine
-
-    def _slowly(self, values: dict[str, Any]) -> object:
-        from voidbox.sandbox.worker import requests
-
-        return requests.perform(self._made(), values, self._answers)
-
-    # The machine's making.
-
-    def _build(self, values: dict[str, Any]) -> dict[str, object]:
-        """Shut the process in, and make the machine; seccomp comes before its first instruction."""
-        plan: Plan = pickle.loads(values["plan"])
-        from voidbox.sandbox.worker.confinement import Confinement
-
-        self._jail = Confinement(plan.config, plan.walls)
-        self._jail.enter()
-        from voidbox.vmm.machine import Machine
-
-        config = self._ends.furnish(plan.config)
-        if plan.snapshot is not None:
-            self._machine = Machine.from_snapshot(plan.snapshot, config)
-        else:
-            self._machine = Machine(config)
-        self._ends.attach(self._machine)
-        self._jail.shut(self._ends.asks.hand_over)
-        return {"layers": self._jail.layers}
-
-    def _start(self, values: dict[str, Any]) -> None:
-        machine = self._made()
-        machine.start()
-        self._has_started = True
-        threading.Thread(target=self._wait, args=(machine,), name="voidbox-end").start()
-
-    def _wait(self, machine: Machine) -> None:
-        """Tell the machine's end. Thread: its own."""
-        outcome = machine.wait()
-        assert outcome is not None
-        self._ends.end_console(machine)
-        self._answers.send(event="ended", **_plain(outcome))
-
-    # What is done at once.
-
-    def _adopt_vsock(self, values: dict[str, Any]) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=self._take_fd())
-        try:
-            self._made().adopt_vsock(sock, values["port"])
-        except OSError as error:
-            raise HostError(str(error), error.errno or 0) from error
-
-    def _adopt_serial(self, values: dict[str, Any]) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=self._take_fd())
-        self._made().adopt_serial(sock)
-
-    def _publish_vsock(self, values: dict[str, Any]) -> None:
-        from voidbox.vsock.unix_listener import HandedListener
-
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=self._take_fd())
-        self._made().publish_vsock(HandedListener(sock))
-
-    def _take_fd(self) -> int:
-        if not self._handed:
-            raise ConfigError("no descriptor came with the order")
-        return self._handed.pop()
-
-    def _close(self, values: dict[str, Any]) -> dict[str, object]:
-        """End the machine; return what it has done."""
-        from voidbox.sandbox.worker import requests
-
-        machine, self._machine = self._machine, None
-        if machine is None:
-            return {}
-        found = requests.metrics(machine) if self._has_started else {}
-        machine.close()
-        return found
-
-
-def _plain(outcome: Outcome) -> dict[str, object]:
-    return {
-        "reason": outcome.reason.name,
-        "detail": outcome.detail,
-        "registers": outcome.registers,
-        "console_tail": outcome.console_tail,
-        "error": repr(outcome.error) if outcome.error is not None else None,
-    }
-
-
-class _Telling(logging.Handler):
-    """Has the keeper log what is logged here."""
-
-    def __init__(self, answers: Answers) -> None:
-        super().__init__(logging.INFO)
-        self._answers = answers
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if record.exc_info:
-            text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
-        self._answers.send(event="log", level=record.levelno, text=text)
 
 
 def be_worker(socks: Sequence[socket.socket], kept_fds: Sequence[int] = ()) -> NoReturn:
@@ -230,13 +33,15 @@ def be_worker(socks: Sequence[socket.socket], kept_fds: Sequence[int] = ()) -> N
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.umask(0o077)
         _close_others({*kept_fds, *(sock.fileno() for sock in socks)})
+        # As much as it is: imported while the keeper imports what it needs.
         from voidbox.sandbox.worker.devices import Ends
+        from voidbox.sandbox.worker.serving import Worker
 
         orders, *others = socks
         worker = Worker(orders, Ends(*others))
         worker.run()
         threading.Thread(target=_end_at_last, daemon=True).start()
-        worker._close({})
+        worker.close()
         status = 0
     except BaseException:
         log.exception("the machine's process failed")

@@ -106,9 +106,12 @@ def metrics(machine: Machine) -> dict[str, object]:
 
 
 def rss_bytes() -> int:
-    """Return how much memory this process holds."""
-    with open("/proc/self/statm", encoding="ascii") as file:  # proc(5): pages
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Return how much memory this process holds; 0 if it can open no file any more."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:  # proc(5): pages
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def _on_loop(machine: Machine, call: Callable[[], _Value]) -> _Value:

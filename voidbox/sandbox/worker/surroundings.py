@@ -159,6 +159,8 @@ def _size(path: str) -> int:
         return 0  # whoever opens it says what is wrong
     try:
         return os.lseek(fd, 0, os.SEEK_END)  # of a device too
+    except OSError:
+        return 0
     finally:
         os.close(fd)
 
