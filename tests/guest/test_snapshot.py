@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import threading
@@ -26,6 +27,7 @@ from voidbox.errors import ConfigError, HostError
 from voidbox.kvm import state as kvm_state
 from voidbox.snapshot import folder
 from voidbox.snapshot import format as machine_bin
+from voidbox.virtio.vsock import VirtioVsock
 from voidbox.vmm.config import DiskConfig, MachineConfig, ShareConfig, VsockConfig
 from voidbox.vmm.console import CallbackOutput
 from voidbox.vmm.machine import Machine
@@ -34,6 +36,8 @@ from voidbox.vmm.outcome import EndReason
 pytestmark = pytest.mark.kvm
 
 MMIO_GPA = 0xE000_0000
+APART = 12_345  # cycles between two vCPUs' TSCs
+KVM_NMI = 0xAE9A  # <linux/kvm.h>
 
 
 def config_of(tmp_path: Path, code: bytes, pvh: bool = False, **changes: object) -> MachineConfig:
@@ -103,13 +107,13 @@ def test_memory_mapped_accesses_are_made_once(tmp_path: Path) -> None:
     config = config_of(tmp_path, mmio_guest(), pvh=True)  # without paging: it reaches all
     with Machine(config) as machine:
         register = Register()
-        machine._mmio.attach(MMIO_GPA, 4, register)
+        machine._board.mmio.attach(MMIO_GPA, 4, register)
         machine.start()
         for number in range(12):
             _wait(lambda: len(register.written) > 3)
             with paused_copy(machine, config, tmp_path / f"snap{number}") as copy:
                 copied = Register(register.value)
-                copy._mmio.attach(MMIO_GPA, 4, copied)
+                copy._board.mmio.attach(MMIO_GPA, 4, copied)
                 # The write of what was read last may still be to come.
                 first = register.written[-1] + 1
                 copy.start()
@@ -130,13 +134,13 @@ def test_string_output_goes_on_where_it_was(tmp_path: Path) -> None:
     config = config_of(tmp_path, code.ljust(0x1000, b"\x90") + bytes(range(256)))
     with Machine(config) as machine:
         register = Register()
-        machine._ports.attach(COUNTER_PORT, 4, register)
+        machine._board.ports.attach(COUNTER_PORT, 4, register)
         machine.start()
         for number in range(8):
             _wait(lambda: len(register.written) > 100 + 37 * number)  # noqa: B023
             with paused_copy(machine, config, tmp_path / f"snap{number}") as copy:
                 copied = Register()
-                copy._ports.attach(COUNTER_PORT, 4, copied)
+                copy._board.ports.attach(COUNTER_PORT, 4, copied)
                 last = register.written[-1]
                 copy.start()
                 _wait(lambda copied=copied: len(copied.written) > 300)  # type: ignore[misc]
@@ -185,17 +189,48 @@ def test_a_halted_guest_wakes_up(tmp_path: Path, is_deadline: bool) -> None:
     config = config_of(tmp_path, timer_guest(is_deadline), pvh=True)
     with Machine(config) as machine:
         register = Register()
-        machine._ports.attach(COUNTER_PORT, 4, register)
+        machine._board.ports.attach(COUNTER_PORT, 4, register)
         machine.start()
         for number in range(5):
             _wait(lambda: len(register.written) > 2)
             with paused_copy(machine, config, tmp_path / f"snap{number}") as copy:
                 copied = Register()
-                copy._ports.attach(COUNTER_PORT, 4, copied)
+                copy._board.ports.attach(COUNTER_PORT, 4, copied)
                 copy.start()
                 _wait(lambda copied=copied: len(copied.written) > 5)  # type: ignore[misc]
             register.written.clear()
             machine.resume()
+
+
+def nmi_guest() -> bytes:
+    """Halt with interrupts off; a non-maskable one is told at a port."""
+    idt_gpa, handler_gpa = tiny.CODE_GPA + 0x800, tiny.CODE_GPA + 0x400
+    # mov esp, 0x90000; mov edi, …; lidt [edi]
+    start = b"\xbc\x00\x00\x09\x00\xbf" + struct.pack("<I", tiny.CODE_GPA + 0x700) + b"\x0f\x01\x1f"
+    start += tiny.out8(COUNTER_PORT, 1) + tiny.HLT_FOREVER
+    gate = struct.pack("<HHBBH", handler_gpa & 0xFFFF, 0x10, 0, 0x8E, handler_gpa >> 16)
+    code = start.ljust(0x400, b"\x90") + tiny.out8(COUNTER_PORT, 2) + tiny.HLT_FOREVER
+    code = code.ljust(0x700, b"\x90") + struct.pack("<HI", 3 * 8 - 1, idt_gpa)
+    return code.ljust(0x800, b"\0") + bytes(2 * 8) + gate
+
+
+def test_an_interrupt_that_was_pending_is_taken(tmp_path: Path) -> None:
+    """One that no controller keeps: it is in the vCPU's events alone."""
+    config = config_of(tmp_path, nmi_guest(), pvh=True)
+    with Machine(config) as machine:
+        register = Register()
+        machine._board.ports.attach(COUNTER_PORT, 4, register)
+        machine.start()
+        _wait(lambda: register.written)
+        machine.pause()
+        fcntl.ioctl(machine._hardware.vcpus[0].fd, KVM_NMI)
+        with paused_copy(machine, config, tmp_path / "snap") as copy:
+            copied = Register()
+            copy._board.ports.attach(COUNTER_PORT, 4, copied)
+            copy.start()
+            _wait(lambda: copied.written)
+            assert copied.written == [2]
+        assert register.written == [1]
 
 
 def _wait(condition: object) -> None:
@@ -212,8 +247,8 @@ def test_all_that_kvm_keeps_comes_back(tmp_path: Path) -> None:
         machine.start()
         wait_for_reads(counter, 10)
         with paused_copy(machine, config, tmp_path / "snap") as copy:
-            msrs = kvm_state.saved_msrs(machine._kvm)
-            saved = kvm_state.read(machine._vm, machine._handles, msrs)
+            msrs = kvm_state.saved_msrs(machine._hardware.kvm)
+            saved = kvm_state.read(machine._hardware.vm, machine._hardware.vcpus, msrs)
             # As of a guest that has been up for days: one that starts at 0 will not do.
             first = saved.vcpus[0]._replace(
                 mp_state=3,  # KVM_MP_STATE_HALTED
@@ -221,17 +256,26 @@ def test_all_that_kvm_keeps_comes_back(tmp_path: Path) -> None:
                 # xmm0 in the legacy area, and the bit that says that it is there
                 xsave=_with(_with(saved.vcpus[0].xsave, 160, b"xmm0"), 512, b"\x03"),
             )
+            second = saved.vcpus[1]
+            if (
+                first.tsc_offset
+            ):  # in step, but for a distance; 0 is a software KVM's, which has none
+                apart = {"tsc": first.tsc + APART, "tsc_offset": first.tsc_offset + APART}
+                second = second._replace(**apart)
             saved = saved._replace(
                 clock_ns=saved.clock_ns + 10**15,
-                vcpus=(first, *saved.vcpus[1:]),
+                vcpus=(first, second),
                 pit=_with(saved.pit, 0, b"\x34\x12"),  # channel 0's count
             )
-            kvm_state.write(copy._vm, copy._handles, saved)
-            again = kvm_state.read(copy._vm, copy._handles, msrs)
+            kvm_state.write(copy._hardware.vm, copy._hardware.vcpus, saved)
+            again = kvm_state.read(copy._hardware.vm, copy._hardware.vcpus, msrs)
             assert 0 <= again.clock_ns - saved.clock_ns < 60_000_000_000, "kvmclock"
             for before, after in zip(saved.vcpus, again.vcpus, strict=True):
                 assert after.tsc >= before.tsc
                 assert after._replace(tsc=0, tsc_offset=0) == before._replace(tsc=0, tsc_offset=0)
+            offsets = [vcpu.tsc_offset for vcpu in again.vcpus]
+            if first.tsc_offset:
+                assert offsets[1] == offsets[0] + APART  # type: ignore[operator]
             assert again.irqchips == saved.irqchips
             assert again.pit[:2] == saved.pit[:2]
 
@@ -242,17 +286,20 @@ def _with(data: bytes, at: int, new: bytes) -> bytes:
 
 def test_cpuid_that_was_read_can_be_set(tmp_path: Path) -> None:
     """KVM leaves entries of zeroes behind the real ones, and takes none of them."""
-    with Machine(config_of(tmp_path, counting_guest())) as machine, machine._kvm.create_vm() as vm:
-        read = machine._handles[0].get_cpuid2()
-        assert 0 < read.nent <= machine._handles[0].cpuid.nent
+    with (
+        Machine(config_of(tmp_path, counting_guest())) as machine,
+        machine._hardware.kvm.create_vm() as vm,
+    ):
+        read = machine._hardware.vcpus[0].get_cpuid2()
+        assert 0 < read.nent <= machine._hardware.vcpus[0].cpuid.nent
         with vm.create_vcpu(0) as vcpu:  # type: ignore[attr-defined]
             vcpu.set_cpuid2(read)
 
 
 def test_every_msr_that_is_read_can_be_set(tmp_path: Path) -> None:
     with Machine(config_of(tmp_path, counting_guest())) as machine:
-        vcpu = machine._handles[0]
-        indices = kvm_state.saved_msrs(machine._kvm)
+        vcpu = machine._hardware.vcpus[0]
+        indices = kvm_state.saved_msrs(machine._hardware.kvm)
         values, refused = vcpu.read_msrs([0xDEAD_BEEF, *indices])
         assert refused[0] == 0xDEAD_BEEF
         assert {0x2FF, 0x174} <= set(values)
@@ -271,7 +318,7 @@ def test_the_original_goes_on_and_the_snapshot_stays_as_it_was(tmp_path: Path) -
     config = config_of(tmp_path, code)
     with Machine(config) as machine:
         register = Register()
-        machine._ports.attach(COUNTER_PORT, 4, register)
+        machine._board.ports.attach(COUNTER_PORT, 4, register)
         machine.start()
         _wait(lambda: register.written)
         report = machine.snapshot(str(tmp_path / "snap"))
@@ -285,7 +332,7 @@ def test_the_original_goes_on_and_the_snapshot_stays_as_it_was(tmp_path: Path) -
         with Machine.from_snapshot(str(tmp_path / "snap"), config) as copy:
             assert copy.memory.words(0x200000, "I", 1)[0] == count
             copied = Register()
-            copy._ports.attach(COUNTER_PORT, 4, copied)
+            copy._board.ports.attach(COUNTER_PORT, 4, copied)
             copy.start()
             _wait(lambda: copied.written)
             assert copied.written[0] == (count // 4096 + 1) * 4096
@@ -359,7 +406,7 @@ def test_disks_are_copied_with_the_machine(tmp_path: Path, is_own: bool) -> None
         attach_counter(machine)
         machine.start()
         # Written and not flushed: which clusters an overlay has is still in memory alone.
-        machine._disks[0]._backend.write([memoryview(b"w" * 4096)], 8192, 4096)
+        machine._peripherals.disks[0]._backend.write([memoryview(b"w" * 4096)], 8192, 4096)
         machine.snapshot(path)
         with pytest.raises(HostError, match="File exists"):
             Machine.from_snapshot(path, config)
@@ -375,7 +422,7 @@ def test_disks_are_copied_with_the_machine(tmp_path: Path, is_own: bool) -> None
             copy.start()
             assert Path(new).read_bytes() == own.read_bytes()
             read = bytearray(4096)
-            copy._disks[0]._backend.read([memoryview(read)], 8192, 4096)
+            copy._peripherals.disks[0]._backend.read([memoryview(read)], 8192, 4096)
             assert read == b"w" * 4096
 
 
@@ -421,7 +468,12 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
         with Machine.from_snapshot(str(tmp_path / f"snap{round_}"), config) as copy:
             attach_counter(copy)
             copy.start()
-            copy.record_working_set(str(tmp_path / f"snap{round_}" / "working-set"))
+            path = tmp_path / f"snap{round_}" / "working-set"
+            touched = copy.record_working_set(str(path), 0)
+            assert touched > 0
+            assert not path.exists(), "more than was to be written down"
+            assert copy.record_working_set(str(path), MEMORY_BYTES) >= touched
+            assert path.exists()
         with Machine.from_snapshot(str(tmp_path / f"snap{round_}"), config) as copy:
             attach_counter(copy)
             copy.start()
@@ -574,7 +626,7 @@ def test_console_output_goes_on(tmp_path: Path) -> None:
     config = config_of(tmp_path, code)
     with Machine(config) as machine:
         counter = Counter()
-        machine._ports.attach(COUNTER_PORT, 4, counter)
+        machine._board.ports.attach(COUNTER_PORT, 4, counter)
         machine.start()
         wait_for_reads(counter, 10)
         with paused_copy(machine, config, tmp_path / "snap") as copy:
@@ -584,3 +636,32 @@ def test_console_output_goes_on(tmp_path: Path) -> None:
             copy.start()
             _wait(lambda: len(output) > 10)
             assert set(output) == {ord("x")}
+
+
+def test_what_the_guest_said_last_is_told(tmp_path: Path) -> None:
+    """What is in the UART when the guest is saved: nothing that it does calls for it again."""
+    config = config_of(tmp_path, counting_guest())
+    with Machine(config) as machine:
+        counter = attach_counter(machine)
+        machine.start()
+        wait_for_reads(counter, 10)
+        machine.pause()
+        machine._board.uart._output += b"last words"
+        with paused_copy(machine, config, tmp_path / "snap") as copy:
+            output = bytearray()
+            copy.console.attach(CallbackOutput(output.extend))
+            attach_counter(copy)
+            copy.start()
+            _wait(lambda: output == b"last words")
+
+
+def test_a_copy_is_to_tell_its_guest_that_its_connections_are_over(tmp_path: Path) -> None:
+    """What becomes of it, once a driver has the device: see the tests of the device."""
+    config = config_of(tmp_path, counting_guest(), vsock=VsockConfig())
+    with Machine(config) as machine:
+        attach_counter(machine)
+        machine.start()
+        with paused_copy(machine, config, tmp_path / "snap") as copy:
+            devices = [each._device for each in copy._peripherals.slots._transports]
+            (vsock,) = (each for each in devices if isinstance(each, VirtioVsock))
+            assert vsock._reset.name == "WANTED"

@@ -205,7 +205,7 @@ def test_a_pull_that_is_interrupted(cli: Cli, registry: FakeRegistry) -> None:
         assert process.poll() is None
     process.send_signal(2)
     registry.release.set()
-    assert process.wait(20) == 130
+    assert process.wait(60) == 130
     assert process.stderr is not None and "Traceback" not in process.stderr.read()
     assert process.stdout is not None
     process.stdout.close(), process.stderr.close()

@@ -204,7 +204,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(cli: Cli) -> None:
         "run", "-d", "--name", "box", *cli.machine(),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard)),
     )  # fmt: skip
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert len(errors.splitlines()) == 1, errors
     assert "Traceback" not in errors
@@ -216,7 +216,7 @@ def test_output_that_cannot_be_written(cli: Cli) -> None:
     cli("ps")
     with open("/dev/full", "wb") as full:
         process = cli.start("ps", "-a", stdout=full)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (
         2, "voidbox: cannot write the output: No space left on device\n",
     )  # fmt: skip

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable
 
 from voidbox.agent.client import AgentClient
@@ -13,13 +14,16 @@ from voidbox.errors import AgentError, HostError, VoidboxError
 from voidbox.sandbox.control import describe_error
 from voidbox.sandbox.process import restoring
 from voidbox.sandbox.process.control_server import ControlServer
-from voidbox.sandbox.process.heartbeat import PERIOD_S, Heartbeat
+from voidbox.sandbox.process.heartbeat import IDLE_PERIOD_S, PERIOD_S, Heartbeat
+from voidbox.sandbox.process.learning import Learning
 from voidbox.sandbox.process.operations import Operations
 from voidbox.sandbox.process.preparing import Prepared
+from voidbox.sandbox.process.restoring import Source
 from voidbox.sandbox.process.sandbox import Sandbox
 from voidbox.sandbox.process.starting import Starting
 from voidbox.sandbox.process.verdict import Verdict
 from voidbox.sandbox.state.lifecycle import Event
+from voidbox.sandbox.state.state_folder import MACHINE
 from voidbox.signals import SignalThread
 from voidbox.storage.durable import remove_tree
 from voidbox.vmm.outcome import Outcome
@@ -101,9 +105,17 @@ class Life:
                 jail_layers=tuple(sandbox.machine.layers),
             )
             self._is_waking = False
-        if prepared.source is not None and prepared.source.is_suspended:
-            remove_tree(prepared.source.folder)  # the machine has its memory mapped
+        if starting.source is not None:
+            self._learn(starting.source)
+            if starting.source.is_suspended:
+                remove_tree(starting.source.folder)  # the machine has its memory mapped
         return client
+
+    def _learn(self, source: Source) -> None:
+        sandbox = self._sandbox
+        answered_s = time.monotonic() - sandbox.started_at
+        own_folder = self._store.path(self._id, MACHINE)
+        self._own.callback(Learning(sandbox.machine, source, own_folder, answered_s).close)
 
     def _hang_up(self) -> None:
         if self._sandbox.client is not None:
@@ -127,6 +139,7 @@ class Life:
             lambda reason: sandbox.kill(reason, Event.FAILED),
             sandbox.idle.period_s(PERIOD_S),
             on_answer=sandbox.idle.take,
+            idle_period_s=sandbox.idle.period_s(IDLE_PERIOD_S),
         )
         heartbeat.start()
         self._own.callback(heartbeat.close)

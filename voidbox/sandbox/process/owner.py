@@ -79,6 +79,7 @@ def _adopt(folder: str) -> tuple[Store, SandboxRecord]:
     logger = logging.getLogger("voidbox")
     logger.addHandler(logs.OwnerLog(store.path(id, "owner.log")))
     logger.setLevel(logging.INFO)
+    log.info("the sandbox's process begins")
     return store, record
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -126,6 +127,9 @@ class Sandbox:
         self._end("its time limit ran out")
 
     def _on_orphaned(self) -> None:
+        if self.record.is_pooled:
+            with contextlib.suppress(VoidboxError):  # on a full disk, say: its record stays
+                self.record = self.store.update(self.record.id, removes_itself=True)
         self._end("the process that owned it ended")
 
     def _end(self, reason: str) -> None:

@@ -98,6 +98,7 @@ class Starting:
         guest.machine.console.attach(self._console_log)
         sandbox.guest = guest
         sandbox.decision.check()  # before, kill() found no guest
+        log.info("the machine is made")
         guest.machine.start()
         record = sandbox.record
         if record.limits:
@@ -143,6 +144,7 @@ class Starting:
         if guest is not None:
             guest.close()
         self._sandbox.is_copy = self.has_begun = False
+        self.source = None
         templates.Templates(self._store.folder).set_aside(source.folder)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._store.path(self._id, UPPER_FILE))

@@ -42,6 +42,7 @@ _NPROC_BY_NAMESPACE = (5, 14)  # before, all processes of the user counted
 _EXTENSIONS = (
     *("zlib", "bz2", "lzma", "select", "math", "array", "binascii", "unicodedata"),
     *("hashlib", "encodings.idna", "_opcode"),
+    "_zstd",  # Python's own from 3.14 on, which shutil imports
 )
 _OF_FILES = ("ctypes", "random")  # the latter for tempfile
 _LIBRARIES = ("libgcc_s.so.1",)  # by which glibc ends a thread

@@ -257,6 +257,14 @@ class WorkerMachine:
         """
         self._orders.ask("limit", timeout_s=_ANSWER_S, limits=dict(limits))
 
+    def record_working_set(self, path: str, bytes_max: int) -> int:
+        """See Machine. `path` is one that the worker may make."""
+        answer = self._orders.ask(
+            "record_working_set", path=path, bytes_max=bytes_max, timeout_s=_ANSWER_S
+        )
+        touched = answer.get("touched")
+        return touched if isinstance(touched, int) else 0
+
     def snapshot(
         self,
         folder: str,

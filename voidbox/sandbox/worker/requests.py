@@ -35,6 +35,8 @@ def perform(machine: Machine, values: dict[str, Any], answers: Answers) -> dict[
         return metrics(machine)
     elif op == "snapshot":
         return _snapshot(machine, values, answers)
+    elif op == "record_working_set":
+        return {"touched": machine.record_working_set(values["path"], values["bytes_max"])}
     elif op == "limit":
         _limit(machine, values["limits"])
     elif op in ("publish", "unpublish", "published"):
@@ -102,6 +104,7 @@ def metrics(machine: Machine) -> dict[str, object]:
         "network": network,
         "disks": [disk._asdict() for disk in statistics.disks],
         "cpu_held_ns": statistics.throttle.held_ns,
+        "balloon": statistics.balloon._asdict() if statistics.balloon is not None else None,
     }
 
 
