@@ -118,8 +118,8 @@ class Registry:
             served = self.find(sandbox_id)
         except ApiError:
             raise SandboxGone from None
-        if served.state is State.SUSPENDED and served.mark.auto_resume:
-            await self.resume(served, None)
+        if not served.is_running and served.mark.auto_resume:
+            await self.resume(served, None)  # or wait until somebody else has
         if not served.is_running:
             raise SandboxGone
         return served
