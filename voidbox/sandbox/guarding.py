@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from voidbox.errors import ConfigError
-from voidbox.jail.levels import OFF
 from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
 if TYPE_CHECKING:  # few sandboxes have any
-    from voidbox.agent.client import AgentClient
     from voidbox.secrets.guarded import Guarded
     from voidbox.secrets.spec import Secret
 
 FILE = "ca.json"  # in the sandbox's folder: its certificate authority
-SOCKET = "secrets.sock"  # of the keeper: values go there, and never through the machine's process
 _ANSWER_S = 60.0
 
 
@@ -50,8 +46,6 @@ def guard(
         return record, {}
     from voidbox.secrets.guarded import prepare
 
-    if record.jail == OFF:
-        raise ConfigError("secrets and rules for HTTP need the jail, whose keeper has them")
     guarded, values = prepare(secrets or (), http or (), record.net)
     known = guarded_of(record)
     if guarded is None:
@@ -103,14 +97,14 @@ def copied_values(store: Store, record: SandboxRecord) -> dict[str, str]:
 def secrets_of(
     store: Store, record: SandboxRecord, timeout_s: float | None = None
 ) -> ControlClient:
-    """Return what asks a sandbox's keeper about its secrets.
+    """Return what asks a sandbox's process, its keeper, about its secrets.
 
     Raises:
         ConfigError: it has none.
     """
     if record.guarded is None:
         raise ConfigError(f"{record.name} was made without secrets: see voidbox run --secret")
-    return ControlClient(store.path(record.id, SOCKET), timeout_s or _ANSWER_S)
+    return ControlClient(store.path(record.id, "control.sock"), timeout_s or _ANSWER_S)
 
 
 def authority_files(folder: str) -> dict[str, bytes]:
@@ -120,25 +114,3 @@ def authority_files(folder: str) -> dict[str, bytes]:
             return {FILE: file.read()}
     except FileNotFoundError:
         return {}
-
-
-def make_trusted(store: Store, record: SandboxRecord, client: AgentClient) -> None:
-    """Have the guest of a sandbox with secrets or rules for HTTP trust its certificate.
-
-    Raises:
-        AgentError: it cannot be made to.
-    """
-    if record.guarded is None:
-        return
-    from voidbox.sandbox.keeper.trust import Trusted, install
-
-    (content,) = authority_files(store.path(record.id)).values()
-    values = json.loads(content)
-    install(
-        client,
-        Trusted(
-            str(values["certificate"]).encode(),
-            str(values["subject_hash"]),
-            str(values["bundle"]).encode(),
-        ),
-    )

@@ -10,18 +10,19 @@ from __future__ import annotations
 import json
 import logging
 import ssl
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from voidbox.errors import ConfigError
-from voidbox.sandbox.guarding import FILE, SOCKET
-from voidbox.sandbox.keeper.trust import BUNDLE_BYTES_MAX, BUNDLES
-from voidbox.sandbox.process.control_server import Answer, ControlServer
+from voidbox.sandbox.guarding import FILE
+from voidbox.sandbox.keeper.trust import BUNDLE_BYTES_MAX, BUNDLES, Trusted, install
+from voidbox.sandbox.process.control_server import Answer, Handler
 from voidbox.secrets.authority import Authority, make_authority, subject_hash
 from voidbox.secrets.guard import Guard
 from voidbox.secrets.guarded import Guarded
 from voidbox.storage import durable
 
 if TYPE_CHECKING:
+    from voidbox.agent.client import AgentClient
     from voidbox.sandbox.state.records import SandboxRecord
     from voidbox.sandbox.state.store import Store
 
@@ -33,38 +34,44 @@ log = logging.getLogger(__name__)
 class KeptSecrets:
     """Made before the keeper shuts itself in. Thread: any.
 
+    Args:
+        source_folder: of the snapshot that the sandbox goes on from, or None.
     Raises:
         ConfigError: the record makes no sense, or what is needed is not installed.
-        HostError: the authority cannot be kept, or the socket not be made.
+        HostError: the authority cannot be kept.
 
     Attributes:
         guard: looks at the guest's connections.
     """
 
-    def __init__(self, store: Store, record: SandboxRecord) -> None:
+    def __init__(self, store: Store, record: SandboxRecord, source_folder: str | None) -> None:
         self._guarded = Guarded.from_json(record.guarded or {})
         folder = store.path(record.id)
-        authority = _find(folder) or _of_snapshot(store, record)
+        authority = _find(folder)
         if authority is None:
-            authority = make_authority(place.host for place in self._guarded.places())
-        values = {
-            **authority.to_json(),
-            "subject_hash": subject_hash(authority.certificate),
-            "bundle": _host_bundle().decode("utf-8", "replace"),
-        }
-        durable.write_file(f"{folder}/{FILE}", json.dumps(values).encode())
+            if source_folder is not None:
+                authority = _find(source_folder)
+            if authority is None:
+                authority = make_authority(place.host for place in self._guarded.places())
+            durable.write_file(f"{folder}/{FILE}", json.dumps(authority.to_json()).encode())
+        self._trusted = Trusted(
+            authority.certificate.encode(), subject_hash(authority.certificate), _host_bundle()
+        )
         self.guard = Guard(
             self._guarded.secrets, {}, self._guarded.http, authority, folder, record.name,
             lambda line: log.info("%s", line),
         )  # fmt: skip
-        self._server = ControlServer(f"{folder}/{SOCKET}", self.handlers())
 
-    def serve(self) -> None:
-        """Answer those who have values, or are to have them. Once the process may have threads."""
-        self._server.start()
+    def make_trusted(self, client: AgentClient) -> None:
+        """Have the guest trust what the guard shows it.
 
-    def handlers(self) -> dict[str, Any]:
-        """Return what can be asked: see ControlServer."""
+        Raises:
+            AgentError: it cannot be made to.
+        """
+        install(client, self._trusted)
+
+    def handlers(self) -> dict[str, Handler]:
+        """Return what the control socket answers, by name."""
         return {"secret_set": self._set, "secret_list": self._list, "secret_copy": self._copy}
 
     def _set(self, values: dict[str, object]) -> Answer:
@@ -81,18 +88,6 @@ class KeptSecrets:
 
     def _copy(self, values: dict[str, object]) -> Answer:
         return {"values": self.guard.vault.values()}
-
-    def close(self) -> None:
-        """Answer nothing more. Idempotent."""
-        self._server.close()
-
-
-def _of_snapshot(store: Store, record: SandboxRecord) -> Authority | None:
-    if not record.snapshot:
-        return None
-    from voidbox.sandbox.snapshots.shelf import Shelf
-
-    return _find(Shelf(store.folder).find(record.snapshot).folder)
 
 
 def _find(folder: str) -> Authority | None:
