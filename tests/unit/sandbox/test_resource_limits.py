@@ -37,15 +37,11 @@ def test_limits_are_numbers_of_their_kind() -> None:
 
 def test_a_machine_is_told_what_has_changed() -> None:
     told: list[Any] = []
-    machine: Any = SimpleNamespace(
-        network=None,
-        set_cpu_limit=lambda cpus: told.append(("cpu", cpus)),
-        set_disk_rates=lambda *rates: told.append(rates),
-    )
+    machine: Any = SimpleNamespace(config=SimpleNamespace(net=None), limit=told.append)
     limits = resource_limits.check({"cpu": 0.5, "disk_bytes_s": 100, "disk_ops_s": 7})
     resource_limits.apply(machine, limits, {"disk_ops_s": 7})
-    assert told == [(100, 7)]
+    assert told == [{"disk_bytes_s": 100, "disk_ops_s": 7}]
     resource_limits.apply(machine, {**limits, "cpu": None}, {"cpu": None})
-    assert told[1:] == [("cpu", None)]
+    assert told[1:] == [{"cpu": None}]
     with pytest.raises(ConfigError, match="no network"):
         resource_limits.apply(machine, {"net_bytes_s": 5}, {"net_bytes_s": 5})

@@ -14,8 +14,7 @@ import math
 from collections.abc import Mapping
 
 from voidbox.errors import ConfigError
-from voidbox.sandbox.process.published import on_loop
-from voidbox.vmm.machine import Machine
+from voidbox.sandbox.worker.machine import WorkerMachine
 
 CPU, DISK_BYTES_S, DISK_OPS_S, NET_BYTES_S = KEYS = (
     "cpu",
@@ -51,7 +50,7 @@ def _number(key: str, value: object) -> int | float:
     return float(number) if key == CPU else int(number)
 
 
-def apply(machine: Machine, limits: Limits, changed: Limits) -> None:
+def apply(machine: WorkerMachine, limits: Limits, changed: Limits) -> None:
     """Have a machine keep to limits.
 
     Args:
@@ -61,16 +60,9 @@ def apply(machine: Machine, limits: Limits, changed: Limits) -> None:
         ConfigError: it has no network to limit.
         HostError: the host gives no thread for it.
     """
-    network = machine.network
-    if changed.get(NET_BYTES_S) is not None and network is None:
+    if changed.get(NET_BYTES_S) is not None and machine.config.net is None:
         raise ConfigError("the sandbox has no network, so none to limit")
-    if NET_BYTES_S in changed and network is not None:
-        rate = limits.get(NET_BYTES_S)
-        on_loop(machine, lambda: network.set_rate(None if rate is None else int(rate)))
-    if CPU in changed:
-        machine.set_cpu_limit(limits.get(CPU))
+    told = {key: limits.get(key) for key in (CPU, NET_BYTES_S) if key in changed}
     if DISK_BYTES_S in changed or DISK_OPS_S in changed:
-        bytes_s, ops_s = limits.get(DISK_BYTES_S), limits.get(DISK_OPS_S)
-        machine.set_disk_rates(
-            None if bytes_s is None else int(bytes_s), None if ops_s is None else int(ops_s)
-        )
+        told |= {key: limits.get(key) for key in (DISK_BYTES_S, DISK_OPS_S)}
+    machine.limit(told)
