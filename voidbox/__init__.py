@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from voidbox.sdk.snapshots import SnapshotInfo
     from voidbox.sdk.sync import Sandbox
     from voidbox.sdk.watch import FileEvent
+    from voidbox.sdk.zygotes import zygote
     from voidbox.secrets.spec import Secret
 
 # Rooms that users see as modules of voidbox itself.
@@ -49,6 +50,7 @@ _ROOMS = {"images": "voidbox.images", "volumes": "voidbox.sdk.volumes"}
 # Name to the module that it is in.
 _MODULES = {
     "AsyncPool": "voidbox.pool.aio",
+    "zygote": "voidbox.sdk.zygotes",
     "AsyncSandbox": "voidbox.sdk.aio",
     "Pool": "voidbox.pool.sync",
     "PoolFull": "voidbox.errors",
@@ -108,6 +110,7 @@ __all__ = [
     "__version__",
     "images",
     "volumes",
+    "zygote",
 ]
 
 

@@ -15,7 +15,7 @@ from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.zygote.client import Zygote
-from voidbox.sdk import parent_pipe, snapshots
+from voidbox.sdk import parent_pipe, snapshots, zygotes
 from voidbox.sdk.ending import EndingSandbox
 from voidbox.sdk.launching import Launch, wait_gone
 from voidbox.sdk.snapshots import SnapshotInfo
@@ -113,6 +113,7 @@ class CopiedSandbox(EndingSandbox):
         record = restored.record_of(saved.record)._replace(is_owned=original.is_owned)
         values = await asyncio.to_thread(copied_values, self._store, original)
         gate = asyncio.Semaphore(_STARTS_AT_ONCE)
+        zygote = await asyncio.to_thread(zygotes.current)
 
         async def start() -> Self:
             async with gate:
@@ -122,6 +123,7 @@ class CopiedSandbox(EndingSandbox):
                     not original.is_owned,
                     self._keeps,
                     None,
+                    zygote=zygote,
                     values=values,
                 )
 
