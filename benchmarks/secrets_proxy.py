@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 
-from voidbox.secrets.authority import Authority, _server_context, issue, make_authority
+from voidbox.secrets.authority import Authority, issue, make_authority, server_context
 from voidbox.secrets.guard import Guard
 from voidbox.secrets.spec import Secret, resolve
 
@@ -113,7 +113,7 @@ def accept_all(listener: socket.socket, handle: Callable[[socket.socket], None])
 
 def serve(listener: socket.socket, world: Authority, host: str) -> None:
     """Answer GET /SIZE with so many bytes, by whatever protocol is chosen."""
-    context = _server_context(issue(world, host), ["h2", "http/1.1"])
+    context = server_context(issue(world, host), ["h2", "http/1.1"])
 
     def handle(raw: socket.socket) -> None:
         try:
