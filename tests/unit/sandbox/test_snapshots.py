@@ -18,6 +18,7 @@ from voidbox.agent import protocol
 from voidbox.agent.client import AgentClient
 from voidbox.errors import AgentError, ConfigError, HostError
 from voidbox.sandbox import launch as launching
+from voidbox.sandbox.process import restoring
 from voidbox.sandbox.snapshots import record as records
 from voidbox.sandbox.snapshots.restored import record_of, refuse_fixed
 from voidbox.sandbox.snapshots.shelf import Shelf
@@ -88,6 +89,14 @@ def test_a_snapshot_becomes_a_sandbox_of_its_own(boxes: Sandboxes) -> None:
         assert output(client, "echo hello") == b"hello\n"
     second = save(boxes, copy)
     assert shelf(boxes).find(second).record.parent == id
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [("quiet-otter-3fa2", "quiet-otter-3fa2"), ("My_box.2", "My-box-2"), ("a.", "a")],
+)
+def test_a_copys_host_is_called_by_its_name(name: str, host: str) -> None:
+    assert restoring._host_name(name) == host
 
 
 def test_the_secret_of_the_original_does_not_open_the_copy(boxes: Sandboxes) -> None:
