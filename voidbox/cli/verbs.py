@@ -14,6 +14,7 @@ GROUPS = {
         "send": "send a message to it",
         "port": "offer its ports on the host: add, rm, ls; wait for one",
         "mcp": "give a coding agent sandboxes, by the Model Context Protocol",
+        "serve": "offer sandboxes over HTTP, as E2B's SDKs want them",
     },
     "look": {
         "ps": "list sandboxes",

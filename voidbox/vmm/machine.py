@@ -363,17 +363,20 @@ class Machine:
             if self._outcome is not None:
                 raise HostError(f"the machine has ended ({self._outcome.reason.value})")
 
-    def record_working_set(self, path: str) -> None:
+    def record_working_set(self, path: str, bytes_max: int) -> int:
         """Write down what the guest has touched since its restore, for later restores to fetch.
 
         Args:
             path: "working-set" in the snapshot's folder; one that is there stays. Thread: any.
+            bytes_max: of more nothing is written down.
+        Returns:
+            How many bytes it has touched.
         Raises:
             HostError: it cannot be written; or the machine was not restored lazily.
         """
         from voidbox.vmm.restore import record_working_set
 
-        record_working_set(path, self.memory)
+        return record_working_set(path, self.memory, bytes_max)
 
     def write_generation_id(self) -> None:
         """Give this copy of the machine an id of its own. Before the first KVM_RUN."""
