@@ -289,8 +289,10 @@ def test_a_shell_on_a_terminal() -> None:
         session.expect(r"sandbox@voidbox:/workspace\$ ")
         session.type("tty; echo $((40 + 2))-\r")
         session.expect("42-")
-        session.type("sh -c \"echo g''o; sleep 1000\"\r")
+        session.type("sh -c \"echo g''o; cat\"\r")
         session.expect("\ngo\r")
+        session.type("typed\r")
+        session.expect("typed\r\ntyped")  # it runs: Ctrl-C is for it alone
         session.type("\x03")
         session.expect(r"\$ ")
         session.type("exit 6\r")

@@ -24,7 +24,7 @@ from voidbox.sandbox.state.store import Store
 
 pytestmark = pytest.mark.kvm
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 @pytest.fixture

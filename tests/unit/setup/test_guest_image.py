@@ -285,7 +285,7 @@ def test_an_interrupted_build_leaves_nothing(built: Built, number: signal.Signal
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not leftovers(built.cache):
         assert time.monotonic() < deadline
         assert process.poll() is None
