@@ -200,7 +200,9 @@ def test_too_few_descriptors_are_not_called_an_output_error(cli: Cli, guest: Pat
         cwd=cli.folder, env=cli.environment, text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert limited.returncode == 2
-    assert "Too many open files" in limited.stderr and "output" not in limited.stderr
+    said = [line for line in limited.stderr.splitlines() if line.startswith("voidbox: ")]
+    assert said == ["voidbox: Too many open files: see ulimit"]
+    assert "never awaited" not in limited.stderr
 
 
 @pytest.fixture
