@@ -16,6 +16,8 @@ from tests.unit.images.erofs_reader import Image
 from tests.unit.setup.kernel_folder import Kernel
 from voidbox.defaults import cache_folder
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 BUILD = ROOT / "scripts" / "build_guest_image.sh"
 NOWHERE = {"VOIDBOX_MIRROR": "http://127.0.0.1:1/debian"}  # nobody answers there
