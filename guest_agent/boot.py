@@ -43,8 +43,10 @@ _DEVICE_LINKS = (
 )
 
 
-def prepare() -> bytes:
-    """Bring the guest up to where commands can run; return the secret.
+def prepare() -> tuple[bytes, str]:
+    """Bring the guest up to where commands can run.
+
+    Returns the secret, and the path of the image's init that is to be PID 1; "" for this program.
 
     Modules come before the network: an interface exists only once its driver does. A step that
     fails is told on the console, and the next one is tried: a guest that serves half is easier to
@@ -72,7 +74,7 @@ def prepare() -> bytes:
     _attempt("what is to be mounted", mounts.set_up)
     _attempt("the limits", _set_limits)
     _attempt("the host's files", root.forget_files)
-    return secret
+    return secret, image.init if image is not None else ""
 
 
 def _attempt(what: str, call: object) -> None:

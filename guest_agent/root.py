@@ -38,6 +38,7 @@ class Image:
         user: of commands that name none.
         workdir: made if it is missing; "" for none.
         volumes: folders that are made if they are missing, like it.
+        init: what is to be PID 1, a path; "" for the agent.
     """
 
     def __init__(self, text: str) -> None:
@@ -45,6 +46,7 @@ class Image:
         values = dict(pairs)
         self.user = values.get("user") or "root"
         self.workdir = values.get("workdir", "")
+        self.init = values.get("init", "")
         self.volumes = [value for key, value in pairs if key == "volume"]
 
 

@@ -40,6 +40,7 @@ class Root(NamedTuple):
         user: of commands that name none, as the image has it.
         workdir: that the image wants to be there.
         volumes: folders that it wants to be there as well.
+        init: of the image, that is to be PID 1; "" for the agent.
     """
 
     boot: str
@@ -50,6 +51,7 @@ class Root(NamedTuple):
     user: str = ""
     workdir: str = ""
     volumes: tuple[str, ...] = ()
+    init: str = ""
 
     def to_json(self) -> dict[str, object]:
         """Return it as a record keeps it."""
@@ -101,6 +103,7 @@ class Root(NamedTuple):
         if not self.image:
             return ()
         values = [("user", self.user or _DEFAULT_USER), ("workdir", self.workdir)]
+        values += [("init", self.init)] if self.init else []
         values += [("volume", path) for path in self.volumes]
         lines = [f"{key} {value}\n" for key, value in values if "\n" not in value]
         path = protocol.IMAGE_PATH.lstrip("/")
