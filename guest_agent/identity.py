@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 GENERATION = "/run/voidbox/generation"
-_HOSTNAME, _MACHINE_ID = "/etc/hostname", "/etc/machine-id"
+_HOSTNAME, _HOSTS, _MACHINE_ID = "/etc/hostname", "/etc/hosts", "/etc/machine-id"
 # <linux/random.h>: _IOW('R', 0x03, int[2]), _IO('R', 0x07)
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 # struct rand_pool_info { int entropy_count, buf_size; __u32 buf[]; }
@@ -24,6 +24,7 @@ _RAND_POOL_INFO = struct.Struct("@ii")
 
 _NAME_BYTES_MAX = 64  # __NEW_UTS_LEN of <linux/utsname.h>
 _ID_DIGITS = 32
+_HOSTS_BYTES_MAX = 64 << 10
 
 
 class Identity:
@@ -86,8 +87,26 @@ def _set_hostname(name: str) -> None:
     is_plain = name.isascii() and name.replace("-", "").replace(".", "").isalnum()
     if not is_plain or len(name) > _NAME_BYTES_MAX:
         raise ValueError(f"{name!r} is no host's name")
+    old = socket.gethostname()
     socket.sethostname(name)
     plain_files.replace(_HOSTNAME, f"{name}\n")
+    _rename_in_hosts(old, name)
+
+
+def _rename_in_hosts(old: str, new: str) -> None:
+    """Have the new name lead where the old one did: programs look up their own host's."""
+    content = plain_files.read(_HOSTS, _HOSTS_BYTES_MAX)
+    if len(content) == _HOSTS_BYTES_MAX:
+        raise ValueError(f"{_HOSTS} is too large")
+    lines = content.decode().split("\n")
+    renamed = [
+        " ".join(new if word == old else word for word in line.split())
+        if old in line.split()
+        else line
+        for line in lines
+    ]
+    if renamed != lines:
+        plain_files.replace(_HOSTS, "\n".join(renamed))
 
 
 def _set_machine_id(machine_id: str) -> None:

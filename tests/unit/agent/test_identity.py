@@ -15,6 +15,9 @@ from guest_agent.identity import Identity
 @pytest.fixture
 def identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Identity:
     monkeypatch.setattr(identities, "_HOSTNAME", str(tmp_path / "hostname"))
+    monkeypatch.setattr(identities, "_HOSTS", str(tmp_path / "hosts"))
+    (tmp_path / "hosts").write_text("127.0.0.1 localhost voidbox\n# voidboxes\n::1\tlocalhost\n")
+    monkeypatch.setattr(identities.socket, "gethostname", lambda: "voidbox")
     monkeypatch.setattr(identities, "_MACHINE_ID", str(tmp_path / "machine-id"))
     monkeypatch.setattr(identities, "GENERATION", str(tmp_path / "run/generation"))
     monkeypatch.setattr(identities.socket, "sethostname", (tmp_path / "set").write_text)
@@ -26,6 +29,8 @@ def test_names_are_written(identity: Identity, tmp_path: Path) -> None:
     assert identity.rename("quiet-otter-3fa2", "0f" * 16, "abc") == []
     assert (tmp_path / "set").read_text() == "quiet-otter-3fa2"
     assert (tmp_path / "hostname").read_text() == "quiet-otter-3fa2\n"
+    hosts = "127.0.0.1 localhost quiet-otter-3fa2\n# voidboxes\n::1\tlocalhost\n"
+    assert (tmp_path / "hosts").read_text() == hosts
     assert (tmp_path / "machine-id").read_text() == "0f" * 16 + "\n"
     assert (tmp_path / "run/generation").read_text() == "abc\n"
 

@@ -26,6 +26,7 @@ from voidbox.errors import ConfigError, HostError
 from voidbox.event_loop import EventLoop
 from voidbox.sandbox.process import owner, restoring
 from voidbox.sandbox.process.heartbeat import Heartbeat
+from voidbox.snapshot.folder import Draft
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.machine import MachineStatistics
 from voidbox.vmm.outcome import EndReason, Outcome
@@ -105,9 +106,9 @@ class FakeMachine:
         on_frozen: Callable[[], object],
     ) -> str:
         mode = os.environ.get("VOIDBOX_FAKE_SNAPSHOT", "")
-        part = f"{folder}.part"
-        os.mkdir(part, 0o700)
+        draft = Draft(folder)
         if mode == "full":
+            draft.abort()
             raise HostError("cannot write memory: No space left on device", 28)
         if mode == "dies":  # killed by somebody, and a while later the snapshot knows
             self.stop()
@@ -119,10 +120,12 @@ class FakeMachine:
             on_frozen()
         if mode == "slow":
             time.sleep(1)
+        if mode == "waits":
+            _await_go()
         for name, content in {"memory": b"", "machine.bin": b"", **extra}.items():
-            with open(f"{part}/{name}", "wb") as file:
+            with open(draft.file(name), "wb") as file:
                 file.write(content)
-        os.rename(part, folder)
+        draft.commit()
         if stop:
             self.stop()
         return f"stop={stop} disks={disks}"
@@ -251,6 +254,12 @@ class FakeEndpoint:
         return "the guest still runs" if outcome is None else outcome.describe()
 
 
+def _await_go() -> None:
+    """Wait until a test says so, by a file in the sandbox's folder."""
+    while not os.path.exists(f"{sys.argv[1]}/go"):
+        time.sleep(0.01)
+
+
 def _nervous(*arguments: Any, **options: Any) -> Heartbeat:
     return Heartbeat(*arguments[:5], 0.1, answer_s=0.3, **options)
 
@@ -275,6 +284,14 @@ class FakeGuest:
             os.kill(os.getpid(), signal.SIGKILL)
         if problem == "no-adopt":
             restoring.protocol = SimpleNamespace(**{**vars(protocol), "ADOPT": protocol.ATTACH})  # type: ignore[assignment]
+        if problem == "waits":
+            adopt = restoring.adopt
+
+            def wait(*arguments: Any) -> None:
+                _await_go()
+                adopt(*arguments)
+
+            restoring.adopt = wait
         self.secret = secret
         self.machine = FakeMachine(config, secret)
 

@@ -113,6 +113,30 @@ def test_a_guest_that_does_not_adopt_is_ended(
     assert "published" not in log
 
 
+def test_nobody_reaches_a_copy_before_it_is_one_of_its_own(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither by the serial line nor by a port that is published just then."""
+    id = save(boxes, boxes.launch())
+    monkeypatch.setenv("VOIDBOX_FAKE_RESTORE", "waits")
+    wanted = boxes.store.create(record_of(shelf(boxes).find(id).record))
+    boxes._ids.append(wanted.id)
+    thread = threading.Thread(target=launching.launch, args=(boxes.store, wanted, None, FAKE_OWNER))
+    thread.start()
+    try:
+        wait_until(lambda: os.path.exists(boxes.store.path(wanted.id, "agent.pid")), "no start")
+        with pytest.raises(AgentError, match="has not been made yet"):
+            boxes.control(wanted).request_socket("connect_serial")
+        with pytest.raises(AgentError, match="has not been made yet"):
+            boxes.control(wanted).request("port_add", publish="0:80")
+        assert boxes.store.read(wanted.id).state is State.CREATING
+    finally:
+        Path(boxes.store.path(wanted.id, "go")).touch()
+        thread.join()
+    with boxes.control(wanted).request_socket("connect_serial") as line:
+        assert line.recv(100) == b"hello from the line"
+
+
 def test_a_name_is_taken_once(boxes: Sandboxes) -> None:
     box = boxes.launch()
     save(boxes, box, "ready")
@@ -136,6 +160,27 @@ def test_two_at_once_are_refused(boxes: Sandboxes, monkeypatch: pytest.MonkeyPat
         save(boxes, box)
     thread.join()
     assert [one.record.id for one in shelf(boxes).all()] == made
+
+
+def test_a_name_is_taken_while_its_snapshot_is_written(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = boxes.launch()
+    monkeypatch.setenv("VOIDBOX_FAKE_SNAPSHOT", "waits")
+    box = boxes.launch()
+    made: list[str] = []
+    thread = threading.Thread(target=lambda: made.append(save(boxes, box, "ready")))
+    thread.start()
+    try:
+        wait_until(lambda: os.path.isdir(f"{shelf(boxes).path}/ready.part"), "no snapshot began")
+        with pytest.raises(ConfigError, match="ready: it is being made right now"):
+            save(boxes, other, "ready")
+    finally:
+        Path(boxes.store.path(box.id, "go")).touch()
+        thread.join()
+    with pytest.raises(ConfigError, match="there is a snapshot called ready already"):
+        save(boxes, other, "ready")
+    assert os.listdir(shelf(boxes).path) == made
 
 
 def test_a_full_disk_leaves_nothing_and_the_sandbox_goes_on(
@@ -173,7 +218,15 @@ def test_what_is_paused_can_be_saved_and_stays_so(boxes: Sandboxes) -> None:
     boxes.control(box).request("pause")
     id = save(boxes, box)
     assert boxes.store.read(box.id).state is State.PAUSED
+    # Its agent was told, as that of one that runs is; without PID 1's rights it cannot freeze.
+    assert "the guest's processes could not be frozen" in log_of(boxes, box)
+    assert "not released" not in log_of(boxes, box)
     assert restore(boxes, id).state is State.RUNNING
+    stat = Path(f"/proc/{boxes.agent_pid(box)}/stat").read_text()
+    assert stat.rpartition(")")[2].split()[0] == "T", "it runs on"
+    boxes.control(box).request("resume")
+    with boxes.connect(box) as client:
+        assert output(client, "echo hello") == b"hello\n"
 
 
 @pytest.mark.parametrize(

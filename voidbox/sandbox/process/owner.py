@@ -131,12 +131,13 @@ class Owner:
         self._relay = TeamRelay(store, record, jail.mates)
         self.ports = PublishedPorts(store, record.id, lambda: self.machine)
         self._is_waking = False
+        self._is_copy = False  # restored, and not yet a guest of its own
         self._snapshotting = Snapshotting(store, self)
 
     @property
     def machine(self) -> Machine:
-        """The machine, while there is one."""
-        if self._guest is None:
+        """The machine, while there is one that is nobody else's copy."""
+        if self._guest is None or self._is_copy:
             raise AgentError("the sandbox has not been made yet")
         if self._ended.is_set():
             raise AgentError("the sandbox has ended")
@@ -273,9 +274,22 @@ class Owner:
     def with_agent(self, call: Callable[[AgentClient], None], timeout_s: float) -> None:
         """Have something asked of the agent, over the connection that there is, or another.
 
+        A guest that is paused runs until it has answered.
+
         Raises:
             VoidboxError: it does not answer.
         """
+        with self._state_lock:  # nobody pauses or resumes it meanwhile
+            machine = self.machine
+            if machine.is_paused:
+                machine.resume()
+                try:
+                    return self._ask(call, timeout_s)
+                finally:
+                    machine.pause()
+        return self._ask(call, timeout_s)
+
+    def _ask(self, call: Callable[[AgentClient], None], timeout_s: float) -> None:
         client = self._client
         if client is not None and not client.is_serial:
             try:
@@ -464,17 +478,19 @@ class Owner:
             None if that failed, and it may as well boot.
         """
         record, secret = self.record, self._store.secret(self.record.id)
+        self._is_copy = True
         try:
             guest = self._start(restoring.closed(config), console_log, source)
             limit_s = restoring.ADOPT_S if source.is_template else connect.BOOT_TIMEOUT_S
             client = guest.connect(limit_s, log.info)
-            restoring.adopt(client, source, secret)
+            restoring.adopt(client, source, secret, record.name)
         except VoidboxError as error:
             if not source.is_template or self._verdict is not None:
                 raise
             log.warning("the template could not be restored, so the sandbox boots: %s", error)
             self._give_up_template(source)
             return None
+        self._is_copy = False
         guest.secret = secret
         log.info("restored from %s", source.folder)
         if config.vsock is not None and config.vsock.path is not None:
@@ -488,7 +504,7 @@ class Owner:
             guest, self._guest = self._guest, None
         if guest is not None:
             guest.close()
-        self._has_begun = False
+        self._is_copy = self._has_begun = False
         templates.Templates(self._store.folder).set_aside(source.folder)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._store.path(self.record.id, UPPER_FILE))

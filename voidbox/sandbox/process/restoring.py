@@ -104,11 +104,13 @@ def closed(config: MachineConfig) -> MachineConfig:
     return config
 
 
-def adopt(client: AgentClient, source: Source, secret: bytes) -> None:
+def adopt(client: AgentClient, source: Source, secret: bytes, name: str) -> None:
     """Make the guest one of its own.
 
     Args:
         secret: what its agent is to want from now on.
+        name: the sandbox's. A copy of a guest that had a life is called by it; one of a template
+            is called what every guest is, as if it had booted.
     Raises:
         AgentError: it did not become one: it must not be used.
     """
@@ -120,6 +122,8 @@ def adopt(client: AgentClient, source: Source, secret: bytes) -> None:
     }
     if not source.is_suspended:
         values["machine_id"] = os.urandom(16).hex()
+        if not source.is_template:
+            values["hostname"] = _host_name(name)
     try:
         answer = client.link.call(protocol.ADOPT, values, "adopt").result(ADOPT_S)
     except VoidboxError as error:
@@ -129,3 +133,8 @@ def adopt(client: AgentClient, source: Source, secret: bytes) -> None:
     notes = answer.get("notes")
     for note in notes if isinstance(notes, list) else ():
         log.warning("the restored guest: %.200s", note)
+
+
+def _host_name(name: str) -> str:
+    """Return a sandbox's name as a host may be called: RFC 1123, and it is no domain's."""
+    return name.translate({ord("_"): "-", ord("."): "-"}).rstrip("-")

@@ -75,9 +75,9 @@ class Snapshotting:
             record = self._check()
             rests_on.refuse(record)
             shelf = Shelf(self._store.folder)
-            id, folder = shelf.make_place(name)
-            made = self._describe(record, id, name, FORK if is_fork else SNAPSHOT)
-            self._take(folder, made, record.state is State.RUNNING)
+            with shelf.place(name) as (id, folder):
+                made = self._describe(record, id, name, FORK if is_fork else SNAPSHOT)
+                self._take(folder, made)
             if not is_fork:
                 try:
                     digests.seal(folder)
@@ -106,7 +106,7 @@ class Snapshotting:
             self._sandbox.begin_suspend()
             try:
                 made = self._describe(self._sandbox.current_record(), record.id, "", SUSPENDED)
-                self._take(folder, made, record.state is State.RUNNING, is_suspend=True)
+                self._take(folder, made, is_suspend=True)
             except BaseException:
                 self._sandbox.abort_suspend()
                 raise
@@ -124,7 +124,7 @@ class Snapshotting:
                     templates = Templates(self._store.folder)
                     templates.prepare()
                     made = self._describe(self._sandbox.current_record(), key, "", TEMPLATE)
-                    self._take(templates.place(key), made, True, False, held.set)
+                    self._take(templates.place(key), made, on_frozen=held.set)
                 log.info("left the template %s", key)
             except VoidboxError as error:
                 log.info("no template: %s", error)
@@ -172,23 +172,18 @@ class Snapshotting:
         self,
         folder: str,
         made: SnapshotRecord,
-        has_agent: bool,
         is_suspend: bool = False,
         on_frozen: Callable[[], None] | None = None,
     ) -> None:
         """Have the machine write itself, between QUIESCE and RELEASE."""
-        if has_agent:  # one that is paused answers nobody
-            freezes = made.kind != TEMPLATE  # in which there is nobody yet
-            self._sandbox.with_agent(lambda client: _quiesce(client, freezes), _AGENT_S)
-        else:
-            log.info("the guest is paused: in its copy, commands in the foreground will have ended")
+        freezes = made.kind != TEMPLATE  # in which there is nobody yet
+        self._sandbox.with_agent(lambda client: _quiesce(client, freezes), _AGENT_S)
 
         def release() -> None:
-            if has_agent:
-                try:
-                    self._sandbox.with_agent(_release, _AGENT_S)
-                except VoidboxError as error:  # it goes on by itself, a little later
-                    log.warning("the guest was not released: %s", error)
+            try:
+                self._sandbox.with_agent(_release, _AGENT_S)
+            except VoidboxError as error:  # it goes on by itself, a little later
+                log.warning("the guest was not released: %s", error)
             if on_frozen is not None:
                 on_frozen()
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import NamedTuple
 
 from voidbox.errors import ConfigError, HostError, VoidboxError
@@ -48,8 +48,9 @@ class Shelf:
     def __init__(self, state_folder: str) -> None:
         self.path = f"{state_folder}/{FOLDER}"
 
-    def make_place(self, name: str) -> tuple[str, str]:
-        """Return the ID and the folder's path of a snapshot to be made.
+    @contextmanager
+    def place(self, name: str) -> Iterator[tuple[str, str]]:
+        """Have the ID and the folder's path of a snapshot to be made, whose name is nobody else's.
 
         Raises:
             ConfigError: the name is taken, or the quota is used up.
@@ -57,20 +58,29 @@ class Shelf:
         """
         if name:
             names.check_name(name)
-            taken = [one.record.name for one in self.all()]
-            if name in taken:
-                raise ConfigError(
-                    f"there is a snapshot called {name} already: choose another name, or remove it "
-                    f"with voidbox snapshot rm {name}"
-                )
-        self._check_quota()
         try:
             os.makedirs(self.path, 0o700, exist_ok=True)
         except OSError as error:
             raise durable.failure("make", self.path, error) from error
         folders.sweep(self.path)
-        id = names.new_id()
-        return id, f"{self.path}/{id}"
+        with self._reserved(name) if name else nullcontext():
+            self._check_quota()
+            id = names.new_id()
+            yield id, f"{self.path}/{id}"
+
+    @contextmanager
+    def _reserved(self, name: str) -> Iterator[None]:
+        """Keep a name while its snapshot is written, which has none before it is whole."""
+        draft = folders.Draft(f"{self.path}/{name}")  # never more than that; swept if we die
+        try:
+            if any(one.record.name == name for one in self.all()):
+                raise ConfigError(
+                    f"there is a snapshot called {name} already: choose another name, or remove it "
+                    f"with voidbox snapshot rm {name}"
+                )
+            yield
+        finally:
+            draft.abort()
 
     def all(self) -> list[Snapshot]:
         """Return all, oldest first. What cannot be read is told in the log, and left alone."""
