@@ -9,7 +9,7 @@ import signal
 import termios
 import time
 
-from guest_agent import mounts, network, plain_files, protocol, root, syscalls
+from guest_agent import modules, mounts, network, plain_files, protocol, root, syscalls
 from guest_agent.loop import log
 from guest_agent.spawn import OPEN_FILES, PATH
 from guest_agent.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID
@@ -67,6 +67,7 @@ def prepare() -> tuple[bytes, str]:
     load_modules(root.PREFIX + path for path in _lines(root.PREFIX + MODULES_LIST))
     if image is not None:
         root.set_up_image(image)
+        _attempt("the kernel's modules", modules.set_up)
     else:
         _attempt("the folders", _own_folders)
     _attempt("the network", network.set_up)

@@ -185,4 +185,5 @@ def _on_disks(kernel: str, disk_bytes: int | None, image: str) -> Root:
             f"the guest image for {kernel} is older than images on disks: run voidbox setup again"
         )
     size = DISK_BYTES_DEFAULT if disk_bytes is None else disk_bytes
-    return Root(files.boot, files.runtime, image, size)
+    modules = defaults.find_modules(kernel)
+    return Root(files.boot, files.runtime, image, size, modules=modules)
