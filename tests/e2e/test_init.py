@@ -120,3 +120,20 @@ def test_an_init_that_exits_is_a_panic(kernels: dict[str, str], guest_images: ob
         for _ in range(600):
             sandbox.commands.run("true")
             time.sleep(0.1)
+
+
+def test_all_modules_of_the_kernel_come_on_demand(
+    kernels: dict[str, str], guest_images: object
+) -> None:
+    """By kmod, and by the kernel itself: at an open, at a mount, for nftables."""
+    image = init_image("systemd")
+    with Sandbox.create(kernel=kernels["cloud"], image=image, request_timeout=BOOT_S) as sandbox:
+        assert out(sandbox, "cat /proc/sys/kernel/modprobe") == "/sbin/modprobe\n"
+        assert out(sandbox, "modinfo -n wireguard").endswith("/wireguard.ko\n")
+        out(sandbox, "modprobe dummy; ip link add d0 type dummy 2>/dev/null || true")
+        before = out(sandbox, "cut -d' ' -f1 /proc/modules").split()
+        assert "dummy" in before and "tun" not in before and "xfs" not in before
+        assert out(sandbox, "stat -c %t:%T /dev/net/tun /dev/loop-control") == "a:c8\na:ed\n"
+        sandbox.commands.run(": </dev/net/tun; mount -t xfs none /mnt")
+        after = out(sandbox, "cut -d' ' -f1 /proc/modules").split()
+        assert {"tun", "xfs", "libcrc32c"} <= set(after)
