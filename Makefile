@@ -5,7 +5,7 @@ export VENV
 
 .PHONY: demo test test-fast test-slow test-lab test-machines test-sandboxes test-long test-pythons \
 	lint bench setup kernels image runtime network-image \
-	disk-image git-image root-images registry claude-image clean
+	disk-image git-image root-images trixie-host registry claude-image clean
 
 demo: setup runtime
 	scripts/demo.sh
@@ -18,7 +18,7 @@ HOST_PYTEST = $(PYTHON) -m pytest -n auto --dist loadfile tests/unit tests/guest
 test-fast: setup registry
 	$(HOST_PYTEST) -m "not slow"
 
-test-slow: setup registry
+test-slow: setup registry runtime
 	$(HOST_PYTEST) -m slow
 
 # The lab's software CPU now and then stalls or resets a nested guest, about once in a hundred boots:
@@ -42,7 +42,7 @@ test-lab: setup kernels
 test-machines: LAB_TESTS = $(LAB_MACHINES)
 test-sandboxes: LAB_TESTS = $(LAB_SANDBOXES)
 test-long: LAB_TESTS = $(LAB_LONG)
-test-long: setup kernels
+test-long: setup kernels trixie-host
 test-machines test-sandboxes test-long:
 	$(LAB_PYTEST) $(LAB_TESTS) || $(LAB_PYTEST) $(LAB_TESTS) --last-failed || \
 		$(LAB_PYTEST) $(LAB_TESTS) --last-failed
@@ -103,6 +103,10 @@ root-images: setup
 # For those tests that need Claude Code, if you accept Anthropic's terms: `make test` does not fetch it.
 claude-image: setup
 	scripts/build_claude_rootfs.sh --version 2.1.112
+
+# A Debian 13 that the wheels are installed in; without it, the tests that want it are left out.
+trixie-host: runtime
+	-$(PYTHON) -m tests.trixie_host
 
 # A real registry, for the tests of `voidbox image pull`.
 registry:

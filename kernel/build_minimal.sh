@@ -8,6 +8,7 @@
 # if the pinned one is gone, the one on offer is built, and stderr says so.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
+root=$(dirname "$here")
 . "$here/cache.sh"
 
 source_package=linux-source-6.1
@@ -33,8 +34,7 @@ done
 mkdir -p "$cache/kernels"
 work=$(mktemp -d "$cache/kernels/tmp.XXXXXX")
 trap 'rm -rf "$work"' EXIT
-offered=$(apt-cache policy $source_package | sed -n 's/^ *Candidate: //p')
-[ -n "$offered" ] || fail "apt knows no $source_package: run 'apt-get update' as root first"
+offered=$(newest $source_package)
 if [ "$offered" != "$pinned" ]; then
     echo "build_minimal.sh: Debian offers $offered, not the pinned $pinned; building that" >&2
     target=$cache/kernels/minimal-$offered-$recipe
@@ -45,7 +45,7 @@ if [ "$offered" != "$pinned" ]; then
 fi
 
 echo "building the minimal kernel $offered: some minutes, once" >&2
-fetch_deb "$source_package=$offered" "$work/root"
+fetch_deb $source_package "$work/root"
 mkdir "$work/source" "$work/kernel"
 tar -xf "$work"/root/usr/src/linux-source-*.tar.xz -C "$work/source" --strip-components=1
 cd "$work/source"

@@ -1,5 +1,5 @@
 # Sourced by the scripts that download or build: the cache, and fetching Debian packages into it
-# without root. Expects `set -eu`.
+# without root. Expects `set -eu`, and in $root the clone.
 
 cache=${VOIDBOX_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/voidbox}
 mkdir -p "$cache"
@@ -9,18 +9,21 @@ fail() { # fail MESSAGE: one line, and out
     exit 1
 }
 
-# fetch_deb PACKAGE[=VERSION] FOLDER: unpack a Debian package into FOLDER.
+# archive ACTION …: what voidbox itself does to have packages of Debian's; see voidbox/setup/__main__.py.
+archive() {
+    python=$root/${VENV:-.venv}/bin/python
+    [ -x "$python" ] || python=python3
+    PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} "$root/scripts/with-apt" "$python" -m voidbox.setup "$@"
+}
+
+# newest PACKAGE: print the version that Debian's archive has.
+newest() {
+    archive version "$1" || exit 1
+}
+
+# fetch_deb PACKAGE FOLDER: unpack a Debian package into FOLDER, which must not be there yet.
 fetch_deb() {
-    command -v apt-get >/dev/null || fail "apt-get is missing: this fetches Debian packages"
-    download=$(mktemp -d "$cache/tmp.XXXXXX")
-    if ! (cd "$download" && apt-get download -qq "$1" >log 2>&1); then
-        reason=$(grep -m 1 '^E:' "$download/log" || echo "no reason given")
-        rm -rf "$download"
-        fail "cannot download $1 ($reason): is there a network, and does 'apt-get update' work?"
-    fi
-    mkdir -p "$2"
-    dpkg -x "$download"/*.deb "$2"
-    rm -rf "$download"
+    archive unpack "$1" "$2" >/dev/null || exit 1
 }
 
 # publish TEMPORARY FINAL: give a finished folder its name; whoever came first wins.

@@ -5,7 +5,8 @@
 #   scripts/build_first_guest.sh [--output FILE]
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/../kernel/cache.sh"
+root=$(dirname "$here")
+. "$root/kernel/cache.sh"
 python=$here/../${VENV:-.venv}/bin/python
 [ -x "$python" ] || python=python3
 

@@ -23,9 +23,13 @@ if TYPE_CHECKING:
         ConfigError,
         GuestError,
         HostError,
+        PoolFull,
         SandboxTimeout,
         VoidboxError,
     )
+    from voidbox.pool.aio import AsyncPool
+    from voidbox.pool.stats import PoolStats
+    from voidbox.pool.sync import Pool
     from voidbox.sandbox.ports import PublishedPort
     from voidbox.sandbox.transfer.listing import FileInfo
     from voidbox.sandbox.transfer.transfer import TransferResult
@@ -42,7 +46,11 @@ if TYPE_CHECKING:
 _ROOMS = {"images": "voidbox.images", "volumes": "voidbox.sdk.volumes"}
 # Name to the module that it is in.
 _MODULES = {
+    "AsyncPool": "voidbox.pool.aio",
     "AsyncSandbox": "voidbox.sdk.aio",
+    "Pool": "voidbox.pool.sync",
+    "PoolFull": "voidbox.errors",
+    "PoolStats": "voidbox.pool.stats",
     "Sandbox": "voidbox.sdk.sync",
     "CommandInfo": "voidbox.sdk.commands",
     "CommandResult": "voidbox.sdk.command_result",
@@ -67,6 +75,7 @@ _MODULES = {
 
 __all__ = [
     "AgentError",
+    "AsyncPool",
     "AsyncSandbox",
     "CommandFailed",
     "CommandInfo",
@@ -78,6 +87,9 @@ __all__ = [
     "GuestError",
     "HostError",
     "Output",
+    "Pool",
+    "PoolFull",
+    "PoolStats",
     "PublishedPort",
     "RequestFailed",
     "Sandbox",

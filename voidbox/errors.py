@@ -51,6 +51,18 @@ class SandboxTimeout(VoidboxError):
     """A time limit of the user's ran out."""
 
 
+class PoolFull(VoidboxError):
+    """A pool has no sandbox to give, and none came free in time.
+
+    Attributes:
+        retry_after: in so many seconds one may be free, by how long they were used until now.
+    """
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class _CommandResult(Protocol):
     """See voidbox.sdk.commands.CommandResult."""
 

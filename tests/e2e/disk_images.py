@@ -24,8 +24,10 @@ from voidbox.setup.debian_root import build_debian
 from voidbox.setup.default_image import PACKAGES as DEFAULT_PACKAGES
 from voidbox.setup.guest_image import BASE, DISK_TOOLS
 from voidbox.setup.guest_runner import run_in_guest
+from voidbox.setup.host_copy import publish
 from voidbox.setup.sources import DEFAULT_SUITE
 
+ROOT = Path(__file__).parents[2]
 PACKAGES = ("python3", "python3-pytest", "git", "ca-certificates")
 INITS = {
     "systemd": ("systemd-sysv", "dbus", "procps", "kmod", "udev"),
@@ -81,10 +83,13 @@ def saved_archive() -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            command = [sys.executable, "-m", "voidbox", "setup", "--save", f"{folder}/saved"]
+            command = ["scripts/with-apt", sys.executable, "-m", "voidbox", "setup", "--quiet"]
+            command += ["--save", f"{folder}/saved"]
             environment = {**os.environ, "VOIDBOX_CACHE": f"{folder}/cache"}
-            subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
-            Path(folder, "saved").rename(path)
+            subprocess.run(
+                command, check=True, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL
+            )
+            publish(f"{folder}/saved", str(path))  # somebody else may have made it meanwhile
     return path
 
 
@@ -99,8 +104,7 @@ def ready_home() -> Path:
 
 def in_home(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run voidbox with nothing of Debian's in the PATH."""
-    root = str(Path(__file__).parents[2])
-    environment = {"HOME": str(home), "PATH": str(home / "bin"), "PYTHONPATH": root}
+    environment = {"HOME": str(home), "PATH": str(home / "bin"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "voidbox", *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, env=environment, cwd=home

@@ -34,7 +34,7 @@ class Session:
         self.screen = ""
         self._seen = 0
 
-    def expect(self, pattern: str, timeout_s: float = 60) -> re.Match[str]:
+    def expect(self, pattern: str, timeout_s: float = 120) -> re.Match[str]:
         """Wait until `pattern` appears in what has come since the last match."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -55,7 +55,7 @@ class Session:
         """Type."""
         os.write(self._fd, text.encode())
 
-    def wait(self, timeout_s: float = 60) -> int:
+    def wait(self, timeout_s: float = 120) -> int:
         """Wait for the command's end, reading what it still prints; returns its exit status."""
         deadline = time.monotonic() + timeout_s
         while self.process.poll() is None:

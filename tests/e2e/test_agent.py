@@ -32,6 +32,7 @@ WAYS = ["unix", "vhost", "serial"]
 # 10,000 take five minutes in the lab.
 CONNECTIONS_SEQUENTIAL = int(os.environ.get("VOIDBOX_CONNECTIONS", "1000"))
 CONNECTIONS_PARALLEL = 1000
+BOOT_S = 300
 # Echoes on vsock port 7.
 ECHO = """
 import selectors, socket
@@ -84,7 +85,7 @@ def booted(
     log: list[str] = []
     with make_guest(kernels[name], guest_images[name], way) as guest:
         guest.machine.start()
-        with guest.connect(log=log.append) as client:
+        with guest.connect(BOOT_S, log.append) as client:
             yield Booted(guest, client, log, way)
 
 
@@ -189,7 +190,7 @@ def test_a_watch_and_a_background_command(booted: Booted) -> None:
     watch = client.watch("/workspace/w")
     process = client.exec(shell="read x; touch w/$x; sleep 1000", stdin=True, background=True)
     process.write(b"made\n")
-    event = watch.next(30)
+    event = watch.next(60)
     assert event is not None and (event["kind"], event["name"]) == ("create", "made")
     watch.close()
     process.kill()
@@ -220,37 +221,18 @@ def test_python_is_whole(booted: Booted) -> None:
 
 def test_an_orphan_is_reaped(booted: Booted) -> None:
     run(booted.client, "(sleep 0.1 &) &")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while "Z" in run(booted.client, "cat /proc/[0-9]*/stat | cut -d' ' -f3")[0]:
         assert time.monotonic() < deadline, "a zombie stays"
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_the_guests_end_in_the_middle_of_a_command_is_told_at_once(
-    kernels: dict[str, str], guest_images: dict[str, str], way: str
-) -> None:
-    with make_guest(kernels["minimal"], guest_images["minimal"], way) as guest:
-        guest.machine.start()
-        with guest.connect() as client:
-            process = client.exec(["sleep", "1000"])
-            assert process.pid
-            client.exec(shell="echo c > /proc/sysrq-trigger; poweroff -f", user="root")
-            started = time.monotonic()
-            with pytest.raises(AgentError, match="(?s)lost.*the guest"):
-                process.wait()
-            assert time.monotonic() - started < 30
-
-
-def test_a_shutdown_powers_the_machine_off(
-    kernels: dict[str, str], guest_images: dict[str, str]
-) -> None:
-    with make_guest(kernels["minimal"], guest_images["minimal"], "unix") as guest:
-        guest.machine.start()
-        with guest.connect() as client:
-            client.exec(shell="trap '' TERM; sleep 1000", background=True)
-            client.shut_down()
-            outcome = guest.machine.wait(60)
-    assert outcome is not None and outcome.reason.name == "POWER_OFF"
+def test_the_guests_end_in_the_middle_of_a_command_is_told_at_once(booted: Booted) -> None:
+    """The last one of these, for it ends the guest."""
+    process = booted.client.exec(["sleep", "1000"])
+    assert process.pid
+    booted.client.exec(shell="echo c > /proc/sysrq-trigger; poweroff -f", user="root")
+    with pytest.raises(AgentError, match="(?s)lost.*the guest"):
+        process.wait()
 
 
 def cli(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -259,7 +241,7 @@ def cli(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[byte
         cwd=ROOT,
         input=stdin,
         capture_output=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
@@ -285,8 +267,6 @@ def test_the_command_lines_failures_are_lines() -> None:
     assert result.stderr == b"voidbox: cannot work in /nowhere: there is no such folder\n"
     result = cli("--timeout", "15", "--", "sleep", "1000")
     assert result.returncode == exit_status.TIMEOUT and b"15 s" in result.stderr
-    result = cli("-u", "root", "--", "sh", "-c", "echo c > /proc/sysrq-trigger || poweroff -f")
-    assert result.returncode in (exit_status.PANIC, exit_status.OK)
 
 
 def test_a_signal_reaches_the_command() -> None:
@@ -300,23 +280,23 @@ def test_a_signal_reaches_the_command() -> None:
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(signal.SIGTERM)
         assert process.stdout.read() == b"caught\n", process.stderr.read()
-        assert process.wait(60) == 5
+        assert process.wait(120) == 5
 
 
 def test_a_shell_on_a_terminal() -> None:
     with Session([sys.executable, "-m", "voidbox", "run"], str(ROOT)) as session:
-        session.expect(r"sandbox@voidbox:/workspace\$ ", 90)
+        session.expect(r"sandbox@voidbox:/workspace\$ ")
         session.type("tty; echo $((40 + 2))-\r")
-        session.expect("42-", 30)
-        session.type("sleep 1000\r")
-        time.sleep(0.5)
+        session.expect("42-")
+        session.type("sh -c \"echo g''o; sleep 1000\"\r")
+        session.expect("\ngo\r")
         session.type("\x03")
-        session.expect(r"\$ ", 30)
+        session.expect(r"\$ ")
         session.type("exit 6\r")
-        assert session.wait(30) == 6
+        assert session.wait() == 6
 
 
-def test_many_connections_at_once_and_one_after_another(
+def test_many_connections_and_a_shutdown(
     kernels: dict[str, str], guest_images: dict[str, str]
 ) -> None:
     """Through a real guest's rings, which wrap many times; nothing is left behind."""
@@ -324,16 +304,25 @@ def test_many_connections_at_once_and_one_after_another(
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with make_guest(kernels["minimal"], guest_images["minimal"], "unix") as guest:
         guest.machine.start()
-        with guest.connect() as client:
+        with guest.connect(BOOT_S) as client:
             server = client.exec(["python3", "-c", ECHO], user="root")
             assert next(server.output()).data == b"up\n"
             check_connections(guest)
             server.kill()
+            check_shutdown(guest, client)
+
+
+def check_shutdown(guest: Guest, client: AgentClient) -> None:
+    """A request is enough to power the machine off, also where a command ignores SIGTERM."""
+    client.exec(shell="trap '' TERM; sleep 1000", background=True)
+    client.shut_down()
+    outcome = guest.machine.wait(120)
+    assert outcome is not None and outcome.reason.name == "POWER_OFF"
 
 
 def check_connections(guest: Guest) -> None:
     endpoint = MachineEndpoint(guest.machine)
-    backend = guest.machine._unix_backend
+    backend = guest.machine._peripherals.unix_backend
     assert backend is not None
 
     def count_fds() -> int:
@@ -359,7 +348,7 @@ def check_connections(guest: Guest) -> None:
     for number, sock in enumerate(held):
         assert sock.recv(100) == b"%d" % number
         sock.close()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while backend.statistics().muxer.connections > 1 or count_fds() > fds:
         assert time.monotonic() < deadline, (backend.statistics(), count_fds(), fds)
         time.sleep(0.05)

@@ -49,19 +49,18 @@ def run_batch(kernel: str, initramfs: str, *options: str) -> subprocess.Complete
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=120,
+        timeout=300,
         check=False,
     )
 
 
-@pytest.mark.parametrize("memory", ["256M", "4G"])
-@pytest.mark.parametrize("cpus", [1, 2])
+@pytest.mark.parametrize(("cpus", "memory"), [(1, "256M"), (2, "4G")])
 @pytest.mark.parametrize("name", ["cloud", "generic", "minimal", "minimal-elf"])
 def test_a_shell_answers_and_powers_off(
     kernels: dict[str, str], initramfs: str, name: str, cpus: int, memory: str
 ) -> None:
     with boot(kernels[name], initramfs, "--cpus", str(cpus), "--memory", memory) as session:
-        session.expect(PROMPT, timeout_s=120)
+        session.expect(PROMPT, timeout_s=300)
         session.type("echo $((6 * 7)) CPUs:$(nproc) MiB:$(free -m | awk '/Mem:/{print $2}')=\r")
         answer = session.expect(r"42 CPUs:(\d+) MiB:(\d+)=")
         assert int(answer[1]) == cpus
@@ -133,7 +132,7 @@ def test_a_script_can_be_piped_in_before_the_guest_listens(
         input="echo fir''st\necho seco''nd\npoweroff -f\n",
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert result.returncode == exit_status.OK, result.stderr
@@ -168,7 +167,7 @@ def test_a_panic_is_told(kernels: dict[str, str], initramfs: str, name: str) -> 
 def test_a_guest_without_init_panics(kernels: dict[str, str]) -> None:
     command = [sys.executable, "-m", "voidbox", "run", "--console", "--kernel", kernels["minimal"]]
     result = subprocess.run(
-        command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, timeout=300, check=False
     )
     assert result.returncode == exit_status.PANIC
     assert b"Unable to mount root fs" in result.stderr
@@ -243,10 +242,10 @@ def test_linux_finds_virtio_devices_in_the_acpi_tables(
 
         machine.console.attach(CallbackOutput(on_output))
         machine.start()
-        assert has_prompt.wait(60)
+        assert has_prompt.wait(300)
         machine.console.send(b"ls -d /sys/bus/acpi/devices/LNRO0005:*/physical_node | wc -l\n")
         machine.console.send(b"poweroff -f\n")
-        outcome = machine.wait(60)
+        outcome = machine.wait(300)
         assert outcome is not None
         assert outcome.reason is EndReason.POWER_OFF
     assert re.search(rb"^19\r?$", output, re.M), output.decode()

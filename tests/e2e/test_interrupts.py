@@ -40,7 +40,7 @@ def test_a_line_raised_without_the_register_is_lost_and_serial_takes_over(
     log: list[str] = []
     with Guest(config) as guest:
         guest.machine.start()
-        with guest.connect(log=log.append) as client:
+        with guest.connect(300, log.append) as client:
             assert client.is_serial
             assert "via serial" in log[0]
             process = client.exec(["echo", "still here"])

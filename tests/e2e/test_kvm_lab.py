@@ -17,7 +17,7 @@ from tests.e2e.terminal import Session
 
 ROOT = Path(__file__).parents[2]
 LAB = str(ROOT / "scripts" / "kvm-lab")
-LIMIT_S = 90
+LIMIT_S = 300
 
 pytestmark = [
     pytest.mark.skipif(
@@ -104,9 +104,9 @@ def test_a_signal_ends_it_and_leaves_no_process(number: signal.Signals, tmp_path
     children = children_of(process.pid)
     assert len(children) >= 2, "QEMU and virtiofsd"
     process.send_signal(number)
-    status = process.wait(10)
+    status = process.wait(60)
     process.stdout.close()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(is_running(child) for child in children):
         assert time.monotonic() < deadline, "a child survived"
     if number != signal.SIGKILL:
@@ -133,7 +133,7 @@ def test_an_idle_lab_is_idle() -> None:
         assert sum(cpu_seconds(child) for child in children) - before < 1.0
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
         if process.stdout is not None:
             process.stdout.close()
 

@@ -19,7 +19,9 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.e2e.guest_at_work import MARK, MARK_AT, NOTE
 from voidbox.agent import connect
+from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import AgentClient
 from voidbox.nat.backend import NatConfig
 from voidbox.nat.forwards import parse_forward
@@ -38,86 +40,10 @@ RESTORES = int(os.environ.get("VOIDBOX_RESTORES", "5"))
 AT_ONCE = int(os.environ.get("VOIDBOX_RESTORES_AT_ONCE", "12"))
 # The lab's guests are slow, and slower the more of them run.
 PATIENCE_S = 180.0
-AWAY_S = 20.0
+AWAY_S = 30.0
 GUEST_PORT = 8000
 
-# A thread pinned to each CPU sleeps, and notes in memory what it saw of the clock.
-WATCH = """
-import mmap, os, struct, threading, time
-fd = os.open("/tmp/watch", os.O_RDWR | os.O_CREAT)
-os.ftruncate(fd, 4096)
-notes = mmap.mmap(fd, 4096)
-def watch(index, cpu):
-    os.sched_setaffinity(0, {cpu})
-    last, count, gap, fell = time.monotonic(), 0, 0.0, 0
-    while True:
-        time.sleep(1.5)
-        now = time.monotonic()
-        gap, fell, count, last = max(gap, now - last), fell + (now < last), count + 1, now
-        struct.pack_into("<4d", notes, 32 * index, count, gap, fell, now)
-for index, cpu in enumerate(sorted(os.sched_getaffinity(0))):
-    threading.Thread(target=watch, args=(index, cpu)).start()
-"""
-SHOW = """
-import struct, os
-data = open("/tmp/watch", "rb").read()
-for index in range(os.cpu_count()):
-    print(*struct.unpack_from("<4d", data, 32 * index))
-"""
-# Reads that wait for ever: of a far TCP server, and of the host's vsock port 5000.
-WAIT = """
-import socket, sys
-if sys.argv[1] == "tcp":
-    sock = socket.create_connection(("10.0.2.2", int(sys.argv[2])))
-else:
-    sock = socket.socket(socket.AF_VSOCK)
-    sock.connect((2, 5000))
-open("/tmp/waits-" + sys.argv[1], "w").write("x")
-try:
-    data = sock.recv(1)
-    result = "end" if not data else "data"
-except OSError as error:
-    result = type(error).__name__
-open("/tmp/" + sys.argv[1], "w").write(result)
-"""
-SERVE = """
-import socket
-listener = socket.create_server(("0.0.0.0", 8000))
-while True:
-    connection, _ = listener.accept()
-    connection.sendall(b"hello")
-    connection.close()
-"""
-FLOOD = """
-import time
-while True:
-    with open("/dev/ttyS0", "w") as console:
-        console.write("flood\\n" * 30)
-    time.sleep(0.3)
-"""
-# Writes blocks that say what they are, each brought to the disk before it is noted in memory.
-DISK = """
-import hashlib, os, sys, time
-BLOCK, BLOCKS = 65536, 900
-fd = os.open(sys.argv[1], os.O_RDWR)
-def block(number):
-    return hashlib.sha256(str(number).encode()).digest() * (BLOCK // 32)
-number, latest = 0, {}
-while not os.path.exists("/tmp/stop"):
-    os.pwrite(fd, block(number), number * 37 % BLOCKS * BLOCK)
-    if number % 8 == 7:
-        os.fsync(fd)
-        time.sleep(0.1)
-    latest[number * 37 % BLOCKS] = number
-    number += 1
-    if number == 20:
-        open("/tmp/writes", "w").write("x")
-os.fsync(fd)
-os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-wrong = [at for at, n in latest.items() if os.pread(fd, BLOCK, at * BLOCK) != block(n)]
-open("/tmp/disk.new", "w").write("%d wrong of %d" % (len(wrong), len(latest)))
-os.rename("/tmp/disk.new", "/tmp/disk")
-"""
+WORK = Path(__file__).with_name("guest_at_work.py")
 
 
 class Kind(NamedTuple):
@@ -142,8 +68,11 @@ class Saved(NamedTuple):
     folder: Path
     guest: Guest
     client: AgentClient
-    watched: list[list[float]]
+    notes_gpa: int
+    watched: list[Watched]
+    watched_at: float
     at: float
+    sleeper: int
 
 
 def run(client: AgentClient, line: str, timeout_s: float = PATIENCE_S) -> str:
@@ -154,16 +83,34 @@ def run(client: AgentClient, line: str, timeout_s: float = PATIENCE_S) -> str:
     return output.decode(errors="replace")
 
 
-def python(client: AgentClient, name: str, program: str, *arguments: object) -> None:
-    """Start a program in the background."""
-    client.write_file(f"/tmp/{name}.py", io.BytesIO(program.encode()), user="root")
-    words = " ".join(map(str, arguments))
-    run(client, f"python3 /tmp/{name}.py {words} </dev/null >/tmp/{name}.log 2>&1 &")
+def read(client: AgentClient, path: str) -> bytes:
+    content = io.BytesIO()
+    client.read_file(path, content, user="root")
+    return content.getvalue()
 
 
-def watched(client: AgentClient) -> list[list[float]]:
-    lines = run(client, "python3 /tmp/show.py").splitlines()
-    return [[float(word) for word in line.split()] for line in lines]
+class Watched(NamedTuple):
+    """What a guest's watcher of one CPU noted."""
+
+    count: float
+    falls: float
+    clock_s: float
+
+
+def find_notes(machine: Machine) -> int:
+    """Return where in the guest's memory its watchers' page is."""
+    for region in machine.memory:
+        at = -1
+        while (at := region.map.find(MARK, at + 1)) >= 0:
+            if at % 4096 == MARK_AT:
+                return region.gpa + at - MARK_AT
+    raise AssertionError("the watchers' page is not in memory")
+
+
+def watched(machine: Machine, notes_gpa: int) -> list[Watched]:
+    notes = machine.memory.read(notes_gpa, 4096)
+    cpus = range(machine.config.cpus)
+    return [Watched(*NOTE.unpack_from(notes, NOTE.size * index)) for index in cpus]
 
 
 def wait_for(condition: Callable[[], object], what: str, timeout_s: float = PATIENCE_S) -> None:
@@ -173,14 +120,12 @@ def wait_for(condition: Callable[[], object], what: str, timeout_s: float = PATI
         time.sleep(0.2)
 
 
-def sleepers(client: AgentClient) -> list[str]:
-    """Return the commands that the host left running, but for shells that look for them."""
-    lines = run(client, "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' || true").split()
-    return [line for line in lines if line == "98765"]
-
-
 def exists(client: AgentClient, path: str) -> bool:
-    return run(client, f"test -e {path} && echo yes || true") == "yes\n"
+    try:
+        client.stat(path, user="root")
+    except RequestFailed:
+        return False
+    return True
 
 
 def config_of(
@@ -234,33 +179,30 @@ def saved(
         guest = own.enter_context(Guest(config))
         guest.machine.start()
         client = own.enter_context(guest.connect(timeout_s=PATIENCE_S))
-        client.write_file("/tmp/show.py", io.BytesIO(SHOW.encode()), user="root")
-        clock = run(client, "cat /sys/devices/system/clocksource/clocksource0/current_clocksource")
-        assert clock.strip() == kind.clocksource
+        clock = read(client, "/sys/devices/system/clocksource/clocksource0/current_clocksource")
+        assert clock.decode().strip() == kind.clocksource
         disk = run(client, "grep -l scratch /sys/block/vd*/serial").split("/")[3]
-        python(client, "watch", WATCH)
-        python(client, "wait", WAIT, "tcp", port)
-        run(client, "cp /tmp/wait.py /tmp/wait2.py")
-        run(client, "python3 /tmp/wait2.py vsock </dev/null >/tmp/wait2.log 2>&1 &")
-        python(client, "serve", SERVE)
+        client.write_file("/tmp/work.py", io.BytesIO(WORK.read_bytes()), user="root")
+        log = "</dev/null >/tmp/work.log 2>&1"
+        run(client, f"python3 /tmp/work.py {port} /dev/{disk} {log} &")
         for name in ("waits-tcp", "waits-vsock"):
             wait_for(lambda name=name: exists(client, f"/tmp/{name}"), name)  # type: ignore[misc]
-        wait_for(lambda: min(each[0] for each in watched(client)) >= 2, "the watchers")
-        # Nothing but sleepers: anything that is at work would set timers anew after a restore.
-        before = watched(client)
+        notes_gpa = find_notes(guest.machine)
+        wait_for(
+            lambda: all(each.count >= 2 for each in watched(guest.machine, notes_gpa)), "watchers"
+        )
+        before, watched_at = watched(guest.machine, notes_gpa), time.monotonic()
         guest.machine.snapshot(str(place / "quiet"))
         at = time.monotonic()
-        python(client, "disk", DISK, f"/dev/{disk}")
+        # A command whose connection will be gone; output and a disk that are written without end.
+        sleeper = client.exec(argv=["sleep", "98765"], user="root")
+        run(client, "echo >/tmp/go")
         wait_for(lambda: exists(client, "/tmp/writes"), "the writer")
-        # Commands whose connections will be gone, and output that never ends.
-        for _ in range(3):
-            client.exec(argv=["sleep", "98765"], user="root")
-        python(client, "flood", FLOOD)
         report = guest.machine.snapshot(str(place / "snap"))
         print(f"\n{kind}: {report}")
         assert run(client, "echo fine") == "fine\n"
         guest.machine.pause()  # the processor is the restored ones'
-        yield Saved(kind, place, guest, client, before, at)
+        yield Saved(kind, place, guest, client, notes_gpa, before, watched_at, at, sleeper.pid)
         guest.machine.resume()
         assert run(client, "echo fine") == "fine\n", "the original does not go on"
 
@@ -296,31 +238,31 @@ def test_the_agent_answers_and_everything_is_as_it_was(saved: Saved, memory: str
         machine.start()
         with agent_of(saved, machine) as client:
             assert not client.is_serial
-            assert run(client, "ls /tmp/show.py") == "/tmp/show.py\n"
+            assert exists(client, "/tmp/writes")
             log = run(client, "dmesg")
             assert "lockup" not in log
             assert "rcu: INFO" not in log
 
 
 def test_clocks_and_timers_go_on_from_where_they_were(saved: Saved) -> None:
-    """Nobody talks to the guest until its counters are read: I/O would wake what sleeps."""
+    """Nobody talks to the guest: any I/O would wake what sleeps."""
     time.sleep(max(0.0, saved.at + AWAY_S - time.monotonic()))
     for _ in range(RESTORES):
         with restored(saved, snap="quiet") as machine:
-            away_s = time.monotonic() - saved.at
-            machine.start()
             started = time.monotonic()
-            time.sleep(8)
-            with agent_of(saved, machine) as client:
-                now = watched(client)
-                for before, after in zip(saved.watched, now, strict=True):
-                    assert after[0] > before[0], f"a CPU's timer stands still: {before}, {after}"
-                    assert after[2] == 0, "CLOCK_MONOTONIC fell"
-                    assert after[1] < away_s, "CLOCK_MONOTONIC jumped by the time away"
-                    gained = after[3] - before[3]
-                    # Up to the snapshot some time went by after `before` was read.
-                    assert gained < time.monotonic() - started + away_s / 2
-                    assert gained > 0
+            machine.start()
+
+            def has_woken(machine: Machine = machine) -> bool:
+                now = watched(machine, saved.notes_gpa)
+                pairs = zip(saved.watched, now, strict=True)
+                # What was noted between our look and the snapshot counts for one.
+                return all(after.count >= before.count + 3 for before, after in pairs)
+
+            wait_for(has_woken, "a CPU's timer stands still")
+            most_s = time.monotonic() - started + saved.at - saved.watched_at
+            for before, after in zip(saved.watched, watched(machine, saved.notes_gpa), strict=True):
+                assert after.falls == 0, "CLOCK_MONOTONIC fell"
+                assert 0 < after.clock_s - before.clock_s < most_s + 5, "CLOCK_MONOTONIC jumped"
 
 
 def test_connections_of_before_are_over_and_listeners_are_not(saved: Saved) -> None:
@@ -328,9 +270,11 @@ def test_connections_of_before_are_over_and_listeners_are_not(saved: Saved) -> N
         machine.start()
         with agent_of(saved, machine) as client:
             for name in ("tcp", "vsock"):
-                wait_for(lambda name=name: exists(client, f"/tmp/{name}"), name, 60)  # type: ignore[misc]
-            assert run(client, "cat /tmp/tcp /tmp/vsock").startswith("ConnectionResetError")
-            wait_for(lambda: not sleepers(client), "commands of before go on", 60)
+                wait_for(lambda name=name: exists(client, f"/tmp/{name}"), name)  # type: ignore[misc]
+            assert read(client, "/tmp/tcp") == b"ConnectionResetError"
+            assert read(client, "/tmp/vsock") in (b"ConnectionResetError", b"end")
+            sleeper = f"/proc/{saved.sleeper}"
+            wait_for(lambda: not exists(client, sleeper), "a command of before goes on")
             assert machine.network is not None
             (port,) = [each.host_port for each in machine.network.forwards.list()]
             with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
@@ -344,10 +288,9 @@ def test_disk_and_memory_are_of_the_same_moment(saved: Saved) -> None:
     with restored(saved) as machine:
         machine.start()
         with agent_of(saved, machine) as client:
-            time.sleep(2)
-            run(client, "touch /tmp/stop")
-            wait_for(lambda: exists(client, "/tmp/disk"), run(client, "cat /tmp/disk.log"))
-            verdict = run(client, "cat /tmp/disk")
+            client.write_file("/tmp/stop", io.BytesIO(b""), user="root")
+            wait_for(lambda: exists(client, "/tmp/disk"), "the writer does not end")
+            verdict = read(client, "/tmp/disk").decode()
             assert verdict.startswith("0 wrong of "), verdict
             assert int(verdict.split()[-1]) >= 20
             assert "I/O error" not in run(client, "dmesg")
@@ -358,7 +301,7 @@ def test_output_that_never_ended_goes_on(saved: Saved) -> None:
     with restored(saved) as machine:
         machine.console.attach(CallbackOutput(output.extend))
         machine.start()
-        wait_for(lambda: output.count(b"flood\r\n") > 100, "the UART says nothing", 60)
+        wait_for(lambda: output.count(b"flood\r\n") > 100, "the UART says nothing")
 
 
 def test_a_snapshot_of_a_restored_guest(saved: Saved) -> None:
@@ -390,7 +333,7 @@ def test_many_at_once_share_their_memory(saved: Saved) -> None:
         print(f"\n{AT_ONCE} guests, each {pss / AT_ONCE / 2**20:.1f} MiB PSS of them")
         assert pss / AT_ONCE < MEMORY_BYTES / 4
         assert snapshot_folder.is_in_use(str(saved.folder / "snap"))
-    wait_for(lambda: threading.active_count() <= threads, "threads are left", 30)
+    wait_for(lambda: threading.active_count() <= threads, "threads are left")
     assert len(os.listdir("/proc/self/fd")) <= fds
 
 
@@ -424,7 +367,7 @@ def test_a_large_guest(kernels: dict[str, str], guest_images: dict[str, str]) ->
             run(client, "dd if=/dev/urandom of=/tmp/high bs=1M count=300 2>/dev/null")
             digest = run(client, "sha256sum /tmp/high")
             guest.machine.snapshot(str(place / "snap"))
-            saved = Saved(kind, place, guest, client, [], 0)
+            saved = Saved(kind, place, guest, client, 0, [], 0, 0, 0)
             with restored(saved) as machine:
                 machine.start()
                 run(client, "rm /tmp/high")  # the original's

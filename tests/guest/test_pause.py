@@ -45,7 +45,7 @@ def counting_guest() -> bytes:
 
 def attach_counter(machine: Machine) -> Counter:
     counter = Counter()
-    machine._ports.attach(COUNTER_PORT, 4, counter)
+    machine._board.ports.attach(COUNTER_PORT, 4, counter)
     return counter
 
 

@@ -103,13 +103,13 @@ def test_memory_mapped_accesses_are_made_once(tmp_path: Path) -> None:
     config = config_of(tmp_path, mmio_guest(), pvh=True)  # without paging: it reaches all
     with Machine(config) as machine:
         register = Register()
-        machine._mmio.attach(MMIO_GPA, 4, register)
+        machine._board.mmio.attach(MMIO_GPA, 4, register)
         machine.start()
         for number in range(12):
             _wait(lambda: len(register.written) > 3)
             with paused_copy(machine, config, tmp_path / f"snap{number}") as copy:
                 copied = Register(register.value)
-                copy._mmio.attach(MMIO_GPA, 4, copied)
+                copy._board.mmio.attach(MMIO_GPA, 4, copied)
                 # The write of what was read last may still be to come.
                 first = register.written[-1] + 1
                 copy.start()
@@ -130,13 +130,13 @@ def test_string_output_goes_on_where_it_was(tmp_path: Path) -> None:
     config = config_of(tmp_path, code.ljust(0x1000, b"\x90") + bytes(range(256)))
     with Machine(config) as machine:
         register = Register()
-        machine._ports.attach(COUNTER_PORT, 4, register)
+        machine._board.ports.attach(COUNTER_PORT, 4, register)
         machine.start()
         for number in range(8):
             _wait(lambda: len(register.written) > 100 + 37 * number)  # noqa: B023
             with paused_copy(machine, config, tmp_path / f"snap{number}") as copy:
                 copied = Register()
-                copy._ports.attach(COUNTER_PORT, 4, copied)
+                copy._board.ports.attach(COUNTER_PORT, 4, copied)
                 last = register.written[-1]
                 copy.start()
                 _wait(lambda copied=copied: len(copied.written) > 300)  # type: ignore[misc]
@@ -185,13 +185,13 @@ def test_a_halted_guest_wakes_up(tmp_path: Path, is_deadline: bool) -> None:
     config = config_of(tmp_path, timer_guest(is_deadline), pvh=True)
     with Machine(config) as machine:
         register = Register()
-        machine._ports.attach(COUNTER_PORT, 4, register)
+        machine._board.ports.attach(COUNTER_PORT, 4, register)
         machine.start()
         for number in range(5):
             _wait(lambda: len(register.written) > 2)
             with paused_copy(machine, config, tmp_path / f"snap{number}") as copy:
                 copied = Register()
-                copy._ports.attach(COUNTER_PORT, 4, copied)
+                copy._board.ports.attach(COUNTER_PORT, 4, copied)
                 copy.start()
                 _wait(lambda copied=copied: len(copied.written) > 5)  # type: ignore[misc]
             register.written.clear()
@@ -212,8 +212,8 @@ def test_all_that_kvm_keeps_comes_back(tmp_path: Path) -> None:
         machine.start()
         wait_for_reads(counter, 10)
         with paused_copy(machine, config, tmp_path / "snap") as copy:
-            msrs = kvm_state.saved_msrs(machine._kvm)
-            saved = kvm_state.read(machine._vm, machine._handles, msrs)
+            msrs = kvm_state.saved_msrs(machine._hardware.kvm)
+            saved = kvm_state.read(machine._hardware.vm, machine._hardware.vcpus, msrs)
             # As of a guest that has been up for days: one that starts at 0 will not do.
             first = saved.vcpus[0]._replace(
                 mp_state=3,  # KVM_MP_STATE_HALTED
@@ -226,8 +226,8 @@ def test_all_that_kvm_keeps_comes_back(tmp_path: Path) -> None:
                 vcpus=(first, *saved.vcpus[1:]),
                 pit=_with(saved.pit, 0, b"\x34\x12"),  # channel 0's count
             )
-            kvm_state.write(copy._vm, copy._handles, saved)
-            again = kvm_state.read(copy._vm, copy._handles, msrs)
+            kvm_state.write(copy._hardware.vm, copy._hardware.vcpus, saved)
+            again = kvm_state.read(copy._hardware.vm, copy._hardware.vcpus, msrs)
             assert 0 <= again.clock_ns - saved.clock_ns < 60_000_000_000, "kvmclock"
             for before, after in zip(saved.vcpus, again.vcpus, strict=True):
                 assert after.tsc >= before.tsc
@@ -242,17 +242,20 @@ def _with(data: bytes, at: int, new: bytes) -> bytes:
 
 def test_cpuid_that_was_read_can_be_set(tmp_path: Path) -> None:
     """KVM leaves entries of zeroes behind the real ones, and takes none of them."""
-    with Machine(config_of(tmp_path, counting_guest())) as machine, machine._kvm.create_vm() as vm:
-        read = machine._handles[0].get_cpuid2()
-        assert 0 < read.nent <= machine._handles[0].cpuid.nent
+    with (
+        Machine(config_of(tmp_path, counting_guest())) as machine,
+        machine._hardware.kvm.create_vm() as vm,
+    ):
+        read = machine._hardware.vcpus[0].get_cpuid2()
+        assert 0 < read.nent <= machine._hardware.vcpus[0].cpuid.nent
         with vm.create_vcpu(0) as vcpu:  # type: ignore[attr-defined]
             vcpu.set_cpuid2(read)
 
 
 def test_every_msr_that_is_read_can_be_set(tmp_path: Path) -> None:
     with Machine(config_of(tmp_path, counting_guest())) as machine:
-        vcpu = machine._handles[0]
-        indices = kvm_state.saved_msrs(machine._kvm)
+        vcpu = machine._hardware.vcpus[0]
+        indices = kvm_state.saved_msrs(machine._hardware.kvm)
         values, refused = vcpu.read_msrs([0xDEAD_BEEF, *indices])
         assert refused[0] == 0xDEAD_BEEF
         assert {0x2FF, 0x174} <= set(values)
@@ -271,7 +274,7 @@ def test_the_original_goes_on_and_the_snapshot_stays_as_it_was(tmp_path: Path) -
     config = config_of(tmp_path, code)
     with Machine(config) as machine:
         register = Register()
-        machine._ports.attach(COUNTER_PORT, 4, register)
+        machine._board.ports.attach(COUNTER_PORT, 4, register)
         machine.start()
         _wait(lambda: register.written)
         report = machine.snapshot(str(tmp_path / "snap"))
@@ -285,7 +288,7 @@ def test_the_original_goes_on_and_the_snapshot_stays_as_it_was(tmp_path: Path) -
         with Machine.from_snapshot(str(tmp_path / "snap"), config) as copy:
             assert copy.memory.words(0x200000, "I", 1)[0] == count
             copied = Register()
-            copy._ports.attach(COUNTER_PORT, 4, copied)
+            copy._board.ports.attach(COUNTER_PORT, 4, copied)
             copy.start()
             _wait(lambda: copied.written)
             assert copied.written[0] == (count // 4096 + 1) * 4096
@@ -359,7 +362,7 @@ def test_disks_are_copied_with_the_machine(tmp_path: Path, is_own: bool) -> None
         attach_counter(machine)
         machine.start()
         # Written and not flushed: which clusters an overlay has is still in memory alone.
-        machine._disks[0]._backend.write([memoryview(b"w" * 4096)], 8192, 4096)
+        machine._peripherals.disks[0]._backend.write([memoryview(b"w" * 4096)], 8192, 4096)
         machine.snapshot(path)
         with pytest.raises(HostError, match="File exists"):
             Machine.from_snapshot(path, config)
@@ -375,7 +378,7 @@ def test_disks_are_copied_with_the_machine(tmp_path: Path, is_own: bool) -> None
             copy.start()
             assert Path(new).read_bytes() == own.read_bytes()
             read = bytearray(4096)
-            copy._disks[0]._backend.read([memoryview(read)], 8192, 4096)
+            copy._peripherals.disks[0]._backend.read([memoryview(read)], 8192, 4096)
             assert read == b"w" * 4096
 
 
@@ -574,7 +577,7 @@ def test_console_output_goes_on(tmp_path: Path) -> None:
     config = config_of(tmp_path, code)
     with Machine(config) as machine:
         counter = Counter()
-        machine._ports.attach(COUNTER_PORT, 4, counter)
+        machine._board.ports.attach(COUNTER_PORT, 4, counter)
         machine.start()
         wait_for_reads(counter, 10)
         with paused_copy(machine, config, tmp_path / "snap") as copy:

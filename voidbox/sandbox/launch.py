@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import voidbox
 from voidbox.errors import ConfigError, HostError, SandboxTimeout, VoidboxError
@@ -21,6 +21,9 @@ from voidbox.sandbox.process.logs import open_log
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
+
+if TYPE_CHECKING:
+    from voidbox.sandbox.zygote.client import Zygote
 
 OWNER = "voidbox.sandbox.process.owner"
 _END_S = 10.0  # for a process that failed, or was told to end
@@ -83,6 +86,7 @@ def launch(
     parent_fd: int | None = None,
     owner: str = OWNER,
     keeps: bool = False,
+    zygote: Zygote | None = None,
 ) -> None:
     """Start the process of a sandbox that `store` has created; return once its agent answers.
 
@@ -93,23 +97,27 @@ def launch(
         parent_fd: the reading end of a pipe: the sandbox ends when nobody holds the other end any
             more. It stays the caller's.
         owner: the module to run.
+        zygote: what forks the process; without one it is a program of its own.
     Raises:
         VoidboxError: what the sandbox failed with.
     """
     reap()
-    pid = None
+    fd = None
     try:
         with contextlib.ExitStack() as stack:
             status, theirs = _pipe(stack)
-            pid = _spawn(store, record, theirs.fileno(), parent_fd, owner)
+            fd = _spawn(store, record, theirs.fileno(), parent_fd, zygote or owner)
+            stack.callback(os.close, fd)
             theirs.close()
-            _await_boot(status, store, record)
+            try:
+                _await_boot(status, store, record)
+            except BaseException as error:
+                # One that has said why it failed ends by itself; the others are told to.
+                _end(fd, is_told=not isinstance(error, _Failed))
+                raise
     except BaseException as error:
-        if pid is not None:
-            # One that has said why it failed ends by itself; the others are told to.
-            _end(pid, is_told=not isinstance(error, _Failed))
         store.release(record.id)
-        has_begun = pid is not None and not (isinstance(error, _Failed) and not error.has_begun)
+        has_begun = fd is not None and not (isinstance(error, _Failed) and not error.has_begun)
         if not has_begun and not keeps:
             with contextlib.suppress(VoidboxError):  # then clean() buries it
                 store.remove(record.id)
@@ -136,20 +144,36 @@ class _Failed(Exception):
 
 
 def _spawn(
-    store: Store, record: SandboxRecord, status_fd: int, parent_fd: int | None, owner: str
+    store: Store,
+    record: SandboxRecord,
+    status_fd: int,
+    parent_fd: int | None,
+    owner: Zygote | str,
 ) -> int:
-    """Start the process, in a session of its own: no terminal's signals reach it."""
-    # -P: a file in the current folder must not pass for a module. Where we are must be said then.
-    command = [sys.executable, "-P", "-m", owner, store.path(record.id)]
-    command += ["--status-fd", str(status_fd)]
-    pass_fds = [status_fd]
-    if parent_fd is not None:
-        command += ["--parent-fd", str(parent_fd)]
-        pass_fds.append(parent_fd)
-    root = os.path.dirname(os.path.dirname(os.path.abspath(voidbox.__file__)))
-    others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    path = os.pathsep.join((root, *map(os.path.abspath, others)))
+    """Start the process, in a session of its own: no terminal's signals reach it.
+
+    Args:
+        owner: what forks it, or the module to run.
+    Returns:
+        A pidfd, which is the caller's to close.
+    """
+    folder = store.path(record.id)
+    pass_fds = [status_fd] if parent_fd is None else [status_fd, parent_fd]
     log_fd = open_log(store.path(record.id, "owner.log"))
+    try:
+        if isinstance(owner, str):
+            return _start(owner, folder, log_fd, pass_fds, record.id)
+        return owner.spawn([folder], environment(), [log_fd, *pass_fds])[1]
+    finally:
+        os.close(log_fd)
+
+
+def _start(owner: str, folder: str, log_fd: int, pass_fds: list[int], id: str) -> int:
+    """Start a program of its own; return a pidfd."""
+    # -P: a file in the current folder must not pass for a module. Where we are must be said then.
+    command = [sys.executable, "-P", "-m", owner, folder]
+    for option, fd in zip(("--status-fd", "--parent-fd"), pass_fds, strict=False):
+        command += [option, str(fd)]
     try:
         process = subprocess.Popen(
             command,
@@ -159,25 +183,33 @@ def _spawn(
             pass_fds=pass_fds,
             start_new_session=True,
             cwd="/",  # whose file system nobody wants to unmount
-            env={**_environment(), "PYTHONPATH": path},
+            env=environment(),
         )
     except OSError as error:
         raise HostError.from_errno(f"start {sys.executable}", error.errno or 0) from error
+    fd = -1
+    try:
+        fd = os.pidfd_open(process.pid)
+    except OSError as error:
+        process.kill()
+        raise HostError.from_errno("pidfd_open", error.errno or 0) from error
     finally:
-        os.close(log_fd)
-    with _children_lock:
-        _children[process.pid] = record.id
-    process.returncode = 0  # reap() waits for it: no business of the object's
-    return process.pid
+        with _children_lock:
+            _children[process.pid] = id
+        process.returncode = 0  # reap() waits for it: no business of the object's
+    return fd
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return what the process needs of our variables: others may be somebody's keys."""
-    return {
+    root = os.path.dirname(os.path.dirname(os.path.abspath(voidbox.__file__)))
+    others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    kept = {
         name: value
         for name, value in os.environ.items()
         if name in _VARIABLES or name.startswith(_VARIABLES_BEGIN)
     }
+    return {**kept, "PYTHONPATH": os.pathsep.join((root, *map(os.path.abspath, others)))}
 
 
 def _await_boot(status: BinaryIO, store: Store, record: SandboxRecord) -> None:
@@ -239,21 +271,14 @@ def reap() -> None:
                 del _children[pid]
 
 
-def _end(pid: int, is_told: bool) -> None:
-    """Wait for a child of ours; kill one that takes too long."""
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        for number in (signal.SIGTERM if is_told else 0, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(fd, number)
-            if _wait_pidfd(fd, _END_S):
-                break
-    finally:
-        os.close(fd)
-        reap()
+def _end(fd: int, is_told: bool) -> None:
+    """Wait for a process; kill one that takes too long."""
+    for number in (signal.SIGTERM if is_told else 0, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(fd, number)
+        if _wait_pidfd(fd, _END_S):
+            break
+    reap()
 
 
 def _wait_pidfd(fd: int, timeout_s: float | None) -> bool:

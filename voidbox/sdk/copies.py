@@ -13,6 +13,7 @@ from voidbox.sandbox.snapshots.shelf import Shelf, Snapshot
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
+from voidbox.sandbox.zygote.client import Zygote
 from voidbox.sdk import parent_pipe, snapshots
 from voidbox.sdk.ending import EndingSandbox
 from voidbox.sdk.launching import Launch, wait_gone
@@ -35,10 +36,11 @@ class CopiedSandbox(EndingSandbox):
         keep: bool,
         limit_s: float | None,
         secret_envs: Mapping[str, str] | None = None,
+        zygote: Zygote | None = None,
     ) -> Self:
         """Start the sandbox of a record; nothing of it is left if that fails."""
         parent_fd = None if detached else parent_pipe.reading_end()
-        launch = Launch(store, record, parent_fd, secret_envs)
+        launch = Launch(store, record, parent_fd, secret_envs, zygote)
         try:
             async with asyncio.timeout(limit_s):
                 record = await launch.run()

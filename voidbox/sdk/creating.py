@@ -54,6 +54,15 @@ class CreateOptions(TypedDict, total=False):
     cold: bool
 
 
+DEFAULTS: CreateOptions = {
+    **dict.fromkeys(CreateOptions.__annotations__),  # type: ignore[typeddict-item]
+    "cpus": 1,
+    "block_network": False,
+    "vsock": "unix",
+    "workspace_mode": "copy",
+    "workspace_cache": "auto",
+    "cold": False,
+}
 _NET = (
     *("allow", "deny", "allow_host_ports", "rate_bytes_s", "pcap", "block_network"),
     "outbound_domain_allowlist",

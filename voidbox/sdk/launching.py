@@ -11,14 +11,24 @@ import threading
 from collections.abc import Mapping
 
 from voidbox.errors import HostError, VoidboxError
-from voidbox.sandbox.launch import launch, reap, wait_ended
+from voidbox.sandbox.launch import OWNER, environment, launch, reap, wait_ended
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
+from voidbox.sandbox.zygote.client import Zygote
 
 _KILL_PAUSE_S = 0.02  # until a process that was being started can be found
 KILL_S = 10.0
 
 _logger = logging.getLogger("voidbox")
+
+
+def make_zygote(owner: str = OWNER) -> Zygote:
+    """Start what forks sandboxes' processes, and belongs to this program.
+
+    Raises:
+        HostError: the host gives no process.
+    """
+    return Zygote(owner, environment())
 
 
 class Launch:
@@ -28,6 +38,7 @@ class Launch:
         record: what Store.create() takes.
         parent_fd: see launch().
         secret_envs: see Store.create().
+        zygote: see launch().
     """
 
     def __init__(
@@ -36,8 +47,10 @@ class Launch:
         record: SandboxRecord,
         parent_fd: int | None,
         secret_envs: Mapping[str, str] | None = None,
+        zygote: Zygote | None = None,
     ) -> None:
         self._store = store
+        self._zygote = zygote
         self._secret_envs = secret_envs
         self._draft = record
         self._parent_fd = parent_fd
@@ -68,9 +81,9 @@ class Launch:
                 raise HostError("the start was given up")
             self._has_begun = True
         try:
-            self._store.clean()
+            self._store.clean_at_times()
             self._record = record = self._store.create(self._draft, self._secret_envs)
-            launch(self._store, record, self._parent_fd)
+            launch(self._store, record, self._parent_fd, zygote=self._zygote)
             return self._store.read(record.id)
         finally:
             self._is_over.set()

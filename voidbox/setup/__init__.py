@@ -13,6 +13,7 @@ Python alone: no apt, dpkg, root or compiler on the host. From the bottom up:
     deb         a .deb, into a tree of files
     kernel      a kernel's package, as the folder that `run` looks for
     modules     which of its modules a guest needs
+    one_package a package as files, for the scripts of a clone
     guest_tree  what is in the guest image; guest_image makes it: EROFS and initramfs
     installing  all that `voidbox setup` does
     debian_root a whole Debian, whose packages' scripts a guest runs: guest_runner

@@ -1,9 +1,11 @@
-"""What the scripts of a clone call: one kernel, or one image; its path is printed.
+"""What the scripts of a clone call: one kernel, one image, one package; its path is printed.
 
 python -m voidbox.setup kernel [cloud|generic]
 python -m voidbox.setup default [--with PACKAGE]…
 python -m voidbox.setup image [--kernel FILE] [--with PACKAGE]… [--add HOSTPATH:GUESTPATH]…
                               [--output FILE]
+python -m voidbox.setup version PACKAGE             the newest there is, instead of a path
+python -m voidbox.setup unpack PACKAGE FOLDER       what it holds, without what it needs
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from voidbox.setup.default_image import IMAGE, build_default_image
 from voidbox.setup.errors import SetupError
 from voidbox.setup.guest_image import INITRAMFS, build_guest_image, copy_output, find_modules
 from voidbox.setup.kernel import FLAVOURS, fetch_kernel
+from voidbox.setup.one_package import unpack_package
 from voidbox.setup.packages import check_name
 from voidbox.setup.sources import DEFAULT_SUITE
 
@@ -60,7 +63,12 @@ def _make_options() -> argparse.ArgumentParser:
         help="a Debian package more, with all that it depends on",
     )  # fmt: skip
     image.add_argument("--output", metavar="FILE", help="a copy of the image as an initramfs")
-    for sub in (kernel, image, default):
+    version = actions.add_parser("version", allow_abbrev=False, help="tell of a package")
+    unpack = actions.add_parser("unpack", allow_abbrev=False, help="unpack a package")
+    for sub in (version, unpack):
+        sub.add_argument("package", metavar="PACKAGE", help="one of Debian's")
+    unpack.add_argument("folder", metavar="FOLDER", help="is made, and must not be there yet")
+    for sub in (kernel, image, default, version, unpack):
         sub.add_argument("--suite", default=DEFAULT_SUITE, metavar="NAME", help="Debian's release")
         sub.add_argument("--mirror", metavar="URL", help="where packages come from")
         sub.add_argument("--refresh", action="store_true", help="ask for new lists of packages")
@@ -98,7 +106,22 @@ def _default(options: argparse.Namespace) -> str:
     return f"{folder}/{IMAGE}"
 
 
-_ACTIONS = {"kernel": _kernel, "image": _image, "default": _default}
+def _version(options: argparse.Namespace) -> str:
+    check_name(options.package)
+    with open_archive(_archive(options), _tell) as archive:
+        return archive.exactly([options.package])[0].version
+
+
+def _unpack(options: argparse.Namespace) -> str:
+    check_name(options.package)
+    with open_archive(_archive(options), _tell) as archive:
+        return unpack_package(archive, options.package, options.folder)
+
+
+_ACTIONS = {
+    "kernel": _kernel, "image": _image, "default": _default, "version": _version,
+    "unpack": _unpack,
+}  # fmt: skip
 
 
 def _archive(options: argparse.Namespace) -> ArchiveOptions:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
+_PANIC_MARK = "Kernel panic - not syncing"
+
 
 class EndReason(Enum):
     """Why the vCPUs stopped. The value is the text shown to people."""
@@ -41,3 +43,16 @@ class Outcome(NamedTuple):
         if self.console_tail and self.reason not in (EndReason.POWER_OFF, EndReason.RESET):
             lines += ["the console's last lines:", self.console_tail]
         return "\n".join(lines)
+
+    def explained_by(self, console_text: str) -> Outcome:
+        """Call a reset or a crash that the console announced as a panic by that name.
+
+        Kernels without a pvpanic driver can only say it there. A guest that prints the words and
+        resets is believed: it fools nobody but its own user.
+        """
+        if self.reason in (EndReason.RESET, EndReason.CRASH, EndReason.PANIC):
+            for line in console_text.splitlines():
+                _, mark, text = line.partition(_PANIC_MARK)
+                if mark:
+                    return self._replace(reason=EndReason.PANIC, detail=text.strip(": "))
+        return self

@@ -17,16 +17,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from voidbox.devices.pci import PciHostBridge
-from voidbox.devices.rtc import Rtc
-from voidbox.devices.serial import Serial
 from voidbox.errors import ConfigError, HostError
 from voidbox.event_loop import EventLoop
 from voidbox.kvm import state as kvm_state
-from voidbox.kvm.kvm import Kvm
-from voidbox.kvm.vcpu import Vcpu
-from voidbox.kvm.vm import Vm
-from voidbox.memory import GuestMemory
 from voidbox.snapshot import files, folder
 from voidbox.snapshot import format as machine_bin
 from voidbox.snapshot import memory as memory_file
@@ -34,7 +27,9 @@ from voidbox.snapshot.checks import Host
 from voidbox.snapshot.helper import Helper
 from voidbox.snapshot.plain import to_plain
 from voidbox.version import __version__
+from voidbox.vmm.board import Board
 from voidbox.vmm.config import DiskConfig, MachineConfig
+from voidbox.vmm.hardware import Hardware
 from voidbox.vmm.machine_state import (
     DEVICE_MODEL,
     DiskState,
@@ -46,11 +41,10 @@ from voidbox.vmm.machine_state import (
     stamp,
     written_file,
 )
-from voidbox.vmm.virtio_slots import VirtioSlots
+from voidbox.vmm.peripherals import Peripherals
 
 if TYPE_CHECKING:
     from voidbox.nat.backend import NatBackend
-    from voidbox.vsock.unix import UnixBackend
 
 _PARK_S = 15.0
 
@@ -77,20 +71,11 @@ class Parts(NamedTuple):
     """What of a machine a snapshot is made of."""
 
     config: MachineConfig
-    kvm: Kvm
-    vm: Vm
-    vcpus: Sequence[Vcpu]
-    memory: GuestMemory
+    hardware: Hardware
+    board: Board
+    peripherals: Peripherals
     loop: EventLoop
     line_lock: threading.Lock
-    slots: VirtioSlots
-    console: Serial
-    serial_line: Serial | None
-    rtc: Rtc
-    pci: PciHostBridge
-    unix_backend: UnixBackend | None
-    network: NatBackend | None
-    flush_disk: Callable[[int], None]
 
 
 class Control(NamedTuple):
@@ -203,7 +188,9 @@ class _Taking:
         """Write everything while the machine stands still, and end it."""
         parts = self._parts
         with self._standing_still() as collected:
-            memory_bytes = memory_file.write(fd, memory_parts(parts.memory), self._check_deadline)
+            memory_bytes = memory_file.write(
+                fd, memory_parts(parts.hardware.memory), self._check_deadline
+            )
             disk_bytes = self._copy_disks(collected.disks)
             disks = tuple(map(_stamped, collected.disks, parts.config.disks))
             self._finish(collected._replace(disks=disks), extra)
@@ -212,7 +199,9 @@ class _Taking:
 
     def _fork(self, fd: int) -> tuple[MachineState, int, Helper]:
         """Have a helper write the memory; returns when the machine goes on, its disks too."""
-        with self._standing_still(lambda: Helper(fd, memory_parts(self._parts.memory))) as state:
+        with self._standing_still(
+            lambda: Helper(fd, memory_parts(self._parts.hardware.memory))
+        ) as state:
             helper = self._helper
             assert helper is not None
             if not self._was_paused:
@@ -225,7 +214,7 @@ class _Taking:
         """Pause the machine and collect its state; it goes on after the block, come what may."""
         parts, control = self._parts, self._control
         # All that does not change is looked at while the machine still runs.
-        disks, host, msrs = self._disks(), Host.here(), kvm_state.saved_msrs(parts.kvm)
+        disks, host, msrs = self._disks(), Host.here(), kvm_state.saved_msrs(parts.hardware.kvm)
         with control.lock:  # nobody else resumes it meanwhile
             self._was_paused = control.is_paused()
             self._paused_at_ns = time.perf_counter_ns()
@@ -265,7 +254,7 @@ class _Taking:
         for index, (state, config) in enumerate(zip(disks, self._parts.config.disks, strict=True)):
             if state.is_read_only:
                 continue
-            self._parts.flush_disk(index)
+            self._parts.peripherals.disks[index].flush()
             source = written_file(config)
             if state.file and source is not None:
                 copied += files.clone(source, self._draft.file(state.file))
@@ -286,24 +275,25 @@ def collect(
         ConfigError: the guest does what cannot be kept.
         HostError: a device is at work all the same, or KVM failed.
     """
-    backend, network = parts.unix_backend, parts.network
+    hardware, board, peripherals = parts.hardware, parts.board, parts.peripherals
+    backend, serial_line = peripherals.unix_backend, board.serial_line
     # Devices first: what they still owe the guest is in the interrupt controllers then.
-    slots = parts.slots.states()
+    slots = peripherals.slots.states()
     return MachineState(
         device_model=DEVICE_MODEL,
         voidbox=__version__,
         made_ns=time.time_ns(),
         host=host,
-        memory=tuple((region.gpa, region.size_bytes) for region in parts.memory),
-        console=parts.console.state(),
-        serial_line=parts.serial_line.state() if parts.serial_line is not None else None,
-        rtc=parts.rtc.state(),
-        pci_address=parts.pci.state(),
+        memory=tuple((region.gpa, region.size_bytes) for region in hardware.memory),
+        console=board.uart.state(),
+        serial_line=serial_line.state() if serial_line is not None else None,
+        rtc=board.rtc.state(),
+        pci_address=board.pci.state(),
         slots=slots,
         disks=disks,
         vsock=VsockState(backend.next_port) if backend is not None else None,
-        net=_net_state(parts.config, network),
-        kvm=kvm_state.read(parts.vm, parts.vcpus, msrs),
+        net=_net_state(parts.config, peripherals.network),
+        kvm=kvm_state.read(hardware.vm, hardware.vcpus, msrs),
     )
 
 

@@ -7,9 +7,10 @@
 # guest has no network; see control.c.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
-. "$here/../../../kernel/cache.sh"
+root=$(cd "$here/../../.." && pwd)
+. "$root/kernel/cache.sh"
 
-pinned=$(cat "$here/../../../kernel/VERSION")
+pinned=$(cat "$root/kernel/VERSION")
 recipe=$(cat "$0" "$here"/*.c | sha256sum | cut -c1-12)
 target=$cache/vsock-test-$pinned-$recipe
 if [ ! -d "$target" ]; then

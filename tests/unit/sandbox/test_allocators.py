@@ -28,11 +28,24 @@ def test_the_smallest_free_cid_is_given() -> None:
 def test_ports_wrap_around() -> None:
     ports = PortAllocator()
     assert [ports.allocate(A) for _ in range(1000)] == list(range(9000, 10_000))
-    with pytest.raises(ConfigError, match="all host ports from 9000 to 9999 are taken"):
-        ports.allocate(A)
     ports.release(9500)
     ports.release(9001)
     assert [ports.allocate(B), ports.allocate(B)] == [9001, 9500]
+
+
+def test_ports_after_the_usual_ones_are_given_when_these_are_taken() -> None:
+    ports = PortAllocator()
+    ports.taken = dict.fromkeys(range(9000, 10_000), A)
+    assert [ports.allocate(B), ports.allocate(B)] == [10_000, 10_001]
+    ports.release(9002)
+    assert [ports.allocate(B), ports.allocate(B)] == [9002, 10_002]
+    allocations = Allocations()
+    allocations.ports = ports
+    again = Allocations.from_json(json.loads(json.dumps(allocations.to_json())))
+    assert again.ports.taken == ports.taken
+    ports.taken = dict.fromkeys(range(9000, 32_768), A)
+    with pytest.raises(ConfigError, match="all host ports from 9000 to 32767 are taken"):
+        ports.allocate(A)
 
 
 def test_a_released_port_is_not_the_next_one() -> None:
@@ -47,7 +60,8 @@ def test_a_released_port_is_not_the_next_one() -> None:
         {"cids": None}, {"cids": {"2": A}}, {"cids": {"x": A}}, {"cids": {"3": "me"}},
         {"cids": {"03": A}}, {"cids": {"3": 7}}, {"ports": []}, {"ports": {"80": A}},
         {"ports": {"99999999999": A}}, {"next_port": 10_000}, {"next_port": True},
-        {"next_port": "9000"}, {"next_port": None},
+        {"next_port": "9000"}, {"next_port": None}, {"names": []}, {"names": {"-": A}},
+        {"names": {"web": 7}}, {"names": {"web": "me"}}, {"ports": {"32768": A}},
     ],
 )  # fmt: skip
 def test_what_are_no_allocations(wrong: dict[str, Any]) -> None:
@@ -74,9 +88,10 @@ class Model(RuleBasedStateMachine):
     @rule(owner=OWNERS, count=st.sampled_from([1, 1, 2, 600]))
     def take_ports(self, owner: str, count: int) -> None:
         for _ in range(count):
-            if len(self.ports) == 1000:
-                with pytest.raises(ConfigError):
-                    self.real.ports.allocate(owner)
+            if len(self.ports.keys() & range(9000, 10_000)) == 1000:
+                port = min(set(range(10_000, 12_000)) - self.ports.keys())
+                assert self.real.ports.allocate(owner) == port
+                self.ports[port] = owner
                 return
             self.last_port += 1
             while self.last_port > 9999 or self.last_port in self.ports:

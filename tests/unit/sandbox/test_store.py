@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -11,11 +12,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.unit.sandbox.states import ROOT, allocations, check_whole, wanted
 from voidbox.errors import ConfigError
+from voidbox.sandbox.state.state_folder import StateFolder
 from voidbox.sandbox.state.store import Event, State, Store
 
 
@@ -46,13 +49,76 @@ def test_a_life(store: Store, folder: str) -> None:
         assert owner.allocate_port(made.id) == 9000
         ended = owner.update(made.id, Event.ENDED, reason="it was stopped")
         assert (ended.state, ended.reason, ended.ports) == (State.STOPPED, "it was stopped", ())
-        assert allocations(folder) == {"version": 1, "cids": {}, "ports": {}, "next_port": 9001}
+        assert allocations(folder) == {
+            **{"version": 1, "cids": {}, "ports": {}, "next_port": 9001},
+            "names": {"web": made.id},
+        }
     assert not store.is_alive(made.id)
     assert store.clean() == []
     assert store.list() == [ended]
     store.remove(made.id)
     assert store.list() == []
     assert check_whole(folder) == []
+
+
+def test_a_life_costs_no_reading_of_others(
+    store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = [store.create(wanted()) for _ in range(5)]
+    reader = Store(folder)
+    read: list[str] = []
+    load = StateFolder.load
+    monkeypatch.setattr(StateFolder, "load", lambda self, id: read.append(id) or load(self, id))
+    made = store.create(wanted("web"))
+    assert reader.read("web").id == made.id
+    assert store.clean() == []
+    store.rename(made.id, "net")
+    store.release(made.id)
+    store.clean()
+    store.remove(made.id)
+    assert not set(read) & {other.id for other in others}
+
+
+@pytest.mark.parametrize("index", [None, {"names": {}}, {"cids": {}, "names": {}}, {"cids": {}}])
+def test_an_index_that_is_wrong_is_made_anew(
+    store: Store, folder: str, index: dict[str, Any] | None
+) -> None:
+    made = [store.create(wanted(name)) for name in ("a", "b")]
+    whole = allocations(folder)
+    path = Path(folder, "allocations", "allocations.json")
+    if index is None:
+        path.unlink()
+    else:
+        path.write_text(json.dumps({**whole, **index}))
+    assert Store(folder).read("b") == made[1]
+    store.clean()
+    assert allocations(folder) == whole
+    with pytest.raises(ConfigError, match="called b already"):
+        store.create(wanted("b"))
+    assert store.create(wanted()).cid == 5
+
+
+def test_an_index_without_names_is_of_an_older_voidbox(store: Store, folder: str) -> None:
+    store.create(wanted("a"))
+    path = Path(folder, "allocations", "allocations.json")
+    old = allocations(folder)
+    del old["names"]
+    path.write_text(json.dumps(old))
+    with pytest.raises(ConfigError, match="called a already"):
+        store.create(wanted("a"))
+    assert store.create(wanted("b")).cid == 4
+    assert not Path(folder, "set-aside").exists()
+
+
+def test_who_starts_many_cleans_once_a_second(store: Store, folder: str) -> None:
+    made = store.create(wanted())
+    store.clean()
+    store.release(made.id)  # as if its process had been killed
+    store.clean_at_times()
+    assert store.read(made.id).state is State.CREATING
+    os.utime(f"{folder}/allocations/cleaned", (0, 0))
+    store.clean_at_times()
+    assert store.read(made.id).state is State.CRASHED
 
 
 def test_only_the_user_can_look_in(store: Store) -> None:

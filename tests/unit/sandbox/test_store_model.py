@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from typing import NamedTuple
@@ -145,6 +146,17 @@ class StoreModel(RuleBasedStateMachine):
             with open(path, "w") as file:
                 file.write('{"version": 1')
             self.next_port = 9000
+
+    @rule(tables=st.sampled_from([{"names": {}}, {"cids": {}}, {"cids": {}, "names": {}}]))
+    def have_a_wrong_index(self, tables: dict[str, object]) -> None:
+        path = f"{self.folder}/allocations/allocations.json"
+        self.clean()
+        if os.path.exists(path):
+            with open(path) as file:
+                whole = json.load(file)
+            with open(path, "w") as file:
+                json.dump({**whole, **tables}, file)
+            self.clean()
 
     @rule(id=ids)
     def lose_a_record(self, id: str) -> None:

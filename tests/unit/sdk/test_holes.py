@@ -205,8 +205,8 @@ async def test_a_hole_that_no_file_system_has_room_for(
         ([[-1, 4]], "bad-request"),
         ([[0, 4, 1]], "bad-request"),
         ([[1, 1]] * 5000, "bad-request"),
-        ([[(1 << 63) - 1, 4]], "EFBIG"),
-        ([[(1 << 63) - 1, 0], [1, 4]], "EFBIG"),
+        ([[(1 << 63) - 1, 4]], "EFBIG|EINVAL"),  # the latter on a tmpfs
+        ([[(1 << 63) - 1, 0], [1, 4]], "EFBIG|EINVAL"),
     ],
 )
 @in_event_loop
@@ -219,5 +219,5 @@ async def test_the_agent_refuses_extents_without_sense(
     call.end_input({"checksum": hashlib.blake2b(b"four", digest_size=32).digest()})
     with pytest.raises(RequestFailed) as caught:
         await call.result(20)
-    assert caught.value.code == code
+    assert caught.value.code in code.split("|")
     assert await box.files.list() == []  # asked of the agent: it cleans up after its answer

@@ -336,6 +336,9 @@ class Owner:
             self.kill(reason)
 
     def _on_orphaned(self) -> None:
+        if self.record.is_pooled:
+            with contextlib.suppress(VoidboxError):  # on a full disk, say: its record stays
+                self.record = self._store.update(self.record.id, removes_itself=True)
         self._end("the process that owned it ended")
 
     def _end(self, reason: str) -> None:

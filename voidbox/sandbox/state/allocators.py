@@ -1,21 +1,23 @@
-"""Which sandbox has which CID and which port: two allocators, kept in one file.
+"""Which sandbox has which name, CID and port: the index of the records, kept in one file.
 
-Nothing here locks: whoever loads a table and saves it holds the state folder's lock throughout.
+Nothing here locks: whoever loads it and saves it holds the state folder's lock throughout.
 """
 
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import Any
 
 from voidbox.errors import ConfigError
-from voidbox.sandbox.state.names import is_id
+from voidbox.sandbox.state.names import is_id, is_name
 from voidbox.storage.durable import Corrupted
 
 VERSION = 1
 CID_MIN = 3  # 0 is the hypervisor's, 1 local, 2 the host's: <linux/vm_sockets.h>
 CID_MAX = 0xFFFF_FFFE  # VMADDR_CID_ANY follows
 PORT_MIN, PORT_MAX = 9000, 9999
+PORT_SPARE_MAX = 32767  # Linux gives the ports of connections from 32768 on: ip_local_port_range
 
 _DECIMAL = re.compile(r"[1-9][0-9]{0,9}")
 
@@ -52,7 +54,8 @@ class CidAllocator:
 class PortAllocator:
     """Gives the port after the last one given, then the first again. Thread: the lock's holder.
 
-    So a port that was just released is not given at once to somebody else.
+    So a port that was just released is not given at once to somebody else. When all up to PORT_MAX
+    are taken, those after it are given.
 
     Attributes:
         taken: whose each port is, by sandbox ID.
@@ -69,14 +72,17 @@ class PortAllocator:
         Raises:
             ConfigError: all are taken.
         """
+        spare = range(PORT_MAX + 1, PORT_SPARE_MAX + 1)
         port: int
-        for port in (*range(self.next, PORT_MAX + 1), *range(PORT_MIN, self.next)):
+        for port in chain(range(self.next, PORT_MAX + 1), range(PORT_MIN, self.next), spare):
             if port not in self.taken:
                 self.taken[port] = owner
-                self.next = port + 1 if port < PORT_MAX else PORT_MIN
+                if port <= PORT_MAX:
+                    self.next = port + 1 if port < PORT_MAX else PORT_MIN
                 return port
         raise ConfigError(
-            f"all host ports from {PORT_MIN} to {PORT_MAX} are taken: name one, or remove sandboxes"
+            f"all host ports from {PORT_MIN} to {PORT_SPARE_MAX} are taken: name one, or remove "
+            "sandboxes"
         )
 
     def release(self, port: int) -> None:
@@ -85,29 +91,42 @@ class PortAllocator:
 
 
 class Allocations:
-    """Both allocators. Thread: the lock's holder."""
+    """Both allocators, and the names. Thread: the lock's holder.
+
+    Attributes:
+        names: whose each name is, by sandbox ID. Also of those that have ended, until they are
+            removed; one that was just changed may still be here.
+    """
 
     def __init__(self) -> None:
         self.cids = CidAllocator()
         self.ports = PortAllocator()
+        self.names: dict[str, str] = {}
 
     def owners(self) -> set[str]:
         """Return the IDs of all that have something."""
-        return {*self.cids.taken.values(), *self.ports.taken.values()}
+        return {*self.cids.taken.values(), *self.ports.taken.values(), *self.names.values()}
 
-    def release_all(self, owner: str) -> None:
-        """Have all be free that is a sandbox's."""
+    def release_numbers(self, owner: str) -> None:
+        """Have the CID and the ports of a sandbox be free."""
         for taken in (self.cids.taken, self.ports.taken):
             for number in [number for number, its in taken.items() if its == owner]:
                 del taken[number]
+
+    def release_all(self, owner: str) -> None:
+        """Have all be free that is a sandbox's, its name too."""
+        self.release_numbers(owner)
+        for name in [name for name, its in self.names.items() if its == owner]:
+            del self.names[name]
 
     def to_json(self) -> dict[str, Any]:
         """Return the tables as JSON has them."""
         return {
             "version": VERSION,
-            "cids": {str(cid): owner for cid, owner in sorted(self.cids.taken.items())},
-            "ports": {str(port): owner for port, owner in sorted(self.ports.taken.items())},
+            "cids": {str(cid): owner for cid, owner in self.cids.taken.items()},
+            "ports": {str(port): owner for port, owner in self.ports.taken.items()},
             "next_port": self.ports.next,
+            "names": dict(self.names),
         }
 
     @staticmethod
@@ -115,16 +134,29 @@ class Allocations:
         """Return the tables that to_json described.
 
         Raises:
+            FileNotFoundError: an older voidbox wrote them, which had no names in it.
             Corrupted: there are none.
         """
         allocations = Allocations()
         allocations.cids.taken = _taken(values.get("cids"), CID_MIN, CID_MAX)
-        allocations.ports.taken = _taken(values.get("ports"), PORT_MIN, PORT_MAX)
+        allocations.ports.taken = _taken(values.get("ports"), PORT_MIN, PORT_SPARE_MAX)
         next_port = values.get("next_port")
         if type(next_port) is not int or not PORT_MIN <= next_port <= PORT_MAX:
             raise Corrupted("its next port is wrong")
         allocations.ports.next = next_port
+        if "names" not in values:
+            raise FileNotFoundError("it has no names")
+        allocations.names = _names(values["names"])
         return allocations
+
+
+def _names(values: object) -> dict[str, str]:
+    if not isinstance(values, dict):
+        raise Corrupted("the table of names is none")
+    for name, owner in values.items():
+        if not is_name(name) or not isinstance(owner, str) or not is_id(owner):
+            raise Corrupted(f"its entry for {name!r} is wrong")
+    return values
 
 
 def _taken(values: object, low: int, high: int) -> dict[int, str]:

@@ -10,37 +10,69 @@ from voidbox.sandbox.log_file import read_tail
 from voidbox.sandbox.state.lifecycle import Event, State, step
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.state_folder import CONSOLE, SUSPENDED, StateFolder, warn
+from voidbox.storage.durable import Corrupted
 
 _TAIL_BYTES = 8 << 10  # of the console, for the record
 
 
 def clean(folder: StateFolder) -> list[SandboxRecord]:
-    """Clean up a state folder; see Store.clean. It is locked only if there is something to do."""
-    found, unreadable = folder.scan()
-    if not (unreadable or folder.has_leftovers(found) or any(_is_stale(folder, r) for r in found)):
+    """Clean up a state folder; see Store.clean. It is locked only if there is something to do.
+
+    Of what lives nothing is read, and of the rest what has changed: it costs some 20 µs a sandbox.
+    """
+    ids = folder.ids()
+    living = {id for id in ids if folder.is_alive(id)}
+    suspects = [id for id in ids if id not in living and _is_suspect(folder, id)]
+    is_index_wrong = folder.is_index_wrong(ids, living)
+    folder.note_cleaned()
+    if not (suspects or is_index_wrong or folder.leftovers()):
         return []
-    crashed = []
+    crashed: list[SandboxRecord] = []
     with folder.lock():
-        for record in folder.tidy():
-            if not _is_stale(folder, record):
-                continue
+        folder.remove_leftovers()
+        for id in suspects:
+            record = _load(folder, id)
+            if record is not None and _is_stale(folder, record):
+                _clean_one(folder, record, crashed)
+        if is_index_wrong:
             try:
-                if record.state.has_process:
-                    record = _bury(folder, record)
-                    if record.state.is_final:
-                        crashed.append(record)
-                folder.remove_sockets(record.id)
-                if record.state.is_final:
-                    folder.forget_secrets(record.id)
-                if record.removes_itself:
-                    folder.remove_folder(record.id)
-            except HostError as error:  # a full disk must not keep the rest from being used
-                warn(f"cannot clean up after {record.name}: {error}")
-        try:
-            folder.correct_allocations()
-        except HostError as error:
-            warn(f"what is free will be known later: {error}")
+                folder.correct_allocations()
+            except HostError as error:
+                warn(f"what is free will be known later: {error}")
     return crashed
+
+
+def _is_suspect(folder: StateFolder, id: str) -> bool:
+    """Whether something of a sandbox that does not live may have to be cleaned up."""
+    try:
+        return _is_stale(folder, folder.peek(id))
+    except (FileNotFoundError, Corrupted):
+        return True
+
+
+def _load(folder: StateFolder, id: str) -> SandboxRecord | None:
+    """Return a record; None for one that was gone, or is set aside. Lock: held."""
+    try:
+        return folder.load(id)
+    except (FileNotFoundError, Corrupted):
+        folder.set_aside(id)
+    return None
+
+
+def _clean_one(folder: StateFolder, record: SandboxRecord, crashed: list[SandboxRecord]) -> None:
+    """Clean up behind one whose process is gone. Lock: held."""
+    try:
+        if record.state.has_process:
+            record = _bury(folder, record)
+            if record.state.is_final:
+                crashed.append(record)
+        folder.remove_sockets(record.id)
+        if record.removes_itself:
+            folder.remove_folder(record.id)
+        elif record.state.is_final:
+            folder.free(record.id)
+    except HostError as error:  # a full disk must not keep the rest from being used
+        warn(f"cannot clean up after {record.name}: {error}")
 
 
 def _is_stale(folder: StateFolder, record: SandboxRecord) -> bool:

@@ -40,6 +40,7 @@ class SandboxRecord(NamedTuple):
         vsock: "unix", "vhost" or "none".
         root: where its root is on disks, see voidbox.sandbox.root; None: `image` is an initramfs.
         is_owned: it ends with the process that made it.
+        is_pooled: of a pool: nothing of it is kept when its program has died.
         removes_itself: nothing of it is kept once it has ended.
         end: the machine's EndReason by name, such as "PANIC"; "" if it did not end by itself.
         workspace: the host's folder that its guest has at /workspace; None for none of the host's.
@@ -81,6 +82,7 @@ class SandboxRecord(NamedTuple):
     vsock: str = "unix"
     team: str | None = None
     is_owned: bool = False
+    is_pooled: bool = False
     removes_itself: bool = False
     cmdline: str = ""
     disks: tuple[str, ...] = ()
@@ -230,6 +232,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "vsock": _is_text,
     "team": _is_text_or_none,
     "is_owned": _is_flag,
+    "is_pooled": _is_flag,
     "removes_itself": _is_flag,
     "cmdline": _is_text,
     "disks": _is_words,

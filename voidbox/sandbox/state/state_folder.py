@@ -1,8 +1,10 @@
 """What is in a state folder, and how it is kept whole: the records, the allocations, the leftovers.
 
     STATE/lock                 held while anything below changes
-    STATE/allocations/allocations.json     who has which CID and port; see allocators. In a folder
-                               of its own: a sandbox's process may write there, and no further
+    STATE/allocations/allocations.json     the index: who has which name, CID and port; see
+                               allocators. In a folder of its own: a sandbox's process may write
+                               there, and no further
+    STATE/allocations/cleaned  when somebody last looked for what killed processes left
     STATE/sandboxes/ID/        0700
         state.json             the record
         secret                 what the guest's agent wants to see
@@ -13,13 +15,15 @@
     STATE/sandboxes/.new-ID, .removed-ID     half made, half removed: the next command deletes it
     STATE/set-aside/           what could not be read, with the time
 
-The records decide: what allocations.json says and no record does is free.
+The records decide: what allocations.json says and no record does is free. Nobody reads all of them
+but to list them, and to make the index anew where it is missing or wrong.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -41,6 +45,9 @@ SOCKETS = (CONTROL, VSOCK)  # and vsock.sock_PORT, for what the guest connects t
 
 _NEW, _REMOVED = ".new-", ".removed-"
 
+# A file is replaced by another one, brought to the disk before: no two of them look alike.
+_Mark = tuple[int, int, int]  # inode, time, size
+
 
 class StateFolder:
     """A state folder. Thread: any; processes: any number. Methods say who needs the lock.
@@ -61,6 +68,9 @@ class StateFolder:
         self.sandboxes = f"{self.path}/sandboxes"
         self.allocations = f"{self.path}/allocations"
         self._allocations = f"{self.allocations}/allocations.json"
+        self._cleaned = f"{self.allocations}/cleaned"
+        self._index: tuple[_Mark, Allocations] | None = None  # as it was last read or written here
+        self._peeked: dict[str, tuple[_Mark, SandboxRecord]] = {}
         with suppress(FileNotFoundError, Corrupted):  # whoever needs it sets it aside
             self._read_allocations()
 
@@ -94,6 +104,14 @@ class StateFolder:
             raise Corrupted("it is another sandbox's")
         return record
 
+    def peek(self, id: str) -> SandboxRecord:
+        """As load(), for who asks often: the file is read if it has changed. No lock needed."""
+        mark = _mark(self.file(id, STATE))
+        known = self._peeked.get(id)
+        if known is None or known[0] != mark:
+            known = self._peeked[id] = mark, self.load(id)
+        return known[1]
+
     def save(self, record: SandboxRecord) -> SandboxRecord:
         """Replace a sandbox's record; return it. Lock: held.
 
@@ -103,28 +121,38 @@ class StateFolder:
         durable.write_json(self.file(record.id, STATE), record.to_json())
         return record
 
+    def ids(self) -> list[str]:
+        """Return the IDs of all sandboxes. No lock needed."""
+        found = [name for name in self._entries() if names.is_id(name)]
+        if len(self._peeked) > 2 * len(found):
+            self._peeked.clear()
+        return found
+
     def scan(self) -> tuple[list[SandboxRecord], list[str]]:
         """Return all records, oldest first, and the IDs of those unreadable. No lock needed."""
         found, unreadable = [], []
-        for id in filter(names.is_id, self._entries()):
+        for id in self.ids():
             try:
-                found.append(self.load(id))
+                found.append(self.peek(id))
             except (FileNotFoundError, Corrupted):
                 unreadable.append(id)
         found.sort(key=lambda record: (record.created_at, record.id))
         return found, unreadable
 
     def tidy(self) -> list[SandboxRecord]:
-        """Delete what is half made, set aside what is unreadable; return the rest. Lock: held."""
-        for name in self._leftovers():
-            try:
-                durable.remove_tree(f"{self.sandboxes}/{name}")
-            except HostError as error:  # nobody needs it; nobody is kept from working by it
-                warn(str(error))
+        """Set aside what is unreadable; return all records, oldest first. Lock: held."""
         found, unreadable = self.scan()
         for id in unreadable:
             self.set_aside(id)
         return self.scan()[0] if unreadable else found
+
+    def remove_leftovers(self) -> None:
+        """Delete what is half made or half removed. Lock: held."""
+        for name in self.leftovers():
+            try:
+                durable.remove_tree(f"{self.sandboxes}/{name}")
+            except HostError as error:  # nobody needs it; nobody is kept from working by it
+                warn(str(error))
 
     def set_aside(self, id: str, known: SandboxRecord | None = None) -> None:
         """Have a record that cannot be read be out of the way, and say so. Lock: held.
@@ -151,6 +179,7 @@ class StateFolder:
             if not self.is_alive(id):
                 self.remove_sockets(id)
                 what = f"set aside as {durable.set_aside(f'{self.sandboxes}/{id}', aside, id)}"
+                self.free(id, is_gone=True)
             else:
                 what = ""
                 if os.path.lexists(state):
@@ -216,7 +245,8 @@ class StateFolder:
         except OSError as error:
             raise durable.failure("delete", f"{self.sandboxes}/{id}", error) from error
         durable.remove_tree(gone)
-        self.free(id)  # last: on a full disk there is room for it now
+        self._peeked.pop(id, None)
+        self.free(id, is_gone=True)  # last: on a full disk there is room for it now
 
     def socket_names(self, id: str) -> list[str]:
         """Return the names of the sockets in a sandbox's folder. No lock needed."""
@@ -233,27 +263,28 @@ class StateFolder:
 
     # Allocations.
 
-    def load_allocations(self, found: list[SandboxRecord] | None = None) -> Allocations:
-        """Return who has what. Lock: held.
+    def load_allocations(self) -> Allocations:
+        """Return who has what; save them, or forget them. Lock: held.
 
-        Args:
-            found: all records, if known: to see what is stale.
+        Raises:
+            HostError, ConfigError: see durable.read_json.
         """
         try:
-            allocations = self._read_allocations()
+            with suppress(FileNotFoundError):
+                mark = _mark(self._allocations)
+                cached, self._index = self._index, None  # whoever changes it may not save it
+                if cached is not None and cached[0] == mark:
+                    return cached[1]
+            return self._read_allocations()
         except FileNotFoundError:
-            allocations = None
+            pass
         except Corrupted as error:
             now = durable.set_aside(self._allocations, f"{self.path}/set-aside", "allocations.json")
             warn(f"{self._allocations} cannot be read: {error}; set aside as {now}, made anew")
-            allocations = None
-        if allocations is None:
-            allocations = Allocations()
-            with suppress(OSError):  # where voidbox 0.1 had it
-                os.unlink(f"{self.path}/allocations.json")
-            found = self.tidy() if found is None else found
-        if found is not None:
-            self._correct(allocations, found)
+        with suppress(OSError):  # where voidbox 0.1 had it
+            os.unlink(f"{self.path}/allocations.json")
+        allocations = Allocations()
+        self._correct(allocations, self.tidy())
         return allocations
 
     def save_allocations(self, allocations: Allocations) -> None:
@@ -262,19 +293,56 @@ class StateFolder:
         Raises:
             HostError: it cannot be written.
         """
-        durable.write_json(self._allocations, allocations.to_json())
+        self._index = None
+        durable.write_json(self._allocations, allocations.to_json(), indent=None)
+        self._index = _mark(self._allocations), allocations
+
+    def find_name(self, name: str) -> str | None:
+        """Return whose a name is, as the index has it; None if it has none. No lock needed.
+
+        It may be wrong: the record decides.
+        """
+        with suppress(FileNotFoundError, Corrupted):
+            return self._read_allocations().names.get(name)
+        return None
+
+    def holder(self, allocations: Allocations, name: str) -> SandboxRecord | None:
+        """Return the record of the sandbox that has a name. Lock: held.
+
+        Raises:
+            HostError, ConfigError: its record cannot be read.
+        """
+        id = allocations.names.get(name)
+        if id is None:
+            return None
+        try:
+            record = self.load(id)
+        except FileNotFoundError:
+            if not self.is_alive(id):
+                return None
+            record = None
+        except Corrupted:
+            record = None
+        if record is None:  # it is set aside, or made anew by what its process knows
+            self.set_aside(id)
+            with suppress(FileNotFoundError, Corrupted):
+                record = self.load(id)
+        return record if record is not None and record.name == name else None
 
     def forget_secrets(self, id: str) -> None:
         """Delete what was to be told to nobody but a guest that is gone."""
         with suppress(OSError):
             os.unlink(self.file(id, SECRET_ENVS))
 
-    def free(self, id: str) -> None:
-        """Have all be free that a sandbox has. Lock: held."""
+    def free(self, id: str, is_gone: bool = False) -> None:
+        """Have all be free that a sandbox has; its name too, if it is gone. Lock: held."""
         self.forget_secrets(id)
         try:
             allocations = self.load_allocations()
-            allocations.release_all(id)
+            if is_gone:
+                allocations.release_all(id)
+            else:
+                allocations.release_numbers(id)
             self.save_allocations(allocations)
         except HostError as error:  # nothing is lost: the records decide
             warn(f"what sandbox {id} had will be free later: {error}")
@@ -285,21 +353,26 @@ class StateFolder:
         Raises:
             HostError: it cannot be written.
         """
-        found, _ = self.scan()
-        if self.has_leftovers(found):
-            self.save_allocations(self.load_allocations(found))
+        allocations = self.load_allocations()
+        before = allocations.to_json()
+        self._correct(allocations, self.tidy())
+        if before != allocations.to_json() or not os.path.exists(self._allocations):
+            self.save_allocations(allocations)
 
-    def has_leftovers(self, found: list[SandboxRecord]) -> bool:
-        """Whether something half made or stale is there, for these records. No lock needed."""
+    def is_index_wrong(self, ids: list[str], living: set[str]) -> bool:
+        """Whether the index has what no longer is, or lacks what lives. No lock needed."""
         try:
             allocations = self._read_allocations()
         except FileNotFoundError:
-            allocations = Allocations()
+            return bool(ids)
         except Corrupted:
             return True
-        before = allocations.to_json()
-        self._correct(allocations, found)
-        return before != allocations.to_json() or bool(self._leftovers())
+        known = set(ids)
+        return not (
+            allocations.owners() <= known
+            and known <= set(allocations.names.values())
+            and living <= set(allocations.cids.taken.values())
+        )
 
     def _correct(self, allocations: Allocations, found: list[SandboxRecord]) -> None:
         """Have allocations be what the records say, and keep what lives unrecorded."""
@@ -308,9 +381,23 @@ class StateFolder:
             if id in known or not self.is_alive(id):
                 allocations.release_all(id)
         for record in found:
+            allocations.names[record.name] = record.id
             if not record.state.is_final:
                 allocations.cids.taken[record.cid] = record.id
                 allocations.ports.taken.update(dict.fromkeys(record.ports, record.id))
+
+    # Cleaning.
+
+    def was_cleaned(self, within_s: float) -> bool:
+        """Whether somebody cleaned up not longer ago. No lock needed."""
+        with suppress(OSError):
+            return 0 <= time.time() - os.stat(self._cleaned).st_mtime < within_s
+        return False
+
+    def note_cleaned(self) -> None:
+        """See was_cleaned(). No lock needed."""
+        with suppress(OSError):  # then the next one cleans, too
+            durable.write_file(self._cleaned, b"")
 
     def _read_allocations(self) -> Allocations:
         return Allocations.from_json(durable.read_json(self._allocations, allocators.VERSION))
@@ -321,8 +408,20 @@ class StateFolder:
         except OSError as error:
             raise durable.failure("read", self.sandboxes, error) from error
 
-    def _leftovers(self) -> list[str]:
+    def leftovers(self) -> list[str]:
+        """Return what is half made or half removed, by name. No lock needed."""
         return [name for name in self._entries() if name.startswith((_NEW, _REMOVED))]
+
+
+def _mark(path: str) -> _Mark:
+    """Raises FileNotFoundError."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise durable.failure("read", path, error) from error
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def warn(message: str) -> None:

@@ -21,7 +21,6 @@ from voidbox.sandbox.state.state_folder import (
     SECRET,
     SECRET_ENVS,
     SOCKETS,
-    STATE,
     SUSPENDED,
     VSOCK,
     StateFolder,
@@ -34,6 +33,7 @@ __all__ = ["Event", "SandboxRecord", "State", "Store"]
 
 _SOCKET_PATH_BYTES_MAX = 107  # sun_path of <linux/un.h>, less its NUL
 _VSOCK_SUFFIX_BYTES = len("_65535")  # of the sockets of guest-initiated connections
+_CLEAN_S = 1.0
 _FIXED = frozenset({"id", "name", "state", "created_at", "cid", "ports"})
 
 _Records = list[SandboxRecord]  # where "list" is the method
@@ -57,7 +57,6 @@ class Store:
         self.folder = self._state.path
         self._holds: dict[str, Hold] = {}  # of sandboxes that live through us
         self._known: dict[str, SandboxRecord] = {}  # of those we adopted, as we last wrote it
-        self._peeked: dict[str, tuple[tuple[int, int, int], SandboxRecord]] = {}
 
     def close(self) -> None:
         """Let go of all sandboxes that live through this object. Idempotent."""
@@ -90,19 +89,18 @@ class Store:
         if record.name:
             names.check_name(record.name)
         with self._state.lock():
-            others = self._state.tidy()
-            taken = {other.name: other for other in others}
-            if record.name in taken:
+            allocations = self._state.load_allocations()
+            other = self._state.holder(allocations, record.name) if record.name else None
+            if other is not None:
                 raise ConfigError(
                     f"there is a sandbox called {record.name} already, which is "
-                    f"{taken[record.name].state.value}: choose another name, or remove it with "
+                    f"{other.state.value}: choose another name, or remove it with "
                     f"voidbox rm {record.name}"
                 )
-            allocations = self._state.load_allocations(others)
             id = names.new_id()
             record = record._replace(
                 id=id,
-                name=record.name or names.new_name(taken),
+                name=record.name or names.new_name(allocations.names),
                 state=State.CREATING,
                 created_at=time.time(),
                 started_at=None,
@@ -113,6 +111,7 @@ class Store:
                 reason="",
                 crash="",
             )
+            allocations.names[record.name] = id
             record.to_json()  # refuses what cannot be kept
             try:
                 self._state.save_allocations(allocations)
@@ -217,10 +216,19 @@ class Store:
         """
         names.check_name(name)
         with self._state.lock():
-            for other in self._state.tidy():
-                if other.name == name and other.id != id:
-                    raise ConfigError(f"there is a sandbox called {name} already")
-            return self._save(self._load_to_change(id)._replace(name=name))
+            old = self._load_to_change(id)
+            allocations = self._state.load_allocations()
+            other = self._state.holder(allocations, name)
+            if other is not None and other.id != id:
+                raise ConfigError(f"there is a sandbox called {name} already")
+            # The index has both meanwhile: whatever is killed in between, neither is free.
+            allocations.names[name] = id
+            self._state.save_allocations(allocations)
+            record = self._save(old._replace(name=name))
+            if old.name != name:
+                allocations.names.pop(old.name, None)
+                self._state.save_allocations(allocations)
+        return record
 
     def remove(self, id: str) -> None:
         """Delete a sandbox that nobody but this object keeps alive, with its logs.
@@ -243,19 +251,11 @@ class Store:
     # Finding.
 
     def peek(self, id: str) -> SandboxRecord:
-        """As read() of an ID, for who asks at each request: the file is read if it has changed.
-
-        A record is replaced by another file, brought to the disk before: no two look alike.
-        """
+        """As read() of an ID, for who asks at each request: the file is read if it has changed."""
         try:
-            status = os.stat(self._state.file(id, STATE))
-        except OSError:
+            return self._state.peek(id)
+        except (FileNotFoundError, Corrupted, HostError):
             return self.read(id)
-        mark = status.st_ino, status.st_mtime_ns, status.st_size
-        known = self._peeked.get(id)
-        if known is None or known[0] != mark:
-            known = self._peeked[id] = mark, self.read(id)
-        return known[1]
 
     def read(self, key: str) -> SandboxRecord:
         """Return the record of an ID, of a name, or of an ID's beginning (4 digits or more).
@@ -270,7 +270,12 @@ class Store:
                 pass  # list() sets the latter aside
         elif not names.is_name(key):
             raise _unknown(key)
-        found = self.list()
+        else:
+            with suppress(FileNotFoundError, Corrupted, ConfigError):
+                record = self._state.load(self._state.find_name(key) or "")
+                if record.name == key:
+                    return record
+        found = self.list()  # the index may be wrong
         for record in found:
             if key in (record.name, record.id):
                 return record
@@ -378,8 +383,9 @@ class Store:
     # Ports of the host.
 
     def allocate_port(self, id: str) -> int:
-        """Return a port of 9000 to 9999 that is the sandbox's until it ends or gives it back.
+        """Return a port that is the sandbox's until it ends or gives it back.
 
+        Of 9000 to 9999, or where all of these are taken, of those after them.
         Another program may use it all the same: whoever cannot bind it asks for the next one, and
         gives this one back after.
 
@@ -419,6 +425,15 @@ class Store:
             ConfigError: a newer voidbox wrote something here.
         """
         return cleaning.clean(self._state)
+
+    def clean_at_times(self) -> None:
+        """As clean(), but once a second at most, whoever did it: for who starts many.
+
+        Raises:
+            ConfigError: see clean().
+        """
+        if not self._state.was_cleaned(_CLEAN_S):
+            self.clean()
 
     def _read_again(self, id: str) -> SandboxRecord:
         """Return a record, by what its process knows if need be. Raises as StateFolder.load."""

@@ -1,0 +1,41 @@
+"""A sandbox that a pool gives out: its end makes room for the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NoReturn
+
+from voidbox.errors import ConfigError
+from voidbox.sdk.aio import AsyncSandbox
+
+
+class PooledSandbox(AsyncSandbox):
+    """An AsyncSandbox that belongs to a pool. It is nobody's second time.
+
+    Attributes:
+        retire: begins its end, for the pool; returns what can be waited for.
+    """
+
+    retire: Callable[[], asyncio.Task[bool]]
+
+    async def kill(self) -> bool:
+        """End it at once, and wait for that; False if it had ended. The pool has room again."""
+        return await asyncio.shield(self.retire())
+
+    async def end(self) -> bool:
+        """End it as an AsyncSandbox; for the pool alone."""
+        return await super().kill()
+
+    async def fork(self, count: int = 1, **_: object) -> NoReturn:
+        """Forks would be more than the pool may have: make a pool of a snapshot."""
+        raise ConfigError(
+            "a pool's sandbox has no forks, which the pool would not count: make a snapshot of it, "
+            "and a pool of that: Pool(snapshot=…)"
+        )
+
+    async def suspend(self, **_: object) -> NoReturn:
+        """It would wake outside of the pool's limit."""
+        raise ConfigError(
+            "a pool's sandbox is not suspended: it would wake beside as many as there may be"
+        )

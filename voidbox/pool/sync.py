@@ -1,0 +1,126 @@
+"""Pool: AsyncPool for programs that block.
+
+with Pool(8, warm=2) as pool:
+    with pool.sandbox() as sandbox:
+        print(sandbox.commands.run("uname -a").stdout)
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TypeVar, Unpack
+
+from voidbox.pool.aio import AsyncPool
+from voidbox.pool.host_memory import AUTO
+from voidbox.pool.options import check_count
+from voidbox.pool.stats import PoolStats
+from voidbox.sdk.creating import CreateOptions
+from voidbox.sdk.facade import Facade, blocking, documented_by
+from voidbox.sdk.loop_thread import run
+from voidbox.sdk.sync import Sandbox
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Pool(Facade[AsyncPool]):
+    """A pool of sandboxes. Use as a context manager: what it has made ends with it.
+
+    See AsyncPool, which all of this is the blocking form of.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        warm: int = 0,
+        starts: int | None = None,
+        host_memory: int | str | None = AUTO,
+        isolated: bool = False,
+        request_timeout: float | None = None,
+        state_folder: str | None = None,
+        **options: Unpack[CreateOptions],
+    ) -> None:
+        """See AsyncPool."""
+        super().__init__(
+            AsyncPool(
+                size,
+                warm=warm,
+                starts=starts,
+                host_memory=host_memory,
+                isolated=isolated,
+                request_timeout=request_timeout,
+                state_folder=state_folder,
+                **options,
+            )
+        )
+
+    @documented_by(AsyncPool.acquire)
+    def acquire(
+        self, timeout: float | None = None, options: CreateOptions | None = None
+    ) -> Sandbox:
+        return Sandbox(run(self._core.acquire(timeout, options)))
+
+    @contextlib.contextmanager
+    def sandbox(
+        self, timeout: float | None = None, options: CreateOptions | None = None
+    ) -> Iterator[Sandbox]:
+        """Have a sandbox for the length of a block; see acquire()."""
+        with self.acquire(timeout, options) as sandbox:
+            yield sandbox
+
+    def map(
+        self,
+        function: Callable[[Sandbox, T], R],
+        tasks: Iterable[T],
+        concurrency: int | None = None,
+    ) -> list[R]:
+        """Return what `function(sandbox, task)` returns for each task, in their order.
+
+        It is called on threads, as many as there may be sandboxes at once, or `concurrency`. When
+        one fails, no further one is begun. See AsyncPool.map().
+        """
+        size = self._core.size
+        workers = min(size, check_count("concurrency", concurrency or size, 1))
+        results: dict[int, R] = {}
+
+        def one(index: int, task: T) -> None:
+            with self.sandbox() as sandbox:
+                results[index] = function(sandbox, task)
+
+        with ThreadPoolExecutor(workers, "voidbox-pool") as threads:
+            running: set[Future[None]] = set()
+            for index, task in enumerate(tasks):
+                if len(running) >= workers:
+                    running = _check(running)
+                running.add(threads.submit(one, index, task))
+            while running:
+                running = _check(running)
+        return [results[index] for index in range(len(results))]
+
+    def stats(self) -> PoolStats:
+        """Return what there is now."""
+        return run(self._stats())
+
+    async def _stats(self) -> PoolStats:
+        return self._core.stats()
+
+    drain = blocking(AsyncPool.drain)
+    close = blocking(AsyncPool.close)
+
+    def __enter__(self) -> Pool:
+        run(self._core.__aenter__())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        run(self._core.close())
+
+
+def _check(running: set[Future[None]]) -> set[Future[None]]:
+    """Wait for one of them; raise what it raised. Returns those that still run."""
+    done, rest = wait(running, return_when=FIRST_COMPLETED)
+    for one in done:
+        one.result()
+    return rest
