@@ -5,7 +5,7 @@ export VENV
 
 .PHONY: demo test test-fast test-slow test-lab test-machines test-sandboxes test-long test-pythons \
 	lint bench setup kernels image runtime network-image \
-	disk-image git-image root-images trixie-host registry claude-image clean
+	disk-image git-image root-images trixie-host registry sdks claude-image clean
 
 demo: setup runtime
 	scripts/demo.sh
@@ -18,7 +18,7 @@ HOST_PYTEST = $(PYTHON) -m pytest -n auto --dist loadfile tests/unit tests/guest
 test-fast: setup registry
 	$(HOST_PYTEST) -m "not slow"
 
-test-slow: setup registry runtime
+test-slow: setup registry runtime sdks
 	$(HOST_PYTEST) -m slow
 
 # The lab's software CPU now and then stalls or resets a nested guest, about once in a hundred boots:
@@ -111,6 +111,10 @@ trixie-host: runtime
 # A real registry, for the tests of `voidbox image pull`.
 registry:
 	scripts/fetch_registry.sh
+
+# E2B's SDKs, for the tests of `voidbox serve`.
+sdks:
+	scripts/fetch_sdks.sh
 
 # The same with the programs that the disks' tests use, and their benchmark.
 disk-image: setup

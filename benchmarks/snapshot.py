@@ -5,6 +5,9 @@ Every time is from the moment that the machine is asked for: until it is built, 
 until its agent answers, until a first command's answer. Rounds are interleaved; medians and ratios
 to the boot of the same guest are what to quote. All is in one process, whose start is not counted.
 
+Then as users have it: `Sandbox.create()` and a first command, booted (`cold=True`) and restored
+from a template, each in a process of its own; when it logged what says where the time goes.
+
     python benchmarks/snapshot.py [--rounds N] [--memory MIB] [--cpus N] [--output FILE.json]
 """
 
@@ -19,20 +22,25 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from glob import glob
 from pathlib import Path
 
 from voidbox.agent import connect
 from voidbox.agent.client import AgentClient
 from voidbox.sandbox.guest import Guest, MachineEndpoint
+from voidbox.sandbox.process.learning import BYTES_MAX
 from voidbox.snapshot import folder as snapshot_folder
+from voidbox.snapshot import working_set
 from voidbox.vmm.config import MachineConfig, VsockConfig
 from voidbox.vmm.machine import Machine
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 300.0
 RESTORE_TARGET = 0.15  # of a boot, until the agent answers
+CREATE_TARGET = 0.35  # of a boot, from create() to the first command's answer
 PAUSE_TARGET_S = 0.2
 
 Sample = dict[str, float]
@@ -91,7 +99,7 @@ def restore(guest: Guest, folder: str, memory: str, record: bool = False) -> Sam
     with Machine.from_snapshot(folder, config, memory=memory) as machine:  # type: ignore[arg-type]
         until_answers(start, machine, guest.secret, sample).close()
         if record:
-            machine.record_working_set(os.path.join(folder, "working-set"))
+            machine.record_working_set(os.path.join(folder, working_set.NAME), BYTES_MAX)
     return sample
 
 
@@ -134,6 +142,74 @@ def measure(config: MachineConfig, rounds: int) -> dict[str, list[Sample]]:
     return samples
 
 
+# What owner.log says when, and what it is the end of.
+PHASES = {
+    "the sandbox's process begins": "process_s",
+    "the machine is made": "built_s",
+    "connect OK": "connected_s",
+    "handshake OK": "agent_s",
+    "restored from": "adopted_s",
+}
+
+
+def create(
+    config: MachineConfig, cold: bool | None, until: Callable[[], bool] = lambda: True
+) -> Sample:
+    """Create a sandbox, and run a command in it.
+
+    Args:
+        cold: whether it is to boot; None for either.
+        until: what to wait for before it ends.
+    """
+    from voidbox import Sandbox
+
+    began = time.time()
+    with Sandbox.create(
+        kernel=config.kernel,
+        image=str(config.initramfs),
+        memory=config.memory_bytes,
+        cpus=config.cpus,
+        cold=bool(cold),
+        request_timeout=LIMIT_S,
+    ) as sandbox:
+        created = time.time()
+        sandbox.commands.run("true")
+        answered = time.time()
+        lines = list(sandbox.logs(source="voidbox"))
+        if cold is not None:
+            assert any("restored from" in line for line in lines) is not cold, lines
+        while not until():
+            if time.time() > answered + LIMIT_S:
+                raise TimeoutError("\n".join(sandbox.logs(source="voidbox")))
+            time.sleep(0.1)
+    return {**_phases(lines, began), "created_s": created - began, "exec_s": answered - began}
+
+
+def _phases(lines: Iterable[str], began: float) -> Sample:
+    found: Sample = {}
+    for line in lines:
+        stamp, message = line[:23], line[24:]
+        for mark, name in PHASES.items():
+            if mark in message:
+                at = datetime.strptime(stamp, "%Y-%m-%d %H:%M:%S.%f").timestamp()
+                found.setdefault(name, at - began)
+    return found
+
+
+def measure_create(config: MachineConfig, rounds: int) -> dict[str, list[Sample]]:
+    """Create sandboxes in turn, after a round that leaves the template and its working set."""
+    samples: dict[str, list[Sample]] = {"create, cold": [], "create, restored": []}
+    with tempfile.TemporaryDirectory(prefix="vb-", dir="/dev/shm") as place:
+        os.environ["VOIDBOX_STATE"] = place
+        for file in ("machine.bin", "working-set"):  # the first leaves one, the second the other
+            create(config, None, lambda file=file: bool(glob(f"{place}/templates/*/{file}")))  # type: ignore[misc]
+        for _ in range(rounds):
+            samples["create, cold"].append(create(config, cold=True))
+            samples["create, restored"].append(create(config, cold=False))
+        del os.environ["VOIDBOX_STATE"]
+    return samples
+
+
 def medians(samples: list[Sample]) -> Sample:
     """Return the median of each quantity."""
     return {key: statistics.median(each[key] for each in samples) for key in samples[0]}
@@ -142,6 +218,7 @@ def medians(samples: list[Sample]) -> Sample:
 def print_table(rows: dict[str, Sample]) -> None:
     """Print what was measured, and its ratio to the boot."""
     cold, saved = rows["cold boot"], rows["snapshot"]
+    created = {name: rows.pop(name) for name in list(rows) if name.startswith("create")}
     keys = ("built_s", "runs_s", "agent_s", "exec_s")
     print("  " + "".join(f"{word:>9}" for word in (" " * 11, *keys, "agent", "exec")) + " / boot's")
     for name, row in rows.items():
@@ -155,6 +232,13 @@ def print_table(rows: dict[str, Sample]) -> None:
         f"{PAUSE_TARGET_S * 1000:.0f}), of them fork {saved['fork_s'] * 1000:.0f}; whole "
         f"{saved['total_s']:.2f} s; {saved['memory_mib']:.0f} MiB of data"
     )
+    phases = [*PHASES.values(), "created_s", "exec_s"]
+    print("  " + "".join(f"{word:>12}" for word in (" " * 18, *phases, "exec/cold's")))
+    for name, row in created.items():
+        times = "".join(f"{row[key]:11.2f}s" if key in row else f"{'-':>12}" for key in phases)
+        ratio = row["exec_s"] / created["create, cold"]["exec_s"]
+        print(f"  {name:18}{times}{ratio:12.3f}")
+    print(f"  target: exec/cold's ≤ {CREATE_TARGET}")
 
 
 def main() -> None:
@@ -168,9 +252,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write all samples there, as JSON")
     options = parser.parse_args()
     print(f"{options.memory} MiB, {options.cpus} CPUs, {options.rounds} rounds, medians")
-    samples = measure(find_guest(options), options.rounds)
+    config = find_guest(options)
+    samples = {**measure(config, options.rounds), **measure_create(config, options.rounds)}
     rows = {name: medians(taken) for name, taken in samples.items()}
-    print_table(rows)
+    print_table(dict(rows))
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         document = {

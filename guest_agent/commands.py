@@ -124,17 +124,19 @@ class Exec(_Command):
     """Run a command.
 
     Values: argv (list) or shell (string); env, cwd, user, stdin (bool), timeout (seconds),
-    rows and columns for a terminal, background (bool).
+    rows and columns for a terminal, background (bool), keep (bool).
     Answers: EVENT {pid}, DATA on STDOUT and STDERR (a terminal has STDOUT only), then RESULT
     {exit_code, signal, timed_out}, and {error} if it could not be executed (127, 126).
 
     A command ends with its process, not with what that leaves running. Unless it is in the
-    background it is killed when the request is cancelled or the client leaves.
+    background it is killed when the request is cancelled or the client leaves; with `keep` it goes
+    to the background when the client leaves.
     """
 
     def start(self, values: dict[str, Any]) -> None:
         self._follower: _Follower | None = None
         is_background = arguments.flag(values, "background")
+        self._is_kept = arguments.flag(values, "keep")
         seconds = arguments.seconds(values, "timeout")
         program = _program(values, self.table.environment)
         group = self.table.make_group() if seconds is not None else None
@@ -177,7 +179,8 @@ class Exec(_Command):
         if self._follower is not None:
             self._follower.close()
         elif hasattr(self, "process"):
-            if self.table.keeps_foreground and not self._direct.is_given_up:
+            is_kept = self._is_kept or self.table.keeps_foreground
+            if is_kept and not self._direct.is_given_up and self.process.end is None:
                 self.process.go_to_background()
                 return
             self.table.remove(self.process)

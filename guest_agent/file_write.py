@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 
-from guest_agent import arguments, protocol, users
+from guest_agent import arguments, attributes, protocol, users
 from guest_agent.connection import Connection, Request, RequestError
 from guest_agent.files import new_checksum, require_regular, temporary_name, user_of
 from guest_agent.loop import Loop, Timer
@@ -46,6 +46,8 @@ class Part:
     def __init__(self, path: str, user: users.User, values: dict[str, Any]) -> None:
         mode = arguments.optional_integer(values, "mode")
         self._mtime_ns = arguments.optional_integer(values, "mtime_ns")
+        has_attributes = values.get("attributes") is not None
+        self._attributes = arguments.text_map(values, "attributes") if has_attributes else None
         makes_parents = arguments.flag(values, "parents", True)
         self._user = user
         self.path = path
@@ -113,6 +115,8 @@ class Part:
 
     def _describe(self) -> None:
         os.fchmod(self._fd, self._mode)
+        if self._attributes is not None:
+            attributes.write(self._fd, self._attributes)
         if self._mtime_ns is not None:
             os.utime(self._fd, ns=(self._mtime_ns, self._mtime_ns))
 
@@ -234,11 +238,12 @@ class FileWrite(Request):
     A file that must stay where it is (see Part) is written in place: what of it came is there.
 
     Values: path, user, mode (the old file's or 0644), mtime_ns, parents (bool: make the folders
-    above); part (the client's name for a file that comes in several requests) and offset (of this
-    one in it); extents (list of [bytes of a hole, bytes of the data after it]: where the data
-    belongs). Then DATA, and END {checksum (of this request's data), more (bool: it goes on in
-    another request)}. Answers: RESULT {size (of all so far)}. Fails with "checksum" if that of
-    what came differs, and with "gone" if the beginning is no longer there.
+    above); attributes (map: all that it is to have, see attributes.py); part (the client's name for
+    a file that comes in several requests) and offset (of this one in it); extents (list of [bytes
+    of a hole, bytes of the data after it]: where the data belongs). Then DATA, and END {checksum
+    (of this request's data), more (bool: it goes on in another request)}. Answers: RESULT {size (of
+    all so far)}. Fails with "checksum" if that of what came differs, and with "gone" if the
+    beginning is no longer there.
     """
 
     def __init__(self, parts: Parts, connection: Connection, number: int) -> None:

@@ -6,12 +6,13 @@ that this user's programs prepare leads further than they get themselves.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
 import stat
 
-from guest_agent import arguments, protocol, users
+from guest_agent import arguments, attributes, protocol, users
 from guest_agent.connection import Request, RequestError
 from guest_agent.users import acting_as
 
@@ -53,8 +54,12 @@ def user_of(values: dict[str, Any]) -> users.User:
     return users.find(arguments.text(values, "user", users.default()))
 
 
-def describe(path: str, name: str, follow: bool = False) -> dict[str, Any]:
-    """Return what STAT and LIST say of a file."""
+def describe(path: str, name: str, follow: bool = False, details: bool = False) -> dict[str, Any]:
+    """Return what STAT and LIST say of a file.
+
+    With `details` also what a link leads to in the end, as `resolved` and `followed`, and extended
+    attributes of the namespace user, as `attributes`.
+    """
     status = os.stat(path, follow_symlinks=follow)
     entry = {
         "name": name,
@@ -69,6 +74,12 @@ def describe(path: str, name: str, follow: bool = False) -> dict[str, Any]:
     }
     if stat.S_ISLNK(status.st_mode):
         entry["target"] = os.readlink(path)
+        if details:
+            entry["resolved"] = os.path.realpath(path)
+            with contextlib.suppress(OSError):  # it leads nowhere
+                entry["followed"] = describe(path, name, follow=True)
+    if details:
+        entry["attributes"] = attributes.read(path)
     return entry
 
 
@@ -178,14 +189,16 @@ def require_regular(mode: int, path: str) -> None:
 class FileList(Request):
     """List a folder.
 
-    Values: path, user, depth (1: its own entries). Answers: EVENT {entries: [as STAT's, the name
-    relative to path]}, then RESULT {}. An entry has an `error` if it cannot be described, and then
-    nothing else of sense but its name; or if it is a folder to be entered that cannot be read.
+    Values: path, user, depth (1: its own entries), details (bool). Answers: EVENT {entries: [as
+    STAT's, the name relative to path]}, then RESULT {}. An entry has an `error` if it cannot be
+    described, and then nothing else of sense but its name; or if it is a folder to be entered that
+    cannot be read.
     """
 
     def start(self, values: dict[str, Any]) -> None:
         path = arguments.path(values)
         depth = arguments.integer(values, "depth", 1, low=1)
+        self._has_details = arguments.flag(values, "details")
         self._user = user_of(values)
         self._pending: list[dict[str, Any]] = []
         self._names(path)  # an error here is the request's; further down it is an entry's
@@ -206,7 +219,7 @@ class FileList(Request):
             entry = {**_UNKNOWN, "name": prefix + name}
             try:
                 with acting_as(self._user):
-                    entry = describe(full, prefix + name)
+                    entry = describe(full, prefix + name, details=self._has_details)
                 if entry["type"] == "folder" and len(levels) < depth:
                     inner = self._names(full)
             except FileNotFoundError:
@@ -234,13 +247,17 @@ class FileList(Request):
 
 
 class FileStat(Request):
-    """Describe a file. Values: path, user, follow (bool, true). Answers: RESULT, see describe()."""
+    """Describe a file.
+
+    Values: path, user, follow (bool, true), details (bool). Answers: RESULT, see describe().
+    """
 
     def start(self, values: dict[str, Any]) -> None:
         path = arguments.path(values)
         follow = arguments.flag(values, "follow", True)
+        details = arguments.flag(values, "details")
         with acting_as(user_of(values)):
-            self.result(describe(path, os.path.basename(path), follow))
+            self.result(describe(path, os.path.basename(path), follow, details))
 
 
 class FileMkdir(Request):

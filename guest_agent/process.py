@@ -9,10 +9,10 @@ import struct
 import termios
 import time
 from collections import deque
-from typing import NamedTuple, Protocol
 
 from guest_agent import protocol
 from guest_agent.loop import READ, WRITE, Loop, Timer
+from guest_agent.records import NamedTuple, Protocol
 from guest_agent.spawn import Child, Program, set_window_size
 from guest_agent.time_limit import TimeLimit
 

@@ -12,6 +12,7 @@ from guest_agent import mounts, protocol
 from guest_agent.activity import Activity
 from guest_agent.commands import Attach, Exec, Kill, Processes, ProcessTable, Resize
 from guest_agent.connection import Connection, Request, Secret
+from guest_agent.dial import Dial
 from guest_agent.file_write import FileWrite, Parts
 from guest_agent.files import (
     FileLink,
@@ -40,6 +41,7 @@ AGENT_VERSION = "1"
 CAPABILITIES = (
     *("exec", "pty", "background", "files", "watch", "metrics", "clock", "shutdown"),
     *(protocol.CAN_RESUME, protocol.CAN_LINK, protocol.CAN_ADOPT, protocol.CAN_HOLES),
+    *(protocol.CAN_KEEP, protocol.CAN_DIAL, protocol.CAN_DETAIL),
 )
 # Who only looks does not use the guest.
 _UNCOUNTED = frozenset((protocol.METRICS, protocol.SET_CLOCK))
@@ -98,6 +100,7 @@ class Agent:
             protocol.QUIESCE: partial(Quiesce, generation),
             protocol.RELEASE: partial(Release, generation),
             protocol.ADOPT: partial(Adopt, generation),
+            protocol.DIAL: Dial,
         }
         for type in protocol.REQUESTS - _UNCOUNTED:
             self._handlers[type] = partial(self._use, self._handlers[type])

@@ -11,9 +11,9 @@ import resource
 import signal
 import struct
 import termios
-from typing import NamedTuple
 
 from guest_agent.connection import RequestError
+from guest_agent.records import NamedTuple
 from guest_agent.users import User, acting_as, call_as
 
 TYPE_CHECKING = False

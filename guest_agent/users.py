@@ -10,11 +10,11 @@ import _thread
 import contextlib
 import errno
 import os
-from typing import NamedTuple
 
 from guest_agent import plain_files, syscalls
 from guest_agent.connection import RequestError
 from guest_agent.protocol import BAD_REQUEST
+from guest_agent.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -25,6 +25,7 @@ PAGE_BYTES = 4096
 MMIO_HOLE_GPA = 0xC000_0000
 MMIO_HOLE_END_GPA = 0x1_0000_0000
 
+_MADV_REMOVE = 9  # <asm-generic/mman-common.h>: a hole in the memfd, which DONTNEED would leave
 _MAP_NORESERVE = 0x4000  # <asm/mman.h>; Python 3.11's mmap module lacks it
 _WORD_BYTES = {"H": 2, "I": 4, "Q": 8}
 
@@ -100,6 +101,16 @@ class MemoryRegion:
             os.close(self.fd)
             self.fd = -1
 
+    def discard(self, offset: int, length: int) -> None:
+        """Give whole pages back to the host. What they held is gone.
+
+        Afterwards private memory reads as zeroes, or as the file that it is a view of: the kernel
+        drops the pages that were written, and what another process has of the file stays as it is.
+        """
+        advice = _MADV_REMOVE if self.is_shared else mmap.MADV_DONTNEED
+        with contextlib.suppress(OSError):  # EINVAL: they are locked in memory, and stay
+            self.map.madvise(advice, offset, length)
+
     def close(self) -> None:
         """Release the map. Every slice handed out must have been released."""
         self.view.release()
@@ -166,6 +177,26 @@ class GuestMemory:
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Copy `data` into guest memory."""
         self.view(gpa, len(data))[:] = data
+
+    def discard(self, gpa: int, length: int) -> None:
+        """Give whole pages back to the host; see MemoryRegion.discard.
+
+        Raises:
+            GuestError: they are no pages, or not wholly inside one region of RAM.
+        """
+        if gpa % PAGE_BYTES or length % PAGE_BYTES:
+            raise GuestError(f"guest address {gpa:#x} + {length:#x} bytes are no whole pages")
+        for region in self.regions:
+            offset = gpa - region.gpa
+            if offset >= 0 and 0 < length <= region.size_bytes - offset:
+                region.discard(offset, length)
+                return
+        raise GuestError(f"guest address {gpa:#x} + {length:#x} bytes is not inside RAM")
+
+    @property
+    def reads_as_zero(self) -> bool:
+        """Whether what was discarded does: not where memory is a view of a file."""
+        return all(region.is_shared or region.fd < 0 for region in self.regions)
 
     def load_file(self, fd: int, offset: int, gpa: int, length: int) -> None:
         """Read `length` bytes at `offset` of a file straight into guest memory.

@@ -103,8 +103,11 @@ def ready_home() -> Path:
 
 
 def in_home(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run voidbox with nothing of Debian's in the PATH."""
-    environment = {"HOME": str(home), "PATH": str(home / "bin"), "PYTHONPATH": str(ROOT)}
+    """Run voidbox with nothing of Debian's in the PATH, and without the runtime's wheel."""
+    environment = {
+        "HOME": str(home), "PATH": str(home / "bin"), "PYTHONPATH": str(ROOT),
+        "VOIDBOX_RUNTIME": "",
+    }  # fmt: skip
     command = [sys.executable, "-m", "voidbox", *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, env=environment, cwd=home

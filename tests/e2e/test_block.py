@@ -65,7 +65,7 @@ class Host:
         config = MachineConfig(self.kernel, self.image, memory_bytes=256 << 20, disks=disks)
         with Guest(config) as guest:
             guest.machine.start()
-            with guest.connect() as client:
+            with guest.connect(300) as client:
                 sh(client, "mkdir /mnt")
                 yield guest, client
 

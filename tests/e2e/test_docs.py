@@ -77,7 +77,7 @@ def test_python_runs(block: Block, here: dict[str, Any], guest_images: dict[str,
             code = [sys.executable, "-c", block.text]
             path = {**os.environ, "PYTHONPATH": str(ROOT)}
             done = subprocess.run(
-                code, env=path, capture_output=True, text=True, timeout=120, check=True
+                code, env=path, capture_output=True, text=True, timeout=300, check=True
             )
             assert done.stdout == "hello\n0 6\n"
     finally:
@@ -115,7 +115,7 @@ def test_commands_run(block: Block, here: dict[str, Any], tmp_path: Path) -> Non
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done

@@ -39,7 +39,7 @@ class Place(NamedTuple):
     store: StoreFolder
 
     def create(self, image: str | Path | None, kernel: str = "minimal", **values: Any) -> Sandbox:
-        values = {"memory": "128M", "timeout": 600, "request_timeout": 120, **values}
+        values = {"memory": "128M", "timeout": 1200, "request_timeout": 300, **values}
         return Sandbox.create(kernel=self.kernels[kernel], image=image, **values)
 
     def cli(self, *arguments: str, input: str = "") -> subprocess.CompletedProcess[str]:

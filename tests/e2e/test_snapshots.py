@@ -131,6 +131,25 @@ def test_a_snapshot_goes_on_in_a_sandbox_of_its_own(box: Sandbox) -> None:
     Sandbox.remove_snapshot(made)
 
 
+def test_commands_of_a_paused_sandbox_live_on_in_its_copy(box: Sandbox) -> None:
+    following = box.commands.start("read line; echo got $line", stdin=True)
+    box.pause()
+    made = box.snapshot()
+    assert box.get_info().state == "paused"
+    with Sandbox.create(snapshot=made, request_timeout=300) as copy:
+        name = "import socket; n = socket.gethostname(); print(n, socket.gethostbyname(n))"
+        found = copy.commands.run(f"python3 -c '{name}'").stdout.split()
+        assert found == [copy.get_info().name, "127.0.0.1"]
+        with copy.commands.connect(following.pid) as handle:
+            handle.send_stdin("me\n")
+            assert handle.wait(60).stdout == "got me\n"
+    box.resume()
+    with following:
+        following.send_stdin("you\n")
+        assert following.wait(60).stdout == "got you\n"
+    Sandbox.remove_snapshot(made)
+
+
 def test_forks_differ_from_their_first_request_on(box: Sandbox) -> None:
     children = box.fork(3)
     try:

@@ -25,8 +25,8 @@ def machine(kernels: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterato
     with tempfile.TemporaryDirectory(prefix="vb-") as folder:  # pytest's are too long for sockets
         monkeypatch.setenv("VOIDBOX_STATE", folder)
         yield {
-            "kernel": kernels["minimal"], "memory": "128M", "block_network": True, "timeout": 600,
-            "request_timeout": 120,
+            "kernel": kernels["minimal"], "memory": "128M", "block_network": True, "timeout": 1200,
+            "request_timeout": 300,
         }  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def run(kernel: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def out(sandbox: Sandbox, line: str) -> str:
-    return sandbox.commands.run(line, check=True, timeout=120).stdout
+    return sandbox.commands.run(line, check=True, timeout=300).stdout
 
 
 def test_volumes_stay_and_folders_are_live(machine: dict[str, Any], tmp_path: Path) -> None:

@@ -51,13 +51,13 @@ def create(machine: dict[str, str], host: Path, mode: str, cache: str = "auto") 
         workspace_mode=mode,  # type: ignore[arg-type]
         workspace_cache=cache,  # type: ignore[arg-type]
         block_network=True,
-        timeout=600,
-        request_timeout=120,
+        timeout=1200,
+        request_timeout=300,
     )
 
 
 def sh(sandbox: Sandbox, text: str) -> str:
-    result: CommandResult = sandbox.commands.run(text, check=True, timeout=240)
+    result: CommandResult = sandbox.commands.run(text, check=True, timeout=400)
     return result.stdout
 
 
@@ -194,7 +194,7 @@ def test_the_command_line(machine: dict[str, str], host: Path) -> None:
             [sys.executable, "-m", "voidbox", "run", "--kernel", machine["kernel"],
              "--initramfs", machine["image"], "--memory", "640M", "--net", "off", "-v", *options,
              "--workspace", f"{host}{mode}", "--", "sh", "-c", text],
-            cwd=ROOT, capture_output=True, text=True, timeout=200,
+            cwd=ROOT, capture_output=True, text=True, timeout=400,
         )  # fmt: skip
 
     copied = run("", "cat hello; echo x >>hello; rm -r sub; exit 3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import threading
@@ -26,6 +27,7 @@ from voidbox.errors import ConfigError, HostError
 from voidbox.kvm import state as kvm_state
 from voidbox.snapshot import folder
 from voidbox.snapshot import format as machine_bin
+from voidbox.virtio.vsock import VirtioVsock
 from voidbox.vmm.config import DiskConfig, MachineConfig, ShareConfig, VsockConfig
 from voidbox.vmm.console import CallbackOutput
 from voidbox.vmm.machine import Machine
@@ -34,6 +36,8 @@ from voidbox.vmm.outcome import EndReason
 pytestmark = pytest.mark.kvm
 
 MMIO_GPA = 0xE000_0000
+APART = 12_345  # cycles between two vCPUs' TSCs
+KVM_NMI = 0xAE9A  # <linux/kvm.h>
 
 
 def config_of(tmp_path: Path, code: bytes, pvh: bool = False, **changes: object) -> MachineConfig:
@@ -198,6 +202,37 @@ def test_a_halted_guest_wakes_up(tmp_path: Path, is_deadline: bool) -> None:
             machine.resume()
 
 
+def nmi_guest() -> bytes:
+    """Halt with interrupts off; a non-maskable one is told at a port."""
+    idt_gpa, handler_gpa = tiny.CODE_GPA + 0x800, tiny.CODE_GPA + 0x400
+    # mov esp, 0x90000; mov edi, …; lidt [edi]
+    start = b"\xbc\x00\x00\x09\x00\xbf" + struct.pack("<I", tiny.CODE_GPA + 0x700) + b"\x0f\x01\x1f"
+    start += tiny.out8(COUNTER_PORT, 1) + tiny.HLT_FOREVER
+    gate = struct.pack("<HHBBH", handler_gpa & 0xFFFF, 0x10, 0, 0x8E, handler_gpa >> 16)
+    code = start.ljust(0x400, b"\x90") + tiny.out8(COUNTER_PORT, 2) + tiny.HLT_FOREVER
+    code = code.ljust(0x700, b"\x90") + struct.pack("<HI", 3 * 8 - 1, idt_gpa)
+    return code.ljust(0x800, b"\0") + bytes(2 * 8) + gate
+
+
+def test_an_interrupt_that_was_pending_is_taken(tmp_path: Path) -> None:
+    """One that no controller keeps: it is in the vCPU's events alone."""
+    config = config_of(tmp_path, nmi_guest(), pvh=True)
+    with Machine(config) as machine:
+        register = Register()
+        machine._board.ports.attach(COUNTER_PORT, 4, register)
+        machine.start()
+        _wait(lambda: register.written)
+        machine.pause()
+        fcntl.ioctl(machine._hardware.vcpus[0].fd, KVM_NMI)
+        with paused_copy(machine, config, tmp_path / "snap") as copy:
+            copied = Register()
+            copy._board.ports.attach(COUNTER_PORT, 4, copied)
+            copy.start()
+            _wait(lambda: copied.written)
+            assert copied.written == [2]
+        assert register.written == [1]
+
+
 def _wait(condition: object) -> None:
     deadline = time.monotonic() + DEADLINE_S
     while not condition():  # type: ignore[operator]
@@ -221,9 +256,15 @@ def test_all_that_kvm_keeps_comes_back(tmp_path: Path) -> None:
                 # xmm0 in the legacy area, and the bit that says that it is there
                 xsave=_with(_with(saved.vcpus[0].xsave, 160, b"xmm0"), 512, b"\x03"),
             )
+            second = saved.vcpus[1]
+            if (
+                first.tsc_offset
+            ):  # in step, but for a distance; 0 is a software KVM's, which has none
+                apart = {"tsc": first.tsc + APART, "tsc_offset": first.tsc_offset + APART}
+                second = second._replace(**apart)
             saved = saved._replace(
                 clock_ns=saved.clock_ns + 10**15,
-                vcpus=(first, *saved.vcpus[1:]),
+                vcpus=(first, second),
                 pit=_with(saved.pit, 0, b"\x34\x12"),  # channel 0's count
             )
             kvm_state.write(copy._hardware.vm, copy._hardware.vcpus, saved)
@@ -232,6 +273,9 @@ def test_all_that_kvm_keeps_comes_back(tmp_path: Path) -> None:
             for before, after in zip(saved.vcpus, again.vcpus, strict=True):
                 assert after.tsc >= before.tsc
                 assert after._replace(tsc=0, tsc_offset=0) == before._replace(tsc=0, tsc_offset=0)
+            offsets = [vcpu.tsc_offset for vcpu in again.vcpus]
+            if first.tsc_offset:
+                assert offsets[1] == offsets[0] + APART  # type: ignore[operator]
             assert again.irqchips == saved.irqchips
             assert again.pit[:2] == saved.pit[:2]
 
@@ -424,7 +468,12 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
         with Machine.from_snapshot(str(tmp_path / f"snap{round_}"), config) as copy:
             attach_counter(copy)
             copy.start()
-            copy.record_working_set(str(tmp_path / f"snap{round_}" / "working-set"))
+            path = tmp_path / f"snap{round_}" / "working-set"
+            touched = copy.record_working_set(str(path), 0)
+            assert touched > 0
+            assert not path.exists(), "more than was to be written down"
+            assert copy.record_working_set(str(path), MEMORY_BYTES) >= touched
+            assert path.exists()
         with Machine.from_snapshot(str(tmp_path / f"snap{round_}"), config) as copy:
             attach_counter(copy)
             copy.start()
@@ -587,3 +636,32 @@ def test_console_output_goes_on(tmp_path: Path) -> None:
             copy.start()
             _wait(lambda: len(output) > 10)
             assert set(output) == {ord("x")}
+
+
+def test_what_the_guest_said_last_is_told(tmp_path: Path) -> None:
+    """What is in the UART when the guest is saved: nothing that it does calls for it again."""
+    config = config_of(tmp_path, counting_guest())
+    with Machine(config) as machine:
+        counter = attach_counter(machine)
+        machine.start()
+        wait_for_reads(counter, 10)
+        machine.pause()
+        machine._board.uart._output += b"last words"
+        with paused_copy(machine, config, tmp_path / "snap") as copy:
+            output = bytearray()
+            copy.console.attach(CallbackOutput(output.extend))
+            attach_counter(copy)
+            copy.start()
+            _wait(lambda: output == b"last words")
+
+
+def test_a_copy_is_to_tell_its_guest_that_its_connections_are_over(tmp_path: Path) -> None:
+    """What becomes of it, once a driver has the device: see the tests of the device."""
+    config = config_of(tmp_path, counting_guest(), vsock=VsockConfig())
+    with Machine(config) as machine:
+        attach_counter(machine)
+        machine.start()
+        with paused_copy(machine, config, tmp_path / "snap") as copy:
+            devices = [each._device for each in copy._peripherals.slots._transports]
+            (vsock,) = (each for each in devices if isinstance(each, VirtioVsock))
+            assert vsock._reset.name == "WANTED"

@@ -29,10 +29,11 @@ from voidbox.cli import kept_options, network
 from voidbox.cli.run import _split
 from voidbox.cli.verbs import VERBS
 from voidbox.sandbox.image_choice import Choice
-from voidbox.sandbox.launch import launch
+from voidbox.sandbox.launch import environment, launch
 from voidbox.sandbox.state.lifecycle import _TRANSITIONS, Event, State
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.workspace import copying
+from voidbox.sandbox.zygote.client import Zygote
 from voidbox.sdk import draft, launching, sync, sync_commands, sync_files
 from voidbox.sdk.sync import Sandbox
 
@@ -301,6 +302,7 @@ def fake_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     monkeypatch.setattr(defaults, "find_image", lambda kernel: str(image))
     monkeypatch.setattr(defaults, "find_root", lambda kernel: None)
     monkeypatch.setattr(launching, "launch", functools.partial(launch, owner=FAKE_OWNER))
+    monkeypatch.setattr(launching, "make_zygote", lambda: Zygote(FAKE_OWNER, environment()))
     monkeypatch.setattr(copying, "GUEST_FOLDER", str(work))
     with tempfile.TemporaryDirectory(prefix="vbx") as folder:
         monkeypatch.setenv("VOIDBOX_STATE", folder)

@@ -97,9 +97,11 @@ ALLOWED: dict[str, set[str]] = {
         "images",
         "snapshot",
         "mcp_server",
+        "serve",
         "setup",
     },
     "mcp_server": {"errors", "version", "sandbox", "sdk", "cli"},  # the last in __main__ alone
+    "serve": {"errors", "agent", "vmm", "sandbox", "sdk", "images"},
     "__main__": {"cli"},
     "__init__": {
         "version",

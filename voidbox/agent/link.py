@@ -23,7 +23,7 @@ from voidbox.loop_api import TimerHandle
 
 _IO_BYTES = 256 << 10
 # Those that may last for ever leave room for others: who has them all must be able to end some.
-_LASTING = frozenset((protocol.EXEC, protocol.ATTACH, protocol.FILE_WATCH))
+_LASTING = frozenset((protocol.EXEC, protocol.ATTACH, protocol.FILE_WATCH, protocol.DIAL))
 _LASTING_MAX = protocol.REQUESTS_MAX - 64
 
 

@@ -66,9 +66,10 @@ EXEC, ATTACH, PROCESSES, KILL, RESIZE = 16, 17, 18, 19, 20
 FILE_READ, FILE_WRITE, FILE_LIST, FILE_STAT = 32, 33, 34, 35
 FILE_MKDIR, FILE_REMOVE, FILE_RENAME, FILE_WATCH, FILE_LINK = 36, 37, 38, 39, 40
 METRICS, SET_CLOCK, SHUTDOWN, QUIESCE, RELEASE, ADOPT = 48, 49, 50, 51, 52, 53
+DIAL = 64
 
 REQUESTS = frozenset((*range(EXEC, RESIZE + 1), *range(FILE_READ, FILE_LINK + 1)))
-REQUESTS |= frozenset(range(METRICS, ADOPT + 1))
+REQUESTS |= frozenset((*range(METRICS, ADOPT + 1), DIAL))
 FROM_HOST = REQUESTS | {PING, DATA, END, CREDIT, CANCEL}
 FROM_GUEST = frozenset((PONG, RESULT, ERROR, EVENT, DATA, CREDIT))
 
@@ -81,6 +82,8 @@ GONE = "gone"  # the beginning of a file, to which more was to come
 
 # What an agent that can do it lists in its PONG.
 CAN_RESUME, CAN_LINK, CAN_ADOPT, CAN_HOLES = "resume", "links", "adopt", "holes"
+# EXEC's "keep", DIAL, and "details" and "attributes" of files.
+CAN_KEEP, CAN_DIAL, CAN_DETAIL = "keep", "dial", "details"
 # That all is mounted which the host names; or, with a source and an errno's name, why one is not.
 CAN_MOUNT, CANNOT_MOUNT = "mounts", "mounts:"
 

@@ -49,6 +49,7 @@ _voidbox() {
             completion) words="bash zsh fish" ;;
         esac
         case $verb in cp|run) compopt -o default ;; esac
+        [ "$verb" = pool ] && [ "$COMP_CWORD" -eq 2 ] && words="run"
         [ "$verb" = port ] && [ "$COMP_CWORD" -eq 2 ] && words="add rm ls wait"
         case $verb:$COMP_CWORD:${COMP_WORDS[2]} in
             image:2:*) words="@IMAGE@" ;;
@@ -82,6 +83,7 @@ _voidbox() {
         esac
     else
         case $verb in
+            pool) (( CURRENT == 3 )) && { compadd run; return } ;;
             port) (( CURRENT == 3 )) && { compadd add rm ls wait; return } ;;
             image)
                 if (( CURRENT == 3 )); then
@@ -180,6 +182,7 @@ def _fish() -> str:
         if verb in ("cp", "run"):
             lines.append(f"complete -c voidbox {condition} -F")
     for verb, words in (
+        ("pool", "run"),
         ("port", "add rm ls wait"),
         ("image", " ".join(image.ACTIONS)),
         ("volume", " ".join(volume.ACTIONS)),

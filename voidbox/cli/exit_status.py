@@ -8,6 +8,7 @@ INCOMPLETE = 1  # `voidbox cp`: something could not be read; `voidbox workspace 
 USAGE = 2  # bad arguments, an unusable file, a host that cannot run VMs
 PANIC = 120  # the guest's kernel panicked
 CRASH = 121  # the guest crashed: a triple fault, an exit that cannot be handled
+SOME_FAILED = 123  # `voidbox pool run`: a command failed, as xargs has it
 AGENT = 122  # the guest's agent did not answer, or was lost
 TIMEOUT = 124  # --timeout ran out
 INTERNAL = 125  # voidbox itself failed: a bug

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Coroutine
@@ -23,8 +24,13 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     asyncio.run() alone knows Ctrl-C only, and waits for threads that wait for the guest.
     """
     interrupt = _Interrupt()
-    with SignalThread(_SIGNALS, interrupt.on_signal):  # threads that exist before would get them
-        return asyncio.run(interrupt.watch(work))
+    # Threads that exist before would get the signals; where there can be no loop, nothing is run.
+    with (
+        contextlib.closing(work),
+        SignalThread(_SIGNALS, interrupt.on_signal),
+        asyncio.Runner() as runner,
+    ):
+        return runner.run(interrupt.watch(work))
 
 
 class _Interrupt:

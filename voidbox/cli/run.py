@@ -299,9 +299,12 @@ def _with_volumes(
 
 def _explain(words: Sequence[str], unknown: Sequence[str]) -> str | None:
     """Say what is wrong with words that other programs' `run` would take."""
+    # As Python takes it to pieces, -v/a:/b is no option's value, or one that nobody expects.
+    glued = [word for word in words if word.startswith("-v") and ":" in word]
+    if glued and (not unknown or unknown[0].lstrip("-") == glued[0][2:]):
+        return _explain_v(glued[0][2:])
     if not unknown:
-        glued = [word for word in words if word.startswith("-v") and ":" in word]
-        return _explain_v(glued[0][2:]) if glued else None
+        return None
     word = unknown[0].partition("=")[0]
     before = dict(zip(words[1:], words, strict=False)).get(unknown[0], "")
     if word in _ELSEWHERE:

@@ -6,6 +6,7 @@ GROUPS = {
     "run": {
         "run": "a command or a shell in a fresh sandbox; with --detach one that stays",
         "fork": "make sandboxes that go on from where one is",
+        "pool": "a command for each line of input, each in a fresh sandbox",
         "exec": "run a command in a sandbox that runs",
         "shell": "open a shell in it",
         "cp": "copy files and folders into or out of it",
@@ -13,6 +14,7 @@ GROUPS = {
         "send": "send a message to it",
         "port": "offer its ports on the host: add, rm, ls; wait for one",
         "mcp": "give a coding agent sandboxes, by the Model Context Protocol",
+        "serve": "offer sandboxes over HTTP, as E2B's SDKs want them",
     },
     "look": {
         "ps": "list sandboxes",
@@ -52,6 +54,9 @@ TITLES = {
 # What other programs call them.
 _ELSEWHERE = {
     "list": "ps",
+    "xargs": "pool",
+    "map": "pool",
+    "parallel": "pool",
     "ls": "ps",
     "delete": "rm",
     "remove": "rm",

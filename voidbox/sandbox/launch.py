@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import voidbox
 from voidbox.errors import ConfigError, HostError, SandboxTimeout, VoidboxError
+from voidbox.sandbox import host_room
 from voidbox.sandbox.control import describe_error, make_error
 from voidbox.sandbox.log_file import read_tail
 from voidbox.sandbox.process.logs import open_log
@@ -105,6 +106,7 @@ def launch(
     fd = None
     try:
         with contextlib.ExitStack() as stack:
+            host_room.check(record.cpus)
             status, theirs = _pipe(stack)
             fd = _spawn(store, record, theirs.fileno(), parent_fd, zygote or owner)
             stack.callback(os.close, fd)

@@ -29,6 +29,7 @@ AT_ONCE = {
     "HW_RANDOM_VIRTIO": "virtio_rng",
     "VIRTIO_NET": "virtio_net",
     "VIRTIO_BLK": "virtio_blk",
+    "VIRTIO_BALLOON": "virtio_balloon",
 }
 FOR_BOOT = {
     "VIRTIO_MMIO": "virtio_mmio",

@@ -37,6 +37,11 @@ class WorkingSet(NamedTuple):
     read: tuple[tuple[int, int], ...] = ()
     written: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def size_bytes(self) -> int:
+        """How much it is."""
+        return sum(size for _, size in (*self.read, *self.written))
+
 
 def observe(parts: Sequence[Part]) -> WorkingSet:
     """Return what has been touched of memory that is mapped from a file.

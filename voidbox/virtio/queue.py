@@ -213,11 +213,35 @@ class Virtqueue:
         self._next_avail = (next_avail + 1) & 0xFFFF
         return chain
 
+    def next_ranges(self) -> tuple[int, list[tuple[int, int]]] | None:
+        """Take the next available chain as the guest's addresses of what the device may write.
+
+        For a device that does something else with that memory than to write it.
+
+        Returns:
+            The head, and (gpa, length) of each buffer that is not empty; None if there is no chain.
+        Raises:
+            GuestError: as next_chain(); or the chain has a readable buffer.
+        """
+        avail_idx = self._avail[1]
+        if avail_idx == self._next_avail:
+            return None
+        if ((avail_idx - self._published) & 0xFFFF) > self.size:
+            raise self._too_far_ahead(avail_idx)
+        head_idx = self._avail[2 + (self._next_avail & self._mask)]
+        if head_idx > self._mask:
+            raise GuestError(f"head {head_idx} in a queue of {self.size}")
+        ranges: list[tuple[int, int]] = []
+        if self._walk(head_idx, ranges).readable:
+            raise GuestError("a readable buffer in a chain to be written")
+        self._next_avail = (self._next_avail + 1) & 0xFFFF
+        return head_idx, ranges
+
     def _too_far_ahead(self, avail_idx: int) -> GuestError:
         return GuestError(f"avail idx {avail_idx} is too far ahead of used idx {self._published}")
 
-    def _walk(self, head_idx: int) -> Chain:
-        """Take a chain of more than one descriptor apart.
+    def _walk(self, head_idx: int, ranges: list[tuple[int, int]] | None = None) -> Chain:
+        """Take a chain of more than one descriptor apart; add where its buffers are to `ranges`.
 
         The table is the queue's own until a descriptor with INDIRECT, which ends that part (NEXT
         may not stand beside it), leads into a private copy of the table it points to.
@@ -249,6 +273,8 @@ class Virtqueue:
             if length:
                 end = addr + length
                 buffer = low[addr:end] if end <= low_bytes else view(addr, length)
+                if ranges is not None:
+                    ranges.append((addr, length))
                 if seen_writable:
                     writable_bytes += length
                     writable.append(buffer)

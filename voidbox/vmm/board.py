@@ -53,7 +53,7 @@ if TYPE_CHECKING:  # few machines have one
 # them: (port, width in bytes). Linux polls LSR or IIR after every burst to the UART.
 _COALESCED_PORTS = ((COM1_PORT + UART_TX, 1), (RTC_PORT, 1), (0x80, 1), (0xCF8, 4))
 _COALESCED_SERIAL_LINE = (COM2_PORT + UART_TX, 1)
-_DRAIN_S = 0.1  # the longest that a coalesced write waits
+_DRAIN_S, _DRAIN_S_MAX = 0.1, 2.0  # how long a coalesced write waits; while there are none
 
 _POWER_REGISTERS = acpi.PowerRegisters(
     sleep_control_port=ACPI_PM_PORT + SLEEP_CONTROL_OFFSET,
@@ -148,11 +148,16 @@ class Board:
         if self.coalesced is not None and self.coalesced.has_entries():
             self.coalesced.drain()
 
-    def drain_regularly(self) -> None:
-        """Perform those of a guest that makes no exit, such as one that halts. Thread: loop."""
+    def drain_regularly(self, pause_s: float = _DRAIN_S) -> None:
+        """Perform those of a guest that makes no exit, such as one that halts. Thread: loop.
+
+        Seldom, while there are none: drivers follow such writes with an access that exits.
+        """
         if self.coalesced is not None:
+            has_entries = self.coalesced.has_entries()
+            pause_s = _DRAIN_S if has_entries else min(2 * pause_s, _DRAIN_S_MAX)
             self.drain()
-            self._loop.call_later(_DRAIN_S, self.drain_regularly)
+            self._loop.call_later(pause_s, partial(self.drain_regularly, pause_s))
 
     def close(self) -> None:
         """End the program's stream. Idempotent."""

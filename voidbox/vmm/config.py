@@ -195,6 +195,7 @@ class MachineConfig(NamedTuple):
         extra_files: added to the initramfs, which must be there: only the guest gets to see them.
         disks: virtio-blk disks, in the guest's order: vda, vdb …
         shares: folders of the host.
+        balloon: a device by which the guest gives memory back.
     """
 
     kernel: str
@@ -209,6 +210,7 @@ class MachineConfig(NamedTuple):
     net: NatConfig | None = None
     disks: tuple[DiskConfig, ...] = ()
     shares: tuple[ShareConfig, ...] = ()
+    balloon: bool = False
 
     @property
     def kernel_cmdline(self) -> str:

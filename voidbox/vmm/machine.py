@@ -22,13 +22,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from voidbox.boot import cpu, layout, loader, newc
-from voidbox.errors import HostError, VoidboxError
+from voidbox.errors import ConfigError, HostError, VoidboxError
 from voidbox.event_loop import EventLoop
 from voidbox.kvm.kvm import KVM_DEVICE, Kvm
 from voidbox.memory import GuestMemory
 from voidbox.vmm import requirements, vcpus
 from voidbox.vmm.board import Board
-from voidbox.vmm.config import MachineConfig
+from voidbox.vmm.config import MEMORY_BYTES_MIN, MachineConfig
 from voidbox.vmm.console import wait_flushed
 from voidbox.vmm.hardware import Hardware
 from voidbox.vmm.outcome import EndReason, Outcome
@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # imported where they are used: a machine without them starts
     import socket
 
     from voidbox.nat.backend import NatBackend
+    from voidbox.virtio.balloon import BalloonStatistics
     from voidbox.virtio.block_config import BlockStatistics
     from voidbox.vmm.disk import Disk
     from voidbox.vmm.restore import Restore
@@ -63,6 +64,7 @@ class MachineStatistics(NamedTuple):
         vcpu_ns: the host's CPU time of all vCPUs, which it counts in hundredths of a second.
         disks: what each disk did, in the guest's order.
         throttle: the limit of the vCPUs' CPU time.
+        balloon: what the guest gave back, and said of its memory; None without a balloon.
     """
 
     exits: dict[str, int]
@@ -72,6 +74,7 @@ class MachineStatistics(NamedTuple):
     vcpu_ns: int
     disks: tuple[BlockStatistics, ...] = ()
     throttle: ThrottleStatistics = ThrottleStatistics(None, 0)
+    balloon: BalloonStatistics | None = None
 
 
 class Machine:
@@ -360,17 +363,20 @@ class Machine:
             if self._outcome is not None:
                 raise HostError(f"the machine has ended ({self._outcome.reason.value})")
 
-    def record_working_set(self, path: str) -> None:
+    def record_working_set(self, path: str, bytes_max: int) -> int:
         """Write down what the guest has touched since its restore, for later restores to fetch.
 
         Args:
             path: "working-set" in the snapshot's folder; one that is there stays. Thread: any.
+            bytes_max: of more nothing is written down.
+        Returns:
+            How many bytes it has touched.
         Raises:
             HostError: it cannot be written; or the machine was not restored lazily.
         """
         from voidbox.vmm.restore import record_working_set
 
-        record_working_set(path, self.memory)
+        return record_working_set(path, self.memory, bytes_max)
 
     def write_generation_id(self) -> None:
         """Give this copy of the machine an id of its own. Before the first KVM_RUN."""
@@ -392,6 +398,25 @@ class Machine:
             self._throttle.set(cpus)
         except RuntimeError as error:
             raise HostError(f"the host gives no thread ({error}): end other processes") from error
+
+    def set_memory_target(self, size_bytes: int) -> None:
+        """Have the guest make do with so much memory; it gives the rest back as far as it can.
+
+        It takes a while, and what the guest needs stays its own: a guest that runs out of memory
+        takes it back. See statistics().
+
+        Raises:
+            ConfigError: the machine has no balloon, or less memory.
+        """
+        balloon = self._peripherals.balloon
+        if balloon is None:
+            raise ConfigError("the machine has no balloon: its memory is all its guest's")
+        if not MEMORY_BYTES_MIN <= size_bytes <= self.config.memory_bytes:
+            raise ConfigError(
+                f"{size_bytes >> 20} MiB of memory: choose {MEMORY_BYTES_MIN >> 20}M to "
+                f"{self.config.memory_bytes >> 20}M, which the machine has"
+            )
+        self.loop.call_soon(partial(balloon.set_target, self.config.memory_bytes - size_bytes))
 
     def set_disk_rates(self, bytes_s: int | None, requests_s: int | None) -> None:
         """Limit what the guest may do with each disk a second; None for no limit."""
@@ -492,7 +517,15 @@ class Machine:
             self._vcpus.cpu_ns(),
             tuple(disk.device.statistics() for disk in self._peripherals.disks),
             self._throttle.statistics(),
+            self._balloon_statistics(),
         )
+
+    def _balloon_statistics(self) -> BalloonStatistics | None:
+        balloon = self._peripherals.balloon
+        if balloon is None:
+            return None
+        self.loop.call_soon(balloon.ask_statistics)  # for who looks again
+        return balloon.statistics()
 
     # Its end.
 

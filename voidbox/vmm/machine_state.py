@@ -14,11 +14,12 @@ from voidbox.net.addresses import NetworkConfig
 from voidbox.net.flow_state import FlowState
 from voidbox.snapshot.checks import Host
 from voidbox.snapshot.memory import Part
+from voidbox.virtio.balloon import BalloonState
 from voidbox.virtio.mmio_regs import MmioState
 from voidbox.vmm.config import DiskConfig
 
 # One more whenever registers, slots, features or ACPI tables change: a guest keeps what it found.
-DEVICE_MODEL = 1
+DEVICE_MODEL = 2
 
 
 class DiskState(NamedTuple):
@@ -76,6 +77,7 @@ class MachineState(NamedTuple):
     disks: tuple[DiskState, ...]
     vsock: VsockState | None
     net: NetState | None
+    balloon: BalloonState | None
 
 
 def disk_state(config: DiskConfig, index: int, stays: bool) -> DiskState:

@@ -1,6 +1,6 @@
 """The virtio devices that a configuration asks for, each with its backend, in the slots' order.
 
-    entropy ─ disks ─ sockets ─ network ─ shared folders
+    entropy ─ disks ─ sockets ─ network ─ shared folders ─ balloon
 
 The order is the guest's too: a snapshot's slots are given to the same devices again.
 """
@@ -22,6 +22,7 @@ from voidbox.vmm.virtio_slots import VirtioSlots
 
 if TYPE_CHECKING:  # imported where they are used: a machine without them starts sooner
     from voidbox.nat.backend import NatBackend, NatConfig
+    from voidbox.virtio.balloon import VirtioBalloon
     from voidbox.virtio.device import VirtioDevice
     from voidbox.vmm.disk import Disk
     from voidbox.vmm.restore import Restore
@@ -43,6 +44,7 @@ class Peripherals:
     Attributes:
         slots: where they are.
         network: the network behind the device, or None; on the loop's thread only.
+        balloon: by which the guest gives memory back, or None.
         unix_backend: what carries the sockets' packets, unless the host's kernel does.
         loops: those of the devices.
     """
@@ -67,12 +69,14 @@ class Peripherals:
         self.disks = disks
         self.network: NatBackend | None = None
         self.unix_backend: UnixBackend | None = None
+        self.balloon: VirtioBalloon | None = None
         self.loops: list[EventLoop] = []
         for disk in disks:
             disk.make_loop(on_loop_error)
+        count = sum((1, len(disks), config.vsock is not None, config.net is not None))
         slots = VirtioSlots(
-            hardware.vm, hardware.memory, board.mmio, loop, board.coalesced,
-            hardware.has_readonly_memory,
+            hardware.vm, hardware.memory, board.mmio, loop, count + len(config.shares),
+            board.coalesced, hardware.has_readonly_memory,
         )  # fmt: skip
         self.slots = own.enter_context(contextlib.closing(slots))
         self._add(VirtioRng())
@@ -86,6 +90,8 @@ class Peripherals:
             self._attach_network(config.net)
         for share in config.shares:
             self._attach_share(share)
+        if config.balloon:
+            self._attach_balloon()
 
     def _add(
         self,
@@ -145,6 +151,14 @@ class Peripherals:
         self.loops.append(loop)
         self._own.callback(loop.close)  # before the device's, after which nothing is reset
         self._add(device, dict.fromkeys((0, 1), device.kick_fd), loop)
+
+    def _attach_balloon(self) -> None:
+        from voidbox.virtio.balloon import VirtioBalloon
+
+        memory = self._hardware.memory
+        saved = self._restore.state.balloon if self._restore is not None else None
+        self.balloon = VirtioBalloon(memory.discard, memory.reads_as_zero, saved)
+        self._add(self.balloon)
 
     def resume_but_disks(self) -> None:
         """Have all go on after a pause but the disks, which are being copied. Thread: any."""

@@ -203,14 +203,17 @@ def read_state(path: str) -> MachineState:
     return from_plain(MachineState, values)
 
 
-def record_working_set(path: str, memory: GuestMemory) -> None:
+def record_working_set(path: str, memory: GuestMemory, bytes_max: int) -> int:
     """Write down what a restored guest has touched; see Machine.record_working_set."""
     if any(region.fd < 0 for region in memory):
         raise HostError("only a machine whose memory was restored lazily has a working set")
     try:
-        working_set.save(path, working_set.observe(memory_parts(memory)))
+        found = working_set.observe(memory_parts(memory))
+        if found.size_bytes <= bytes_max:
+            working_set.save(path, found)
     except OSError as error:
         raise files.failure("write", path, error) from error
+    return found.size_bytes
 
 
 def _check_config(state: MachineState, config: MachineConfig) -> None:
@@ -225,6 +228,7 @@ def _check_config(state: MachineState, config: MachineConfig) -> None:
         ("networks", int(state.net is not None), int(config.net is not None)),
         ("second serial ports", int(state.serial_line is not None), int(config.serial_line)),
         ("shared folders", 0, len(config.shares)),
+        ("balloons", int(state.balloon is not None), int(config.balloon)),
     ):
         if saved != wanted:
             raise ConfigError(

@@ -293,6 +293,7 @@ def collect(
         disks=disks,
         vsock=VsockState(backend.next_port) if backend is not None else None,
         net=_net_state(parts.config, peripherals.network),
+        balloon=peripherals.balloon.state() if peripherals.balloon is not None else None,
         kvm=kvm_state.read(hardware.vm, hardware.vcpus, msrs),
     )
 

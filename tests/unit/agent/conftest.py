@@ -47,7 +47,7 @@ def agent_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     dial(path).close()
     yield path
     process.terminate()
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     faults = (folder / "stderr").read_text()
     assert "a fault of the agent's own" not in faults, faults
 

@@ -96,7 +96,7 @@ def serial_agent() -> Iterator[socket.socket]:
     assert process.stdout is not None and process.stdout.readline() == b"ready\n"
     yield host
     process.terminate()
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, b"")
     host.close()
 

@@ -81,7 +81,7 @@ class RecordingAgent:
         for client in self._clients:
             client.close()
         self._process.terminate()
-        assert self._process.wait(20) == 0
+        assert self._process.wait(60) == 0
 
 
 @pytest.fixture

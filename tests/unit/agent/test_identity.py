@@ -35,6 +35,19 @@ def test_names_are_written(identity: Identity, tmp_path: Path) -> None:
     assert (tmp_path / "run/generation").read_text() == "abc\n"
 
 
+def test_random_numbers_are_others_at_once(
+    identity: Identity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is added to the kernel's pool is used after the next reseed, which is asked for."""
+    calls: list[tuple[int, bytes]] = []
+    monkeypatch.setattr(
+        identities.fcntl, "ioctl", lambda fd, request, info=b"": calls.append((request, info))
+    )
+    identity.reseed(b"e" * 32)
+    # <linux/random.h>: RNDADDENTROPY of 256 bits in 32 bytes, then RNDRESEEDCRNG
+    assert calls == [(0x40085203, b"\0\1\0\0\x20\0\0\0" + b"e" * 32), (0x5207, b"")]
+
+
 def test_an_image_without_a_machine_id_gets_none(identity: Identity, tmp_path: Path) -> None:
     assert identity.rename(None, "0f" * 16, None) == []
     assert not (tmp_path / "machine-id").exists()

@@ -238,7 +238,7 @@ def test_a_closed_pipe_ends_it(tmp_path: Path) -> None:
     assert process.stderr is not None
     assert process.stdout.read(1) == b"A"
     process.stdout.close()
-    assert process.wait(30) == exit_status.BROKEN_PIPE
+    assert process.wait(60) == exit_status.BROKEN_PIPE
     assert process.stderr.read() == b""
     process.stderr.close()
 
@@ -374,7 +374,7 @@ def test_ctrl_a_x_quits_though_the_guest_never_listens(tmp_path: Path) -> None:
     os.write(leader, b"typed ahead")
     time.sleep(0.2)
     os.write(leader, b"\x01x")
-    assert process.wait(30) == exit_status.OK
+    assert process.wait(60) == exit_status.OK
     os.close(leader)
 
 

@@ -21,6 +21,7 @@ KEYS = {
     "image", "memory_bytes", "cpus", "envs", "metadata", "workdir", "user", "timeout_s", "net",
     "vsock", "team", "is_owned", "removes_itself", "cmdline", "disks", "root", "end",
     "workspace", "workspace_mode", "workspace_cache", "volumes", "secret_envs", "idle_timeout_s",
+    "is_pooled",
     "snapshot", "is_cold", "ran_s", "forwards", "paused_s", "paused_at",
     "limits", "jail", "jail_layers",
     "reason", "crash", "folder",
@@ -204,7 +205,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(cli: Cli) -> None:
         "run", "-d", "--name", "box", *cli.machine(),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard)),
     )  # fmt: skip
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert len(errors.splitlines()) == 1, errors
     assert "Traceback" not in errors
@@ -216,7 +217,7 @@ def test_output_that_cannot_be_written(cli: Cli) -> None:
     cli("ps")
     with open("/dev/full", "wb") as full:
         process = cli.start("ps", "-a", stdout=full)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (
         2, "voidbox: cannot write the output: No space left on device\n",
     )  # fmt: skip

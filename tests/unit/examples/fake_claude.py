@@ -43,7 +43,7 @@ def ask(messages: list[Any]) -> dict[str, Any]:
     )
     block: dict[str, Any] = {}
     text, done = "", False
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         for line in answer:
             if not line.startswith(b"data: "):
                 continue

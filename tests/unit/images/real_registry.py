@@ -61,7 +61,7 @@ class Running(NamedTuple):
     def _request(
         self, method: str, path: str, content: bytes, media_type: str
     ) -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection(self.address, timeout=20)
+        connection = http.client.HTTPConnection(self.address, timeout=60)
         try:
             headers = {**self.headers, **({"Content-Type": media_type} if media_type else {})}
             connection.request(method, path, content, headers)
@@ -102,7 +102,7 @@ def real_registry(
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            process.wait(5)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

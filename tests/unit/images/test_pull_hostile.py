@@ -419,12 +419,12 @@ def test_what_fails_does_not_wait_for_what_hangs(
         if start:
             handler.reply(200, start, Content_Length="1000")
         hangs.set()
-        registry.release.wait(20)
+        registry.release.wait(60)
         handler.hang_up()
         return True
 
     def lie(handler: Handler, request: Request) -> bool:
-        hangs.wait(20)
+        hangs.wait(60)
         handler.reply(200, bytes(len(image.blobs[wrong])))
         return True
 
@@ -432,7 +432,7 @@ def test_what_fails_does_not_wait_for_what_hangs(
     registry.on(wrong, lie)
     began = time.monotonic()
     refuse(registry, stored, f"does not tell the truth: the layer {wrong}")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 50
 
 
 def test_nobody_there(stored: StoreFolder) -> None:

@@ -258,7 +258,7 @@ def other_stack(name: str, folder: Path) -> Iterator[Client]:
             yield Client(sock)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(60)
 
 
 def why_not(name: str) -> str | None:

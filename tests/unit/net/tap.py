@@ -185,7 +185,7 @@ class Namespace:
     def _end_holder(self, sock: socket.socket) -> None:
         with contextlib.suppress(OSError):
             sock.send(b"x")
-        self._holder.wait(20)
+        self._holder.wait(60)
 
     def command(self, *argv: str) -> list[str]:
         """Return the command that runs `argv` in the namespace."""
@@ -265,7 +265,7 @@ class TapGuest(Namespace):
                 done.set()
 
         self.loop.call_soon(run)
-        assert done.wait(20)
+        assert done.wait(60)
         return results[0]
 
     def close(self) -> None:
@@ -275,7 +275,7 @@ class TapGuest(Namespace):
 
 
 def _receive_fd(sock: socket.socket) -> int:
-    sock.settimeout(20)
+    sock.settimeout(60)
     _, ancillary, _, _ = sock.recvmsg(1, socket.CMSG_SPACE(4))
     fds = array.array("i")
     fds.frombytes(ancillary[0][2][: fds.itemsize])

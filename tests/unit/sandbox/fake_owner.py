@@ -130,6 +130,11 @@ class FakeMachine:
             self.stop()
         return f"stop={stop} disks={disks}"
 
+    def record_working_set(self, path: str, bytes_max: int) -> int:
+        with open(path, "x") as file:
+            file.write(self._folder)
+        return bytes_max
+
     def _spawn(self, target: Callable[[], None]) -> None:
         thread = threading.Thread(target=target)
         thread.start()

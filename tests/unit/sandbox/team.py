@@ -63,7 +63,7 @@ class Client:
 
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(20)
+        self.socket.settimeout(60)
         self.socket.connect(path)
         self._decoder = protocol.Decoder(protocol.REPLY_BYTES_MAX)
 

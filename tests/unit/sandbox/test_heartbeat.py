@@ -57,6 +57,24 @@ def run(
     return heartbeat, reasons, lost
 
 
+def test_an_idle_guest_is_asked_seldom() -> None:
+    agent = Agent(None)
+    heartbeat = Heartbeat(agent, b"s", no_reconnect, lambda: False, print, 2.0, idle_period_s=60.0)
+    assert heartbeat._pause_s() == 2.0
+    for _ in range(2):  # idle for 1 s, and 2: not for longer than a period
+        assert heartbeat._beat()
+        assert heartbeat._pause_s() == 2.0
+    assert heartbeat._beat()
+    assert heartbeat._pause_s() == 60.0
+    agent.answers = [SLOW]
+    assert heartbeat._beat()
+    assert heartbeat._pause_s() == 0.0, "one that does not answer is asked again at once"
+    agent.answers = [None]
+    agent.pings = 0
+    assert heartbeat._beat()
+    assert heartbeat._pause_s() == 2.0
+
+
 def no_reconnect() -> Agent:
     raise AssertionError("must not reconnect")
 

@@ -74,7 +74,7 @@ def test_a_hold_ends_with_its_process(tmp_path: Path) -> None:
         process.stdout.readline()
         assert is_held(path)
         process.send_signal(signal.SIGKILL)
-        process.wait(20)
+        process.wait(60)
         assert not is_held(path)
 
 

@@ -90,10 +90,8 @@ def test_a_guest_that_panics_ends_what_is_asked_of_it_with_its_story(sandboxes: 
         process = client.exec(["sleep", "60"], user=str(os.getuid()), cwd="/")
         assert process.pid
         os.kill(sandboxes.agent_pid(record), signal.SIGKILL)
-        begun = time.monotonic()
         with pytest.raises(AgentError, match=r"(?s)panicked: Attempted.*the guest boots"):
             process.wait()
-        assert time.monotonic() - begun < 10
     ended = sandboxes.wait_ended(record)
     assert ended.state is State.CRASHED
     assert ended.reason == "the guest's kernel panicked: Attempted to kill init!"

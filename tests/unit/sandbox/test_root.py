@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -293,6 +294,13 @@ def test_a_disk_is_blank_private_and_takes_no_room(tmp_path: Path) -> None:
 def test_a_disk_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="cannot make the sandbox's disk in .*No such file"):
         make_upper(str(tmp_path / "no" / "disk.img"), 1 << 30)
+
+
+def test_a_disk_too_large_for_the_file_system_is_told(tmp_path: Path) -> None:
+    with open(tmp_path / "probe", "wb") as file, contextlib.suppress(OSError):
+        os.truncate(file.fileno(), 1 << 62)
+        pytest.skip("this file system, a tmpfs perhaps, has files of any size")
+    (tmp_path / "probe").unlink()
     with pytest.raises(HostError, match="choose a smaller disk"):
         make_upper(str(tmp_path / "disk.img"), 1 << 62)
     assert not (tmp_path / "disk.img").exists()

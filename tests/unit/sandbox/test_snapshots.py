@@ -447,6 +447,20 @@ def test_the_second_of_a_kind_is_restored(boxes: Sandboxes) -> None:
     wait_for_template(boxes, 2)
 
 
+def test_the_first_of_a_template_is_learnt_from(boxes: Sandboxes) -> None:
+    boxes.launch(**kind(boxes))
+    (key,) = wait_for_template(boxes)
+    known = Path(Templates(boxes.store.folder).place(key), "working-set")
+    assert not known.exists()
+    second, third = (boxes.launch(**kind(boxes)) for _ in range(2))
+    wait_until(known.exists, "nobody looked at it")
+    by = known.read_text()
+    assert os.path.basename(by) in (second.id, third.id)
+    fourth = boxes.launch(**kind(boxes))
+    assert "the guest has touched" not in log_of(boxes, fourth)
+    assert known.read_text() == by
+
+
 def test_another_kernel_is_another_kind(boxes: Sandboxes) -> None:
     boxes.launch(**kind(boxes))
     wait_for_template(boxes)

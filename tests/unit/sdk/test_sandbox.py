@@ -270,7 +270,7 @@ async def test_pause_and_resume(options: dict[str, Any]) -> None:
         with pytest.raises(ConfigError, match="paused"):
             await sandbox.pause()
         await sandbox.resume()
-        assert (await handle.wait(20)).stdout == "waits"
+        assert (await handle.wait(60)).stdout == "waits"
         assert (await sandbox.commands.run("echo on")).stdout == "on\n"
 
 
@@ -283,7 +283,7 @@ async def test_the_sandboxs_own_time_limit(options: dict[str, Any]) -> None:
         with pytest.raises(AgentError, match="time limit ran out") as caught:
             await task
         assert not isinstance(caught.value, CommandTimeout)
-        assert (await sandbox.wait(10)).reason == "its time limit ran out"
+        assert (await sandbox.wait(60)).reason == "its time limit ran out"
 
 
 @in_event_loop
@@ -299,7 +299,7 @@ async def test_a_time_limit_stands_still_while_the_sandbox_is_paused(
         assert end_at is not None and end_at > time.time()
         await sandbox.resume()
         assert (await sandbox.commands.run("echo on")).stdout == "on\n"
-        assert (await sandbox.wait(20)).reason == "its time limit ran out"
+        assert (await sandbox.wait(60)).reason == "its time limit ran out"
 
 
 @in_event_loop
@@ -391,7 +391,7 @@ async def test_a_crash_ends_everything_at_once_with_the_consoles_tail(
         for operation in operations:
             with pytest.raises(AgentError, match="the agent ended: -9"):
                 await operation()
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 50
         assert (await sandbox.get_info()).state == "crashed"
     assert not kept()
 
@@ -501,7 +501,7 @@ async def test_a_start_is_given_up_though_no_thread_of_the_pool_is_free(
 
 
 _PROGRAM = """
-import functools, os, sys
+import functools, os, signal, sys
 from voidbox import Sandbox
 from voidbox.sdk import launching
 launching.launch = functools.partial(launching.launch, owner={owner!r})
@@ -532,7 +532,7 @@ async def test_a_sandbox_ends_with_its_program(
     with start_program(options, end) as program:
         assert program.stdout is not None
         id = program.stdout.readline().strip()
-        assert await asyncio.to_thread(program.wait, 20) == status
+        assert await asyncio.to_thread(program.wait, 60) == status
     store = Store()
     await until(lambda: not store.is_alive(id))
     assert store.read(id).reason == "the process that owned it ended"
@@ -544,7 +544,7 @@ async def test_a_detached_one_goes_on(options: dict[str, Any], tmp_path: Path) -
     with start_program({**options, "detached": True}, "") as program:
         assert program.stdout is not None
         id = program.stdout.readline().strip()
-        assert await asyncio.to_thread(program.wait, 20) == 0
+        assert await asyncio.to_thread(program.wait, 60) == 0
     await asyncio.sleep(0.3)
     sandbox = await AsyncSandbox.connect(id)
     assert (await sandbox.commands.run("echo on")).stdout == "on\n"
@@ -555,15 +555,15 @@ async def test_a_detached_one_goes_on(options: dict[str, Any], tmp_path: Path) -
 async def test_a_forked_child_does_not_keep_it_alive(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
-    end = "pid = os.fork()\nif pid == 0:\n    import time; time.sleep(5); os._exit(0)\nos._exit(0)"
+    end = "pid = os.fork()\nif pid:\n    print(pid, flush=True)\n    os._exit(0)\nsignal.pause()"
     with start_program(options, end) as program:
         assert program.stdout is not None
         id = program.stdout.readline().strip()
-        await asyncio.to_thread(program.wait, 20)
-        started = time.monotonic()
+        child = int(program.stdout.readline())
+        await asyncio.to_thread(program.wait, 60)
         store = Store()
         await until(lambda: not store.is_alive(id))
-        assert time.monotonic() - started < 4
+        os.kill(child, signal.SIGKILL)  # it has lived on
         store.close()
 
 

@@ -100,7 +100,7 @@ async def test_a_sandbox_that_died_says_that_nothing_came(
         async with await AsyncSandbox.create(**options, workspace=host) as sandbox:
             (guest / "b").write_text("b")
             await sandbox._control("kill")
-            await sandbox.wait(20)
+            await sandbox.wait(60)
     assert os.listdir(host) == ["a"]
 
 

@@ -291,7 +291,7 @@ def test_an_interrupted_build_leaves_nothing(built: Built, number: signal.Signal
         assert process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, number)
-    assert process.communicate(timeout=30)[0] == b""
+    assert process.communicate(timeout=60)[0] == b""
     assert process.returncode == 130
     assert set((built.cache / "images").iterdir()) == images
 

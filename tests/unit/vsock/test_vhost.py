@@ -168,7 +168,7 @@ def connect(machine: VhostMachine, port: int) -> socket.socket:
     assert error in (0, 115), os.strerror(error)
     machine.until(lambda: select.select([], [program], [], 0)[1])
     assert program.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
-    program.settimeout(20)
+    program.settimeout(60)
     return program
 
 

@@ -46,6 +46,7 @@ _FILE_BYTES = 1 << 30  # of logs, records and overlays' own
 _EXTENSIONS = (
     *("zlib", "bz2", "lzma", "select", "math", "array", "binascii", "unicodedata"),
     *("hashlib", "encodings.idna"),
+    "_zstd",  # Python's own from 3.14 on, which shutil imports
 )
 _OF_FILES = ("ctypes", "random")  # the latter for tempfile
 _LIBRARIES = ("libgcc_s.so.1",)  # by which glibc ends a thread

@@ -11,6 +11,7 @@ from voidbox.agent.core import Pong
 from voidbox.errors import AgentError, SandboxTimeout
 
 PERIOD_S = 5.0
+IDLE_PERIOD_S = 15.0  # while nobody uses the guest: nobody waits for it, and each ping wakes it
 # Lost after so many in a row. Several short waits rather than a long one: when the host stops this
 # process for a minute, only one of them runs out.
 ATTEMPTS, ANSWER_S = 3, 10.0
@@ -33,6 +34,8 @@ class Heartbeat:
         reconnect: returns another client, when the connection breaks though the guest lives.
         is_suspended: whether the guest cannot answer now: it is paused, or is shutting down.
         on_lost: called on the thread, at most once.
+        period_s, idle_period_s: between pings; the latter while the guest says it has been idle
+            for longer than the former.
         on_answer: called on the thread with each answer.
     """
 
@@ -46,6 +49,7 @@ class Heartbeat:
         period_s: float = PERIOD_S,
         answer_s: float = ANSWER_S,
         on_answer: Callable[[Pong], None] = lambda pong: None,
+        idle_period_s: float = 0.0,
     ) -> None:
         self._client = client
         self._secret = secret
@@ -54,6 +58,8 @@ class Heartbeat:
         self._on_lost = on_lost
         self._on_answer = on_answer
         self._period_s = period_s
+        self._idle_period_s = max(period_s, idle_period_s)
+        self._is_idle = False
         self._answer_s = answer_s
         self._failures = 0
         self._closing = threading.Event()
@@ -70,12 +76,17 @@ class Heartbeat:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._closing.wait(self._period_s if not self._failures else 0):
+        while not self._closing.wait(self._pause_s()):
             if self._is_suspended():
                 self._failures = 0
                 self._closing.wait(self._period_s)
             elif not self._beat():
                 return
+
+    def _pause_s(self) -> float:
+        if self._failures:
+            return 0.0
+        return self._idle_period_s if self._is_idle else self._period_s
 
     def _beat(self) -> bool:
         """Ping once; False when it is over."""
@@ -84,6 +95,8 @@ class Heartbeat:
             if self._failures:
                 log.info("heartbeat: the guest's agent answers again")
             self._failures = 0
+            idle_s = pong.info.get("idle_s")  # the guest's word, which moves its own pings alone
+            self._is_idle = isinstance(idle_s, int | float) and idle_s > self._period_s
             self._on_answer(pong)
             return True
         except SandboxTimeout as error:
@@ -103,6 +116,7 @@ class Heartbeat:
         if self._closing.is_set() or self._is_suspended():
             return True
         self._failures += 1
+        self._is_idle = False
         log.warning("heartbeat: %s (%d of %d)", problem, self._failures, ATTEMPTS)
         return self._failures < ATTEMPTS or self._lose("the guest's agent does not answer")
 

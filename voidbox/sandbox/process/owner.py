@@ -36,8 +36,9 @@ from voidbox.sandbox.guest import Guest
 from voidbox.sandbox.process import logs, recipe, resource_limits, restoring
 from voidbox.sandbox.process.confinement import Confinement
 from voidbox.sandbox.process.control_server import ControlServer
-from voidbox.sandbox.process.heartbeat import PERIOD_S, Heartbeat
+from voidbox.sandbox.process.heartbeat import IDLE_PERIOD_S, PERIOD_S, Heartbeat
 from voidbox.sandbox.process.idle import IdleLimit
+from voidbox.sandbox.process.learning import Learning
 from voidbox.sandbox.process.limits import Limits
 from voidbox.sandbox.process.operations import Operations
 from voidbox.sandbox.process.published import PublishedPorts
@@ -439,9 +440,12 @@ class Owner:
                 jail_layers=tuple(self._jail.layers),
             )
             self._is_waking = False
-        if source is not None and source.is_suspended:
-            remove_tree(source.folder)  # the machine has its memory mapped
         assert self._guest is not None
+        if source is not None:
+            answered_s = time.monotonic() - self.started_at
+            own(Learning(self._guest.machine, source, answered_s).close)
+            if source.is_suspended:
+                remove_tree(source.folder)  # the machine has its memory mapped
         return self._guest, client
 
     def _start(
@@ -462,6 +466,7 @@ class Owner:
         # machine is made here, which the filter would not let.
         if source is None or not source.is_template:
             self._jail.shut()
+        log.info("the machine is made")
         guest.machine.start()
         if self.record.limits:
             limits = resource_limits.check(self.record.limits)
@@ -534,6 +539,7 @@ class Owner:
             lambda reason: self.kill(reason, Event.FAILED),
             self._idle.period_s(PERIOD_S),
             on_answer=self._idle.take,
+            idle_period_s=self._idle.period_s(IDLE_PERIOD_S),
         )
         heartbeat.start()
         self._resources.callback(heartbeat.close)
@@ -609,6 +615,7 @@ def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
         logger = logging.getLogger("voidbox")
         logger.addHandler(logs.OwnerLog(store.path(id, "owner.log")))
         logger.setLevel(logging.INFO)
+        log.info("the sandbox's process begins")
         report({"adopted": True})
         raise_file_limit()
         jail = Confinement(store, record, recipe.kept_config(store, record))

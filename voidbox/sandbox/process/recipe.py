@@ -63,6 +63,7 @@ def machine_config(
         net=_network(record.net),
         disks=tuple(parse_disk(text).at(os.getcwd()) for text in record.disks),
         shares=_shares(record),
+        balloon=True,
     )
     root = root_of(record)
     if root is not None:

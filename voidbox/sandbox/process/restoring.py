@@ -16,7 +16,7 @@ from voidbox.agent.client import AgentClient
 from voidbox.errors import AgentError, ConfigError, VoidboxError
 from voidbox.sandbox.snapshots import record as records
 from voidbox.sandbox.snapshots import rests_on
-from voidbox.sandbox.snapshots.record import SUSPENDED, TEMPLATE, SnapshotRecord
+from voidbox.sandbox.snapshots.record import SNAPSHOT, SUSPENDED, TEMPLATE, SnapshotRecord
 from voidbox.sandbox.snapshots.templates import Templates
 from voidbox.sandbox.state import state_folder
 from voidbox.sandbox.state.records import SandboxRecord
@@ -50,6 +50,11 @@ class Source(NamedTuple):
     def is_template(self) -> bool:
         """Whether the machine may as well boot."""
         return self.record.kind == TEMPLATE
+
+    @property
+    def has_more_to_come(self) -> bool:
+        """Whether others may be restored from it later."""
+        return self.record.kind in (TEMPLATE, SNAPSHOT)
 
 
 def is_suspended(store: Store, record: SandboxRecord) -> bool:

@@ -61,6 +61,7 @@ def _key(record: SandboxRecord, config: MachineConfig) -> str:
         "root": record.root,
         "memory": config.memory_bytes,
         "cpus": config.cpus,
+        "balloon": config.balloon,
         "cmdline": config.kernel_cmdline,
         "network": None if config.net is None else str(config.net.network),
     }

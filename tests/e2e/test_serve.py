@@ -1,0 +1,120 @@
+"""`voidbox serve` with real guests, by E2B's own SDKs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.serve.conftest import ROOT, StandIn
+from voidbox import defaults
+
+pytestmark = pytest.mark.boot
+
+CHECKS = ROOT / "tests" / "unit" / "serve" / "sdk_checks"
+SDKS = Path(defaults.cache_folder()) / "sdks"
+_LIMIT_S = 900
+_SERVE = """
+import json, sys
+from voidbox.serve.config import ServeConfig, parse_listen
+from voidbox.serve.server import serve
+host, port = parse_listen(sys.argv[2])
+config = ServeConfig(host=host, port=port, state_folder=sys.argv[1])
+sys.exit(serve(config._replace(**json.loads(sys.argv[3]))))
+"""
+
+
+class Server(StandIn):
+    """The server itself: its sandboxes are virtual machines."""
+
+    command = (sys.executable, "-c", _SERVE)
+
+    @property
+    def where(self) -> str:
+        return str(self.folder / "state")
+
+
+@pytest.fixture(scope="module")
+def server(kernels: dict[str, str], guest_images: dict[str, str]) -> Iterator[Server]:
+    settings = {
+        "templates": {"base": guest_images["minimal"]},
+        "options": {"kernel": kernels["minimal"], "memory": "256M"},
+    }
+    with tempfile.TemporaryDirectory(prefix="vb-") as folder:
+        server = Server(Path(folder), settings)
+        try:
+            yield server
+        finally:
+            server.close()
+
+
+def run(server: Server, *command: str, **more: str) -> None:
+    url = f"http://127.0.0.1:{server.port}"
+    own = {"E2B_API_KEY": server.key, "E2B_API_URL": url, "E2B_SANDBOX_URL": url}
+    done = subprocess.run(
+        [*command, "/workspace/checks"],
+        env={"PATH": os.environ["PATH"], "HOME": str(server.folder), **own, **more},
+        capture_output=True, text=True, timeout=_LIMIT_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-5000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    wrong = {name: why for name, why in found.items() if why}
+    assert found and not wrong, "\n".join(f"{name}: {why}" for name, why in wrong.items())
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_python(server: Server) -> None:
+    python = SDKS / "py-e2b-2.63.0" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("make sdks fetches E2B's SDKs")
+    run(server, str(python), str(CHECKS / "checks.py"))
+
+
+def test_javascript(server: Server) -> None:
+    folder = SDKS / "js-e2b-2.51.0"
+    if not (folder / "node_modules").exists():
+        pytest.skip("make sdks fetches E2B's SDKs, where there is npm")
+    run(server, "node", str(CHECKS / "checks.mjs"), SDK_FOLDER=str(folder))
+
+
+def test_memory_outlives_a_pause_and_the_server(server: Server) -> None:
+    """A pause keeps a real guest's processes, also while another server comes up."""
+    box = server.create(timeout=600)
+    found = box.run("/bin/sh", "-c", "(sleep 100000 & echo $!) ; echo 1 > /tmp/x")[0]
+    sleeper = int(found)
+    assert server.api("POST", f"/sandboxes/{box.id}/pause").status == 204
+    server.kill()
+    server.start()
+    assert server.api("GET", f"/sandboxes/{box.id}").json["state"] == "paused"
+    assert server.api("POST", f"/v2/sandboxes/{box.id}/connect", {"timeout": 600}).status == 201
+    output, _ = box.run("/bin/sh", "-c", f"kill -0 {sleeper} && cat /tmp/x")
+    assert output == b"1\n"
+    forks = server.api("POST", f"/sandboxes/{box.id}/fork", {"count": 2}).json
+    ids = [one["sandbox"]["sandboxID"] for one in forks]
+    assert len({box.id, *ids}) == 3
+    for sandbox_id in (box.id, *ids):
+        assert server.api("DELETE", f"/sandboxes/{sandbox_id}").status == 204
+    assert server.records() == []
+
+
+def test_a_server_in_the_guest(server: Server) -> None:
+    box = server.create(timeout=600)
+    script = "cd /tmp; echo hello > index.html; exec python3 -m http.server 8000 --bind 127.0.0.1"
+    box.stream(
+        "/process.Process/Start",
+        {"process": {"cmd": "/bin/sh", "args": ["-c", f"({script}) >/dev/null 2>&1 &"]}},
+    )
+    headers = {"E2b-Sandbox-Id": box.id, "E2b-Sandbox-Port": "8000"}
+    for _ in range(100):
+        answer = server.request("GET", "/index.html", None, headers)
+        if answer.status == 200:
+            break
+        box.run("/bin/sleep", "0.3")
+    assert answer.body == b"hello\n"
+    box.kill()

@@ -1,0 +1,92 @@
+"""Snapshots and forks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from voidbox.errors import VoidboxError
+from voidbox.sdk.aio import AsyncSandbox
+from voidbox.serve import bodies
+from voidbox.serve.control import shapes, wishes
+from voidbox.serve.control.auth import Guard
+from voidbox.serve.errors import ApiError, as_api_error, not_supported
+from voidbox.serve.keys import Key
+from voidbox.serve.registry import Registry
+
+_PAGE_MAX = 100
+_FORKS_MAX = 100
+
+
+class CopyRoutes:
+    """The routes."""
+
+    def __init__(self, registry: Registry, guard: Guard) -> None:
+        self._registry = registry
+        self._guard = guard
+
+    def routes(self) -> list[Route]:
+        """Return them."""
+        route = self._guard.route
+        return [
+            route("POST", "/sandboxes/{id}/snapshots", self._snapshot),
+            route("POST", "/sandboxes/{id}/fork", self._fork),
+            route("GET", "/snapshots", self._list),
+        ]
+
+    async def _snapshot(self, request: Request, key: Key) -> Response:
+        served = self._registry.find(request.path_params["id"], key)
+        fields = await bodies.read_fields(request)
+        if not bodies.flag(fields, "memory", True):
+            raise not_supported("memory: false; a snapshot keeps the memory")
+        name = bodies.text(fields, "name", "").removesuffix(":default") or None
+        async with served.life:
+            box = await served.box()
+            info = await box.snapshot(name)
+            await box.close()
+        self._registry.database.audit(key.name, "snapshot", served.id, info.name)
+        shown = info.name or info.snapshot_id
+        names = [info.name] if info.name else []
+        return JSONResponse({"snapshotID": f"{shown}:default", "names": names}, 201)
+
+    async def _list(self, request: Request, key: Key) -> Response:
+        query = request.query_params
+        found = await asyncio.to_thread(self._registry.templates.snapshots, key)
+        if query.get("sandboxID"):
+            found = [one for one in found if one.record.sandbox.id == query["sandboxID"]]
+        if query.get("name"):
+            wanted = query["name"].removesuffix(":default")
+            found = [one for one in found if wanted in (one.record.name, one.record.id)]
+        limit = int(bodies.number(query, "limit", _PAGE_MAX, 1, _PAGE_MAX))
+        begin = int(bodies.number(query, "nextToken", 0, 0, 1e9))
+        rest = found[begin + limit :]
+        headers = {"x-next-token": str(begin + limit)} if rest else {}
+        page = [shapes.snapshot(one) for one in found[begin : begin + limit]]
+        return JSONResponse(page, headers=headers)
+
+    async def _fork(self, request: Request, key: Key) -> Response:
+        served = self._registry.find(request.path_params["id"], key)
+        fields = await bodies.read_fields(request)
+        timeout_s = wishes.life_s(fields, self._registry.config, 15.0)
+        count = int(bodies.number(fields, "count", 1, 1, _FORKS_MAX))
+        if len(self._registry) + count > self._registry.config.sandboxes_max:
+            raise ApiError(503, "that would be too many sandboxes", {"Should-Retry": "false"})
+        async with served.life:
+            box = await served.box()
+            forks: Sequence[AsyncSandbox | Exception] = await box.fork(count)
+            await box.close()
+        self._registry.database.audit(key.name, "fork", served.id, str(count))
+        return JSONResponse([await self._told(fork, timeout_s) for fork in forks], 201)
+
+    async def _told(self, fork: AsyncSandbox | Exception, timeout_s: float) -> shapes.Shape:
+        if isinstance(fork, Exception):
+            error = fork if isinstance(fork, VoidboxError) else VoidboxError(str(fork))
+            return {"error": as_api_error(error).body()}
+        served = self._registry.adopt(fork.sandbox_id)
+        await fork.close()
+        await self._registry.set_timeout(served, timeout_s)
+        return {"sandbox": shapes.made(served, self._registry.config.domain)}

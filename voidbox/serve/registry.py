@@ -1,0 +1,304 @@
+"""All sandboxes of the server: made, found again after a restart, ended when their time is over."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from voidbox.errors import VoidboxError
+from voidbox.sandbox.state.lifecycle import State
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
+from voidbox.sdk.aio import AsyncSandbox
+from voidbox.sdk.launching import wait_gone
+from voidbox.sdk.snapshots import wake
+from voidbox.serve.config import ServeConfig
+from voidbox.serve.database import Database
+from voidbox.serve.errors import ApiError, SandboxGone, not_found
+from voidbox.serve.keys import Key, Keys
+from voidbox.serve.marks import Mark
+from voidbox.serve.served import Served
+from voidbox.serve.templates import Templates
+
+_SAMPLE_S = 5.0
+_ENDS_S = 0.5  # how exact the server's own time limits are
+
+_logger = logging.getLogger("voidbox.serve")
+
+
+class Registry:
+    """The sandboxes. Thread: the event loop's."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.config = config
+        self.store = Store(config.state_folder)
+        self.database = Database(self.store.folder)
+        self.keys = Keys(self.database)
+        self.templates = Templates(config, self.store.folder)
+        self.started_at = time.time()
+        self.counts = {"created": 0, "killed": 0, "paused": 0, "resumed": 0, "failed": 0}
+        self._secret = self.database.secret()
+        self._served: dict[str, Served] = {}
+        self._starting = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # The server's own life.
+
+    async def start(self) -> None:
+        """Find what an earlier server left, and see to what happens by itself."""
+        await asyncio.to_thread(self.store.clean)
+        for record in await asyncio.to_thread(self.store.list):
+            mark = Mark.of(record.metadata)
+            if mark is None:
+                continue
+            if record.state.is_final:
+                await self._remove(record.id)
+            else:
+                self._adopt(record, mark)
+        _logger.info("sandboxes found: %d", len(self._served))
+        self._spawn(self._sample_all())
+        self._spawn(self._see_to_ends())
+
+    async def stop(self) -> None:
+        """Leave the sandboxes to the next server."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for served in list(self._served.values()):
+            await served.disconnect()
+        self.store.close()
+        self.database.close()
+
+    def _spawn(self, coroutine: Any) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget_task)
+
+    def _forget_task(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _logger.error("a task failed", exc_info=task.exception())
+
+    # Looking.
+
+    def __iter__(self) -> Iterator[Served]:
+        return iter(list(self._served.values()))
+
+    def __len__(self) -> int:
+        return len(self._served)
+
+    def find(self, sandbox_id: str, key: Key | None = None) -> Served:
+        """Return a sandbox that runs or is paused.
+
+        Args:
+            sandbox_id: also with a client's ID behind a dash, as old SDKs have it.
+            key: who asks; None for the data plane, which has tokens of its own.
+        Raises:
+            ApiError: 404; the same for one that is another key's.
+        """
+        served = self._served.get(sandbox_id.partition("-")[0])
+        if served is None or (key is not None and not key.sees(served.mark.key_id)):
+            raise not_found(sandbox_id)
+        if served.state.is_final:
+            raise not_found(sandbox_id)
+        return served
+
+    async def awake(self, sandbox_id: str) -> Served:
+        """Return a sandbox for a request to it, which wakes it if that was asked for.
+
+        Raises:
+            SandboxGone: it is not there, or is paused.
+        """
+        try:
+            served = self.find(sandbox_id)
+        except ApiError:
+            raise SandboxGone from None
+        if served.state is State.SUSPENDED and served.mark.auto_resume:
+            await self.resume(served, None)
+        if not served.is_running:
+            raise SandboxGone
+        return served
+
+    # Making.
+
+    async def create(self, key: Key, template: str, mark: Mark, options: dict[str, Any]) -> Served:
+        """Make a sandbox.
+
+        Raises:
+            ApiError: there are too many, or no such template.
+            VoidboxError: it could not be started.
+        """
+        found = await self.templates.find(template, key)
+        running = sum(1 for one in self if one.state is not State.SUSPENDED)
+        if running + self._starting >= self.config.sandboxes_max:
+            raise ApiError(
+                503,
+                f"{self.config.sandboxes_max} sandboxes run: kill one, or raise --max-sandboxes",
+                {"Should-Retry": "false"},
+            )
+        base = {} if found.snapshot is not None else self.config.options
+        self._starting += 1
+        try:
+            box = await AsyncSandbox.create(
+                **{**base, **found.options, **options},
+                detached=True,
+                state_folder=self.store.folder,
+            )
+        except BaseException:
+            self.counts["failed"] += 1
+            raise
+        finally:
+            self._starting -= 1
+        served = self._adopt(self.store.peek(box.sandbox_id), mark)
+        await box.close()
+        self.counts["created"] += 1
+        self.database.audit(key.name, "create", served.id, template)
+        return served
+
+    def adopt(self, sandbox_id: str) -> Served:
+        """Take up a sandbox that was just made, by a fork say."""
+        record = self.store.peek(sandbox_id)
+        mark = Mark.of(record.metadata)
+        assert mark is not None, "a fork has its original's mark"
+        return self._adopt(record, mark)
+
+    def _adopt(self, record: SandboxRecord, mark: Mark) -> Served:
+        served = self._served[record.id] = Served(self.store, record, mark, self._secret)
+        if record.state is not State.SUSPENDED:
+            self._watch(served)
+        return served
+
+    def _watch(self, served: Served) -> None:
+        self._spawn(self._await_end(served))
+        self._tasks.add(task := served.warm_up())
+        task.add_done_callback(self._forget_task)
+
+    async def _await_end(self, served: Served) -> None:
+        """Once its process is gone: it is suspended, or over."""
+        await wait_gone(self.store, served.id, None)
+        async with served.life:  # who ended or suspended it goes first
+            if served.id not in self._served or served.state is State.SUSPENDED:
+                await served.disconnect()
+                return
+            reason = ""
+            await asyncio.to_thread(self.store.clean)
+            with contextlib.suppress(VoidboxError):
+                reason = self.store.read(served.id).reason
+            self.database.audit("", "ended", served.id, reason)
+            await self._forget(served)
+
+    async def _forget(self, served: Served) -> None:
+        self._served.pop(served.id, None)
+        self.database.set_end(served.id, None)
+        await served.disconnect()
+        await self._remove(served.id)
+
+    async def _remove(self, sandbox_id: str) -> None:
+        with contextlib.suppress(VoidboxError):  # somebody else has
+            await asyncio.to_thread(self.store.remove, sandbox_id)
+
+    # Changing.
+
+    async def kill(self, served: Served, by: str) -> None:
+        """End a sandbox, also one that is paused, and leave nothing of it."""
+        async with served.life:
+            if served.id not in self._served:
+                raise not_found(served.id)
+            self._served.pop(served.id, None)
+            with contextlib.suppress(VoidboxError):
+                box = await served.box()
+                await box.kill()
+            await self._forget(served)
+        self.counts["killed"] += 1
+        self.database.audit(by, "kill", served.id)
+
+    async def pause(self, served: Served, by: str) -> None:
+        """Bring a sandbox to the disk, with its memory.
+
+        Raises:
+            ApiError: 409, it is paused already.
+        """
+        async with served.life:
+            if served.state is State.SUSPENDED:
+                raise ApiError(409, f"Sandbox {served.id} is already paused")
+            box = await served.box()
+            await box.suspend()
+            await box.close()
+            self.database.set_end(served.id, None)
+            await served.disconnect()
+        self.counts["paused"] += 1
+        self.database.audit(by, "pause", served.id)
+
+    async def resume(self, served: Served, timeout_s: float | None, by: str = "") -> bool:
+        """Let a paused sandbox go on; False if it was not paused.
+
+        Args:
+            timeout_s: it ends so long from now; None: after as long as it was given before.
+        """
+        async with served.life:
+            if served.state is not State.SUSPENDED:
+                return False
+            await wake(self.store, served.id)
+            await served.reconnect()
+            self._watch(served)
+        await self.set_timeout(served, timeout_s or self._timeout_s(served))
+        self.counts["resumed"] += 1
+        self.database.audit(by, "resume", served.id)
+        return True
+
+    def _timeout_s(self, served: Served) -> float:
+        return min(served.record.timeout_s or 300.0, self.config.life_s_max)
+
+    async def set_timeout(self, served: Served, seconds: float) -> None:
+        """Have a sandbox end, or be paused, so long from now."""
+        if served.mark.auto_pause:
+            self.database.set_end(served.id, time.time() + seconds)
+            return
+        box = await served.box()
+        await box.set_timeout(seconds)
+        await box.close()
+
+    def end_at(self, served: Served, record: SandboxRecord) -> float:
+        """Return when a sandbox is to end or be paused, in seconds since 1970."""
+        if served.mark.auto_pause:
+            return self.database.ends().get(served.id, time.time())
+        if record.timeout_s is None or record.started_at is None:
+            return time.time() + self.config.life_s_max
+        return record.started_at + record.timeout_s + record.stood_still_s()
+
+    # What happens by itself.
+
+    async def _see_to_ends(self) -> None:
+        while True:
+            now = time.time()
+            for sandbox_id, end_at in self.database.ends().items():
+                if end_at > now:
+                    continue
+                served = self._served.get(sandbox_id)
+                if served is None:
+                    self.database.set_end(sandbox_id, None)
+                    continue
+                self.database.set_end(sandbox_id, None)
+                self._spawn(self._pause_in_time(served))
+            await asyncio.sleep(_ENDS_S)
+
+    async def _pause_in_time(self, served: Served) -> None:
+        try:
+            await self.pause(served, "its timeout")
+        except ApiError:
+            pass  # it is
+        except VoidboxError as error:
+            _logger.error("%s cannot be paused at its end, so it is killed: %s", served.id, error)
+            with contextlib.suppress(ApiError):
+                await self.kill(served, "its timeout")
+
+    async def _sample_all(self) -> None:
+        while True:
+            running = [one for one in self if one.is_running]
+            await asyncio.gather(*(one.measure() for one in running))
+            await asyncio.sleep(_SAMPLE_S)

@@ -1,0 +1,107 @@
+"""Templates: what a client's `templateID` names. An image, or a snapshot."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, NamedTuple
+
+from voidbox.errors import ConfigError, VoidboxError
+from voidbox.images.store import ImageStore
+from voidbox.sandbox.image_choice import DEFAULT
+from voidbox.sandbox.snapshots.record import SNAPSHOT
+from voidbox.sandbox.snapshots.shelf import Shelf, Snapshot
+from voidbox.serve.config import ServeConfig
+from voidbox.serve.errors import ApiError
+from voidbox.serve.keys import Key
+from voidbox.serve.marks import Mark
+
+BASE = "base"
+_DEFAULT_TAG = ":default"
+_CLOUDS_OWN = ("mcp-gateway", "desktop")
+
+
+class Template(NamedTuple):
+    """What a sandbox is made from.
+
+    Attributes:
+        id: its name, as the client gave it.
+        options: of AsyncSandbox.create().
+        snapshot: that it is, or None.
+    """
+
+    id: str
+    options: dict[str, Any]
+    snapshot: Snapshot | None = None
+
+
+class Templates:
+    """What there is to make sandboxes from.
+
+    Args:
+        folder: the state folder.
+    """
+
+    def __init__(self, config: ServeConfig, folder: str) -> None:
+        self._config = config
+        self._images = ImageStore(folder)
+        self._shelf = Shelf(folder)
+
+    async def find(self, name: str, key: Key) -> Template:
+        """Return the template of a name, as far as a key may use it.
+
+        Raises:
+            ApiError: 404.
+        """
+        return await asyncio.to_thread(self._find, name, key)
+
+    def _find(self, name: str, key: Key) -> Template:
+        plain = name.removesuffix(_DEFAULT_TAG)
+        image = self._config.templates.get(plain)
+        if image is not None:
+            return Template(plain, {"image": image})
+        snapshot = self._snapshot(plain, key)
+        if snapshot is not None:
+            return Template(plain, {"snapshot": snapshot.record.id}, snapshot)
+        try:
+            self._images.find(plain)
+        except VoidboxError:
+            if plain == BASE:  # voidbox's own has bash, git, curl and Python
+                return Template(plain, {"image": DEFAULT})
+            more = " (a template of E2B's cloud)" if plain in _CLOUDS_OWN else ""
+            raise ApiError(
+                404,
+                f"template {name!r} not found{more}: it is the name of an image (voidbox image "
+                "ls), a snapshot of this key, or given by voidbox serve --template",
+            ) from None
+        return Template(plain, {"image": plain})
+
+    def _snapshot(self, name: str, key: Key) -> Snapshot | None:
+        try:
+            found = self._shelf.find(name)
+        except ConfigError:
+            return None
+        return found if owner_of(found, key) is not None else None
+
+    def snapshots(self, key: Key) -> list[Snapshot]:
+        """Return the snapshots that a key may use, the newest first."""
+        found = [one for one in self._shelf.all() if one.record.kind == SNAPSHOT]
+        return [one for one in reversed(found) if owner_of(one, key) is not None]
+
+    def names(self) -> list[str]:
+        """Return the names of those that are images."""
+        images, _ = self._images.list()
+        names = [name for image in images for name in image.names]
+        return list(dict.fromkeys([BASE, *self._config.templates, *names]))
+
+    def remove_snapshot(self, name: str, key: Key) -> bool:
+        """Delete a snapshot of a key; False if there is none."""
+        found = self._snapshot(name.removesuffix(_DEFAULT_TAG), key)
+        if found is not None:
+            self._shelf.remove(found.record.id)
+        return found is not None
+
+
+def owner_of(snapshot: Snapshot, key: Key) -> Mark | None:
+    """Return the mark of a snapshot that a key may see."""
+    mark = Mark.of(snapshot.record.sandbox.metadata)
+    return mark if mark is not None and key.sees(mark.key_id) else None
