@@ -64,6 +64,8 @@ def _limit(machine: Machine, values: dict[str, Any]) -> None:
     if "net_bytes_s" in values and machine.network is not None:
         network, rate = machine.network, values["net_bytes_s"]
         _on_loop(machine, lambda: network.set_rate(rate))
+    if "memory_bytes" in values:
+        machine.set_memory_target(values["memory_bytes"] or machine.config.memory_bytes)
     if "disk_bytes_s" in values:
         machine.set_disk_rates(values["disk_bytes_s"], values["disk_ops_s"])
 
