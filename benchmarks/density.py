@@ -34,7 +34,7 @@ from voidbox.sdk import launching  # noqa: E402
 
 STAND_IN = "tests.unit.sandbox.fake_owner"
 CREATES = 100
-IDLE_S = 30.0
+IDLE_S = float(os.environ.get("IDLE_S", "30"))
 FREED_BYTES = 200 << 20
 
 
@@ -145,7 +145,9 @@ async def real_ones(count: int) -> dict[str, Any]:
         booted = await pool.acquire()
         await booted.commands.run("true")
         found["booted"] = cost_of(booted)
+        print("booted", found["booted"], file=sys.stderr)
         found["freed"] = await freed(booted)
+        print("freed", found["freed"], file=sys.stderr)
     async with AsyncPool(count, host_memory=None) as pool:
         given = [await pool.acquire() for _ in range(count)]
         for one in given:
@@ -154,6 +156,7 @@ async def real_ones(count: int) -> dict[str, Any]:
         found["restored"] = {
             key: round(statistics.mean(c[key] for c in costs), 1) for key in costs[0]
         }
+        print("restored", found["restored"], file=sys.stderr)
         await asyncio.sleep(2 * IDLE_S)  # until nobody has used them for a while
         before = [wake_ups(one) for one in given]
         await asyncio.sleep(IDLE_S)

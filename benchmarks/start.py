@@ -53,6 +53,7 @@ def main() -> None:
         for mode in modes:
             for checkout in checkouts:
                 took_s = run_one(checkout, mode, options.image)
+                print(f"{mode} of {checkout}: {took_s}", file=sys.stderr)
                 if took_s is not None:
                     found[checkout].setdefault(mode, []).append(took_s)
     report(found, options)

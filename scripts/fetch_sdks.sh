@@ -33,6 +33,10 @@ javascript() {
 python py-e2b-2.7.0 e2b==2.7.0
 python py-e2b-2.30.0 e2b==2.30.0
 python py-e2b-2.63.0 e2b==2.63.0 e2b-code-interpreter==2.11.5
+# The dashboard's test drives a Chromium that is here: it is not fetched.
+if command -v chromium >/dev/null; then
+    python py-playwright playwright==1.65.2
+fi
 if command -v npm >/dev/null; then
     javascript js-e2b-2.16.0 e2b@2.16.0
     javascript js-e2b-2.51.0 e2b@2.51.0 @e2b/code-interpreter@2.8.0

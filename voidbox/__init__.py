@@ -41,12 +41,14 @@ if TYPE_CHECKING:
     from voidbox.sdk.snapshots import SnapshotInfo
     from voidbox.sdk.sync import Sandbox
     from voidbox.sdk.watch import FileEvent
+    from voidbox.sdk.zygotes import zygote
 
 # Rooms that users see as modules of voidbox itself.
 _ROOMS = {"images": "voidbox.images", "volumes": "voidbox.sdk.volumes"}
 # Name to the module that it is in.
 _MODULES = {
     "AsyncPool": "voidbox.pool.aio",
+    "zygote": "voidbox.sdk.zygotes",
     "AsyncSandbox": "voidbox.sdk.aio",
     "Pool": "voidbox.pool.sync",
     "PoolFull": "voidbox.errors",
@@ -102,6 +104,7 @@ __all__ = [
     "__version__",
     "images",
     "volumes",
+    "zygote",
 ]
 
 

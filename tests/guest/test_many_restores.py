@@ -7,20 +7,25 @@ import os
 import shutil
 import struct
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.guest.test_pause import COUNTER_PORT
-from tests.guest.test_snapshot import Register, _wait, config_of
+from tests.guest.test_snapshot import Register, config_of
 from voidbox.snapshot import folder
 from voidbox.snapshot import memory as memory_file
+from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.machine import Machine
 
 pytestmark = [pytest.mark.kvm, pytest.mark.slow]
 
 COUNT = 50
 DATA_GPA, DATA_BYTES = 0x400000, 2 << 20
+WORDS = range(1, DATA_BYTES // 4096 + 1)  # what the pages hold
+PATIENCE_S = 300.0
 
 
 def reading_guest() -> bytes:
@@ -49,26 +54,42 @@ def sizes_of_maps(path: str) -> tuple[int, int]:
     return rss, pss
 
 
-def restored(own: contextlib.ExitStack, path: Path, config: object) -> tuple[Machine, Register]:
-    machine = own.enter_context(Machine.from_snapshot(str(path), config))  # type: ignore[arg-type]
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.001)
+
+
+def let_it_read(machine: Machine, register: Register) -> None:
+    """Have a guest look at all data twice, and stand still: the processor is the next one's."""
+    register.written.clear()
+    if machine.is_paused:
+        machine.resume()
+    wait_for(lambda: len(register.written) > 1)
+    machine.pause()
+    assert set(register.written) == {sum(WORDS)}
+
+
+def restored(own: contextlib.ExitStack, path: Path, config: MachineConfig) -> Callable[[], None]:
+    machine = own.enter_context(Machine.from_snapshot(str(path), config))
     register = Register()
     machine._board.ports.attach(COUNTER_PORT, 4, register)
     machine.start()
-    return machine, register
+    let_it_read(machine, register)
+    return lambda: let_it_read(machine, register)
 
 
 def test_fifty_at_once(tmp_path: Path) -> None:
     config = config_of(tmp_path, reading_guest())
     path = tmp_path / "snap"
-    words = range(1, DATA_BYTES // 4096 + 1)
     with Machine(config) as machine:
-        for index in words:
-            page = struct.pack("<I", index) * 1024
-            machine.memory.write(DATA_GPA + 4096 * (index - 1), page)
+        for word in WORDS:
+            machine.memory.write(DATA_GPA + 4096 * (word - 1), struct.pack("<I", word) * 1024)
         register = Register()
         machine._board.ports.attach(COUNTER_PORT, 4, register)
         machine.start()
-        _wait(lambda: register.written)
+        let_it_read(machine, register)
         machine.snapshot(str(path))
     file = path / memory_file.NAME
     blocks = file.stat().st_blocks
@@ -77,27 +98,18 @@ def test_fifty_at_once(tmp_path: Path) -> None:
     fds, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     with contextlib.ExitStack() as own:
         guests = [restored(own, path, config) for _ in range(COUNT)]
-        for _, register in guests:
-            _wait(lambda register=register: len(register.written) > 1)  # type: ignore[misc]
-            assert set(register.written) == {sum(words)}
-        for machine, _ in guests:
-            machine.pause()
         rss, pss = sizes_of_maps(str(file))
         assert rss > COUNT * DATA_BYTES
         assert pss < rss / 4, f"{rss >> 10} KiB of them, {pss >> 10} KiB proportionally"
         assert file.stat().st_blocks == blocks
         assert folder.is_in_use(str(path))
         shutil.rmtree(path)
-        for machine, register in guests:
-            register.written.clear()
-            machine.resume()
-        for _, register in guests:
-            _wait(lambda register=register: len(register.written) > 1)  # type: ignore[misc]
-            assert set(register.written) == {sum(words)}
+        for look_again in guests:
+            look_again()
         assert sizes_of_maps(str(file))[0] > 0
     assert sizes_of_maps(str(file)) == (0, 0)
     assert len(os.listdir("/proc/self/fd")) <= fds
-    _wait(lambda: threading.active_count() <= threads)
+    wait_for(lambda: threading.active_count() <= threads)
     assert not any(
         str(file) in os.readlink(f"/proc/self/fd/{fd}")
         for fd in os.listdir("/proc/self/fd")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from voidbox.sandbox.state.store import Store
 
 pytestmark = pytest.mark.kvm
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 
 
 @pytest.fixture
@@ -177,27 +179,48 @@ def _console(store: Store, record: SandboxRecord) -> str:
         return ""
 
 
-def test_a_sandbox_whose_keeper_is_lost_ends(folder: Path) -> None:
-    store = Store(str(folder / "state"))
-    record = create(store, folder, tiny.SPIN)
+def _start_and_find_worker(store: Store, record: SandboxRecord) -> tuple[threading.Thread, int]:
+    """Return the thread that waits for its agent, and a descriptor of its worker, which runs."""
     launcher = threading.Thread(target=_launch_in_vain, args=(store, record))
     launcher.start()
-    log = Path(store.path(record.id, "owner.log"))
-    log.touch()
-    for _ in range(600):
-        if "the jail is shut" in log.read_text():
-            break
+    deadline = time.monotonic() + DEADLINE_S
+    while "x" not in _console(store, record):
+        assert time.monotonic() < deadline, Path(store.path(record.id, "owner.log")).read_text()
         threading.Event().wait(0.05)
-    else:
-        pytest.fail(log.read_text())
     pid = store.read(record.id).pid
-    (keeper,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    os.kill(int(keeper), signal.SIGKILL)
+    (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return launcher, os.pidfd_open(int(worker))
+
+
+def test_a_sandbox_whose_worker_is_lost_ends(folder: Path) -> None:
+    store = Store(str(folder / "state"))
+    record = create(store, folder, tiny.say("x") + tiny.SPIN)
+    launcher, worker_fd = _start_and_find_worker(store, record)
+    status = Path(f"/proc/{store.read(record.id).pid}/status").read_text()
+    assert {"NoNewPrivs:\t1", "Seccomp:\t2"} <= set(status.splitlines())  # the keeper's own
+    signal.pidfd_send_signal(worker_fd, signal.SIGKILL)
+    os.close(worker_fd)
     launcher.join(DEADLINE_S)
     assert wait_ended(store, record.id, DEADLINE_S)
     ended = store.read(record.id)
     assert ended.state is State.CRASHED
-    assert "keeper" in ended.reason
+    assert "the machine's process was killed by SIGKILL" in ended.crash
+
+
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["alive", "deaf"])
+def test_no_worker_outlives_its_keeper(folder: Path, is_stopped: bool) -> None:
+    """One that is taken over may not care that nobody is there any more."""
+    store = Store(str(folder / "state"))
+    record = create(store, folder, tiny.say("x") + tiny.SPIN)
+    launcher, worker_fd = _start_and_find_worker(store, record)
+    if is_stopped:
+        signal.pidfd_send_signal(worker_fd, signal.SIGSTOP)
+    os.kill(store.read(record.id).pid, signal.SIGKILL)
+    launcher.join(DEADLINE_S)
+    poll = select.poll()
+    poll.register(worker_fd, select.POLLIN)
+    assert poll.poll(DEADLINE_S * 1000)
+    os.close(worker_fd)
 
 
 @pytest.mark.parametrize("missing", ["namespaces", "landlock"])

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.guest.test_pause import attach_counter, counting_guest, wait_for_reads
 from tests.guest.test_snapshot import config_of
 from voidbox.jail import allowed, seccomp
-from voidbox.sandbox.process.confinement import _import_all, needs_of
+from voidbox.sandbox.worker.confinement import _import_all, needs_of
 from voidbox.vmm.machine import Machine
 
 folder = Path(sys.argv[2])

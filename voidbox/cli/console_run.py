@@ -6,37 +6,44 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 from voidbox.cli import exit_status
 from voidbox.cli.complain import complain
 from voidbox.cli.terminal import Terminal
 from voidbox.sandbox import kvm_speed
+from voidbox.sandbox.worker.machine import WorkerMachine, start_machine
 from voidbox.signals import SignalThread
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.console import wait_flushed
-from voidbox.vmm.machine import Machine
 from voidbox.vmm.outcome import Outcome
 
 _FLUSH_S = 0.2  # how often a signal is looked for while the last output drains
 _ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def run(config: MachineConfig, timeout_s: float | None, on_end: Callable[[Machine], None]) -> int:
+def run(
+    config: MachineConfig,
+    timeout_s: float | None,
+    on_end: Callable[[WorkerMachine], None],
+    jail: str | None = None,
+) -> int:
     """Run a machine with its console here; returns the exit status.
 
     Args:
         on_end: called with the machine when it has ended.
+        jail: see start_machine.
     Raises:
         VoidboxError: bad input or an unusable host.
     """
     kvm_speed.check_can_boot(config.kernel)
-    with Machine(config) as machine:
+    with closing(start_machine(config, jail)) as machine:
         status = _run(machine, timeout_s)
         on_end(machine)
         return status
 
 
-def _run(machine: Machine, timeout_s: float | None) -> int:
+def _run(machine: WorkerMachine, timeout_s: float | None) -> int:
     """Run until the machine ends, the time runs out, or a signal comes; returns the status."""
     interruption: list[int] = []
 

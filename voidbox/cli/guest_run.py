@@ -1,4 +1,4 @@
-"""`voidbox run -- COMMAND`: run one command in a fresh VM of this process, or a shell."""
+"""`voidbox run -- COMMAND`: run one command in a fresh VM that ends with it, or a shell."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from voidbox.errors import AgentError, ConfigError, SandboxTimeout, VoidboxError
 from voidbox.event_loop import EventLoop
 from voidbox.sandbox.guest import Guest
 from voidbox.sandbox.process.stopping import AGENT_S
+from voidbox.sandbox.worker.machine import WorkerMachine
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.console import FdOutput
-from voidbox.vmm.machine import Machine
 from voidbox.vmm.outcome import EndReason
 
 
@@ -30,14 +30,16 @@ def run(
     is_verbose: bool,
     console_log: str | None,
     has_vsock: bool,
-    on_end: Callable[[Machine], None],
+    on_end: Callable[[WorkerMachine], None],
     workspace: str | None = None,
+    jail: str | None = None,
 ) -> int:
     """Run a command in a fresh VM; returns its exit status, or one of ours.
 
     Args:
         on_end: called with the machine when it has ended.
         workspace: a folder that is copied in, and back when the command has ended.
+        jail: see Guest.
     Raises:
         VoidboxError: bad input or an unusable host.
     """
@@ -46,7 +48,7 @@ def run(
         if console_log is not None:
             log_fd = _open_log(console_log)
             outer.callback(os.close, log_fd)
-        guest = outer.enter_context(Guest(config, has_vsock))
+        guest = outer.enter_context(Guest(config, has_vsock, jail=jail))
         if log_fd >= 0:
             loop: EventLoop = guest.machine.loop
             guest.machine.console.attach(FdOutput(loop, log_fd, on_broken=lambda error: None))

@@ -68,7 +68,6 @@ def is_wanted(options: argparse.Namespace) -> bool:
         or options.name is not None
         or options.team is not None
         or options.metadata
-        or options.jail is not None
         or limit_options.parse(options)
         or options.snapshot is not None
     )

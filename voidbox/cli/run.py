@@ -1,6 +1,6 @@
 """`voidbox run`: a command or a shell in a fresh VM, or a kernel's console on this terminal.
 
-The VM is this process's own, and ends with it; or, with --detach, --name, --team or --metadata, it
+The VM ends with this process; or, with --detach, --name, --team or --metadata, it
 is a sandbox that other commands see: then kept_run does it.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from voidbox.cli.parser import (
 )
 from voidbox.errors import ConfigError
 from voidbox.file_limit import raise_file_limit
+from voidbox.sandbox.worker.orders import JAIL_LOG
 from voidbox.vmm.config import (
     DEFAULT_CMDLINE,
     DISK_FORM,
@@ -34,7 +36,7 @@ from voidbox.vmm.config import (
 )
 
 if TYPE_CHECKING:  # what a detached sandbox's command does not need
-    from voidbox.vmm.machine import Machine
+    from voidbox.sandbox.worker.machine import WorkerMachine
 
 # Options that other programs have, and what does it here.
 _ELSEWHERE = {
@@ -204,7 +206,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console: bool) -> int:
-    """Run the VM in this process."""
+    """Run a VM that ends with this process."""
     timeout_s = parse_optional_duration(options.timeout, "--timeout")
     workspace = kept_options.parse_workspace(options.workspace)
     if (workspace.path is not None or options.volume) and is_console:
@@ -231,13 +233,15 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
     root = choice.root if choice is not None else None
     raise_file_limit()
 
-    def on_end(machine: Machine) -> None:
+    def on_end(machine: WorkerMachine) -> None:
         if options.stats is not None:
             _write_statistics(machine, options.stats)
 
     with contextlib.ExitStack() as stack:
         if options.verbose:
             stack.enter_context(show_log())
+        else:  # what this host lacks is told by voidbox doctor
+            logging.getLogger(JAIL_LOG).setLevel(logging.ERROR)
         if root is not None:
             upper = None
             if root.disk_bytes:
@@ -250,7 +254,7 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
         if is_console or choice is None:
             from voidbox.cli import console_run
 
-            return console_run.run(config, timeout_s, on_end)
+            return console_run.run(config, timeout_s, on_end, options.jail)
         from voidbox.cli import guest_run
         from voidbox.cli.attach import Command
 
@@ -272,6 +276,7 @@ def _run_here(options: argparse.Namespace, command: tuple[str, ...], is_console:
             has_vsock=options.vsock != "none",
             on_end=on_end,
             workspace=workspace.path if workspace.mode == "copy" else None,
+            jail=options.jail,
         )
 
 
@@ -349,20 +354,21 @@ def _cmdline(options: argparse.Namespace) -> str:
     return words if options.no_default_cmdline else f"{DEFAULT_CMDLINE} {words}".rstrip()
 
 
-def _write_statistics(machine: Machine, path: str) -> None:
+def _write_statistics(machine: WorkerMachine, path: str) -> None:
     import json
 
-    statistics = machine.statistics()
+    found = machine.metrics()
+    ports: dict[str, int] = found.get("port_exits", {})
     document: dict[str, object] = {
-        "exits": statistics.exits,
-        "port_exits": {f"{port:#x}": n for port, n in sorted(statistics.port_exits.items())},
-        "boot_ns": statistics.boot_ns,
-        "boot_timer_monotonic_ns": statistics.boot_timer_ns,
+        "exits": found.get("exits"),
+        "port_exits": {f"{int(port):#x}": n for port, n in sorted(ports.items())},
+        "boot_ns": found.get("boot_ns"),
+        "boot_timer_monotonic_ns": found.get("boot_timer_ns"),
     }
-    if statistics.disks:
-        document["disks"] = [disk._asdict() for disk in statistics.disks]
-    if machine.network is not None:
-        document["network"] = machine.network.statistics()._asdict()
+    if found.get("disks"):
+        document["disks"] = found["disks"]
+    if found.get("network") is not None:
+        document["network"] = found["network"]
     try:
         with open(path, "w", encoding="utf-8") as file:
             json.dump(document, file, indent=1)

@@ -24,7 +24,7 @@ REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 # EXECUTE to MAKE_SYM are of version 1; what came later has a bit each.
 _FS_BY_VERSION = ((1, (1 << 13) - 1), (2, REFER), (3, TRUNCATE), (5, IOCTL_DEV))
 _NET_BIND_CONNECT_TCP, _NET_VERSION = 0b11, 4
-_SCOPE_ABSTRACT_AND_SIGNAL, _SCOPE_VERSION = 0b11, 6
+_SCOPE_ABSTRACT, _SCOPE_SIGNAL, _SCOPE_VERSION = 1, 2, 6
 
 READ = READ_FILE | READ_DIR
 # All but the making of devices, which nobody needs, and running programs.
@@ -47,7 +47,9 @@ def version() -> int:
         return 0
 
 
-def restrict(rules: Iterable[tuple[str, int]], with_network: bool = False) -> int:
+def restrict(
+    rules: Iterable[tuple[str, int]], with_network: bool = False, with_signals: bool = False
+) -> int:
     """Leave this thread only these rights below these paths; return the ABI version.
 
     Needs no_new_privs. Where the kernel knows them, TCP, abstract Unix sockets and signals to
@@ -56,6 +58,7 @@ def restrict(rules: Iterable[tuple[str, int]], with_network: bool = False) -> in
     Args:
         rules: paths and rights; a path that does not exist is left out.
         with_network: leave TCP open.
+        with_signals: leave signals to processes outside.
     Raises:
         OSError: there is no Landlock, or it fails.
     """
@@ -63,7 +66,7 @@ def restrict(rules: Iterable[tuple[str, int]], with_network: bool = False) -> in
     if not known:
         raise OSError(errno.EOPNOTSUPP, "the kernel has no Landlock", "landlock_create_ruleset")
     handled_fs = sum(rights for since, rights in _FS_BY_VERSION if known >= since)
-    ruleset_fd = _create(known, handled_fs, with_network)
+    ruleset_fd = _create(known, handled_fs, with_network, with_signals)
     try:
         for path, rights in rules:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -74,12 +77,12 @@ def restrict(rules: Iterable[tuple[str, int]], with_network: bool = False) -> in
     return known
 
 
-def _create(known: int, handled_fs: int, with_network: bool) -> int:
+def _create(known: int, handled_fs: int, with_network: bool, with_signals: bool) -> int:
     values = [handled_fs]
     if known >= _NET_VERSION:
         values.append(0 if with_network else _NET_BIND_CONNECT_TCP)
     if known >= _SCOPE_VERSION:
-        values.append(_SCOPE_ABSTRACT_AND_SIGNAL)
+        values.append(_SCOPE_ABSTRACT | (0 if with_signals else _SCOPE_SIGNAL))
     layout = _RULESETS[max(since for since in _RULESETS if known >= since)]
     attribute = system.buffer(layout.pack(*values))
     return system.call("landlock_create_ruleset", attribute, layout.size, 0)

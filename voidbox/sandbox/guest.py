@@ -1,4 +1,7 @@
-"""A machine whose guest runs the agent, from its making to the agent's first answer."""
+"""A machine whose guest runs the agent, from its making to the agent's first answer.
+
+The machine is in a process of its own, which shuts itself in: see voidbox.sandbox.worker.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,10 @@ from voidbox.errors import ConfigError
 from voidbox.sandbox import kvm_speed
 from voidbox.sandbox.mounts import check_mounted, mount_files
 from voidbox.sandbox.root import RUNTIME
+from voidbox.sandbox.worker.link import Link
+from voidbox.sandbox.worker.machine import WorkerMachine, start_machine
+from voidbox.sandbox.worker.surroundings import Walls
 from voidbox.vmm.config import MachineConfig, VsockConfig
-from voidbox.vmm.machine import Machine
 
 if TYPE_CHECKING:  # most need none
     from voidbox.sandbox.session import Session
@@ -44,9 +49,12 @@ class Guest:
         has_vsock: False for a machine that has none: all goes over the serial line.
         secret: what the agent will want to see; made here if None.
         snapshot: the folder of what the machine is restored from; its agent has its secret already.
+        jail: how far the machine's process shuts itself in: "default", "strict" or "off"; None for
+            $VOIDBOX_JAIL, or the default.
+        worker: a process to put it into, and its walls; started here if None.
 
     Raises:
-        ConfigError, HostError: see Machine.
+        ConfigError, HostError: see Machine; or the jail is strict, and this host lacks a layer.
 
     Attributes:
         machine: for its console, outcome and statistics.
@@ -59,26 +67,22 @@ class Guest:
         has_vsock: bool = True,
         secret: bytes | None = None,
         snapshot: str | None = None,
+        *,
+        jail: str | None = None,
+        worker: tuple[Link, Walls] | None = None,
     ) -> None:
         self.secret = secret or os.urandom(protocol.SECRET_BYTES)
-        config = config._replace(
-            vsock=(config.vsock or VsockConfig()) if has_vsock else None,
-            serial_line=True,
-        )
-        if snapshot is not None:
-            self.machine = Machine.from_snapshot(snapshot, config)
-            return
-        check_memory(config)
-        kvm_speed.check_can_boot(config.kernel)
-        config = config._replace(
-            extra_files=(
-                *config.extra_files,
-                *secret_files(self.secret),
-                *network_files(config),
-                *mount_files(config),
-            ),
-        )
-        self.machine = Machine(config)
+        vsock = (config.vsock or VsockConfig()) if has_vsock else None
+        config = config._replace(vsock=vsock, serial_line=True)
+        if worker is None and snapshot is None:
+            check(config)
+        if snapshot is None:
+            files = (*secret_files(self.secret), *network_files(config), *mount_files(config))
+            config = config._replace(extra_files=(*config.extra_files, *files))
+        if worker is None:
+            self.machine = start_machine(config, jail, snapshot)
+        else:
+            self.machine = WorkerMachine(worker[0], config, worker[1], snapshot)
 
     def connect(
         self,
@@ -119,6 +123,17 @@ class Guest:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def check(config: MachineConfig) -> None:
+    """Refuse what could not boot.
+
+    Raises:
+        ConfigError: too little memory for the image.
+        HostError: this KVM cannot boot Linux.
+    """
+    check_memory(config)
+    kvm_speed.check_can_boot(config.kernel)
 
 
 def check_memory(config: MachineConfig) -> None:
@@ -181,9 +196,9 @@ def network_files(config: MachineConfig) -> tuple[newc.Entry, ...]:
 
 
 class MachineEndpoint:
-    """A machine of this process as the agent's client sees it; see Endpoint. Thread: any."""
+    """A machine that is kept here, as the agent's client sees it; see Endpoint. Thread: any."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: WorkerMachine) -> None:
         vsock = machine.config.vsock
         self.cid = vsock.cid if vsock is not None else 0
         self._is_vhost = vsock is not None and vsock.is_vhost

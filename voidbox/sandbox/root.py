@@ -18,7 +18,7 @@ from voidbox.errors import ConfigError, HostError
 from voidbox.vmm.config import DiskConfig, MachineConfig
 
 RUNTIME, IMAGE, UPPER = "voidbox-runtime", "voidbox-image", "voidbox-upper"  # serial numbers
-UPPER_FILE = "disk.img"  # in a sandbox's folder
+UPPER_FILE = "machine/disk.img"  # in a sandbox's folder; see state_folder.MACHINE
 DISK_BYTES_DEFAULT = 8 << 30
 DISK_BYTES_MIN = 16 << 20  # ext4 with its journal
 _DISK_BYTES_MAX = 16 << 40

@@ -22,7 +22,7 @@ from voidbox.errors import AgentError, ConfigError
 from voidbox.sandbox.session import check_seconds
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.store import Store
-from voidbox.sdk import creating, snapshots
+from voidbox.sdk import creating, snapshots, zygotes
 from voidbox.sdk.command_handle import AsyncCommandHandle
 from voidbox.sdk.command_result import CommandResult
 from voidbox.sdk.commands import ExecOptions
@@ -94,6 +94,7 @@ class AsyncSandbox(CopiedSandbox):
         cold: bool = False,
         detached: bool = False,
         keep: bool = False,
+        isolated: bool = False,
         request_timeout: float | None = None,
         state_folder: str | None = None,
     ) -> Self:
@@ -149,6 +150,7 @@ class AsyncSandbox(CopiedSandbox):
                 kind, as it was before any command.
             detached: it goes on when this process ends.
             keep: kill() leaves its record and its logs.
+            isolated: its process is a program of its own, also inside of voidbox.zygote().
             request_timeout: for its start.
             state_folder: in place of the user's own.
         Raises:
@@ -199,7 +201,8 @@ class AsyncSandbox(CopiedSandbox):
             cold=cold,
         )
         record = await creating.make_record(store, options, is_owned=not detached)
-        return await cls._launch(store, record, detached, keep, limit_s, secret_envs)
+        zygote = None if isolated else await asyncio.to_thread(zygotes.current)
+        return await cls._launch(store, record, detached, keep, limit_s, secret_envs, zygote)
 
     @classmethod
     async def connect(

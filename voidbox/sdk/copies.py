@@ -14,7 +14,7 @@ from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.zygote.client import Zygote
-from voidbox.sdk import parent_pipe, snapshots
+from voidbox.sdk import parent_pipe, snapshots, zygotes
 from voidbox.sdk.ending import EndingSandbox
 from voidbox.sdk.launching import Launch, wait_gone
 from voidbox.sdk.snapshots import SnapshotInfo
@@ -110,11 +110,12 @@ class CopiedSandbox(EndingSandbox):
         original = await asyncio.to_thread(self._store.read, self._id)
         record = restored.record_of(saved.record)._replace(is_owned=original.is_owned)
         gate = asyncio.Semaphore(_STARTS_AT_ONCE)
+        zygote = await asyncio.to_thread(zygotes.current)
 
         async def start() -> Self:
             async with gate:
                 return await type(self)._launch(
-                    self._store, record, not original.is_owned, self._keeps, None
+                    self._store, record, not original.is_owned, self._keeps, None, zygote=zygote
                 )
 
         try:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from voidbox import defaults
 from voidbox.errors import ConfigError
 from voidbox.fuse.cache import CACHE_DEFAULT, find_cache
-from voidbox.jail import levels
 from voidbox.sandbox.image_choice import Choice, choose
+from voidbox.sandbox.jail_level import check_level
 from voidbox.sandbox.session import WORKDIR, check_seconds, check_words
 from voidbox.sandbox.state.names import check_name
 from voidbox.sandbox.state.records import SandboxRecord
@@ -107,7 +107,7 @@ def make_record(
         workspace=None if workspace is None else check_workspace(workspace),
         workspace_mode=workspace_mode,
         workspace_cache=workspace_cache,
-        jail=_jail(jail),
+        jail=check_level(jail),
         limits=_limits(limits, net),
         volumes=tuple(map(str, parse_volumes(volumes or (), copied_to=copied_to))),
     )
@@ -133,14 +133,6 @@ def _limits(
     if found.get(resource_limits.NET_BYTES_S) is not None and net is None:
         raise ConfigError("a limit for the network of a sandbox that has none")
     return {key: value for key, value in found.items() if value is not None}
-
-
-def _jail(given: str | None) -> str:
-    level = levels.choose(given)
-    if level is None:
-        found = f"jail={given!r}" if given is not None else f"{levels.VARIABLE} is no level"
-        raise ConfigError(f"{found}: choose {', '.join(levels.LEVELS)}")
-    return level
 
 
 def shared_folders(record: SandboxRecord) -> dict[str, str | None]:

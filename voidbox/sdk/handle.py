@@ -132,11 +132,28 @@ class SandboxHandle:
 
         Args:
             limits: "cpu" (CPUs, such as 0.5), "disk_bytes_s" and "disk_ops_s" (of each disk),
-                "net_bytes_s"; None ends one. What is not named stays.
+                "net_bytes_s", "memory_bytes" (see set_memory()); None ends one. What is not
+                named stays.
         """
         answer = await self._control("limit", request_timeout, **(limits or {}))
         found = answer.get("limits")
         return dict(found) if isinstance(found, dict) else {}
+
+    async def set_memory(
+        self, memory: int | str | None, *, request_timeout: float | None = None
+    ) -> None:
+        """Have the guest make do with less memory than it has; None: with all of it.
+
+        The rest is this host's again, as far and as soon as the guest can spare it; what it needs
+        it keeps, and it takes memory back before it kills a program for want of it.
+
+        Args:
+            memory: MiB as a number, or text such as "256M".
+        Raises:
+            ConfigError: it does not have so much, or its kernel cannot live with so little.
+        """
+        size_bytes = None if memory is None else draft.memory_bytes(memory)
+        await self.set_limits({"memory_bytes": size_bytes}, request_timeout=request_timeout)
 
     async def pause(self, *, request_timeout: float | None = None) -> None:
         """Halt it: its CPUs stand still, its memory and connections stay."""

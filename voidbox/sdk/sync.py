@@ -130,6 +130,7 @@ class Sandbox(Facade[AsyncSandbox]):
     is_running = blocking(AsyncSandbox.is_running)
     set_timeout = blocking(AsyncSandbox.set_timeout)
     set_limits = blocking(AsyncSandbox.set_limits)
+    set_memory = blocking(AsyncSandbox.set_memory)
     pause = blocking(AsyncSandbox.pause)
     resume = blocking(AsyncSandbox.resume)
     sync_back = blocking(AsyncSandbox.sync_back)

@@ -19,6 +19,7 @@ from voidbox.serve.control.life import LifeRoutes
 from voidbox.serve.control.observe import ObserveRoutes
 from voidbox.serve.control.sandboxes import SandboxRoutes
 from voidbox.serve.control.templates import TemplateRoutes
+from voidbox.serve.dashboard.routes import Dashboard
 from voidbox.serve.errors import ApiError, as_api_error, not_supported
 from voidbox.serve.gateway import Gateway
 from voidbox.serve.prometheus import Metrics
@@ -61,6 +62,7 @@ def make_app(registry: Registry) -> RequestsLog:
     guard = Guard(registry.keys)
     for part in (SandboxRoutes, LifeRoutes, CopyRoutes, ObserveRoutes, TemplateRoutes):
         own.router.routes += part(registry, guard).routes()
+    own.router.routes += Dashboard(registry).routes()
     metrics = Metrics(registry, log)
     own.router.routes += [
         Route("/health", _health, methods=["GET"]),

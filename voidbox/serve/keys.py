@@ -107,6 +107,11 @@ class Keys:
             self._database.run("UPDATE keys SET last_used_at = ? WHERE id = ?", (now, key.id))
         return key
 
+    def by_id(self, key_id: str) -> Key | None:
+        """Return the key of an ID."""
+        rows = self._database.rows(f"{_SELECT} WHERE id = ?", (key_id,))
+        return _key(rows[0]) if rows else None
+
     def name_of(self, key_id: str) -> str:
         """Return a key's name; its ID once it is removed."""
         rows = self._database.rows("SELECT name FROM keys WHERE id = ?", (key_id,))

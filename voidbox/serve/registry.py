@@ -15,7 +15,7 @@ from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sdk.aio import AsyncSandbox
 from voidbox.sdk.launching import wait_gone
-from voidbox.sdk.snapshots import wake
+from voidbox.sdk.snapshots import SnapshotInfo, wake
 from voidbox.serve.config import ServeConfig
 from voidbox.serve.database import Database
 from voidbox.serve.errors import ApiError, SandboxGone, not_found
@@ -118,8 +118,8 @@ class Registry:
             served = self.find(sandbox_id)
         except ApiError:
             raise SandboxGone from None
-        if served.state is State.SUSPENDED and served.mark.auto_resume:
-            await self.resume(served, None)
+        if not served.is_running and served.mark.auto_resume:
+            await self.resume(served, None)  # or wait until somebody else has
         if not served.is_running:
             raise SandboxGone
         return served
@@ -159,13 +159,6 @@ class Registry:
         self.counts["created"] += 1
         self.database.audit(key.name, "create", served.id, template)
         return served
-
-    def adopt(self, sandbox_id: str) -> Served:
-        """Take up a sandbox that was just made, by a fork say."""
-        record = self.store.peek(sandbox_id)
-        mark = Mark.of(record.metadata)
-        assert mark is not None, "a fork has its original's mark"
-        return self._adopt(record, mark)
 
     def _adopt(self, record: SandboxRecord, mark: Mark) -> Served:
         served = self._served[record.id] = Served(self.store, record, mark, self._secret)
@@ -250,6 +243,37 @@ class Registry:
         self.counts["resumed"] += 1
         self.database.audit(by, "resume", served.id)
         return True
+
+    async def snapshot(self, served: Served, name: str | None, by: str) -> SnapshotInfo:
+        """Save a sandbox as it is now."""
+        async with served.life:
+            box = await served.box()
+            info = await box.snapshot(name)
+            await box.close()
+        self.database.audit(by, "snapshot", served.id, info.name)
+        return info
+
+    async def fork(self, served: Served, count: int, by: str) -> list[Served | VoidboxError]:
+        """Make so many sandboxes that go on from where one is.
+
+        Raises:
+            ApiError: that would be too many.
+        """
+        if len(self) + count > self.config.sandboxes_max:
+            raise ApiError(503, "that would be too many sandboxes", {"Should-Retry": "false"})
+        async with served.life:
+            box = await served.box()
+            forks = await box.fork(count)
+            await box.close()
+        self.database.audit(by, "fork", served.id, str(count))
+        found: list[Served | VoidboxError] = []
+        for fork in forks:
+            if isinstance(fork, Exception):
+                found.append(fork if isinstance(fork, VoidboxError) else VoidboxError(str(fork)))
+                continue
+            found.append(self._adopt(self.store.peek(fork.sandbox_id), served.mark))
+            await fork.close()
+        return found
 
     def _timeout_s(self, served: Served) -> float:
         return min(served.record.timeout_s or 300.0, self.config.life_s_max)

@@ -98,10 +98,11 @@ class Served:
         """Its state; STOPPED once nothing of it is left."""
         try:
             record = self.record
+            if record.state.has_process and not self._store.is_alive(self.id):
+                record = self.record  # it may just have been suspended
+                return State.CRASHED if record.state.has_process else record.state
         except VoidboxError:
             return State.STOPPED
-        if record.state.has_process and not self._store.is_alive(self.id):
-            return State.CRASHED
         return record.state
 
     @property

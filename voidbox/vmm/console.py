@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
-from voidbox.devices.serial import Serial
 from voidbox.event_loop import EventLoop
 
 TAIL_BYTES = 16 << 10
@@ -27,10 +26,32 @@ class Output(Protocol):
         """Hand over what to call when more is wanted again."""
 
 
+class Line(Protocol):
+    """What a console is at the end of: a UART, or a stream to one. Thread: any.
+
+    Attributes:
+        on_output: called when there is output again after there was none.
+        on_input_room: called when more can be received again.
+        on_listening: called when the guest begins to take input.
+    """
+
+    on_output: Callable[[], None]
+    on_input_room: Callable[[], None]
+    on_listening: Callable[[], None]
+
+    def take_output(self) -> bytes:
+        """Return what the guest has written since."""
+        ...
+
+    def receive(self, data: bytes) -> int:
+        """Take input; return how much of it."""
+        ...
+
+
 class Console:
     """Moves bytes between a UART and the host. Thread: loop, where nothing else is said."""
 
-    def __init__(self, loop: EventLoop, serial: Serial) -> None:
+    def __init__(self, loop: EventLoop, serial: Line) -> None:
         self._loop = loop
         self._serial = serial
         self._outputs: list[Output] = []

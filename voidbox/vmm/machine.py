@@ -22,7 +22,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from voidbox.boot import cpu, layout, loader, newc
-from voidbox.errors import ConfigError, HostError, VoidboxError
+from voidbox.errors import ConfigError, HostError
 from voidbox.event_loop import EventLoop
 from voidbox.kvm.kvm import KVM_DEVICE, Kvm
 from voidbox.memory import GuestMemory
@@ -46,10 +46,10 @@ if TYPE_CHECKING:  # imported where they are used: a machine without them starts
     from voidbox.vmm.disk import Disk
     from voidbox.vmm.restore import Restore
     from voidbox.vmm.snapshot import SnapshotReport
+    from voidbox.vsock.unix_listener import HandedListener, UnixListener
 
 _FLUSH_S = 1.0
 _GENERATION_ID_BYTES = 16
-_PUBLISH_S = 10.0
 _PAUSE_S = 15.0  # for a device to finish what is under way, and for its loop to get there
 
 
@@ -457,34 +457,17 @@ class Machine:
             raise OSError(errno.ENODEV, "the machine has no such vsock")
         self.loop.call_soon(partial(self._peripherals.unix_backend.adopt, sock, port))
 
-    def publish_vsock(self, path: str) -> None:
+    def publish_vsock(self, listener: UnixListener | HandedListener) -> None:
         """Have host programs reach the guest through a socket, from now on.
 
         For a machine whose vsock was made without a path: a restored one lets nobody in before it
-        is a machine of its own.
-
-        Raises:
-            ConfigError, HostError: it cannot be made, or the machine has ended.
+        is a machine of its own. The listener is the machine's.
         """
-        from concurrent.futures import Future  # a boot needs none
-
-        backend, done = self._peripherals.unix_backend, Future[None]()
+        backend = self._peripherals.unix_backend
         if backend is None:
-            return
-
-        def publish() -> None:
-            try:
-                backend.publish(path)
-            except VoidboxError as error:
-                done.set_exception(error)
-            else:
-                done.set_result(None)
-
-        self.loop.call_soon(publish)
-        try:
-            done.result(_PUBLISH_S)
-        except TimeoutError:
-            raise HostError("the machine has ended") from None
+            listener.close()
+        else:
+            self.loop.call_soon(lambda: backend.publish(listener))
 
     def connect_serial(self) -> socket.socket | None:
         """Return a stream to the second serial port, which ends the one before.

@@ -73,9 +73,12 @@ class Peripherals:
         self.loops: list[EventLoop] = []
         for disk in disks:
             disk.make_loop(on_loop_error)
+        count = sum(
+            (1, len(disks), config.vsock is not None, config.net is not None, config.balloon)
+        )
         slots = VirtioSlots(
-            hardware.vm, hardware.memory, board.mmio, loop, board.coalesced,
-            hardware.has_readonly_memory,
+            hardware.vm, hardware.memory, board.mmio, loop, count + len(config.shares),
+            board.coalesced, hardware.has_readonly_memory,
         )  # fmt: skip
         self.slots = own.enter_context(contextlib.closing(slots))
         self._add(VirtioRng())

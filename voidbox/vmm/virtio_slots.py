@@ -41,6 +41,7 @@ class VirtioSlots:
     unmapped.
 
     Args:
+        count: how many there will be, at most.
         coalesced: where KVM can queue writes.
         has_readonly_memory: KVM_CAP_READONLY_MEM.
     """
@@ -51,6 +52,7 @@ class VirtioSlots:
         memory: GuestMemory,
         bus: Bus,
         loop: EventLoop,
+        count: int,
         coalesced: CoalescedRing | None = None,
         has_readonly_memory: bool = False,
     ) -> None:
@@ -59,8 +61,7 @@ class VirtioSlots:
         self._bus = bus
         self._loop = loop
         self._coalesced = coalesced
-        self._has_readonly_memory = has_readonly_memory
-        self._pages: list[mmap.mmap] = []
+        self._pages = self._map_pages(count) if has_readonly_memory else None
         self._transports: list[MmioTransport] = []
         self._loops: list[EventLoop] = []  # each transport's
         self._eventfds: list[tuple[EventLoop, int]] = []
@@ -94,7 +95,7 @@ class VirtioSlots:
             self._vm.irq_line(gsi, True)
             self._vm.irq_line(gsi, False)
 
-        page = self._page(gpa) if self._has_readonly_memory else None
+        page = self._page(index)
         if state is None:
             transport = MmioTransport(
                 device, self._memory, pulse_irq, loop.call_soon, page, self._perform_writes
@@ -122,13 +123,22 @@ class VirtioSlots:
             self._vm.ioeventfd(fd, gpa + VIRTIO_MMIO_QUEUE_NOTIFY, _REGISTER_BYTES, queue_idx)
         return transport
 
-    def _page(self, gpa: int) -> memoryview:
-        """Have the guest read [gpa, gpa + 1 page) from memory; writes still exit."""
-        page = mmap.mmap(-1, layout.MMIO_DEVICE_BYTES)
-        slot = len(self._memory.regions) + len(self._pages)
-        self._pages.append(page)  # as long as the VM: it is mapped there
-        self._vm.set_user_memory_region(slot, gpa, page, api.KVM_MEM_READONLY)
-        return memoryview(page)
+    def _map_pages(self, count: int) -> mmap.mmap:
+        """Have the guest read the registers of all slots from memory; writes still exit.
+
+        All at once: each change of a VM's memory waits for KVM's readers.
+        """
+        pages = mmap.mmap(-1, count * layout.MMIO_DEVICE_BYTES)
+        slot = len(self._memory.regions)
+        gpa = layout.MMIO_DEVICES_GPA
+        self._vm.set_user_memory_region(slot, gpa, pages, api.KVM_MEM_READONLY)
+        return pages  # it stays mapped there for as long as the VM lives
+
+    def _page(self, index: int) -> memoryview | None:
+        if self._pages is None:
+            return None
+        start = index * layout.MMIO_DEVICE_BYTES
+        return memoryview(self._pages)[start : start + layout.MMIO_DEVICE_BYTES]
 
     def _perform_writes(self) -> None:
         if self._coalesced is not None and self._coalesced.has_entries():

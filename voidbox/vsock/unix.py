@@ -19,7 +19,7 @@ from voidbox.loop_api import Loop, TimerHandle
 from voidbox.vsock.link import MuxerStatistics, RxBuffers
 from voidbox.vsock.muxer import Muxer
 from voidbox.vsock.packet import VMADDR_PORT_ANY
-from voidbox.vsock.unix_listener import UnixListener
+from voidbox.vsock.unix_listener import HandedListener, UnixListener
 from voidbox.vsock.unix_stream import UnixStream
 
 CONNECT_LINE = re.compile(rb"CONNECT ([0-9]{1,10})\r?\n", re.IGNORECASE)
@@ -76,8 +76,8 @@ class UnixBackend:
     """The host's side of one guest's vsock. Thread: loop.
 
     Args:
-        path: the socket to listen on; None for no name at all, or none before publish(): then only
-            adopt() makes connections, and the guest's own are refused.
+        path: the socket to listen on; None for none, or none before publish(): then only adopt()
+            makes connections, and the guest's own are refused.
         guest_cid: the guest's address.
         loop: reports on the sockets.
         next_port: see Muxer.
@@ -110,18 +110,23 @@ class UnixBackend:
         self._resume_timer: TimerHandle | None = None
         self._accepting = False
         self._closed = False
-        self._listener = UnixListener(path) if path is not None else None
+        self._listener: UnixListener | HandedListener | None = None
+        if path is not None:
+            self._listener = UnixListener(path)
         self._resume_accepting()
 
-    def publish(self, path: str) -> None:
-        """Listen on a socket, where there was no path until now. Thread: loop.
+    def publish(self, listener: UnixListener | HandedListener) -> None:
+        """Listen on a socket, where there was none until now; it is this object's. Thread: loop.
 
-        Raises:
-            ConfigError, HostError: as the constructor does.
+        From now on the guest reaches the host's programs, too.
         """
-        assert self._listener is None and not self._closed
-        self._listener = UnixListener(path)
-        self.path = path
+        assert self._listener is None
+        if self._closed:
+            listener.close()
+            return
+        self._listener = listener
+        if isinstance(listener, UnixListener):
+            self.path = listener.path
         self._resume_accepting()
 
     # The device's three methods, and reset.
@@ -155,7 +160,7 @@ class UnixBackend:
     # Connections that the guest opens.
 
     def _connect(self, port: int) -> UnixStream | None:
-        if self.path is None:
+        if self._listener is None:
             return None
         try:
             return UnixStream(self._dial(port), self._loop, self._stream_ready)

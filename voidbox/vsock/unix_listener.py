@@ -47,14 +47,28 @@ class UnixListener:
             self.socket.close()
             raise
 
+    def let_go(self) -> None:
+        """Listen no longer: another process does, and has a copy. The name is still ours."""
+        self.socket.close()
+
     def close(self) -> None:
         """Stop listening and remove the name, unless it is another socket's by now. Idempotent."""
-        if self.socket.fileno() < 0:
-            return
         self.socket.close()
         with contextlib.suppress(OSError):
             if _identity(self.path) == self._identity:
                 Path(self.path).unlink()
+
+
+class HandedListener:
+    """A listening socket that another process made, and whose name that one removes."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.socket = sock
+
+    def close(self) -> None:
+        """Stop listening. Idempotent."""
+        self.socket.close()
 
 
 def _identity(path: str) -> tuple[int, int]:

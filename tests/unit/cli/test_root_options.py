@@ -11,6 +11,7 @@ import pytest
 from tests.unit.cli.conftest import Cli
 from tests.unit.images.made import StoreFolder
 from voidbox.images.config import ImageConfig
+from voidbox.sandbox.root import UPPER_FILE
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_a_sandbox_has_an_image_and_a_disk(cli: Cli, images: StoreFolder) -> Non
         "image": made.path, "disk_bytes": 1 << 30, "digest": made.id, "user": "", "workdir": "",
         "volumes": [],
     }  # fmt: skip
-    disk = Path(shown["folder"], "disk.img")
+    disk = Path(shown["folder"], UPPER_FILE)
     assert disk.stat().st_size == 1 << 30
     assert " web:1 " in cli.ok("ps")
     assert made.id in cli.ok("inspect", "box")
@@ -77,7 +78,7 @@ def test_the_tiny_image_has_no_disk(cli: Cli, images: StoreFolder) -> None:
     shown = json.loads(cli.ok("run", "-d", *machine(cli), "--name", "own", "--json"))
     assert shown["image"] == "tiny"
     assert (shown["root"]["image"], shown["root"]["disk_bytes"]) == ("", 0)
-    assert not Path(shown["folder"], "disk.img").exists()
+    assert not Path(shown["folder"], UPPER_FILE).exists()
     assert cli.ok("ps").splitlines()[1].split().count("-") >= 1
     cli.ok("rm", "--force", "own")
 

@@ -9,6 +9,7 @@ sockets on the loopback. Printed is a JSON object: attempt to "" where it succee
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import mmap
@@ -22,10 +23,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from voidbox.event_loop import EventLoop
 from voidbox.jail import numbers, system
-from voidbox.sandbox.process.confinement import Confinement
+from voidbox.sandbox.keeper import channel
+from voidbox.sandbox.keeper.channel import Channel
+from voidbox.sandbox.keeper.serving import Serving
 from voidbox.sandbox.process.recipe import kept_config
+from voidbox.sandbox.state.state_folder import MACHINE
 from voidbox.sandbox.state.store import Store
+from voidbox.sandbox.worker.confinement import Confinement
+from voidbox.sandbox.worker.surroundings import Walls, walls
+from voidbox.vmm.config import MachineConfig
 
 LAYERS = ("namespaces", "landlock", "seccomp")
 World = dict[str, Any]
@@ -35,8 +43,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Partly(Confinement):
     """A jail with some of its layers; the keeper is always there."""
 
-    def __init__(self, *arguments: Any, layers: list[str]) -> None:
-        super().__init__(*arguments)
+    def __init__(self, config: MachineConfig, around: Walls, layers: list[str]) -> None:
+        super().__init__(config, around)
         self.wanted = layers
 
     def _enter_namespaces(self, paths: Any) -> None:
@@ -47,13 +55,9 @@ class Partly(Confinement):
         if "landlock" in self.wanted:
             super()._enter_landlock(paths)
 
-    def shut(self) -> None:
+    def shut(self, hand_over: Any) -> None:
         if "seccomp" in self.wanted:
-            super().shut()
-
-    @property
-    def keeper(self) -> Any:
-        return self._keeper
+            super().shut(hand_over)
 
 
 def _call(name: str, *arguments: Any) -> int:
@@ -94,7 +98,7 @@ def _execve(world: World) -> None:
 
 
 def _keeper_reaches(world: World, port: int) -> int:
-    answer, fd = world["keeper"].quick.ask(
+    answer, fd = world["keeper"].ask(
         "connect", kind=socket.SOCK_DGRAM, protocol=0, address=0x7F000001, port=port
     )
     if fd is None:
@@ -116,13 +120,19 @@ def _reconnect(world: World) -> None:
 
 
 def _keeper_removes_other(world: World) -> None:
-    world["keeper"].slow.request("remove", id=world["other_id"])
-    if os.path.isdir(f"{world['state']}/sandboxes/{world['other_id']}"):
-        raise OSError(1, "it removes its own at most")
+    answer, _ = world["keeper"].ask("remove", id=world["other_id"])
+    raise OSError(answer["errno"], os.strerror(answer["errno"]))
+
+
+def _keeper_publishes(world: World) -> None:
+    """A port that nobody ordered."""
+    answer, fd = world["keeper"].ask("listen", forward="127.0.0.1:0:80")
+    if fd is None:
+        raise OSError(answer["errno"], os.strerror(answer["errno"]))
 
 
 def _dial_elsewhere(world: World) -> None:
-    answer, fd = world["keeper"].quick.ask("dial", port=f"/../../../{world['unix']}")
+    answer, fd = world["keeper"].ask("dial", port=f"/../../../{world['unix']}")
     if fd is None:
         raise OSError(answer["errno"], os.strerror(answer["errno"]))
 
@@ -156,6 +166,13 @@ ATTEMPTS: dict[str, Callable[[World], object]] = {
     "/etc/passwd": lambda w: _read("/etc/passwd"),
     "another sandbox's secret": lambda w: _read(f"{w['other']}/secret"),
     "another sandbox's record": lambda w: _write(f"{w['other']}/state.json"),
+    "its own record": lambda w: _write(f"{w['state']}/sandboxes/{w['id']}/state.json"),
+    "its own secret": lambda w: _read(f"{w['state']}/sandboxes/{w['id']}/secret"),
+    "its vsock": lambda w: _connect(
+        socket.AF_UNIX, socket.SOCK_STREAM, f"{w['state']}/sandboxes/{w['id']}/vsock.sock"
+    ),
+    "a snapshot's memory": lambda w: _read(f"{w['state']}/snapshots/one/memory"),
+    "the state's lock": lambda w: _write(f"{w['state']}/lock"),
     "the list of sandboxes": lambda w: os.listdir(f"{w['state']}/sandboxes"),
     # Other processes.
     "a process's environ": lambda w: _read(f"/proc/{w['victim']}/environ"),
@@ -210,6 +227,7 @@ ATTEMPTS: dict[str, Callable[[World], object]] = {
     "another connection of a socket of the keeper's": _reconnect,
     "another sandbox removed by the keeper": _keeper_removes_other,
     "another path dialled by the keeper": _dial_elsewhere,
+    "a port published by the keeper": _keeper_publishes,
 }
 
 
@@ -218,47 +236,80 @@ def _read(path: str) -> bytes:
         return file.read(16)
 
 
-def _attempt(name: str, world: World, layers: list[str], fd: int) -> None:
-    with Store(world["state"]) as store:
-        record = store.adopt(world["own"].pop())._replace(jail=world["level"])
-        jail = Partly(store, record, kept_config(store, record), layers=layers)
-        jail.enter()
-        jail.furnish()
-        jail.shut()
-        missing = {"namespaces": "mount", "landlock": "landlock", "seccomp": "seccomp"}
-        found = " ".join(jail.layers)
-        for layer in layers:
-            assert missing[layer] in found, f"{layer} is not in force: {found}"
-        assert layers, "never without a jail"
-        world["keeper"] = jail.keeper
-        try:
-            ATTEMPTS[name](world)
-        except OSError as error:
-            os.write(fd, (error.strerror or str(error)).encode())
-        except BaseException as error:
-            os.write(fd, f"{error!r}".encode())
+def _attempt(name: str, world: World, layers: list[str], around: Walls, fd: int) -> None:
+    config: MachineConfig = world["config"]
+    keeper = Channel(world["asks"])
+    jail = Partly(config, around, layers)
+    jail.enter()
+    jail.shut(keeper.hand_over)
+    missing = {"namespaces": "mount", "landlock": "landlock", "seccomp": "seccomp"}
+    found = " ".join(jail.layers)
+    for layer in layers:
+        assert missing[layer] in found, f"{layer} is not in force: {found}"
+    assert layers, "never without a jail"
+    world["keeper"] = keeper
+    try:
+        ATTEMPTS[name](world)
+    except OSError as error:
+        os.write(fd, (error.strerror or str(error)).encode())
+    except BaseException as error:
+        os.write(fd, f"{error!r}".encode())
     os._exit(0)
 
 
 def _run(name: str, world: World, layers: list[str]) -> str:
+    """Make one attempt in a worker of its own, whose keeper is this process."""
     ours, theirs = os.pipe()
-    own = world["own"].pop()
-    pid = os.fork()
-    if not pid:
-        os.close(ours)
-        try:
-            world["own"] = [own]
-            _attempt(name, world, layers, theirs)
-        except BaseException as error:
-            os.write(theirs, f"BROKEN {error!r}".encode())
-        os._exit(3)
-    os.close(theirs)
-    with open(ours, "rb") as file:
-        said = file.read().decode()
-    _, status = os.waitpid(pid, 0)
+    asks, queries = channel.pair(), channel.pair()
+    with Store(world["state"]) as store, contextlib.ExitStack() as stack:
+        for sock in (*asks, *queries):
+            stack.enter_context(sock)
+        id = world["own"].pop()
+        record = store.adopt(id)
+        config = world["config"] = kept_config(store, record)
+        own_folder = store.path(id, MACHINE)
+        os.mkdir(own_folder)
+        around = walls(config, world["level"], own_folder)
+        world |= {"asks": asks[1], "id": id}
+        with socket.socket(socket.AF_UNIX) as listener:  # before it is shut in, as a keeper's
+            listener.bind(store.path(id, "vsock.sock"))
+            listener.listen()
+            pid = os.fork()
+            if not pid:
+                os.close(ours)
+                try:
+                    _attempt(name, world, layers, around, theirs)
+                except BaseException as error:
+                    os.write(theirs, f"BROKEN {error!r}".encode())
+                os._exit(3)
+            os.close(theirs)
+            said, status = _keep(store, id, config, asks[0], queries[0], ours, pid)
+        store.release(id)
     if os.WIFSIGNALED(status):
         return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
     return said or ("" if status == 0 else f"status {status}")
+
+
+def _keep(
+    store: Store,
+    id: str,
+    config: MachineConfig,
+    asks: socket.socket,
+    queries: socket.socket,
+    said_fd: int,
+    pid: int,
+) -> tuple[str, int]:
+    """Answer the worker until it ends; return what it said, and its status."""
+    loop = EventLoop(on_error=lambda error: print(repr(error), file=sys.stderr))
+    serving = Serving(loop, asks, queries, config.net, store.path(id, "vsock.sock"))
+    loop.start()
+    with open(said_fd, "rb") as file:
+        said = file.read().decode()
+    _, status = os.waitpid(pid, 0)
+    loop.stop()
+    serving.close()
+    loop.close()
+    return said, status
 
 
 def main() -> None:

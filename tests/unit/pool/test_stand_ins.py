@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import voidbox
 from tests.unit.agent.conftest import USER
 from tests.unit.sandbox.conftest import in_event_loop
 from tests.unit.sandbox.states import ROOT
@@ -26,7 +27,8 @@ from voidbox.pool.sync import Pool
 from voidbox.sandbox.launch import environment, launch
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.zygote.client import Zygote
-from voidbox.sdk import launching
+from voidbox.sdk import launching, zygotes
+from voidbox.sdk.sync import Sandbox
 
 __all__ = ["state_folder"]
 
@@ -106,7 +108,7 @@ async def test_a_zygote_that_is_killed_is_told(options: dict[str, Any]) -> None:
         before = await pool.acquire()
         assert pool._zygote is not None
         os.kill(pool._zygote.pid, signal.SIGKILL)
-        pool._zygote._process.wait()
+        pool._zygote._process.wait(DEADLINE_S)
         assert (await pool.acquire()).sandbox_id != before.sandbox_id  # another zygote
         assert (await before.commands.run("true")).exit_code == 0, "what it forked goes on"
 
@@ -127,6 +129,31 @@ def test_a_pool_that_blocks(options: dict[str, Any]) -> None:
 def test_a_pool_opens_or_says_why(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="jail"), Pool(1, **{**options, "jail": "tight"}):
         pass
+
+
+def test_a_program_with_a_zygote(options: dict[str, Any]) -> None:
+    del options["host_memory"]
+    with voidbox.zygote():
+        first = zygotes.current()
+        assert first is not None
+        with voidbox.zygote(), Sandbox.create(**options) as forked:
+            assert parent_of(forked) == first.pid
+            assert forked.commands.run("echo hello").stdout == "hello\n"
+        with Sandbox.create(**options, isolated=True) as apart:
+            assert parent_of(apart) == os.getpid()
+        os.kill(first.pid, signal.SIGKILL)
+        first._process.wait(DEADLINE_S)
+        with Sandbox.create(**options) as forked:
+            assert parent_of(forked) not in (first.pid, os.getpid())
+    assert zygotes.current() is None
+    with Sandbox.create(**options) as apart:
+        assert parent_of(apart) == os.getpid()
+
+
+def parent_of(sandbox: Sandbox) -> int:
+    with Store() as store:
+        pid = store.read(sandbox.sandbox_id).pid
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 PROGRAM = """

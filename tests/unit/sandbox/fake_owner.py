@@ -24,11 +24,10 @@ from voidbox.agent import connect, protocol
 from voidbox.agent.client import AgentClient
 from voidbox.errors import ConfigError, HostError
 from voidbox.event_loop import EventLoop
-from voidbox.sandbox.process import owner, restoring
+from voidbox.sandbox.process import life, owner, restoring
 from voidbox.sandbox.process.heartbeat import Heartbeat
 from voidbox.snapshot.folder import Draft
 from voidbox.vmm.config import MachineConfig
-from voidbox.vmm.machine import MachineStatistics
 from voidbox.vmm.outcome import EndReason, Outcome
 
 
@@ -56,7 +55,7 @@ class FakeMachine:
         assert config.vsock is not None
         self.config = config._replace(serial_line=True)
         self.console = FakeConsole()
-        self.network = None
+        self.layers: list[str] = []
         self.is_paused = False
         self.loop = EventLoop(on_error=lambda error: None)
         self._vsock_path = config.vsock.path
@@ -196,14 +195,15 @@ class FakeMachine:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)
 
-    def statistics(self) -> MachineStatistics:
-        return MachineStatistics({"KVM_EXIT_IO": 7}, {}, 1, 2, 3)
+    def metrics(self) -> dict[str, object]:
+        exits = {"KVM_EXIT_IO": 7}
+        return {"exits": exits, "cpu_ns": 1, "rss_bytes": 1, "rss_bytes_max": 1, "network": None}
 
-    def set_cpu_limit(self, cpus: float | None) -> None:
-        self.console.say(f"CPUs: {cpus}")
+    def limit(self, limits: dict[str, object]) -> None:
+        self.console.say(f"limits: {limits}")
 
-    def set_disk_rates(self, bytes_s: int | None, requests_s: int | None) -> None:
-        self.console.say(f"disks: {bytes_s} {requests_s}")
+    def published(self) -> list[object]:
+        return []
 
     def adopt_serial(self, sock: socket.socket) -> None:
         with sock:
@@ -281,7 +281,7 @@ class FakeGuest:
         if self._options.mode == "bug":
             raise ZeroDivisionError("a bug")
         if self._options.mode == "nervous":  # notices a dead agent within a second
-            owner.Heartbeat = _nervous  # type: ignore[misc, assignment]
+            life.Heartbeat = _nervous  # type: ignore[misc, assignment]
         problem = os.environ.get("VOIDBOX_FAKE_RESTORE") if snapshot is not None else None
         if problem == "bad":
             raise HostError("the snapshot is of another CPU")

@@ -8,8 +8,9 @@ import sys
 # Prints which C extensions come with modules that are imported when they are first needed.
 LATE = """
 import importlib, pkgutil, sys
-import voidbox.sandbox.process.owner
-from voidbox.sandbox.process import confinement
+import voidbox.sandbox.worker.devices, voidbox.sandbox.worker.requests
+import voidbox.vmm.machine
+from voidbox.sandbox.worker import confinement, serving
 from voidbox.vmm.config import DiskConfig, MachineConfig
 
 confinement._import_all(MachineConfig("kernel", disks=(DiskConfig("disk"),)))

@@ -7,6 +7,7 @@ import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -15,9 +16,10 @@ from tests.unit.net.tap import needs_tap
 from voidbox.event_loop import EventLoop
 from voidbox.loop_api import Loop
 from voidbox.nat.backend import NatBackend, NatConfig
+from voidbox.nat.forwards import parse_forward
 from voidbox.sandbox.keeper import channel
 from voidbox.sandbox.keeper.channel import Channel
-from voidbox.sandbox.keeper.network import NetworkKeeper
+from voidbox.sandbox.keeper.network import Answer, NetworkKeeper
 from voidbox.sandbox.keeper.outside import KeptNetwork
 
 LOOPBACK, FAR = 0x7F000001, 0xC0000221  # 192.0.2.33
@@ -26,7 +28,12 @@ LOOPBACK, FAR = 0x7F000001, 0xC0000221  # 192.0.2.33
 class InProcess:
     """A keeper on a thread of this process, instead of in one of its own."""
 
-    def __init__(self, config: NatConfig, log: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: NatConfig,
+        log: Callable[[str], None],
+        kind: type[NetworkKeeper] = NetworkKeeper,
+    ) -> None:
         self._stack = ExitStack()
         quick, queries = channel.pair(), channel.pair()
         for sock in (*quick, *queries):
@@ -34,7 +41,7 @@ class InProcess:
         errors: list[BaseException] = []
         loop = EventLoop(on_error=errors.append)
         self._stack.callback(loop.close)
-        self.keeper = NetworkKeeper(config, loop, queries[1], log)
+        self.keeper = kind(config, loop, queries[1], log)
 
         def answer(ready: int) -> None:
             values = channel.parse(quick[1].recv(channel.MESSAGE_BYTES_MAX))
@@ -58,8 +65,14 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have guests of taps ask a keeper."""
     keepers: list[InProcess] = []
 
+    class Generous(NetworkKeeper):  # who has a port published has ordered it
+        def answer(self, op: str, values: dict[str, Any]) -> Answer:
+            if op == "listen":
+                self.allow(parse_forward(values["forward"]), True)
+            return super().answer(op, values)
+
     def make(config: NatConfig, loop: Loop, log: Callable[[str], None]) -> NatBackend:
-        keepers.append(InProcess(config, log))
+        keepers.append(InProcess(config, log, Generous))
         return NatBackend(config._replace(outside=keepers[-1].outside), loop, log)
 
     monkeypatch.setattr(tap, "NatBackend", make)
@@ -122,6 +135,19 @@ def test_the_loopbacks_open_port_is_connected(ruled: InProcess) -> None:
     assert isinstance(made, socket.socket)
     assert made.getpeername() == ("127.0.0.1", 7)
     made.close()
+
+
+def test_no_port_is_published_that_nobody_ordered(ruled: InProcess) -> None:
+    forward = parse_forward("127.0.0.1:0:80")
+    with pytest.raises(PermissionError):
+        ruled.outside.listen(forward)
+    ruled.keeper.allow(forward, True)
+    sock, port = ruled.outside.listen(forward)
+    assert port and sock.getsockname()[1] == port
+    sock.close()
+    ruled.keeper.allow(forward, False)
+    with pytest.raises(PermissionError):
+        ruled.outside.listen(forward)
 
 
 @pytest.mark.parametrize(

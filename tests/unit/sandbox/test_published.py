@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -36,11 +35,6 @@ class FakeForwards:
         return self.open
 
 
-class Loop:
-    def call_soon(self, call: Callable[[], None]) -> None:
-        call()
-
-
 class Made:
     def __init__(self, folder: Path) -> None:
         self.store = Store(str(folder / "s"))
@@ -49,7 +43,12 @@ class Made:
         )
         self.id = self.store.create(record).id
         self.forwards = FakeForwards()
-        machine = SimpleNamespace(loop=Loop(), network=SimpleNamespace(forwards=self.forwards))
+        machine = SimpleNamespace(
+            config=SimpleNamespace(net=object()),
+            publish=self.forwards.add,
+            unpublish=self.forwards.remove,
+            published=self.forwards.list,
+        )
         self.machine = machine
         self.ports = PublishedPorts(self.store, self.id, lambda: machine)  # type: ignore[arg-type, return-value]
 
@@ -91,7 +90,6 @@ def test_another_failure_is_told_and_keeps_nothing(made: Made) -> None:
 
 
 def test_without_a_network_there_is_nothing_to_publish(made: Made) -> None:
-    made.machine.network = None
-    assert made.ports.list() == []
+    made.machine.config.net = None
     with pytest.raises(ConfigError, match="no network"):
         made.ports.add(parse_forward("0:80"))

@@ -35,17 +35,27 @@ def test_limits_are_numbers_of_their_kind() -> None:
     assert isinstance(found["cpu"], float)
 
 
+def test_memory_is_of_what_the_guest_has() -> None:
+    told: list[Any] = []
+    config = SimpleNamespace(net=None, memory_bytes=512 << 20)
+    machine: Any = SimpleNamespace(config=config, limit=told.append)
+    resource_limits.apply(machine, {"memory_bytes": 64 << 20}, {"memory_bytes": 64 << 20})
+    resource_limits.apply(machine, {"memory_bytes": None}, {"memory_bytes": None})
+    assert told == [{"memory_bytes": 64 << 20}, {"memory_bytes": None}]
+    for wrong in (1 << 20, 513 << 20):
+        with pytest.raises(ConfigError, match="give 16,777,216 to 536,870,912"):
+            resource_limits.apply(machine, {"memory_bytes": wrong}, {"memory_bytes": wrong})
+
+
 def test_a_machine_is_told_what_has_changed() -> None:
     told: list[Any] = []
     machine: Any = SimpleNamespace(
-        network=None,
-        set_cpu_limit=lambda cpus: told.append(("cpu", cpus)),
-        set_disk_rates=lambda *rates: told.append(rates),
+        config=SimpleNamespace(net=None, memory_bytes=1), limit=told.append
     )
     limits = resource_limits.check({"cpu": 0.5, "disk_bytes_s": 100, "disk_ops_s": 7})
     resource_limits.apply(machine, limits, {"disk_ops_s": 7})
-    assert told == [(100, 7)]
+    assert told == [{"disk_bytes_s": 100, "disk_ops_s": 7}]
     resource_limits.apply(machine, {**limits, "cpu": None}, {"cpu": None})
-    assert told[1:] == [("cpu", None)]
+    assert told[1:] == [{"cpu": None}]
     with pytest.raises(ConfigError, match="no network"):
         resource_limits.apply(machine, {"net_bytes_s": 5}, {"net_bytes_s": 5})

@@ -18,12 +18,14 @@ from voidbox.agent import protocol
 from voidbox.agent.client import AgentClient
 from voidbox.errors import AgentError, ConfigError, HostError
 from voidbox.sandbox import launch as launching
+from voidbox.sandbox.process import restoring
 from voidbox.sandbox.snapshots import record as records
 from voidbox.sandbox.snapshots.restored import record_of, refuse_fixed
 from voidbox.sandbox.snapshots.shelf import Shelf
 from voidbox.sandbox.snapshots.templates import Templates
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.state_folder import MACHINE, SUSPENDED
 
 
 @pytest.fixture
@@ -87,6 +89,14 @@ def test_a_snapshot_becomes_a_sandbox_of_its_own(boxes: Sandboxes) -> None:
         assert output(client, "echo hello") == b"hello\n"
     second = save(boxes, copy)
     assert shelf(boxes).find(second).record.parent == id
+
+
+@pytest.mark.parametrize(
+    ("name", "host"),
+    [("quiet-otter-3fa2", "quiet-otter-3fa2"), ("My_box.2", "My-box-2"), ("a.", "a")],
+)
+def test_a_copys_host_is_called_by_its_name(name: str, host: str) -> None:
+    assert restoring._host_name(name) == host
 
 
 def test_the_secret_of_the_original_does_not_open_the_copy(boxes: Sandboxes) -> None:
@@ -207,10 +217,10 @@ def test_a_process_that_is_killed_leaves_nothing_listed(
     with pytest.raises(AgentError):
         save(boxes, box)
     boxes.wait_ended(box)
-    assert [name[-5:] for name in os.listdir(shelf(boxes).path)] == [".part"]
+    assert [name[-5:] for name in os.listdir(boxes.store.path(box.id, MACHINE))] == [".part"]
     assert shelf(boxes).all() == []
-    shelf(boxes).sweep()
-    assert os.listdir(shelf(boxes).path) == []
+    boxes.store.clean()
+    assert os.listdir(boxes.store.path(box.id, MACHINE)) == []
 
 
 def test_what_is_paused_can_be_saved_and_stays_so(boxes: Sandboxes) -> None:
@@ -319,7 +329,7 @@ def test_a_suspended_sandbox_is_woken_as_it_was(boxes: Sandboxes) -> None:
     assert not boxes.store.is_alive(box.id)
     assert boxes.store.clean() == []
     assert boxes.store.read(box.id).state is State.SUSPENDED
-    assert os.path.isdir(boxes.store.path(box.id, "suspended"))
+    assert os.path.isdir(boxes.store.path(box.id, SUSPENDED))
     time.sleep(0.2)
     other = boxes.create()  # the CID is kept
     assert other.cid != box.cid
@@ -327,7 +337,7 @@ def test_a_suspended_sandbox_is_woken_as_it_was(boxes: Sandboxes) -> None:
     assert (woken.state, woken.cid, woken.name) == (State.RUNNING, box.cid, box.name)
     assert woken.started_at is not None and box.started_at is not None
     assert woken.started_at > box.started_at  # by as long as it was away
-    assert not os.path.exists(boxes.store.path(box.id, "suspended"))
+    assert not os.path.exists(boxes.store.path(box.id, SUSPENDED))
     with boxes.connect(woken) as client:
         assert output(client, "echo hello") == b"hello\n"
     assert suspend(boxes, box).state is State.SUSPENDED  # and again
@@ -345,7 +355,7 @@ def test_one_that_cannot_be_woken_stays_suspended(
         found = boxes.store.read(box.id)
         assert found.state is State.SUSPENDED
         assert "could not be woken" in found.reason
-        assert os.path.isdir(boxes.store.path(box.id, "suspended"))
+        assert os.path.isdir(boxes.store.path(box.id, SUSPENDED))
     monkeypatch.delenv("VOIDBOX_FAKE_RESTORE")
     assert wake(boxes, box).state is State.RUNNING
     assert boxes.store.read(box.id).reason == ""
@@ -367,7 +377,7 @@ def test_a_suspended_sandbox_ends_by_request(boxes: Sandboxes) -> None:
     box = boxes.launch()
     suspend(boxes, box)
     assert boxes.store.discard_suspended(box.id).state is State.STOPPED
-    assert not os.path.exists(boxes.store.path(box.id, "suspended"))
+    assert not os.path.exists(boxes.store.path(box.id, SUSPENDED))
     with pytest.raises(ConfigError, match="stopped cannot be woken"):
         wake(boxes, box)
 
@@ -381,7 +391,7 @@ def test_one_killed_while_it_is_suspended_has_ended(
         boxes.control(box).request("suspend")
     found = boxes.wait_ended(box)
     assert found.state is State.STOPPED
-    assert not os.path.exists(boxes.store.path(box.id, "suspended"))
+    assert not os.path.exists(boxes.store.path(box.id, SUSPENDED))
 
 
 def test_one_that_removes_itself_is_not_suspended(boxes: Sandboxes) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from urllib.parse import quote, urlencode
 
 import pytest
 
-from tests.unit.serve.conftest import Box, StandIn, wait_until
+from tests.unit.serve.conftest import ROOT, Box, StandIn, wait_until
 
 
 def test_what_a_created_sandbox_is(box: Box) -> None:
@@ -51,6 +52,10 @@ def test_scopes(server: StandIn, box: Box) -> None:
     text = server.api("GET", "/metrics", key=server.add_key("prometheus", "admin")).body.decode()
     assert 'voidbox_sandboxes{state="running"} ' in text
     assert "# TYPE voidbox_request_seconds histogram" in text
+    # What Grafana's dashboard asks for is there.
+    asked = (ROOT / "packaging" / "serve" / "grafana.json").read_text()
+    names = set(re.findall(r"\b(?:voidbox|process)_[a-z_]+", asked)) - {"process_cpu_seconds"}
+    assert len(names) > 8 and not [name for name in names if f"{name}" not in text]
 
 
 def _ids(server: StandIn, key: str | None = None, query: str = "") -> list[str]:

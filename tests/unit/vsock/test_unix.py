@@ -19,6 +19,7 @@ from tests.unit.vsock.machine import Machine
 from voidbox.errors import ConfigError, HostError
 from voidbox.vsock import muxer, unix
 from voidbox.vsock.unix import UnixBackend
+from voidbox.vsock.unix_listener import UnixListener
 
 
 def connections(machine: Machine) -> int:
@@ -450,7 +451,7 @@ def test_a_backend_without_a_path_gets_one_later(tmp_path: Path) -> None:
     path = str(tmp_path / "late.sock")
     try:
         assert backend._connect(5000) is None  # the guest's own are refused
-        backend.publish(path)
+        backend.publish(UnixListener(path))
         with socket.socket(socket.AF_UNIX) as program, socket.socket(socket.AF_UNIX) as listener:
             program.connect(path)
             listener.bind(f"{path}_5000")

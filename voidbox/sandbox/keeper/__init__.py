@@ -1,11 +1,10 @@
-"""The keeper: a small process beside the machine's, with what a broken machine must not have.
+"""The keeper: what a broken machine must not have, done beside the worker and asked for by it.
 
-    the sandbox's process                       its keeper, forked before any thread
-    machine, devices, network stack, 9P  ──►    the network's policy, DNS, the making of sockets
-    its own record, logs, control socket        connections to Unix sockets of the host
-                                                other sandboxes: the relay; its folder's removal
+    worker                                      keeper
+    machine, devices, network stack, files ──►  the network's policy, DNS, the making of sockets
+                                                connections to Unix sockets of the host
                                                 what seccomp refuses: answered, and said in the log
 
-The machine's process then makes no socket at all. What it asks for is checked here, by the rules
-that the record had when it was started.
+It is a loop of whoever started the worker: of a sandbox's process, which keeps the record, the
+logs and the control socket as well, or of a command or program that has a guest of its own.
 """

@@ -1,4 +1,4 @@
-"""How the machine's process and its keeper talk: one message a request, one an answer.
+"""How a worker asks its keeper: one message a request, one an answer.
 
 A message is JSON in one packet of a SOCK_SEQPACKET pair; a descriptor may come with an answer.
 """
@@ -9,14 +9,9 @@ import contextlib
 import errno
 import json
 import os
-import queue
 import socket
 import threading
-from collections.abc import Iterator
 from typing import Any
-
-from voidbox.errors import VoidboxError
-from voidbox.sandbox.control import make_error
 
 MESSAGE_BYTES_MAX = 160 << 10  # less than a socket's default buffer, or it would not be taken
 
@@ -47,18 +42,6 @@ class Channel:
             raise ConnectionResetError(errno.ECONNRESET, "the sandbox's keeper is gone")
         return json.loads(data), fds[0] if fds else None
 
-    def request(self, op: str, **values: object) -> dict[str, Any]:
-        """Ask for what comes without a descriptor; return the answer.
-
-        Raises:
-            VoidboxError: what it failed with.
-            OSError: see ask().
-        """
-        answer, _ = self.ask(op, **values)
-        if answer.get("ok") is False:
-            raise make_error(answer)
-        return answer
-
     def hand_over(self, op: str, fd: int) -> None:
         """Give the keeper a descriptor; raises OSError."""
         socket.send_fds(self._socket, [json.dumps({"op": op}).encode()], [fd])
@@ -66,34 +49,6 @@ class Channel:
     def close(self) -> None:
         """Close it. Idempotent."""
         self._socket.close()
-
-
-class Channels:
-    """Several, for what may take long: each question takes one that is free. Thread: any."""
-
-    def __init__(self, socks: list[socket.socket]) -> None:
-        self._free: queue.SimpleQueue[Channel] = queue.SimpleQueue()
-        self._all = [Channel(sock) for sock in socks]
-        for channel in self._all:
-            self._free.put(channel)
-
-    def request(self, op: str, **values: object) -> dict[str, Any]:
-        """See Channel."""
-        with self._one() as channel:
-            return channel.request(op, **values)
-
-    @contextlib.contextmanager
-    def _one(self) -> Iterator[Channel]:
-        channel = self._free.get()
-        try:
-            yield channel
-        finally:
-            self._free.put(channel)
-
-    def close(self) -> None:
-        """Close all. Idempotent."""
-        for channel in self._all:
-            channel.close()
 
 
 def send_answer(sock: socket.socket, values: dict[str, object], fd: int | None = None) -> None:
@@ -113,6 +68,3 @@ def parse(data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-__all__ = ["Channel", "Channels", "VoidboxError", "pair", "parse", "send_answer"]

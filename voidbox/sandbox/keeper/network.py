@@ -70,6 +70,7 @@ class NetworkKeeper:
         self._forwarder = make_forwarder(self._policy, servers)
         self._timer: TimerHandle | None = None
         self._pumps: list[_Pump] = []
+        self._publishable = set(config.publish)
         queries.setblocking(False)
         loop.watch(queries.fileno(), select.EPOLLIN, lambda ready: self._take_queries())
 
@@ -92,6 +93,13 @@ class NetworkKeeper:
                 "evicted": found.pins_evicted,
             }, None
         return {"errno": errno.ENOSYS}, None
+
+    def allow(self, forward: forwards.Forward, is_allowed: bool) -> None:
+        """Have a port be published if it is asked for, or not any more. Thread: any."""
+        if is_allowed:
+            self._publishable.add(forward)
+        else:
+            self._publishable.discard(forward)
 
     def close(self) -> None:
         """Close every socket. Idempotent. Thread: loop, or any once the loop is stopped."""
@@ -131,6 +139,8 @@ class NetworkKeeper:
 
     def _listen(self, values: dict[str, Any]) -> Answer:
         forward = forwards.parse_forward(values["forward"])
+        if forward not in self._publishable:
+            return {"errno": errno.EACCES}, None
         self._pumps = [pump for pump in self._pumps if not pump.is_closed]
         if len(self._pumps) >= _PUBLISHED_MAX:
             return {"errno": errno.EMFILE}, None

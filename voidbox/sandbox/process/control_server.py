@@ -32,9 +32,6 @@ _ACCEPT_PAUSE_S = 0.1  # after running out of descriptors, or of places
 _RECV_BYTES = 64 << 10
 
 # struct ucred { pid_t pid; uid_t uid; gid_t gid; };
-# In a user namespace of our own everybody outside is this. But only root gets here, and we: the
-# folder's mode keeps others out.
-_OVERFLOW_UID = 65534
 _UCRED = struct.Struct("@iII")
 assert _UCRED.size == 12
 
@@ -53,8 +50,6 @@ class Later(NamedTuple):
 
 class Becomes(NamedTuple):
     """An answer after which the connection is something else, and no more of ours.
-
-    A descriptor that is sent along would need sendmsg(2), which the jail has not.
 
     Attributes:
         take: takes the connection, once the answer is sent.
@@ -75,18 +70,13 @@ class ControlServer:
         path: the socket to listen on.
         handlers: by the op's name; called on any thread, several at once. A VoidboxError of theirs
             goes to the client.
-        is_in_user_namespace: root outside has no number here then.
     Raises:
         ConfigError, HostError: the socket cannot be made.
     """
 
-    def __init__(
-        self, path: str, handlers: Mapping[str, Handler], is_in_user_namespace: bool = False
-    ) -> None:
+    def __init__(self, path: str, handlers: Mapping[str, Handler]) -> None:
         self._handlers = handlers
         self._served_uids = {os.geteuid(), 0}
-        if is_in_user_namespace:
-            self._served_uids.add(_OVERFLOW_UID)
         self._lock = threading.Lock()  # covers _connections
         self._connections: list[_Connection] = []
         self._listener = UnixListener(path)

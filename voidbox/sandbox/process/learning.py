@@ -12,8 +12,8 @@ import threading
 
 from voidbox.errors import VoidboxError
 from voidbox.sandbox.process.restoring import Source
+from voidbox.sandbox.worker.machine import WorkerMachine
 from voidbox.snapshot import working_set
-from voidbox.vmm.machine import Machine
 
 # Until a first command has been answered: some times what it took until the agent was. What touches
 # more than this within that time is at work of its own, and the next guest is looked at.
@@ -28,11 +28,15 @@ class Learning:
 
     Args:
         source: what it was restored from.
+        own_folder: where the machine's process may write.
         answered_s: from its start to its agent's answer.
     """
 
-    def __init__(self, machine: Machine, source: Source, answered_s: float) -> None:
+    def __init__(
+        self, machine: WorkerMachine, source: Source, own_folder: str, answered_s: float
+    ) -> None:
         self._machine = machine
+        self._written = os.path.join(own_folder, working_set.NAME)
         self._path = os.path.join(source.folder, working_set.NAME)
         self._after_s = min(max(_AFTER_S_MIN, _AFTER * answered_s), _AFTER_S_MAX)
         self._is_over = threading.Event()
@@ -52,7 +56,12 @@ class Learning:
         if self._is_over.wait(self._after_s):
             return
         try:
-            touched = self._machine.record_working_set(self._path, BYTES_MAX)
+            touched = self._machine.record_working_set(self._written, BYTES_MAX)
+            if touched <= BYTES_MAX:
+                os.rename(self._written, self._path)
+        except OSError as error:  # another was first, say, or the snapshot is gone
+            log.info("no working set: %s", error.strerror)
+            return
         except VoidboxError as error:
             log.info("no working set: %s", error)
             return

@@ -19,7 +19,6 @@ suspend {}                   once it is on the disk; the process ends then
 from __future__ import annotations
 
 import math
-import os
 import resource
 import time
 from collections.abc import Callable
@@ -27,11 +26,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from voidbox.errors import AgentError, ConfigError
 from voidbox.sandbox.process.control_server import Answer, Becomes, Handler, Later
-from voidbox.sandbox.process.published import PublishedPorts, on_loop
+from voidbox.sandbox.process.published import PublishedPorts
 from voidbox.sandbox.process.stopping import AGENT_S
 from voidbox.sandbox.snapshots.record import SnapshotRecord
 from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.vmm.machine import Machine
+from voidbox.sandbox.worker.machine import WorkerMachine
+from voidbox.sandbox.worker.requests import rss_bytes
 
 if TYPE_CHECKING:
     from voidbox.nat.forwards import Forward
@@ -49,7 +49,7 @@ class Sandbox(Protocol):
     ports: PublishedPorts
 
     @property
-    def machine(self) -> Machine: ...
+    def machine(self) -> WorkerMachine: ...
     def use(self) -> None: ...
     def current_record(self) -> SandboxRecord: ...
     def stop(self, agent_s: float) -> None: ...
@@ -143,24 +143,18 @@ class Operations:
 
     def _metrics(self, values: dict[str, object]) -> Answer:
         machine = self._sandbox.machine
-        statistics = machine.statistics()
-        network = None
-        if machine.network is not None:
-            network = on_loop(machine, machine.network.statistics)._asdict()
+        found = machine.metrics()
+        usage = resource.getrusage(resource.RUSAGE_SELF)
         return {
-            "exits": statistics.exits,
-            "boot_ns": statistics.boot_ns,
-            "vcpu_ns": statistics.vcpu_ns,
-            "cpu_ns": time.process_time_ns(),
-            "rss_bytes": _rss_bytes(),
-            "rss_bytes_max": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
+            **found,
+            # Of both processes.
+            "cpu_ns": time.process_time_ns() + int(found["cpu_ns"]),
+            "rss_bytes": rss_bytes() + int(found["rss_bytes"]),
+            "rss_bytes_max": (usage.ru_maxrss << 10) + int(found["rss_bytes_max"]),
             "memory_bytes": machine.config.memory_bytes,
             "cpus": machine.config.cpus,
             "uptime_s": time.monotonic() - self._sandbox.started_at,
-            "network": network,
-            "disks": [disk._asdict() for disk in statistics.disks],
             "limits": self._sandbox.current_record().limits,
-            "cpu_held_ns": statistics.throttle.held_ns,
         }
 
     def _port_add(self, values: dict[str, object]) -> Answer:
@@ -198,8 +192,3 @@ def _seconds(values: dict[str, object], default: float | None) -> float | None:
     if value < 0:
         raise ConfigError(f"a timeout of {value} s: give 0 or more")
     return float(value)
-
-
-def _rss_bytes() -> int:
-    with open("/proc/self/statm", encoding="ascii") as file:  # proc(5): pages
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

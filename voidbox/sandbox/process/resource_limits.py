@@ -4,6 +4,7 @@
     disk_bytes_s  of each disk, read and written
     disk_ops_s    requests of each disk
     net_bytes_s   of the network, both directions
+    memory_bytes  of the guest's memory, what it makes do with; the balloon takes the rest from it
 
 None, or no such key, is no limit.
 """
@@ -14,14 +15,15 @@ import math
 from collections.abc import Mapping
 
 from voidbox.errors import ConfigError
-from voidbox.sandbox.process.published import on_loop
-from voidbox.vmm.machine import Machine
+from voidbox.sandbox.worker.machine import WorkerMachine
+from voidbox.vmm.config import MEMORY_BYTES_MIN
 
-CPU, DISK_BYTES_S, DISK_OPS_S, NET_BYTES_S = KEYS = (
+CPU, DISK_BYTES_S, DISK_OPS_S, NET_BYTES_S, MEMORY_BYTES = KEYS = (
     "cpu",
     "disk_bytes_s",
     "disk_ops_s",
     "net_bytes_s",
+    "memory_bytes",
 )
 Limits = dict[str, int | float | None]
 _CPU_MIN = 0.01
@@ -41,6 +43,19 @@ def check(values: Mapping[str, object]) -> Limits:
     return found
 
 
+def check_memory(wanted: int | float | None, has_bytes: int) -> None:
+    """Refuse a limit of a guest's memory that is more than it has, or too little to live.
+
+    Raises:
+        ConfigError: says what there is.
+    """
+    if wanted is not None and not MEMORY_BYTES_MIN <= wanted <= has_bytes:
+        raise ConfigError(
+            f"the limit memory_bytes is {int(wanted):,}: give {MEMORY_BYTES_MIN:,} to "
+            f"{has_bytes:,}, which the sandbox has"
+        )
+
+
 def _number(key: str, value: object) -> int | float:
     if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
         raise ConfigError(f"the limit {key} is a number, not {value!r}")
@@ -51,26 +66,20 @@ def _number(key: str, value: object) -> int | float:
     return float(number) if key == CPU else int(number)
 
 
-def apply(machine: Machine, limits: Limits, changed: Limits) -> None:
+def apply(machine: WorkerMachine, limits: Limits, changed: Limits) -> None:
     """Have a machine keep to limits.
 
     Args:
         limits: all of them.
         changed: those that are new; the others are in force.
     Raises:
-        ConfigError: it has no network to limit.
+        ConfigError: it has no network to limit, or not as much memory.
         HostError: the host gives no thread for it.
     """
-    network = machine.network
-    if changed.get(NET_BYTES_S) is not None and network is None:
+    if changed.get(NET_BYTES_S) is not None and machine.config.net is None:
         raise ConfigError("the sandbox has no network, so none to limit")
-    if NET_BYTES_S in changed and network is not None:
-        rate = limits.get(NET_BYTES_S)
-        on_loop(machine, lambda: network.set_rate(None if rate is None else int(rate)))
-    if CPU in changed:
-        machine.set_cpu_limit(limits.get(CPU))
+    check_memory(changed.get(MEMORY_BYTES), machine.config.memory_bytes)
+    told = {key: limits.get(key) for key in (CPU, NET_BYTES_S, MEMORY_BYTES) if key in changed}
     if DISK_BYTES_S in changed or DISK_OPS_S in changed:
-        bytes_s, ops_s = limits.get(DISK_BYTES_S), limits.get(DISK_OPS_S)
-        machine.set_disk_rates(
-            None if bytes_s is None else int(bytes_s), None if ops_s is None else int(ops_s)
-        )
+        told |= {key: limits.get(key) for key in (DISK_BYTES_S, DISK_OPS_S)}
+    machine.limit(told)

@@ -7,6 +7,7 @@ live on in the copy, and no process but the agent's runs when it is restored, un
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,9 +25,10 @@ from voidbox.sandbox.state import state_folder
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
+from voidbox.sandbox.worker.machine import WorkerMachine
+from voidbox.snapshot import files
 from voidbox.storage import durable
 from voidbox.version import __version__
-from voidbox.vmm.machine import Machine
 
 WRITE_S = 300.0  # the longest that a snapshot may take
 _AGENT_S = 10.0
@@ -39,7 +41,7 @@ class Sandbox(Protocol):
     """What this needs of the sandbox's process; see owner. Thread: any."""
 
     @property
-    def machine(self) -> Machine: ...
+    def machine(self) -> WorkerMachine: ...
     def current_record(self) -> SandboxRecord: ...
     def with_agent(self, call: Callable[[AgentClient], None], timeout_s: float) -> None: ...
     def begin_suspend(self) -> None: ...
@@ -175,7 +177,10 @@ class Snapshotting:
         is_suspend: bool = False,
         on_frozen: Callable[[], None] | None = None,
     ) -> None:
-        """Have the machine write itself, between QUIESCE and RELEASE."""
+        """Have the machine write itself, between QUIESCE and RELEASE.
+
+        It writes where its process may; from there the snapshot is brought to its place.
+        """
         freezes = made.kind != TEMPLATE  # in which there is nobody yet
         self._sandbox.with_agent(lambda client: _quiesce(client, freezes), _AGENT_S)
 
@@ -191,9 +196,13 @@ class Snapshotting:
             records.FILE: made.encode(),
             records.SECRET: self._store.secret(self._sandbox.current_record().id),
         }
+        written = folder
+        if not is_suspend:
+            own = self._store.path(self._sandbox.current_record().id, state_folder.MACHINE)
+            written = f"{own}/{made.id}"
         try:
             report = self._sandbox.machine.snapshot(
-                folder,
+                written,
                 stop=is_suspend,
                 disks="stay" if is_suspend else "copy",
                 timeout_s=WRITE_S,
@@ -203,9 +212,22 @@ class Snapshotting:
         except BaseException:
             release()
             raise
+        if written != folder:
+            _bring(written, folder)
         log.info("a %s: %s", made.kind, report)
         if made.kind in (SNAPSHOT, SUSPENDED):
             _pin_image(made, folder)
+
+
+def _bring(written: str, folder: str) -> None:
+    """Bring a snapshot that is whole to its place, whole."""
+    try:
+        os.rename(written, folder)
+        files.sync_folder(os.path.dirname(folder))
+    except OSError as error:
+        with suppress(VoidboxError):
+            durable.remove_tree(written)
+        raise files.failure("make", f"snapshot {folder}", error) from error
 
 
 def _pin_image(made: SnapshotRecord, folder: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.relay.courier import Peer, deliver_within
 from voidbox.sandbox.relay.protocol import NO_ANSWER
@@ -14,20 +12,8 @@ from voidbox.sandbox.state.store import Store
 _HAND_OVER_S = 2.0  # closing the relay waits for it
 
 
-class Mates(Protocol):
-    """What the relay asks about the others. Thread: any; it blocks."""
-
-    def names(self) -> list[str]:
-        """Return the names of the team's running sandboxes, with or without the own."""
-        ...
-
-    def deliver(self, to: str, from_name: str, text: str) -> str:
-        """Hand a message over; return its outcome."""
-        ...
-
-
-class StoreMates:
-    """Mates that are looked up in this process. Thread: any."""
+class Mates:
+    """A team, with or without the own sandbox. Thread: any; it blocks."""
 
     def __init__(self, store: Store, team: str | None) -> None:
         self._store = store
@@ -35,7 +21,7 @@ class StoreMates:
         self.deliver = deliver_within(team, self._find, self._hand_over)
 
     def names(self) -> list[str]:
-        """See Mates."""
+        """Return the names of the team's running sandboxes."""
         return [peer.name for peer in map(self._peer, self._store.list()) if self._is_mate(peer)]
 
     def _is_mate(self, peer: Peer) -> bool:

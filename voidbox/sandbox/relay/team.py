@@ -21,10 +21,10 @@ class TeamRelay:
     Args:
         record: the sandbox's. Its guest gets the relay with vsock "unix" alone: the other kinds
             have no socket of this sandbox's own to listen on.
-        mates: the others.
     """
 
-    def __init__(self, store: Store, record: SandboxRecord, mates: Mates) -> None:
+    def __init__(self, store: Store, record: SandboxRecord) -> None:
+        mates = Mates(store, record.team)
         self._mailbox = Mailbox()
         self._server: relay.RelayServer | None = None
         if record.vsock == "unix":

@@ -71,6 +71,7 @@ def _clean_one(folder: StateFolder, record: SandboxRecord, crashed: list[Sandbox
             folder.remove_folder(record.id)
         elif record.state.is_final:
             folder.free(record.id)
+            folder.remove_half_made(record.id)
     except HostError as error:  # a full disk must not keep the rest from being used
         warn(f"cannot clean up after {record.name}: {error}")
 

@@ -11,7 +11,8 @@
         secret-envs            variables of its commands that nobody is shown; gone when it ends
         alive                  held for as long as the sandbox's process lives; see Hold
         control.sock, vsock.sock, console.log, owner.log     of that process
-        suspended/             the machine, of one that is suspended
+        machine/               what the machine's own process may write: the guest's disk
+            suspended/         the machine, of one that is suspended
     STATE/sandboxes/.new-ID, .removed-ID     half made, half removed: the next command deletes it
     STATE/set-aside/           what could not be read, with the time
 
@@ -39,7 +40,8 @@ from voidbox.storage.place import make_state_folder
 SECRET_BYTES = 32
 SECRET_ENVS = "secret-envs"
 STATE, SECRET, ALIVE, CONSOLE = "state.json", "secret", "alive", "console.log"
-SUSPENDED = "suspended"
+MACHINE = "machine"
+SUSPENDED = f"{MACHINE}/suspended"
 CONTROL, VSOCK = "control.sock", "vsock.sock"
 SOCKETS = (CONTROL, VSOCK)  # and vsock.sock_PORT, for what the guest connects to
 
@@ -328,6 +330,18 @@ class StateFolder:
             with suppress(FileNotFoundError, Corrupted):
                 record = self.load(id)
         return record if record is not None and record.name == name else None
+
+    def remove_half_made(self, id: str) -> None:
+        """Delete what a killed process left of snapshots. Under the lock.
+
+        Raises:
+            HostError: it cannot be deleted.
+        """
+        folder = self.file(id, MACHINE)
+        with suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in list(entries):
+                if entry.is_dir(follow_symlinks=False):
+                    durable.remove_tree(entry.path)
 
     def forget_secrets(self, id: str) -> None:
         """Delete what was to be told to nobody but a guest that is gone."""

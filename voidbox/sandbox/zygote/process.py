@@ -29,6 +29,8 @@ PRELOADED = (
     *("voidbox.virtio.block", "voidbox.virtio.fs", "voidbox.virtio.balloon", "voidbox.fuse.server"),
     *("voidbox.nat.backend", "voidbox.vsock.unix", "voidbox.snapshot.working_set"),
     *("voidbox.sandbox.keeper.network", "voidbox.sandbox.keeper.outside"),
+    *("voidbox.sandbox.process.life", "voidbox.sandbox.process.preparing"),
+    *("voidbox.sandbox.guest", "voidbox.sandbox.worker.serving"),
     *("voidbox.sandbox.state.recalling", "concurrent.futures", "shutil", "subprocess", "zlib"),
     *("encodings.idna", "ctypes", "random", "hashlib"),
 )

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from voidbox.errors import VoidboxError
-from voidbox.sdk.aio import AsyncSandbox
 from voidbox.serve import bodies
 from voidbox.serve.control import shapes, wishes
 from voidbox.serve.control.auth import Guard
-from voidbox.serve.errors import ApiError, as_api_error, not_supported
+from voidbox.serve.errors import as_api_error, not_supported
 from voidbox.serve.keys import Key
 from voidbox.serve.registry import Registry
+from voidbox.serve.served import Served
 
 _PAGE_MAX = 100
 _FORKS_MAX = 100
@@ -44,11 +43,7 @@ class CopyRoutes:
         if not bodies.flag(fields, "memory", True):
             raise not_supported("memory: false; a snapshot keeps the memory")
         name = bodies.text(fields, "name", "").removesuffix(":default") or None
-        async with served.life:
-            box = await served.box()
-            info = await box.snapshot(name)
-            await box.close()
-        self._registry.database.audit(key.name, "snapshot", served.id, info.name)
+        info = await self._registry.snapshot(served, name, key.name)
         shown = info.name or info.snapshot_id
         names = [info.name] if info.name else []
         return JSONResponse({"snapshotID": f"{shown}:default", "names": names}, 201)
@@ -73,20 +68,11 @@ class CopyRoutes:
         fields = await bodies.read_fields(request)
         timeout_s = wishes.life_s(fields, self._registry.config, 15.0)
         count = int(bodies.number(fields, "count", 1, 1, _FORKS_MAX))
-        if len(self._registry) + count > self._registry.config.sandboxes_max:
-            raise ApiError(503, "that would be too many sandboxes", {"Should-Retry": "false"})
-        async with served.life:
-            box = await served.box()
-            forks: Sequence[AsyncSandbox | Exception] = await box.fork(count)
-            await box.close()
-        self._registry.database.audit(key.name, "fork", served.id, str(count))
+        forks = await self._registry.fork(served, count, key.name)
         return JSONResponse([await self._told(fork, timeout_s) for fork in forks], 201)
 
-    async def _told(self, fork: AsyncSandbox | Exception, timeout_s: float) -> shapes.Shape:
-        if isinstance(fork, Exception):
-            error = fork if isinstance(fork, VoidboxError) else VoidboxError(str(fork))
-            return {"error": as_api_error(error).body()}
-        served = self._registry.adopt(fork.sandbox_id)
-        await fork.close()
-        await self._registry.set_timeout(served, timeout_s)
-        return {"sandbox": shapes.made(served, self._registry.config.domain)}
+    async def _told(self, fork: Served | VoidboxError, timeout_s: float) -> shapes.Shape:
+        if isinstance(fork, VoidboxError):
+            return {"error": as_api_error(fork).body()}
+        await self._registry.set_timeout(fork, timeout_s)
+        return {"sandbox": shapes.made(fork, self._registry.config.domain)}

@@ -1,7 +1,7 @@
-"""How a sandbox's process shuts itself in: in two steps, with its keeper outside.
+"""How a worker shuts itself in: in two steps, with its keeper outside.
 
-    enter()   before the first thread, the machine not made yet: the keeper is forked; namespaces,
-              a root with what the record names, no capabilities, Landlock
+    enter()   before the first thread, the machine not made yet: namespaces, a root with what the
+              machine needs, no capabilities, Landlock
     shut()    the machine made, nothing of the guest run: all that will be imported is; seccomp
 
 The levels: "default" takes what the host has, and says what is missing; "strict" wants all of it;
@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import logging
 import os
+from collections.abc import Callable, Sequence
 
 from voidbox.errors import ConfigError, HostError
 from voidbox.jail import (
@@ -29,114 +30,82 @@ from voidbox.jail import (
 )
 from voidbox.jail.levels import OFF, STRICT
 from voidbox.kvm import api
-from voidbox.sandbox.keeper.process import Keeper
-from voidbox.sandbox.process import recipe
-from voidbox.sandbox.process.surroundings import Path, is_block_device, surroundings
-from voidbox.sandbox.relay.mates import Mates, StoreMates
-from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.sandbox.state.store import Store
+from voidbox.sandbox.worker.orders import JAIL_LOG
+from voidbox.sandbox.worker.surroundings import Path, Walls, is_block_device
 from voidbox.vmm.config import MachineConfig
 
 # Beside the guest's memory: thread stacks, Python, what is under way. More is a fault.
 _DATA_BYTES = 2 << 30
 _TASKS_MAX = 1024  # threads, and copies that write a snapshot
 _NPROC_BY_NAMESPACE = (5, 14)  # before, all processes of the user counted
-_FILE_BYTES = 1 << 30  # of logs, records and overlays' own
 # C extensions that are imported when they are first needed, and libraries that libc loads then.
 _EXTENSIONS = (
     *("zlib", "bz2", "lzma", "select", "math", "array", "binascii", "unicodedata"),
-    *("hashlib", "encodings.idna"),
+    *("hashlib", "encodings.idna", "_opcode"),
     "_zstd",  # Python's own from 3.14 on, which shutil imports
 )
 _OF_FILES = ("ctypes", "random")  # the latter for tempfile
 _LIBRARIES = ("libgcc_s.so.1",)  # by which glibc ends a thread
 
-log = logging.getLogger("voidbox.sandbox.process.owner")
+log = logging.getLogger(JAIL_LOG)
 
 
 class Confinement:
     """The jail of this process. Thread: main.
 
     Args:
-        store: has adopted the record.
-        config: the machine's, as the record has it.
+        config: the machine's.
+        walls: how far it may get.
 
     Attributes:
         layers: what is in force, in words.
-        mates: how the relay reaches the other sandboxes.
     """
 
-    def __init__(self, store: Store, record: SandboxRecord, config: MachineConfig) -> None:
-        self._store = store
-        self._record = record
+    def __init__(self, config: MachineConfig, walls: Walls) -> None:
         self._config = config
-        self._keeper: Keeper | None = None
+        self._walls = walls
+        self._level = walls.level
         self.layers: list[str] = []
-        self.mates: Mates = StoreMates(store, record.team)
-
-    @property
-    def alive_fd(self) -> int | None:
-        """Readable once the keeper is gone; None without one."""
-        return self._keeper.alive_fd if self._keeper is not None else None
 
     def enter(self) -> None:
         """Give up what no machine needs. The process has one thread.
 
         Raises:
             ConfigError: strict, and the host lacks a layer.
-            HostError: the host gives no process.
         """
-        level, config = self._record.jail, self._config
-        if level == OFF:
+        if self._level == OFF:
             log.warning("the jail is off: an escape from the machine has all rights of this user")
             return
-        paths = surroundings(self._store, self._record, config)
         os.chdir("/")
-        self._keeper = Keeper(self._store, self._record, config.net)
-        self.mates = self._keeper
         self.layers.append("keeper")
         privileges.limit(core=0)
-        self._enter_namespaces(paths)
+        self._enter_namespaces(self._walls.paths)
         privileges.drop_capabilities()
         privileges.set_no_new_privs()
-        self._enter_landlock(paths)
+        self._enter_landlock(self._walls.paths)
         privileges.set_undumpable()
-        self._limit(config)
+        self._limit()
 
-    def furnish(self) -> MachineConfig:
-        """Return the machine to build: it asks the keeper for its sockets."""
-        keeper, config = self._keeper, self._config
-        if keeper is None:
-            return config
-        if config.net is not None:
-            from voidbox.sandbox.keeper.outside import KeptNetwork
+    def shut(self, hand_over: Callable[[str, int], None]) -> None:
+        """Leave the system calls that a running machine makes. Before the guest runs.
 
-            outside = KeptNetwork(keeper.quick, keeper.queries, config.net.make_policy())
-            config = config._replace(net=config.net._replace(outside=outside))
-        if config.vsock is not None and not config.vsock.is_vhost:
-            config = config._replace(vsock=config.vsock._replace(dial=keeper.dial))
-        return config
-
-    def shut(self) -> None:
-        """Leave the system calls that a running machine makes. Idempotent.
-
-        Before the guest runs; that of a template, which may have to be made another, right after.
-
+        Args:
+            hand_over: gives the keeper a descriptor, by a name.
         Raises:
             HostError: the kernel has no seccomp, or refuses the filter.
         """
-        if self._keeper is None or "seccomp" in self.layers:
+        if self._level == OFF:
             return
         _import_all(self._config)
         if privileges.refuse_writable_code():
             self.layers.append("mdwe")
-        is_strict = self._record.jail == STRICT
+        is_strict = self._level == STRICT
         needs = needs_of(self._config)._replace(forks=not is_strict)
         try:
             program = allowed.program(needs, bpf.RET_USER_NOTIF, is_strict)
             listener_fd = seccomp.install(program, with_listener=not is_strict)
             if listener_fd is not None:
-                self._keeper.quick.hand_over("refusals", listener_fd)
+                hand_over("refusals", listener_fd)
                 os.close(listener_fd)
             elif not is_strict:  # RET_USER_NOTIF without a listener is ENOSYS: libc may try others
                 seccomp.install(allowed.program(needs))
@@ -150,21 +119,7 @@ class Confinement:
         self.layers.append("seccomp")
         log.info("the jail is shut: %s", ", ".join(self.layers))
 
-    def remove(self) -> None:
-        """Delete the sandbox, which has ended and been released.
-
-        Raises:
-            VoidboxError: see Store.remove.
-        """
-        if self._keeper is None:
-            self._store.remove(self._record.id)
-            return
-        try:
-            self._keeper.remove()
-        except OSError as error:
-            raise HostError.from_errno("ask the sandbox's keeper", error.errno or 0) from error
-
-    def _enter_namespaces(self, paths: list[Path]) -> None:
+    def _enter_namespaces(self, paths: Sequence[Path]) -> None:
         problem = trial.problem_of_mounts()
         if problem:
             self._miss(f"no user namespaces ({problem})", "see the names and sizes of your files")
@@ -173,7 +128,7 @@ class Confinement:
         mounts.enter_root((path.path, path.is_writable) for path in paths)
         self.layers += namespaces.NAMES
 
-    def _enter_landlock(self, paths: list[Path]) -> None:
+    def _enter_landlock(self, paths: Sequence[Path]) -> None:
         try:
             own = Path(f"/proc/{os.getpid()}")
             version = landlock.restrict((path.path, _rights(path)) for path in [*paths, own])
@@ -185,7 +140,7 @@ class Confinement:
 
     def _miss(self, what: str, consequence: str) -> None:
         """Go on without a layer, or not."""
-        if self._record.jail == STRICT:
+        if self._level == STRICT:
             raise ConfigError(
                 f"the jail is strict, and this host has {what}: voidbox doctor says more; choose "
                 "--jail default to do without"
@@ -193,16 +148,12 @@ class Confinement:
         if consequence:
             log.warning("jail: %s: an escape could %s", what, consequence)
 
-    def _limit(self, config: MachineConfig) -> None:
-        privileges.limit(data=config.memory_bytes + _DATA_BYTES)
+    def _limit(self) -> None:
+        privileges.limit(data=self._config.memory_bytes + _DATA_BYTES)
         if "user" in self.layers and _kernel_version() >= _NPROC_BY_NAMESPACE:
             privileges.limit(nproc=_TASKS_MAX)
-        if any(not share.is_read_only for share in config.shares):
-            return  # files of any size may be in it
-        sizes = [_size(disk.path) for disk in config.disks]
-        root = recipe.root_of(self._record)
-        sizes.append(root.disk_bytes if root is not None else 0)  # its disk is not made yet
-        privileges.limit(fsize=max([0, *sizes]) + config.memory_bytes + _FILE_BYTES)
+        if self._walls.file_bytes is not None:
+            privileges.limit(fsize=self._walls.file_bytes)
 
 
 def _kernel_version() -> tuple[int, int]:
@@ -256,14 +207,3 @@ def _import_all(config: MachineConfig) -> None:
             importlib.import_module(name)
     for library in _LIBRARIES:
         system.keep_loaded(library)
-
-
-def _size(path: str) -> int:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return 0  # whoever opens it says what is wrong
-    try:
-        return os.lseek(fd, 0, os.SEEK_END)  # of a device too
-    finally:
-        os.close(fd)

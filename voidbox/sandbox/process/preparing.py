@@ -1,0 +1,106 @@
+"""What is looked up and made before a sandbox's process shuts itself in, and that itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from voidbox.jail.levels import OFF
+from voidbox.sandbox.keeper import confinement
+from voidbox.sandbox.process import recipe, restoring
+from voidbox.sandbox.process.restoring import Source
+from voidbox.sandbox.process.starting import MakeGuest
+from voidbox.sandbox.snapshots import templates
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.state_folder import MACHINE
+from voidbox.sandbox.state.store import Store
+from voidbox.sandbox.worker.link import Link, fork_worker
+from voidbox.sandbox.worker.surroundings import Walls, absolute, walls
+from voidbox.vmm.config import MachineConfig
+
+if TYPE_CHECKING:
+    from voidbox.sandbox.guest import Guest
+
+
+class Prepared(NamedTuple):
+    """A sandbox that is ready to start.
+
+    Attributes:
+        config: its machine.
+        source: what it is restored from, or None.
+        template_key: of the template that it leaves if it boots, or None.
+    """
+
+    store: Store
+    record: SandboxRecord
+    config: MachineConfig
+    source: Source | None
+    template_key: str | None
+    make_guest: MakeGuest
+
+
+def prepare(
+    store: Store, record: SandboxRecord, link: Link | None, make_guest: MakeGuest | None
+) -> Prepared:
+    """Prepare a sandbox whose process this is. The process has one thread.
+
+    Args:
+        link: to the worker for its machine; None with `make_guest`.
+    Raises:
+        ConfigError, HostError: it cannot start.
+    """
+    config = absolute(recipe.kept_config(store, record))
+    own_folder = store.path(record.id, MACHINE)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(own_folder, 0o700)
+    key = templates.key_of(record, config)
+    source = restoring.find(store, record, key)
+    if make_guest is None:
+        assert link is not None
+        make_guest = _kept_guests(store, record, config, source, link)
+    return Prepared(store, record, config, source, key, make_guest)
+
+
+def _kept_guests(
+    store: Store, record: SandboxRecord, config: MachineConfig, source: Source | None, link: Link
+) -> MakeGuest:
+    """Return what makes guests in workers, of which there are as many as may be needed."""
+    from voidbox.sandbox import guest
+
+    links = [link]
+    if source is None:
+        guest.check(config)
+    elif source.is_template:
+        links.append(fork_worker())  # where it cannot be restored, the sandbox boots
+    root = recipe.root_of(record)
+    around = walls(config, record.jail, store.path(record.id, MACHINE))
+    if root is not None:
+        around = around.with_disk(root.disk_bytes)
+    if record.jail != OFF:
+        confinement.enter(store.folder)
+    return _KeptGuests(links, around)
+
+
+class _KeptGuests:
+    """Thread: main."""
+
+    def __init__(self, links: list[Link], around: Walls) -> None:
+        self._links = links
+        self._walls = around
+
+    def __call__(
+        self, config: MachineConfig, secret: bytes, snapshot: str | None = None, /
+    ) -> Guest:
+        """See MakeGuest."""
+        from voidbox.sandbox.guest import Guest
+
+        worker = self._links.pop(0), self._walls
+        return Guest(config, config.vsock is not None, secret, snapshot, worker=worker)
+
+    def close(self) -> None:
+        """End the workers that were not needed. Idempotent."""
+        while self._links:
+            link = self._links.pop()
+            link.orders.close()
+            link.close(1.0)

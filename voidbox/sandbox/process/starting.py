@@ -1,0 +1,150 @@
+"""How a sandbox's guest comes to be: restored from a snapshot or a template, or booted.
+
+Whatever it is, the machine's process has shut itself in before the guest's first instruction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from voidbox.agent import connect
+from voidbox.agent.client import AgentClient
+from voidbox.errors import VoidboxError
+from voidbox.sandbox.process import logs, recipe, resource_limits, restoring
+from voidbox.sandbox.process.restoring import Source
+from voidbox.sandbox.process.sandbox import Sandbox
+from voidbox.sandbox.root import UPPER_FILE, make_upper
+from voidbox.sandbox.snapshots import templates
+from voidbox.vmm.config import MachineConfig
+
+if TYPE_CHECKING:
+    from voidbox.sandbox.guest import Guest
+
+log = logging.getLogger("voidbox.sandbox.process.owner")
+
+
+class MakeGuest(Protocol):
+    """Makes a guest of a configuration, a secret, and the snapshot that it is restored from."""
+
+    def __call__(
+        self, config: MachineConfig, secret: bytes, snapshot: str | None = None, /
+    ) -> Guest: ...
+
+
+class Starting:
+    """One start. Thread: main.
+
+    Args:
+        own: what ends before the last word is written.
+
+    Attributes:
+        source: what the guest is restored from, or None.
+        has_begun: whether a guest has run.
+        start_time: when it did, by the clock.
+    """
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        make_guest: MakeGuest,
+        source: Source | None,
+        own: contextlib.ExitStack,
+    ) -> None:
+        self._sandbox = sandbox
+        self._make_guest = make_guest
+        self._store = sandbox.store
+        self._id = sandbox.record.id
+        self._own = own
+        self._console_log = logs.ConsoleLog(self._store.path(self._id, "console.log"))
+        own.callback(self._console_log.close)
+        self.source = source
+        self.has_begun = False
+        self.start_time = time.time()
+
+    def run(self, config: MachineConfig) -> AgentClient:
+        """Return a client of the guest's agent, once it answers.
+
+        Raises:
+            VoidboxError: there is none.
+        """
+        client = self._restore(self.source, config) if self.source is not None else None
+        if client is None:
+            client = self._boot(config)
+        log.info("the guest's agent answers via %s", "serial" if client.is_serial else "vsock")
+        return client
+
+    def _boot(self, config: MachineConfig) -> AgentClient:
+        record = self._sandbox.record
+        root = recipe.root_of(record)
+        if root is not None and root.disk_bytes:
+            make_upper(self._store.path(self._id, UPPER_FILE), root.disk_bytes)
+        self._start(config)
+        for forward in recipe.ports_to_choose(record):
+            self._sandbox.ports.add(forward)
+        return self._sandbox.connect(connect.BOOT_TIMEOUT_S)
+
+    def _start(self, config: MachineConfig, source: Source | None = None) -> Guest:
+        """Make the machine, and let it run."""
+        sandbox = self._sandbox
+        if source is None:
+            guest = self._make_guest(config, self._store.secret(self._id))
+        else:
+            guest = self._make_guest(config, source.secret, source.folder)
+        self._own.callback(guest.close)
+        guest.machine.console.attach(self._console_log)
+        sandbox.guest = guest
+        sandbox.decision.check()  # before, kill() found no guest
+        log.info("the machine is made")
+        guest.machine.start()
+        record = sandbox.record
+        if record.limits:
+            limits = resource_limits.check(record.limits)
+            resource_limits.apply(guest.machine, limits, limits)
+        self.has_begun = True
+        self.start_time = time.time() - record.ran_s
+        sandbox.started_at = time.monotonic() - record.ran_s
+        if record.timeout_s is not None:
+            sandbox.limits.set_time(max(0.0, record.timeout_s - record.ran_s))
+        return guest
+
+    def _restore(self, source: Source, config: MachineConfig) -> AgentClient | None:
+        """Restore the machine, and make its guest one of its own, before anybody reaches it.
+
+        Returns:
+            None if that failed, and it may as well boot.
+        """
+        sandbox, secret = self._sandbox, self._store.secret(self._id)
+        sandbox.is_copy = True
+        try:
+            guest = self._start(restoring.closed(config), source)
+            limit_s = restoring.ADOPT_S if source.is_template else connect.BOOT_TIMEOUT_S
+            client = guest.connect(limit_s, log.info)
+            restoring.adopt(client, source, secret, sandbox.record.name)
+        except VoidboxError as error:
+            if not source.is_template or sandbox.decision.is_made:
+                raise
+            log.warning("the template could not be restored, so the sandbox boots: %s", error)
+            self._give_up_template(source)
+            return None
+        sandbox.is_copy = False
+        guest.secret = secret
+        log.info("restored from %s", source.folder)
+        if config.vsock is not None and config.vsock.path is not None:
+            guest.machine.publish_vsock(config.vsock.path)
+        for forward in recipe.forwards_of(sandbox.record, source.is_suspended):
+            sandbox.ports.add(forward)
+        return client
+
+    def _give_up_template(self, source: Source) -> None:
+        guest, self._sandbox.guest = self._sandbox.guest, None
+        if guest is not None:
+            guest.close()
+        self._sandbox.is_copy = self.has_begun = False
+        self.source = None
+        templates.Templates(self._store.folder).set_aside(source.folder)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._store.path(self._id, UPPER_FILE))

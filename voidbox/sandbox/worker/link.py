@@ -1,0 +1,151 @@
+"""A worker's process is started, and is ended: forked where that is safe, else a program anew."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import voidbox
+from voidbox.errors import HostError
+from voidbox.sandbox.keeper import channel
+
+_MODULE = "voidbox.sandbox.worker"
+
+
+class Link:
+    """A worker as its keeper has it. Thread: any.
+
+    Attributes:
+        pid: of the process, which is our child.
+        orders, asks, queries, console: the keeper's ends; see devices.
+    """
+
+    def __init__(self, pid: int, socks: Sequence[socket.socket]) -> None:
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+        self.orders, self.asks, self.queries, self.console = socks
+        self.status: int | None = None  # as os.waitpid has it, once it is known
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for its end; False if it does not come in time."""
+        if self.status is not None:
+            return True
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        if not poll.poll(timeout_s * 1000):
+            return False
+        self.status = 0
+        with contextlib.suppress(ChildProcessError):  # somebody else waits for every child
+            self.status = os.waitpid(self.pid, 0)[1]
+        return True
+
+    def kill(self) -> None:
+        """End it at once, with what it has forked."""
+        if self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def close(self, grace_s: float) -> None:
+        """End it, if it does not by itself; free all. Idempotent."""
+        if self._pidfd < 0:
+            return
+        if not self.wait(grace_s):
+            self.kill()
+            self.wait(grace_s)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)  # its copies that write a snapshot
+        os.close(self._pidfd)
+        self._pidfd = -1
+        for sock in (self.asks, self.queries, self.console):
+            sock.close()
+
+
+def _pairs() -> tuple[list[socket.socket], list[socket.socket]]:
+    try:
+        pairs = [channel.pair() for _ in range(3)]
+        pairs.append(socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM))
+    except OSError as error:
+        raise HostError.from_errno("socketpair", error.errno or 0) from error
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def fork_worker() -> Link:
+    """Fork a worker off this process, which has one thread; it ends with this one.
+
+    Raises:
+        HostError: the host gives no process or descriptors.
+    """
+    ours, theirs = _pairs()
+    parent = os.getpid()
+    gc.freeze()  # so that the child's collector touches, and so copies, nothing of it
+    try:
+        pid = os.fork()
+    except OSError as error:
+        raise HostError.from_errno("fork the machine's process", error.errno or 0) from error
+    if not pid:
+        from voidbox.jail import privileges
+        from voidbox.sandbox.worker.process import be_worker
+
+        os.setsid()  # a group of its own, which its copies cannot leave
+        privileges.die_with_parent(signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+        be_worker(theirs)
+    gc.unfreeze()
+    for sock in theirs:
+        sock.close()
+    return Link(pid, ours)
+
+
+def spawn_worker(kept_fds: Sequence[int] = ()) -> Link:
+    """Start a worker from any process; it ends when this one hangs up.
+
+    Args:
+        kept_fds: descriptors that it gets under the same numbers.
+    Raises:
+        HostError: the host gives no process or descriptors.
+    """
+    ours, theirs = _pairs()
+    numbers = [sock.fileno() for sock in theirs]
+    root = os.path.dirname(os.path.dirname(os.path.abspath(voidbox.__file__)))
+    others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    path = os.pathsep.join((root, *map(os.path.abspath, others)))
+    command = [sys.executable, "-P", "-m", _MODULE, *map(str, [*numbers, *kept_fds])]
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=[*numbers, *kept_fds],
+            start_new_session=True,
+            env={**environment(), "PYTHONPATH": path},
+        )
+    except OSError as error:
+        for sock in ours:
+            sock.close()
+        raise HostError.from_errno(f"start {sys.executable}", error.errno or 0) from error
+    finally:
+        for sock in theirs:
+            sock.close()
+    process.returncode = 0  # Link waits for it: no business of the object's
+    return Link(process.pid, ours)
+
+
+_VARIABLES = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
+_VARIABLES_BEGIN = ("VOIDBOX_", "PYTHON", "LC_", "XDG_")
+
+
+def environment() -> dict[str, str]:
+    """Return what a process of ours needs of the variables: others may be somebody's keys."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _VARIABLES or name.startswith(_VARIABLES_BEGIN)
+    }

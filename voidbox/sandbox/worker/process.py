@@ -1,0 +1,62 @@
+"""A worker's process: rid of all that was its keeper's, until that is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+_LAST_S = 10.0  # for the machine's end, once nobody is left to order anything
+
+log = logging.getLogger(__name__)
+
+
+def be_worker(socks: Sequence[socket.socket], kept_fds: Sequence[int] = ()) -> NoReturn:
+    """Be a worker until its keeper is gone; the process has one thread.
+
+    Args:
+        socks: orders, asks, queries, console; see Link.
+        kept_fds: descriptors that stay open beside theirs.
+    """
+    status = 1
+    try:
+        gc.unfreeze()
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.umask(0o077)
+        _close_others({*kept_fds, *(sock.fileno() for sock in socks)})
+        # As much as it is: imported while the keeper imports what it needs.
+        from voidbox.sandbox.worker.devices import Ends
+        from voidbox.sandbox.worker.serving import Worker
+
+        orders, *others = socks
+        worker = Worker(orders, Ends(*others))
+        worker.run()
+        threading.Thread(target=_end_at_last, daemon=True).start()
+        worker.close()
+        status = 0
+    except BaseException:
+        log.exception("the machine's process failed")
+    finally:
+        os._exit(status)
+
+
+def _end_at_last() -> None:
+    time.sleep(_LAST_S)
+    os._exit(1)
+
+
+def _close_others(kept_fds: set[int]) -> None:
+    """The lock of the sandbox, the pipes of whoever started it: none of them is ours."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in kept_fds:
+            with contextlib.suppress(OSError):
+                os.close(int(name))
