@@ -96,7 +96,9 @@ def test_bad_names_are_one_line(name: str, verb: str, cli: Cli) -> None:
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "-", ".x", "a b", "", "0123456789ab", "x" * 64])
 def test_a_sandbox_gets_no_bad_name(name: str, cli: Cli) -> None:
-    assert "cannot be a sandbox's name" in cli.refused("run", "-d", f"--name={name}")
+    assert "cannot be a sandbox's name" in cli.refused(
+        "run", "-d", f"--name={name}", *cli.machine()
+    )
     cli.ended("box")
     cli("ps")
     assert "cannot be a sandbox's name" in cli.refused("rename", "--", "box", name)

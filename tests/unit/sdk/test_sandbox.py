@@ -651,7 +651,7 @@ async def test_whatever_is_asked_of_a_sandbox_after_ones_own_kill_is_answered_so
 ) -> None:
     sandbox = await AsyncSandbox.create(**options)
     handle = await sandbox.commands.start("sleep 100")
-    watch = await sandbox.files.watch_dir("/tmp")
+    watch = await sandbox.files.watch_dir(".")
     await sandbox.kill()
     said = f"{sandbox.name} has been ended by this program"
     for asked in (
