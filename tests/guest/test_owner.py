@@ -196,6 +196,8 @@ def test_a_sandbox_whose_worker_is_lost_ends(folder: Path) -> None:
     store = Store(str(folder / "state"))
     record = create(store, folder, tiny.say("x") + tiny.SPIN)
     launcher, worker_fd = _start_and_find_worker(store, record)
+    status = Path(f"/proc/{store.read(record.id).pid}/status").read_text()
+    assert {"NoNewPrivs:\t1", "Seccomp:\t2"} <= set(status.splitlines())  # the keeper's own
     signal.pidfd_send_signal(worker_fd, signal.SIGKILL)
     os.close(worker_fd)
     launcher.join(DEADLINE_S)

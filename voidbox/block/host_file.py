@@ -9,6 +9,7 @@ from typing import Protocol
 
 from voidbox.block import host_io
 from voidbox.block.host_io import Buffers
+from voidbox.free_space import FreeSpace
 
 
 class File(Protocol):
@@ -58,6 +59,7 @@ class HostFile:
         self._fd = fd
         self._is_device = is_device
         self._can_discard = self._can_zero = True
+        self._room = None if is_device else FreeSpace()
         self._sync_error: OSError | None = None
 
     def read(
@@ -71,6 +73,8 @@ class HostFile:
 
     def write(self, buffers: Buffers, offset: int, length: int) -> None:
         """See File."""
+        if self._room is not None:
+            self._room.take(self._fd, offset, length)
         host_io.write_all(self._fd, buffers, offset, length)
 
     def discard(self, offset: int, length: int) -> bool:
@@ -95,6 +99,8 @@ class HostFile:
         # A device may have anything where it discarded.
         if may_unmap and not self._is_device and self.discard(offset, length):
             return
+        if self._room is not None:
+            self._room.take(self._fd, offset, length)
         if self._can_zero:
             zero = host_io.device_zero if self._is_device else host_io.zero_range
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
+from voidbox.free_space import FreeSpace
 from voidbox.fuse.folder import check_name
 from voidbox.fuse.handles import Handle
 from voidbox.fuse.libc import Dirent, fallocate
@@ -61,6 +62,7 @@ class Files:
         self._folder = session.folder
         self._nodes = session.nodes
         self._handles = session.handles
+        self._room = FreeSpace()
 
     # Opening.
 
@@ -181,7 +183,8 @@ class Files:
         if count != exchange.payload_bytes:
             raise refused(errno.EPROTO)
         handle = self._handles.writable(number)
-        done = exchange.write_to(handle.fd, check_offset(offset), count) if count else 0
+        self._room.take(handle.fd, check_offset(offset), count)
+        done = exchange.write_to(handle.fd, offset, count) if count else 0
         return WRITE_OUT.pack(done, 0)
 
     def fsync(self, request: Request, exchange: Exchange) -> bytes:
@@ -197,7 +200,10 @@ class Files:
         if mode not in _FALLOCATE_MODES:
             raise refused(errno.EOPNOTSUPP)
         handle = self._handles.writable(number)
-        fallocate(handle.fd, mode, check_offset(offset), check_offset(length))
+        offset, length = check_offset(offset), check_offset(length)
+        if not mode & FALLOC_FL_PUNCH_HOLE:
+            self._room.take(handle.fd, offset, length)
+        fallocate(handle.fd, mode, offset, length)
         return b""
 
     def lseek(self, request: Request, exchange: Exchange) -> bytes:
@@ -214,10 +220,12 @@ class Files:
             COPY_FILE_RANGE_IN
         )
         source, target = self._handles.file(from_number), self._handles.writable(to_number)
+        length = min(length, _COPIED_BYTES_MAX)
+        self._room.take(target.fd, check_offset(to_offset), length)
         done = os.copy_file_range(
             source.fd,
             target.fd,
-            min(length, _COPIED_BYTES_MAX),
+            length,
             check_offset(from_offset),
             check_offset(to_offset),
         )

@@ -120,6 +120,20 @@ def without_sending() -> list[bpf.Instruction]:
     return bpf.assemble(rules, bpf.RET_ALLOW, bpf.RET_KILL_PROCESS)
 
 
+def keeper_program() -> list[bpf.Instruction]:
+    """Return a filter for a keeper, which runs much Python: it runs no program and copies itself no
+    more, and does nothing that voidbox never does; all else it may.
+    """
+    refused = bpf.RET_ERRNO | errno.EPERM
+    threads = (Arg(0, _CLONE_THREAD, _CLONE_THREAD | _CLONE_NEW_ANYTHING),)
+    rules = [
+        Rule(NR["clone3"], bpf.RET_ERRNO | errno.ENOSYS),
+        Rule(NR["clone"], bpf.RET_ALLOW, (threads,), refused),
+        *(Rule(NR[name], bpf.RET_KILL_PROCESS) for name in _FATAL.split()),
+    ]
+    return bpf.assemble(rules, bpf.RET_ALLOW, bpf.RET_KILL_PROCESS)
+
+
 def _rules(needs: Needs) -> list[Rule]:
     allow, kill = bpf.RET_ALLOW, bpf.RET_KILL_PROCESS
     requests = _KVM_RUNNING + _TTY + needs.requests

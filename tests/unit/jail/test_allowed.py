@@ -132,3 +132,16 @@ def test_what_takes_sending_away_leaves_the_rest() -> None:
     program = allowed.without_sending()
     assert action(program, "sendmsg") == NO
     assert action(program, "write") == ALLOW
+
+
+def test_a_keeper_runs_no_program_and_makes_no_process() -> None:
+    keeper = allowed.keeper_program()
+    thread, fork = 0x3D0F00, 0x11 | 0x00200000 | 0x01000000
+    assert action(keeper, NR["clone"], thread) == ALLOW
+    assert action(keeper, NR["clone"], fork) == NO
+    assert action(keeper, NR["clone"], thread | 0x10000000) == NO  # CLONE_NEWUSER
+    assert action(keeper, NR["clone3"]) == bpf.RET_ERRNO | errno.ENOSYS
+    for name in ("execve", "fork", "ptrace", "bpf", "mount", "setns", "process_vm_readv"):
+        assert action(keeper, NR[name]) == KILL, name
+    for name in ("socket", "connect", "openat", "rename", "unlink", "pidfd_send_signal", "mmap"):
+        assert action(keeper, NR[name]) == ALLOW, name

@@ -1,5 +1,6 @@
-"""How a sandbox's own process shuts itself in, the keeper: it leaves itself the state folder, and
-the network.
+"""How a sandbox's own process shuts itself in, the keeper.
+
+It leaves itself the state folder, the network, and most system calls: not to run a program.
 """
 
 from __future__ import annotations
@@ -7,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from voidbox.jail import landlock, privileges
+from voidbox.jail import allowed, landlock, privileges, seccomp
 from voidbox.nat.resolv_conf_file import RESOLV_CONF
 from voidbox.sandbox.worker.surroundings import libraries
 
@@ -26,3 +27,5 @@ def enter(state_folder: str) -> None:
     if landlock.version() >= _REFER_VERSION:
         with contextlib.suppress(OSError):
             landlock.restrict(rules, with_network=True, with_signals=True)
+    with contextlib.suppress(OSError):  # the worker, which must have it, says that there is none
+        seccomp.install(allowed.keeper_program())
