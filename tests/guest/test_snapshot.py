@@ -214,6 +214,25 @@ def nmi_guest() -> bytes:
     return code.ljust(0x800, b"\0") + bytes(2 * 8) + gate
 
 
+def test_an_instruction_whose_interrupts_wait_is_known_as_such(tmp_path: Path) -> None:
+    """After STI or MOV SS none is taken for one instruction; a guest may be saved there."""
+    config = config_of(tmp_path, counting_guest())
+    with Machine(config) as machine:
+        counter = attach_counter(machine)
+        machine.start()
+        wait_for_reads(counter, 10)
+        with paused_copy(machine, config, tmp_path / "snap") as copy:
+            hardware = machine._hardware
+            saved = kvm_state.read(hardware.vm, hardware.vcpus, [])
+            # interrupt.shadow, by STI and by MOV SS: AMD's processors know one of both
+            shadowed = saved.vcpus[0]._replace(events=_with(saved.vcpus[0].events, 11, b"\x03"))
+            hardware = copy._hardware
+            kvm_state.write(hardware.vm, hardware.vcpus, saved._replace(vcpus=(shadowed,)))
+            again = kvm_state.read(hardware.vm, hardware.vcpus, [])
+            assert saved.vcpus[0].events[11] == 0
+            assert again.vcpus[0].events[11] != 0
+
+
 def test_an_interrupt_that_was_pending_is_taken(tmp_path: Path) -> None:
     """One that no controller keeps: it is in the vCPU's events alone."""
     config = config_of(tmp_path, nmi_guest(), pvh=True)
@@ -255,6 +274,8 @@ def test_all_that_kvm_keeps_comes_back(tmp_path: Path) -> None:
                 debugregs=_with(saved.vcpus[0].debugregs, 0, b"\x00\x10"),  # db[0]
                 # xmm0 in the legacy area, and the bit that says that it is there
                 xsave=_with(_with(saved.vcpus[0].xsave, 160, b"xmm0"), 512, b"\x03"),
+                # nmi.masked of struct kvm_vcpu_events: one is being handled
+                events=_with(saved.vcpus[0].events, 14, b"\x01"),
             )
             second = saved.vcpus[1]
             if (
