@@ -39,7 +39,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _run_guest() -> None:
-    """Be PID 1: bring the guest up, serve, and end the machine, whatever happens."""
+    """Bring the guest up, serve, and end the machine, whatever happens.
+
+    This is PID 1, unless the image's own init is to be: then it is its first child.
+    """
     from guest_agent import boot
     from guest_agent.cgroups import Groups
 
@@ -51,23 +54,46 @@ def _run_guest() -> None:
         loop.call_later(0.05, loop.stop)  # the answer to who asked gets out first
 
     try:
-        secret = boot.prepare()
+        secret, init_path = boot.prepare()
+        if init_path:
+            _run_beside_init(init_path, loop, secret)
+            return
         # busybox's reboot sends SIGTERM to PID 1, its poweroff and halt SIGUSR2 and SIGUSR1.
         loop.catch(_SHUTDOWN_SIGNALS)
         loop.on_signal = lambda number: shut_down(number in (signal.SIGTERM, signal.SIGINT))
-        agent = Agent(loop, secret, shut_down, _load_identity, Groups())
-        serial_fd = boot.open_serial_line()
-        if serial_fd is not None:
-            agent.serve_serial(serial_fd)
-        try:
-            agent.serve_vsock()
-        except OSError as error:
-            log(f"no vsock ({error.strerror}): serving on the serial line alone")
+        _serve_guest(Agent(loop, secret, shut_down, _load_identity, Groups()))
         loop.run()
     except BaseException as error:
         log(f"the guest ends: {describe_fault(error)}")
         ends.append(False)
     boot.end(ends[0])
+
+
+def _run_beside_init(path: str, loop: Loop, secret: bytes) -> None:
+    """Be the first child of the image's init; returns when that ends the machine.
+
+    Raises:
+        OSError: there is no such init; then this is PID 1 still.
+    """
+    from guest_agent import init
+
+    init.hand_over(path)
+    loop.catch((signal.SIGTERM,))
+    loop.on_signal = lambda number: loop.stop()
+    _serve_guest(Agent(loop, secret, init.end, _load_identity, init.join_cgroup()))
+    loop.run()
+
+
+def _serve_guest(agent: Agent) -> None:
+    from guest_agent import boot
+
+    serial_fd = boot.open_serial_line()
+    if serial_fd is not None:
+        agent.serve_serial(serial_fd)
+    try:
+        agent.serve_vsock()
+    except OSError as error:
+        log(f"no vsock ({error.strerror}): serving on the serial line alone")
 
 
 def _load_identity() -> Identity:

@@ -9,7 +9,7 @@ import signal
 import termios
 import time
 
-from guest_agent import mounts, network, plain_files, protocol, root, syscalls
+from guest_agent import modules, mounts, network, plain_files, protocol, root, syscalls
 from guest_agent.loop import log
 from guest_agent.spawn import OPEN_FILES, PATH
 from guest_agent.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID
@@ -43,8 +43,10 @@ _DEVICE_LINKS = (
 )
 
 
-def prepare() -> bytes:
-    """Bring the guest up to where commands can run; return the secret.
+def prepare() -> tuple[bytes, str]:
+    """Bring the guest up to where commands can run.
+
+    Returns the secret, and the path of the image's init that is to be PID 1; "" for this program.
 
     Modules come before the network: an interface exists only once its driver does. A step that
     fails is told on the console, and the next one is tried: a guest that serves half is easier to
@@ -65,6 +67,7 @@ def prepare() -> bytes:
     load_modules(root.PREFIX + path for path in _lines(root.PREFIX + MODULES_LIST))
     if image is not None:
         root.set_up_image(image)
+        _attempt("the kernel's modules", modules.set_up)
     else:
         _attempt("the folders", _own_folders)
     _attempt("the network", network.set_up)
@@ -72,7 +75,7 @@ def prepare() -> bytes:
     _attempt("what is to be mounted", mounts.set_up)
     _attempt("the limits", _set_limits)
     _attempt("the host's files", root.forget_files)
-    return secret
+    return secret, image.init if image is not None else ""
 
 
 def _attempt(what: str, call: object) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 ROOT = "/sys/fs/cgroup"
 _FOLDER = "voidbox"
+OWN = f"/{_FOLDER}/agent"  # below the root, where the agent is not PID 1
 # Without this whoever moves waits for the kernel's next grace period, some ten milliseconds.
 _OPTIONS = ("favordynmods", "")
 
@@ -43,6 +44,19 @@ def mount(root: str = ROOT) -> None:
         except OSError:
             if not options:
                 raise
+
+
+def join_own(root: str = ROOT) -> str:
+    """Move this process, before it has started another, into a cgroup for it; return its folder.
+
+    Raises:
+        OSError: as mount().
+    """
+    mount(root)
+    path = f"{root}{OWN}"
+    os.makedirs(path, exist_ok=True)
+    _move_to(path)
+    return path
 
 
 class Group:

@@ -26,27 +26,31 @@ _PF_KTHREAD = 0x00200000  # <linux/sched.h>; field 9 of proc(5)'s stat
 
 
 class Freezer:
-    """Freezes and thaws. Only for an agent that is in the root cgroup itself, as PID 1 is."""
+    """Freezes and thaws. Only for an agent in the root cgroup, as PID 1 is, or in one of its own.
+
+    That one has the commands in it as well, so the agent is in the root while they are frozen.
+    """
 
     def __init__(self, root: str = ROOT, own: str = "/proc/self/cgroup") -> None:
         self._root = root
         self._own = own
         self._frozen: list[str] = []
+        self._has_left_own = False
 
     def freeze(self) -> bool:
         """Freeze all there is; False, and nothing is frozen, if that cannot be done."""
         try:
             if not self._is_ready():
                 return False
-            if not self._empty_root():
+            if self._empty_root():
+                self._frozen = list(self._groups())
+                for group in self._frozen:
+                    _write(f"{group}/cgroup.freeze", b"1")
+                if self._await_frozen():
+                    return True
+                log(f"the guest's processes are not frozen after {_FROZEN_S:g} s")
+            else:
                 log("the guest's processes multiply too fast to be frozen")
-                return False
-            self._frozen = list(self._groups())
-            for group in self._frozen:
-                _write(f"{group}/cgroup.freeze", b"1")
-            if self._await_frozen():
-                return True
-            log(f"the guest's processes are not frozen after {_FROZEN_S:g} s")
         except OSError as error:
             log(f"cannot freeze the guest's processes: {error}")
         self.thaw()
@@ -58,15 +62,22 @@ class Freezer:
         for group in groups:
             with contextlib.suppress(OSError):  # it may be gone
                 _write(f"{group}/cgroup.freeze", b"0")
+        if self._has_left_own:
+            self._has_left_own = False
+            _write(f"{self._root}{cgroups.OWN}/cgroup.procs", b"0")
 
     def _is_ready(self) -> bool:
         cgroups.mount(self._root)
         with open(self._own, encoding="ascii") as file:
-            is_in_root = "0::/\n" in file.readlines()
-        if is_in_root:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(f"{self._root}/{_FOLDER}")
-        return is_in_root
+            lines = file.readlines()
+        if f"0::{cgroups.OWN}\n" in lines:
+            _write(f"{self._root}/cgroup.procs", b"0")
+            self._has_left_own = True
+        elif "0::/\n" not in lines:
+            return False
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(f"{self._root}/{_FOLDER}")
+        return True
 
     def _empty_root(self) -> bool:
         """Move everybody else out of the root cgroup."""

@@ -20,7 +20,6 @@ _HOME = "/usr/lib/voidbox/guest_agent"
 _HOSTNAME = "voidbox"
 _HOSTS = f"127.0.0.1 localhost {_HOSTNAME}\n"
 _RELAY = "/usr/local/bin/voidbox-relay"
-_MODPROBE = "/proc/sys/kernel/modprobe"  # what the kernel runs to get a module
 
 
 def _prefix() -> str:
@@ -38,6 +37,7 @@ class Image:
         user: of commands that name none.
         workdir: made if it is missing; "" for none.
         volumes: folders that are made if they are missing, like it.
+        init: what is to be PID 1, a path; "" for the agent.
     """
 
     def __init__(self, text: str) -> None:
@@ -45,6 +45,7 @@ class Image:
         values = dict(pairs)
         self.user = values.get("user") or "root"
         self.workdir = values.get("workdir", "")
+        self.init = values.get("init", "")
         self.volumes = [value for key, value in pairs if key == "volume"]
 
 
@@ -74,7 +75,6 @@ def set_up_image(image: Image) -> None:
         *(partial(_make_folder, folder) for folder in folders),
         lambda: _make_workspace(image.user),
         _link_relay,
-        _show_modules,
     ):
         try:
             step()
@@ -111,9 +111,3 @@ def _link_relay() -> None:
     with contextlib.suppress(FileExistsError):
         os.makedirs(os.path.dirname(_RELAY), exist_ok=True)
         os.symlink(f"{PREFIX}/usr/lib/voidbox/bin/voidbox-relay", _RELAY)
-
-
-def _show_modules() -> None:
-    """Have the kernel, and whoever asks it for a mount, find the runtime's modules."""
-    with contextlib.suppress(FileNotFoundError), open(_MODPROBE, "w", encoding="ascii") as file:
-        file.write(f"{PREFIX}/usr/lib/voidbox/bin/modprobe")

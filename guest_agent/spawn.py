@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # what a shell's exit status would be
 OPEN_FILES = (1024, 65536)  # soft and hard limit of what we start; the agent has more
-_OF_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)  # which every Python ignores
+OF_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)  # which every Python ignores
 _FAILURE_BYTES_MAX = 1024  # of what a child says that could not become the program
 
 
@@ -233,7 +233,7 @@ def _become(program: Program, streams: tuple[int, int, int], failure_fd: int) ->
             fcntl.ioctl(streams[0], termios.TIOCSCTTY, 0)
         for target, fd in enumerate(streams):
             os.dup2(fd, target)
-        for number in _OF_PYTHON:
+        for number in OF_PYTHON:
             signal.signal(number, signal.SIG_DFL)
         os.umask(0o022)
         if os.geteuid() == 0:
@@ -252,7 +252,7 @@ def _become(program: Program, streams: tuple[int, int, int], failure_fd: int) ->
 
 def reset_signals() -> None:
     """Have no signal ignored or blocked because the agent's parent did so: children would too."""
-    for number in signal.valid_signals() - set(_OF_PYTHON):
+    for number in signal.valid_signals() - set(OF_PYTHON):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -7,7 +7,7 @@ venv=${VENV:-.venv}
 
 packages="python3-venv gcc libc6-dev make flex bison bc xz-utils lz4 libelf-dev libssl-dev openssl
   qemu-system-x86 qemu-system-common busybox-static acpica-tools iproute2 passt
-  erofs-utils e2fsprogs gnupg mmdebstrap"
+  erofs-utils e2fsprogs gnupg kmod mmdebstrap"
 if command -v dpkg-query >/dev/null; then
     # Debian 12 has it in qemu-system-common, Debian 13 in a package of its own.
     ! apt-cache show virtiofsd >/dev/null 2>&1 || packages="$packages virtiofsd"

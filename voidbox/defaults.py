@@ -14,6 +14,7 @@ The cache is a folder: $VOIDBOX_CACHE, or voidbox in $XDG_CACHE_HOME or ~/.cache
     kernels/current/vmlinuz             by `voidbox setup`
     kernels/current-minimal/bzImage     by kernel/build_minimal.sh
     kernels/current-cloud/vmlinuz       by kernel/fetch_debian.sh cloud
+    kernels/…/modules.erofs             beside a kernel: all its modules, as a disk
     images/current-default/default.erofs     the default image
     images/current-RELEASE/     by `voidbox setup` or scripts/build_guest_image.sh; RELEASE is
                                 "builtin" for kernels that need no modules
@@ -37,6 +38,7 @@ _RELEASE = re.compile(rb"[0-9][A-Za-z0-9.+_~-]*")
 _CHOSEN_KERNEL = "current/vmlinuz"
 _KERNELS = ("current-minimal/bzImage", "current-cloud/vmlinuz")
 DEFAULT_IMAGE = "default.erofs"
+MODULES_DISK = "modules.erofs"
 
 # Of all that this voidbox and the guest's side of it must agree on: the agent's protocol, the disks
 # that boot.cpio looks for, the devices that the kernel has drivers for. Counted up with each change
@@ -125,6 +127,12 @@ def find_image(kernel: str) -> str:
         ConfigError: none has been built.
     """
     return f"{_find_images(kernel)}/initramfs.cpio"
+
+
+def find_modules(kernel: str) -> str:
+    """Return the path of the disk with all of a kernel's modules; "" if it has none."""
+    path = f"{os.path.dirname(os.path.realpath(kernel))}/{MODULES_DISK}"
+    return path if os.path.exists(path) else ""
 
 
 class RootFiles(NamedTuple):

@@ -29,6 +29,10 @@ from voidbox.setup.sources import DEFAULT_SUITE
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("python3", "python3-pytest", "git", "ca-certificates")
+INITS = {
+    "systemd": ("systemd-sysv", "dbus", "procps", "kmod", "udev"),
+    "openrc": ("openrc", "sysvinit-core", "procps", "kmod"),
+}
 PROJECT = "h11==0.14.0"
 APPLETS = "sh cat id pwd ls echo env hostname stat mount df dd rm mkdir sleep touch wc"
 _MIB = 1 << 20
@@ -39,8 +43,17 @@ _BALLAST_MIB = 320  # to have an image that no memory of the tests' holds
 
 def debian_image() -> Path:
     """Return a Debian 12 with Python, pytest and git, of more than 500 MB."""
-    key = hashlib.sha256(repr((PACKAGES, _LEFT_OUT, _BALLAST_MIB)).encode()).hexdigest()[:12]
-    path = Path(cache_folder(), "images", f"test-debian-{key}.erofs")
+    return _debian("debian", PACKAGES, _BALLAST_MIB)
+
+
+def init_image(name: str) -> Path:
+    """Return a Debian 12 with an init: "systemd", or "openrc" on sysvinit."""
+    return _debian(name, INITS[name], 0)
+
+
+def _debian(name: str, packages: tuple[str, ...], ballast_mib: int) -> Path:
+    key = hashlib.sha256(repr((packages, _LEFT_OUT, ballast_mib)).encode()).hexdigest()[:12]
+    path = Path(cache_folder(), "images", f"test-{name}-{key}.erofs")
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,13 +64,13 @@ def debian_image() -> Path:
         open_archive() as archive,
         Tree(folder) as tree,
     ):
-        build_debian(tree, archive, PACKAGES, run, work=folder)
+        build_debian(tree, archive, packages, run, work=folder)
         for left_out in _LEFT_OUT:
             parent = tree.find(left_out.removesuffix("/*"))
             assert isinstance(parent, Directory)
             parent.children.clear()
-        ballast = tree.add_bytes(os.urandom(_MIB) * _BALLAST_MIB)
-        tree.put("/srv/ballast", ballast)
+        if ballast_mib:
+            tree.put("/srv/ballast", tree.add_bytes(os.urandom(_MIB) * ballast_mib))
         write_tree(tree, str(path))
     return path
 
@@ -132,7 +145,7 @@ def busybox_tree(folder: str) -> Tree:
 
 def main() -> int:
     """Prepare all; returns the exit status."""
-    for path in (debian_image(), ready_home(), project()):
+    for path in (debian_image(), *map(init_image, INITS), ready_home(), project()):
         print(path)
     return 0
 

@@ -29,6 +29,7 @@ from voidbox.vmm.config import MachineConfig, VsockConfig
 pytestmark = pytest.mark.boot
 
 WAYS = ["unix", "vhost", "serial"]
+RUN = [sys.executable, "-m", "voidbox", "run", "--image", "tiny"]
 # 10,000 take five minutes in the lab.
 CONNECTIONS_SEQUENTIAL = int(os.environ.get("VOIDBOX_CONNECTIONS", "1000"))
 CONNECTIONS_PARALLEL = 1000
@@ -237,7 +238,7 @@ def test_the_guests_end_in_the_middle_of_a_command_is_told_at_once(booted: Boote
 
 def cli(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
-        [sys.executable, "-m", "voidbox", "run", *arguments],
+        [*RUN, *arguments],
         cwd=ROOT,
         input=stdin,
         capture_output=True,
@@ -271,7 +272,7 @@ def test_the_command_lines_failures_are_lines() -> None:
 
 def test_a_signal_reaches_the_command() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", "voidbox", "run", "--", "sh", "-c",
+        [*RUN, "--", "sh", "-c",
          "trap 'echo caught; exit 5' TERM; echo ready; while :; do sleep 0.1; done"],
         cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
@@ -284,12 +285,14 @@ def test_a_signal_reaches_the_command() -> None:
 
 
 def test_a_shell_on_a_terminal() -> None:
-    with Session([sys.executable, "-m", "voidbox", "run"], str(ROOT)) as session:
+    with Session(RUN, str(ROOT)) as session:
         session.expect(r"sandbox@voidbox:/workspace\$ ")
         session.type("tty; echo $((40 + 2))-\r")
         session.expect("42-")
-        session.type("sh -c \"echo g''o; sleep 1000\"\r")
+        session.type("sh -c \"echo g''o; cat\"\r")
         session.expect("\ngo\r")
+        session.type("typed\r")
+        session.expect("typed\r\ntyped")  # it runs: Ctrl-C is for it alone
         session.type("\x03")
         session.expect(r"\$ ")
         session.type("exit 6\r")

@@ -19,7 +19,6 @@ from tests.e2e.conftest import ROOT
 from tests.e2e.terminal import Session
 from voidbox.boot import acpi, layout
 from voidbox.cli import exit_status
-from voidbox.vmm import machine as machine_module
 from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig
 from voidbox.vmm.console import CallbackOutput
 from voidbox.vmm.machine import Machine
@@ -229,7 +228,7 @@ def test_linux_finds_virtio_devices_in_the_acpi_tables(
     def build_with_devices(*arguments: object) -> bytes:
         return build(*arguments[:3], windows)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(machine_module.acpi, "build", build_with_devices)
+    monkeypatch.setattr(acpi, "build", build_with_devices)
     config = MachineConfig(kernels["cloud"], initramfs, DEFAULT_CMDLINE)
     with Machine(config) as machine:
         output = bytearray()

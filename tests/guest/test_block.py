@@ -16,7 +16,7 @@ from voidbox.virtio import mmio_regs as regs
 from voidbox.vmm.config import DiskConfig, MachineConfig
 from voidbox.vmm.machine import Machine
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 MEMORY_BYTES = 32 << 20
 DISK_SLOT = 1  # behind the rng
 DESC_GPA, AVAIL_GPA, USED_GPA = 0x200000, 0x201000, 0x202000

@@ -23,7 +23,7 @@ from voidbox.vmm.outcome import EndReason, Outcome
 
 pytestmark = pytest.mark.kvm
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 MEMORY_BYTES = 32 << 20
 
 

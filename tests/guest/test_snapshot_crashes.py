@@ -24,7 +24,7 @@ from voidbox.vmm import snapshot as vmm_snapshot
 from voidbox.vmm.config import DiskConfig, MachineConfig
 from voidbox.vmm.machine import Machine
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.slow]
 
 # What a snapshot does, in order: (where, name).
 STEPS: dict[str, tuple[Any, str]] = {

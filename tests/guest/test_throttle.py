@@ -28,11 +28,11 @@ def test_a_limit_holds_and_can_be_changed(tmp_path: Path) -> None:
         machine.start()
         time.sleep(0.5)
         half = _share(machine)
-        assert 0.02 < half < 0.56  # less where the host is busy: it is a limit, not a promise
+        assert 0 < half < 0.56  # less where the host is busy: it is a limit, not a promise
         machine.set_cpu_limit(0.1)
         time.sleep(0.5)
         tenth = _share(machine)
-        assert 0.01 < tenth < 0.16
+        assert 0 < tenth < 0.16
         assert machine.statistics().throttle.held_ns > 0
         machine.set_cpu_limit(None)
         time.sleep(0.3)
@@ -54,4 +54,4 @@ def test_a_paused_machine_stays_paused_while_it_is_held(tmp_path: Path) -> None:
         time.sleep(0.5)
         assert machine.statistics().vcpu_ns > used_ns
         machine.stop()
-        assert machine.wait(10) is not None
+        assert machine.wait(60) is not None

@@ -21,7 +21,7 @@ from voidbox.vmm.outcome import EndReason
 
 pytestmark = pytest.mark.kvm
 
-DEADLINE_S = 30
+DEADLINE_S = 60
 MEMORY_BYTES = 32 << 20
 MAGIC = 0x74726976  # "virt"
 

@@ -18,6 +18,8 @@ import pytest
 from voidbox import defaults
 from voidbox.version import __version__
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 INFO = f"voidbox_runtime-{__version__}.dist-info"
 

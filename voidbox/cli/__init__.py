@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
         status = error.code if isinstance(error.code, int) else exit_status.USAGE
     except OSError as error:
         status = _output_failed(error)
-    return status or _flush()
+    return _flush() or status
 
 
 def _occupy_closed_streams() -> None:

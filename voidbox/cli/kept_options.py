@@ -128,6 +128,7 @@ _MADE_OF: tuple[tuple[str, object, str], ...] = (
     ("image", None, "image"),
     ("initramfs", None, "image"),
     ("disk_size", None, "disk_size"),
+    ("init", None, "init"),
     ("memory", "512M", "memory"),
     ("cpus", "1", "cpus"),
     ("disk", [], "disks"),

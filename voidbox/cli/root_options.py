@@ -29,6 +29,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "that: 8G for images; 0, as for voidbox's own image: the guest's memory takes it",
     )
     parser.add_argument(
+        "--init",
+        metavar="PATH",
+        help="have this program of the image be PID 1, /sbin/init say, with the agent beside it; "
+        "auto: what the image runs, if that is an init; agent, the default",
+    )
+    parser.add_argument(
         "--entrypoint",
         metavar="PROGRAM",
         help="run this before the COMMAND's words, in place of the image's own; '' for none",
@@ -49,6 +55,8 @@ def choose(options: argparse.Namespace) -> Choice:
 
     disk_bytes = parse_memory(options.disk_size) if options.disk_size is not None else None
     if options.initramfs is not None:
+        if options.init not in (None, "agent"):
+            raise ConfigError("--init is for an --image: an initramfs says itself what PID 1 is")
         if options.image is not None:
             raise ConfigError("--initramfs and --image are two roots: give one of them")
         return choose_initramfs(options.initramfs, disk_bytes)
@@ -56,4 +64,4 @@ def choose(options: argparse.Namespace) -> Choice:
     image = options.image
     if image is not None and not image:
         raise ConfigError("--image: give a name, or the path of a file")
-    return choose(image, kernel, disk_bytes=disk_bytes)
+    return choose(image, kernel, disk_bytes=disk_bytes, init=options.init)

@@ -1,6 +1,7 @@
 """Many sandboxes of one kind, never more than the host should have at once.
 
-aio         AsyncPool: who gets a sandbox, and when the next is started
+aio         AsyncPool: who gets a sandbox
+members     what there is, and when the next is started
 sync        Pool: the same, blocking
 member      a sandbox that a pool gives out
 start_limit how many are started at a time

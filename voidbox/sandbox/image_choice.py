@@ -17,6 +17,9 @@ if TYPE_CHECKING:  # most sandboxes do without the store
 
 DEFAULT, TINY = "default", "tiny"  # our own images
 _DEFAULT_USER = "sandbox"
+INIT_AGENT, INIT_AUTO = "agent", "auto"  # what may be given in place of an init's path
+# Names of inits that insist on being PID 1: systemd, sysvinit, busybox, OpenRC's, s6-overlay's.
+_INITS = frozenset(("init", "systemd", "openrc-init", "s6-svscan"))
 _PATH = re.compile(r"(?:[/~]|\.{1,2}/).*|.*\.cpio(?:\.[a-z0-9]+)?", re.DOTALL)
 
 
@@ -65,6 +68,7 @@ def choose(
     kernel: str,
     *,
     disk_bytes: int | None = None,
+    init: str | None = None,
     state_folder: str | None = None,
 ) -> Choice:
     """Return what to boot `kernel` with.
@@ -74,12 +78,42 @@ def choose(
             or ~, or ends in .cpio: an image's file system, or an initramfs. None, or "default": our
             own image. "tiny": the one that brings the agent, with Python and busybox alone.
         disk_bytes: of the disk that takes what the guest writes; 0: its memory does.
+        init: the image's program that is PID 1, an absolute path; "auto": what the image runs, if
+            that is an init; "agent", as None: voidbox's agent.
         state_folder: of the store; None for the user's own.
 
     Raises:
-        ConfigError: there is no such image, or no runtime for the kernel.
+        ConfigError: there is no such image, or no runtime for the kernel; `init` is none, or needs
+            an image of its own.
         HostError: the store cannot be read.
     """
+    choice = _choose(image, kernel, disk_bytes, state_folder)
+    path = _init_path(init, choice.config)
+    if not path:
+        return choice
+    if choice.root is None or not choice.root.image or choice.image == DEFAULT:
+        raise ConfigError(f"--init {path}: only an image that brings an init has one: see --image")
+    return choice._replace(root=choice.root._replace(init=path))
+
+
+def _init_path(init: str | None, config: ImageConfig | None) -> str:
+    if init is None or init == INIT_AGENT:
+        return ""
+    if init == INIT_AUTO:
+        words = config.command() if config is not None else ()
+        is_init = bool(words) and words[0].startswith("/") and os.path.basename(words[0]) in _INITS
+        return words[0] if is_init else ""
+    if not isinstance(init, str) or not init.startswith("/") or "\n" in init:
+        raise ConfigError(f"init {init!r}: give an absolute path in the image, auto or agent")
+    return init
+
+
+def _choose(
+    image: str | os.PathLike[str] | None,
+    kernel: str,
+    disk_bytes: int | None,
+    state_folder: str | None,
+) -> Choice:
     if disk_bytes is not None:
         disk_bytes = check_disk_bytes(disk_bytes)
     if image in (None, DEFAULT):
@@ -151,4 +185,5 @@ def _on_disks(kernel: str, disk_bytes: int | None, image: str) -> Root:
             f"the guest image for {kernel} is older than images on disks: run voidbox setup again"
         )
     size = DISK_BYTES_DEFAULT if disk_bytes is None else disk_bytes
-    return Root(files.boot, files.runtime, image, size)
+    modules = defaults.find_modules(kernel)
+    return Root(files.boot, files.runtime, image, size, modules=modules)

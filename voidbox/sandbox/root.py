@@ -17,7 +17,9 @@ from voidbox.boot import newc
 from voidbox.errors import ConfigError, HostError
 from voidbox.vmm.config import DiskConfig, MachineConfig
 
-RUNTIME, IMAGE, UPPER = "voidbox-runtime", "voidbox-image", "voidbox-upper"  # serial numbers
+# Serial numbers
+RUNTIME, IMAGE, UPPER = "voidbox-runtime", "voidbox-image", "voidbox-upper"
+MODULES = "voidbox-modules"
 UPPER_FILE = "machine/disk.img"  # in a sandbox's folder; see state_folder.MACHINE
 DISK_BYTES_DEFAULT = 8 << 30
 DISK_BYTES_MIN = 16 << 20  # ext4 with its journal
@@ -40,6 +42,8 @@ class Root(NamedTuple):
         user: of commands that name none, as the image has it.
         workdir: that the image wants to be there.
         volumes: folders that it wants to be there as well.
+        modules: the disk with the kernel's modules, for an image; "" for none.
+        init: of the image, that is to be PID 1; "" for the agent.
     """
 
     boot: str
@@ -50,6 +54,8 @@ class Root(NamedTuple):
     user: str = ""
     workdir: str = ""
     volumes: tuple[str, ...] = ()
+    modules: str = ""
+    init: str = ""
 
     def to_json(self) -> dict[str, object]:
         """Return it as a record keeps it."""
@@ -84,6 +90,8 @@ class Root(NamedTuple):
         disks = [DiskConfig(self.runtime, is_read_only=True, serial=RUNTIME)]
         if self.image:
             disks.append(DiskConfig(self.image, is_read_only=True, serial=IMAGE))
+        if self.modules:
+            disks.append(DiskConfig(self.modules, is_read_only=True, serial=MODULES))
         if upper is not None:
             disks.append(DiskConfig(upper, serial=UPPER, is_own=True))
         return tuple(disks)
@@ -101,6 +109,7 @@ class Root(NamedTuple):
         if not self.image:
             return ()
         values = [("user", self.user or _DEFAULT_USER), ("workdir", self.workdir)]
+        values += [("init", self.init)] if self.init else []
         values += [("volume", path) for path in self.volumes]
         lines = [f"{key} {value}\n" for key, value in values if "\n" not in value]
         path = protocol.IMAGE_PATH.lstrip("/")

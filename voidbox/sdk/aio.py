@@ -60,6 +60,7 @@ class AsyncSandbox(CopiedSandbox):
         kernel: str | os.PathLike[str] | None = None,
         image: str | os.PathLike[str] | None = None,
         disk_size: int | str | None = None,
+        init: str | None = None,
         memory: int | str | None = None,
         cpus: int = 1,
         envs: Mapping[str, str] | None = None,
@@ -106,6 +107,8 @@ class AsyncSandbox(CopiedSandbox):
                 with /, ./, ../ or ~, or ends in .cpio. voidbox's own by default.
             disk_size: of the disk that takes what is written in the sandbox: MiB as a number, or
                 text; 0: its memory does. 8 GiB for images, memory for voidbox's own.
+            init: the image's program that is to be PID 1, such as /sbin/init; "auto": what the
+                image runs, if that is an init. By default the agent is.
             memory: MiB as a number, or text such as "512M".
             cpus: how many.
             envs: variables of every command.
@@ -167,6 +170,7 @@ class AsyncSandbox(CopiedSandbox):
             kernel=kernel,
             image=image,
             disk_size=disk_size,
+            init=init,
             memory=memory,
             cpus=cpus,
             envs=envs,

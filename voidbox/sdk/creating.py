@@ -19,6 +19,7 @@ class CreateOptions(TypedDict, total=False):
     kernel: str | os.PathLike[str] | None
     image: str | os.PathLike[str] | None
     disk_size: int | str | None
+    init: str | None
     memory: int | str | None
     cpus: int
     envs: Mapping[str, str] | None
@@ -68,7 +69,9 @@ _NET = (
 )
 # Of a restored sandbox, what the snapshot has said already; what these are by default.
 _FIXED: dict[str, object] = {
-    **dict.fromkeys(("kernel", "image", "disk_size", "memory", "disks", "cmdline", "volumes")),
+    **dict.fromkeys(
+        ("kernel", "image", "disk_size", "init", "memory", "disks", "cmdline", "volumes")
+    ),
     **{"cpus": 1, "vsock": "unix"},
 }
 _OF_BOTH = (

@@ -39,6 +39,7 @@ def make_record(
     is_owned: bool,
     disks: Sequence[str] | None = None,
     disk_size: int | str | None = None,
+    init: str | None = None,
     state_folder: str | None = None,
     workspace: str | os.PathLike[str] | None = None,
     workspace_mode: str = "copy",
@@ -68,7 +69,11 @@ def make_record(
     kernel_path = os.path.abspath(kernel) if kernel is not None else defaults.find_kernel()
     if not isinstance(image, Choice):
         image = choose(
-            image, kernel_path, disk_bytes=disk_bytes(disk_size), state_folder=state_folder
+            image,
+            kernel_path,
+            disk_bytes=disk_bytes(disk_size),
+            init=init,
+            state_folder=state_folder,
         )
     if type(cpus) is not int or cpus < 1:
         raise ConfigError(f"cpus={cpus!r}: give a whole number, 1 or more")

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
 
-from voidbox.errors import VoidboxError
+from voidbox.errors import ConfigError, VoidboxError
+from voidbox.sandbox.snapshots.record import BUSY
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
@@ -25,7 +26,10 @@ from voidbox.serve.served import Served
 from voidbox.serve.templates import Templates
 
 _SAMPLE_S = 5.0
+_FREE_S, _FREE_PAUSE_S = 300.0, 0.1  # for a snapshot that is being made
 _ENDS_S = 0.5  # how exact the server's own time limits are
+
+T = TypeVar("T")
 
 _logger = logging.getLogger("voidbox.serve")
 
@@ -175,8 +179,11 @@ class Registry:
         """Once its process is gone: it is suspended, or over."""
         await wait_gone(self.store, served.id, None)
         async with served.life:  # who ended or suspended it goes first
-            if served.id not in self._served or served.state is State.SUSPENDED:
-                await served.disconnect()
+            if served.id not in self._served:
+                return
+            if not served.state.is_final:  # it is suspended, or has been woken since
+                if served.state is State.SUSPENDED:
+                    await served.disconnect()
                 return
             reason = ""
             await asyncio.to_thread(self.store.clean)
@@ -220,7 +227,7 @@ class Registry:
             if served.state is State.SUSPENDED:
                 raise ApiError(409, f"Sandbox {served.id} is already paused")
             box = await served.box()
-            await box.suspend()
+            await _when_free(box.suspend)
             await box.close()
             self.database.set_end(served.id, None)
             await served.disconnect()
@@ -248,7 +255,7 @@ class Registry:
         """Save a sandbox as it is now."""
         async with served.life:
             box = await served.box()
-            info = await box.snapshot(name)
+            info = await _when_free(lambda: box.snapshot(name))
             await box.close()
         self.database.audit(by, "snapshot", served.id, info.name)
         return info
@@ -263,7 +270,7 @@ class Registry:
             raise ApiError(503, "that would be too many sandboxes", {"Should-Retry": "false"})
         async with served.life:
             box = await served.box()
-            forks = await box.fork(count)
+            forks = await _when_free(lambda: box.fork(count))
             await box.close()
         self.database.audit(by, "fork", served.id, str(count))
         found: list[Served | VoidboxError] = []
@@ -326,3 +333,15 @@ class Registry:
             running = [one for one in self if one.is_running]
             await asyncio.gather(*(one.measure() for one in running))
             await asyncio.sleep(_SAMPLE_S)
+
+
+async def _when_free(action: Callable[[], Awaitable[T]]) -> T:
+    """Do what makes a snapshot, once no other one is made: a new sandbox may become a template."""
+    deadline = time.monotonic() + _FREE_S
+    while True:
+        try:
+            return await action()
+        except ConfigError as error:
+            if not str(error).startswith(BUSY) or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(_FREE_PAUSE_S)

@@ -22,6 +22,7 @@ from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sdk.aio import AsyncSandbox
 from voidbox.sdk.files import AsyncFiles
+from voidbox.sdk.launching import read_truly
 from voidbox.serve.envd.commands import Commands
 from voidbox.serve.envd.users import Users
 from voidbox.serve.envd.watchers import Watchers
@@ -99,8 +100,7 @@ class Served:
         try:
             record = self.record
             if record.state.has_process and not self._store.is_alive(self.id):
-                record = self.record  # it may just have been suspended
-                return State.CRASHED if record.state.has_process else record.state
+                record = read_truly(self._store, self.id)  # suspended, or crashed
         except VoidboxError:
             return State.STOPPED
         return record.state

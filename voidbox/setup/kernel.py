@@ -1,4 +1,4 @@
-"""Debian's stock kernels, as folders of the cache: vmlinuz, config and lib/modules.
+"""Debian's stock kernels, as folders of the cache: vmlinuz, config, the modules, those as a disk.
 
 kernels/debian-FLAVOUR-RELEASE/     made once
 kernels/current-FLAVOUR             the one that the archive has by now
@@ -15,6 +15,7 @@ from voidbox.setup.archive import Archive
 from voidbox.setup.deb import unpack_deb
 from voidbox.setup.errors import SetupError
 from voidbox.setup.host_copy import new_folder, point, publish, write_node
+from voidbox.setup.modules_disk import make_modules_disk
 from voidbox.setup.tree_edit import merged_root
 
 FLAVOURS = {"cloud": "linux-image-cloud-amd64", "generic": "linux-image-amd64"}
@@ -42,6 +43,7 @@ def fetch_kernel(archive: Archive, flavour: str) -> str:
             unpack_deb(tree, deb)
             _write(tree, f"{work}/kernel", deb)
             publish(f"{work}/kernel", target)
+    make_modules_disk(target)
     point(f"{folder}/current-{flavour}", os.path.basename(target))
     return f"{target}/vmlinuz"
 

@@ -94,6 +94,7 @@ class Modules:
 
     def __init__(self, folder: Path) -> None:
         self.release = folder.name
+        self._folder = folder
         self._paths = {_name(path.name.split(".")[0]): path for path in folder.rglob("*.ko*")}
         self._builtin = self._read_builtin(folder)
 
@@ -108,6 +109,33 @@ class Modules:
             if key.endswith(".alias"):
                 names.add(_name(value))
         return names
+
+    def names(self) -> list[str]:
+        """Return all modules, in the order in which the kernel was linked: of two that know a
+        device the first is meant.
+        """
+        lines = _lines(self._folder / "modules.order", "\n")
+        order = {_name(Path(line).name.split(".")[0]): place for place, line in enumerate(lines)}
+        return sorted(self._paths, key=lambda name: (order.get(name, len(order)), name))
+
+    def path(self, name: str) -> str:
+        """Return where a module lies, below lib/modules/RELEASE."""
+        return str(self._paths[name].relative_to(self._folder))
+
+    def builtin_names(self) -> list[str]:
+        """Return the modules that the kernel has built in."""
+        lines = _lines(self._folder / "modules.builtin", "\n")
+        return [_name(Path(line).name.split(".")[0]) for line in lines]
+
+    def builtin_aliases(self) -> list[tuple[str, str]]:
+        """Return by what else they can be asked for: (alias, name)."""
+        found = []
+        for line in _lines(self._folder / "modules.builtin.modinfo", "\0"):
+            key, _, value = line.partition("=")
+            name, _, key = key.partition(".")
+            if key == "alias":
+                found.append((value, _name(name)))
+        return found
 
     def file_name(self, name: str) -> str:
         """Return the name of a module's file, uncompressed."""
@@ -132,17 +160,24 @@ class Modules:
         """Return by what else a module can be asked for."""
         return [value for key, value in self.info(name) if key == "alias"]
 
+    def dependencies(self, name: str) -> list[str]:
+        """Return the modules whose symbols a module uses."""
+        lists = [value for key, value in self.info(name) if key == "depends"]
+        return [_name(word) for value in lists for word in value.split(",") if word]
+
+    def soft_dependencies(self, name: str) -> list[str]:
+        """Return what it says of those it does better with: "pre: a b post: c"."""
+        return [value for key, value in self.info(name) if key == "softdep"]
+
     def needs(self, name: str) -> list[str]:
         """Return what must be loaded before a module.
 
         Soft dependencies count: without crc32c, libcrc32c does not load and ext4 does not mount,
         and busybox's modprobe knows nothing of them.
         """
-        needed = []
-        for key, value in self.info(name):
-            if key == "depends":
-                needed += [_name(word) for word in value.split(",") if word]
-            elif key == "softdep" and value.startswith("pre:"):
+        needed = self.dependencies(name)
+        for value in self.soft_dependencies(name):
+            if value.startswith("pre:"):
                 before = value.removeprefix("pre:").split("post:")[0]
                 for word in before.split():
                     needed += self._providers(_name(word))

@@ -23,7 +23,7 @@ USER = str(os.getuid())
 
 def dial(path: Path) -> socket.socket:
     """Connect to the agent's socket, which appears a moment after its start."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         sock = socket.socket(socket.AF_UNIX)
         with suppress(FileNotFoundError, ConnectionRefusedError):

@@ -161,7 +161,7 @@ def end(process: RemoteProcess) -> None:
 
 
 def assert_gone(pid: int) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -217,7 +217,7 @@ def test_a_background_command_outlives_its_client_and_keeps_its_output(connect: 
 
 def test_a_background_command_never_waits_for_a_reader(client: AgentClient) -> None:
     process = sh(client, "yes | head -c 30000000; echo done >&2", background=True)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not next(p for p in client.processes() if p["pid"] == process.pid)["end"]:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -309,7 +309,7 @@ def test_a_command_whose_output_nobody_reads_ends_when_it_is_given_up(client: Ag
     pid = process.pid
     time.sleep(0.3)  # until the window is full
     process.detach()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(p["pid"] == pid for p in client.processes()):
         assert time.monotonic() < deadline, "its request is never over"
         time.sleep(0.05)

@@ -111,7 +111,7 @@ def quiesce(client: AgentClient, **changes: Any) -> dict[str, Any]:
 
 
 def wait_for(client: AgentClient, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

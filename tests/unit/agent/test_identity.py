@@ -100,7 +100,21 @@ def test_all_groups_freeze_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [(group / "cgroup.freeze").read_text() for group in (one, two)] == ["0", "0"]
 
 
-def test_where_the_agent_is_no_pid_1_nothing_is_frozen(tmp_path: Path) -> None:
+def test_an_agent_in_a_group_of_its_own_leaves_it_while_that_is_frozen(tmp_path: Path) -> None:
+    """Beside the image's init: the group has the commands in it too."""
+    (tmp_path / "cgroup.procs").write_text("")
+    (tmp_path / "own").write_text("0::/voidbox/agent\n")
+    group = make_group(tmp_path / "voidbox")
+    own = make_group(group / "agent")
+    freezer = Freezer(str(tmp_path), str(tmp_path / "own"))
+    assert freezer.freeze()
+    assert (tmp_path / "cgroup.procs").read_text() == "0"
+    assert ((group / "cgroup.freeze").read_text(), (own / "cgroup.procs").read_text()) == ("1", "")
+    freezer.thaw()
+    assert ((group / "cgroup.freeze").read_text(), (own / "cgroup.procs").read_text()) == ("0", "0")
+
+
+def test_where_the_agent_is_in_somebody_elses_group_nothing_is_frozen(tmp_path: Path) -> None:
     """Under an init of its own the agent sits in some service's group: it would freeze itself."""
     (tmp_path / "cgroup.procs").write_text("")
     group = make_group(tmp_path / "system.slice")

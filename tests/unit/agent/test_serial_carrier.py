@@ -48,7 +48,7 @@ class Line:
         self.send(protocol.encode(protocol.PING, 0, pack({"secret": SECRET})))
 
     def send(self, data: bytes) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(data) > self.link.room and time.monotonic() < deadline:
             self.turn()
         self.link.send(data)

@@ -20,6 +20,8 @@ from tests.unit.sandbox.owned import wait_until
 from voidbox.cli import cp
 from voidbox.cli.progress import ProgressBar
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def guest(cli: Cli) -> Path:

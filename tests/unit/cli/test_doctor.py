@@ -16,6 +16,8 @@ from voidbox.cli.doctor_check import Check
 from voidbox.kvm.kvm import Kvm
 from voidbox.vmm import probe
 
+pytestmark = pytest.mark.slow
+
 
 def test_doctor_says_what_to_do_about_a_missing_device(tmp_path: Path) -> None:
     checks = {check.name: check for check in doctor.examine(str(tmp_path / "kvm"))}

@@ -20,6 +20,8 @@ from tests.unit.images.oci import OciImage, make_image
 from tests.unit.images.test_import import docker_archive, write_folder, write_tar
 from voidbox.cli import main
 
+pytestmark = pytest.mark.slow
+
 IMAGE = make_image({"bin/": b"", "bin/sh": b"#!" * 500}, {"etc/motd": b"hello"})
 RAW = make_image({"a": b"raw"}, raw=True)
 

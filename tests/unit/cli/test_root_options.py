@@ -43,7 +43,7 @@ def test_a_sandbox_has_an_image_and_a_disk(cli: Cli, images: StoreFolder) -> Non
         "boot": str(cli.folder / "cache/images/current-builtin/boot.cpio"),
         "runtime": str(cli.folder / "cache/images/current-builtin/runtime.erofs"),
         "image": made.path, "disk_bytes": 1 << 30, "digest": made.id, "user": "", "workdir": "",
-        "volumes": [],
+        "volumes": [], "init": "", "modules": "",
     }  # fmt: skip
     disk = Path(shown["folder"], UPPER_FILE)
     assert disk.stat().st_size == 1 << 30

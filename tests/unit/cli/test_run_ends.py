@@ -22,7 +22,7 @@ from tests.guest import tiny
 from voidbox.cli import exit_status
 
 ROOT = Path(__file__).parents[3]
-DEADLINE_S = 30
+DEADLINE_S = 60
 VOIDBOX = [sys.executable, "-m", "voidbox"]
 
 

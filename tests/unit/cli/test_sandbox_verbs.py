@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -312,16 +311,18 @@ def test_a_terminal(cli: Cli) -> None:
             session.expect("/dev/pts/")
             fcntl.ioctl(session.terminal_fd, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 101, 0, 0))
             session.process.send_signal(signal.SIGWINCH)
-            session.type("sleep 0.3; stty size\n")
-            session.expect("33 101")
+            session.type("until stty size | grep '33 101'; do sleep 0.1; done\n")
+            session.expect("33 101\r")
             session.type("echo rea''dy; cat\n")
             session.expect("ready")  # the prompt is on the screen, too
             session.type("words\n")
             session.expect("words\r\nwords")
             session.type("\x04")  # cat ends
-            session.type("sleep 100\n")
-            time.sleep(0.3)
+            session.type("cat\n")
+            session.type("more\n")
+            session.expect("more\r\n.*more\r")  # it runs: Ctrl-C is for it alone
             session.type("\x03")
+            session.expect(r"[#$] ")  # a shell whose command Ctrl-C has ended forgets what it read
             session.type("echo status=$?\n")
             session.expect("status=130")
             session.type("exit 3\n")

@@ -7,7 +7,11 @@ import json
 import os
 from pathlib import Path
 
+import pytest
+
 from tests.unit.cli.conftest import Cli
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_volume_from_create_to_rm(cli: Cli) -> None:

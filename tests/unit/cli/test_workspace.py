@@ -12,6 +12,8 @@ from voidbox.cli.kept_options import parse_workspace
 from voidbox.cli.workspace import parse_limit
 from voidbox.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def guest(cli: Cli) -> Path:

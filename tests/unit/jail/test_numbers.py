@@ -16,7 +16,9 @@ HEADER = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
 def test_numbers_are_those_of_the_header() -> None:
     found = dict(re.findall(r"#define __NR_(\w+) (\d+)", HEADER.read_text()))
     assert len(found) > 300
-    assert {name: numbers.NR[name] for name in found} == {k: int(v) for k, v in found.items()}
+    # A newer header has more of them; one that we have has the number that it says.
+    known = {name: int(number) for name, number in found.items() if name in numbers.NR}
+    assert len(known) > 300 and known == {name: numbers.NR[name] for name in known}
 
 
 def test_names() -> None:

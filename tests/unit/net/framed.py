@@ -242,7 +242,7 @@ def other_stack(name: str, folder: Path) -> Iterator[Client]:
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(argv, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         sock = socket.socket(socket.AF_UNIX)
         with sock:
             while True:

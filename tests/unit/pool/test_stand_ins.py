@@ -30,6 +30,8 @@ from voidbox.sandbox.zygote.client import Zygote
 from voidbox.sdk import launching, zygotes
 from voidbox.sdk.sync import Sandbox
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["state_folder"]
 
 DEADLINE_S = 60.0

@@ -19,7 +19,7 @@ from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
 FAKE_OWNER = "tests.unit.sandbox.fake_owner"
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

@@ -18,7 +18,7 @@ from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout, V
 from voidbox.sandbox.control import REQUEST_BYTES_MAX, ControlClient
 from voidbox.sandbox.process.control_server import CONNECTIONS_MAX, Becomes, ControlServer, Later
 
-DEADLINE_S = 20
+DEADLINE_S = 60
 
 
 class Served:

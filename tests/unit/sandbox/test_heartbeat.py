@@ -11,7 +11,7 @@ from voidbox.agent.core import Pong
 from voidbox.errors import AgentError, SandboxTimeout
 from voidbox.sandbox.process.heartbeat import ATTEMPTS, Heartbeat
 
-DEADLINE_S = 20
+DEADLINE_S = 60
 
 
 class Agent:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from guest_agent.root import Image
 from tests.unit.images.made import StoreFolder
 from tests.unit.sandbox.states import wanted
 from voidbox import defaults
@@ -160,6 +161,38 @@ def test_disks_that_cannot_be_are_refused(size: int) -> None:
     assert check_disk_bytes((64 << 20) + 5000) == (64 << 20) + 4096
 
 
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (("/sbin/init",), "/sbin/init"),
+        (("/lib/systemd/systemd", "--unit=x"), "/lib/systemd/systemd"),
+        (("/init",), "/init"),
+        (("init",), ""),
+        (("/usr/sbin/nginx",), ""),
+        ((), ""),
+    ],
+)
+def test_an_init_by_what_the_image_runs(
+    words: tuple[str, ...], found: str, stored: StoreFolder
+) -> None:
+    stored.add("machine", config=ImageConfig(entrypoint=words))
+    for init, expected in (("auto", found), ("agent", ""), (None, ""), ("/x", "/x")):
+        choice = choose("machine", "/k", init=init, state_folder=str(stored.path))
+        assert choice.root is not None and choice.root.init == expected, init
+
+
+def test_an_init_that_cannot_be(stored: StoreFolder, tmp_path: Path) -> None:
+    stored.add("machine")
+    for init in ("sbin/init", "systemd", "", "/a\nuser root"):
+        with pytest.raises(ConfigError, match="give an absolute path in the image, auto or agent"):
+            choose("machine", "/k", init=init, state_folder=str(stored.path))
+    for image in (None, "tiny", tmp_path / "initramfs.cpio"):
+        (tmp_path / "initramfs.cpio").touch()
+        assert choose(image, "/k", init="auto") == choose(image, "/k")
+        with pytest.raises(ConfigError, match="only an image that brings an init has one"):
+            choose(image, "/k", init="/sbin/init")
+
+
 # --- what the guest is given -------------------------------------------------------------------
 
 
@@ -190,6 +223,14 @@ def test_own_disks_come_first_and_memory_may_take_what_is_written() -> None:
     config = Root(*FILES).applied_to(MachineConfig("/k", disks=(own,)), None)
     assert [disk.path for disk in config.disks] == ["/mine", "/c/runtime.erofs"]
     assert config.extra_files == ()
+
+
+def test_the_agent_is_told_of_an_init() -> None:
+    root = Root(*FILES, "/i", user="app", init="/sbin/init")
+    (file,) = root.files()
+    assert file.data == b"user app\nworkdir \ninit /sbin/init\n"
+    assert Image(file.data.decode()).init == "/sbin/init"
+    assert Root.from_json(root.to_json()) == root
 
 
 def test_lines_of_an_image_are_its_own_alone() -> None:

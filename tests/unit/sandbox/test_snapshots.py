@@ -27,6 +27,8 @@ from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.state_folder import MACHINE, SUSPENDED
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def boxes(tmp_path: Path) -> Iterator[Sandboxes]:

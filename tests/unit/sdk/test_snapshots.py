@@ -18,6 +18,8 @@ from voidbox.sandbox import launch as launching
 from voidbox.sdk.aio import AsyncSandbox
 from voidbox.sdk.snapshots import SnapshotInfo
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["options", "state_folder"]
 
 

@@ -199,7 +199,9 @@ def test_a_pause_in_place_of_an_end_and_a_request_that_wakes(server: StandIn) ->
     box = server.create(timeout=1, autoPause=True, autoResume={"enabled": True})
 
     def state() -> str:
-        return str(server.api("GET", f"/sandboxes/{box.id}").json["state"])
+        answer = server.api("GET", f"/sandboxes/{box.id}")
+        assert answer.status == 200, (answer, server.log.read_text()[-3000:])
+        return str(answer.json["state"])
 
     wait_until(lambda: state() == "paused", "it is paused in time")
     assert server.request("GET", "/health", None, box.headers()).status == 204

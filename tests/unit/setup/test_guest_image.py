@@ -16,6 +16,8 @@ from tests.unit.images.erofs_reader import Image
 from tests.unit.setup.kernel_folder import Kernel
 from voidbox.defaults import cache_folder
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 BUILD = ROOT / "scripts" / "build_guest_image.sh"
 NOWHERE = {"VOIDBOX_MIRROR": "http://127.0.0.1:1/debian"}  # nobody answers there
@@ -285,7 +287,7 @@ def test_an_interrupted_build_leaves_nothing(built: Built, number: signal.Signal
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not leftovers(built.cache):
         assert time.monotonic() < deadline
         assert process.poll() is None

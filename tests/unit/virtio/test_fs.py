@@ -24,7 +24,7 @@ from voidbox.virtio.device import VIRTIO_CONFIG_S_NEEDS_RESET
 from voidbox.virtio.fs import VirtioFs
 from voidbox.virtio.mmio import MmioTransport
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 HIPRIO, REQUESTS = 0, 1
 INIT = message(numbers.FUSE_INIT, 0, struct.pack("<IIII48x", 7, 36, 0, 0))
 

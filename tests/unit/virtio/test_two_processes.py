@@ -18,7 +18,7 @@ from voidbox.virtio.queue import Virtqueue
 
 REQUESTS = 20_000
 QUEUE_SIZE = 32
-LIMIT_S = 10.0
+LIMIT_S = 60.0
 
 
 def wait(fd: int) -> None:

@@ -13,7 +13,7 @@ from voidbox.devices.serial import Serial
 from voidbox.event_loop import EventLoop
 from voidbox.vmm.console import TAIL_BYTES, CallbackOutput, Console, FdOutput, wait_flushed
 
-DEADLINE_S = 10
+DEADLINE_S = 60
 
 
 @pytest.fixture

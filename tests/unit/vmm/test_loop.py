@@ -11,7 +11,7 @@ import pytest
 
 from voidbox.event_loop import EventLoop
 
-DEADLINE_S = 10
+DEADLINE_S = 60
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from voidbox.virtio.mmio import MmioTransport
 from voidbox.virtio.vsock import EVENT_QUEUE, RX_QUEUE, TX_QUEUE, PacketQueues, VirtioVsock
 from voidbox.vsock.unix import UnixBackend
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 class Machine:

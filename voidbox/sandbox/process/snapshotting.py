@@ -19,7 +19,14 @@ from voidbox.agent.client import AgentClient
 from voidbox.errors import ConfigError, VoidboxError
 from voidbox.sandbox.snapshots import record as records
 from voidbox.sandbox.snapshots import rests_on
-from voidbox.sandbox.snapshots.record import FORK, SNAPSHOT, SUSPENDED, TEMPLATE, SnapshotRecord
+from voidbox.sandbox.snapshots.record import (
+    BUSY,
+    FORK,
+    SNAPSHOT,
+    SUSPENDED,
+    TEMPLATE,
+    SnapshotRecord,
+)
 from voidbox.sandbox.snapshots.templates import Templates
 from voidbox.sandbox.state import state_folder
 from voidbox.sandbox.state.lifecycle import State
@@ -152,7 +159,7 @@ class Snapshotting:
     @contextmanager
     def _one(self) -> Iterator[None]:
         if not self._lock.acquire(blocking=False):
-            raise ConfigError("a snapshot of this sandbox is being made: wait until it is done")
+            raise ConfigError(f"{BUSY}: wait until it is done")
         try:
             yield
         finally:

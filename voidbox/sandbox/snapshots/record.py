@@ -16,6 +16,8 @@ VERSION = 1
 FILE, SECRET = "snapshot.json", "secret"
 # What somebody asked for; what fork() makes and takes away; what create() restores; a sandbox.
 SNAPSHOT, FORK, TEMPLATE, SUSPENDED = KINDS = "snapshot", "fork", "template", "suspended"
+# What is said to who wants a snapshot while another is being made, a template say.
+BUSY = "a snapshot of this sandbox is being made"
 
 
 class SnapshotRecord(NamedTuple):

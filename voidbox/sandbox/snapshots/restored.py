@@ -9,7 +9,10 @@ from voidbox.sandbox.snapshots.record import SnapshotRecord
 from voidbox.sandbox.state.records import SandboxRecord
 
 # What a machine is made of: in a copy it is what it was.
-_FIXED = ("kernel", "image", "disk_size", "memory", "cpus", "disks", "cmdline", "vsock", "volumes")
+_FIXED = (
+    *("kernel", "image", "disk_size", "init", "memory", "cpus", "disks", "cmdline", "vsock"),
+    "volumes",
+)
 
 
 def refuse_fixed(given: Mapping[str, object]) -> None:

@@ -38,12 +38,14 @@ def key_of(record: SandboxRecord, config: MachineConfig) -> str | None:
 def suits(record: SandboxRecord) -> bool:
     """Whether a sandbox may be restored from a template, or leave one.
 
-    Not with what is a part of the machine and the user's own: disks, a folder shared live.
+    Not with what is a part of the machine and the user's own: disks, a folder shared live. Nor
+    with an init of the image's, which has only begun when the agent answers.
     """
     return (
         not (record.is_cold or record.snapshot or record.disks or record.volumes)
         and record.vsock == "unix"
         and (record.workspace is None or record.workspace_mode == "copy")
+        and not (record.root or {}).get("init")
         and os.environ.get(_VARIABLE) != _OFF
     )
 
