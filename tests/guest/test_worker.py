@@ -1,0 +1,94 @@
+"""A machine in a worker of its own, as `voidbox run` and Guest have it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.guest import tiny
+from voidbox.errors import ConfigError
+from voidbox.nat.backend import NatConfig
+from voidbox.nat.forwards import parse_forward
+from voidbox.sandbox.worker import machine as machines
+from voidbox.sandbox.worker.machine import WorkerMachine, start_machine
+from voidbox.vmm.config import MachineConfig, VsockConfig
+from voidbox.vmm.console import CallbackOutput
+from voidbox.vmm.outcome import EndReason
+
+pytestmark = pytest.mark.kvm
+LIMIT_S = 60.0
+
+
+@contextmanager
+def running(folder: Path, code: bytes, level: str = "default") -> Iterator[WorkerMachine]:
+    """A machine that has said something."""
+    kernel = tiny.write_elf(folder / "tiny.elf", tiny.say("x") + code)
+    net = NatConfig(resolvers=())
+    config = MachineConfig(kernel, memory_bytes=64 << 20, vsock=VsockConfig(), net=net)
+    with closing(start_machine(config, level)) as machine:
+        said = threading.Event()
+        machine.console.attach(CallbackOutput(lambda data: said.set()))
+        machine.start()
+        assert said.wait(LIMIT_S)
+        yield machine
+
+
+@pytest.mark.parametrize("level", ["off", "default"])
+def test_from_its_first_word_to_its_last(tmp_path: Path, level: str) -> None:
+    code = tiny.say("last words\n") + tiny.out8(0x505, 1)
+    with running(tmp_path, code, level) as machine:
+        outcome = machine.wait(LIMIT_S)
+        assert outcome is not None
+        assert outcome.reason is EndReason.PANIC
+        assert "last words" in outcome.console_tail
+        assert "last words" in machine.console.tail()
+        assert ("seccomp" in machine.layers) == (level == "default")
+    assert machine.metrics()["exits"]["KVM_EXIT_IO"] > 0  # known after its end, too
+
+
+def test_what_may_be_ordered(tmp_path: Path) -> None:
+    with running(tmp_path, tiny.SPIN) as machine:
+        machine.pause()
+        assert machine.is_paused
+        machine.resume()
+        machine.limit({"cpu": 0.5, "net_bytes_s": 5000})
+        forward = machine.publish(parse_forward("0:80"))
+        assert forward.host_port and machine.published() == [forward]
+        assert machine.unpublish(forward) and not machine.unpublish(forward)
+        line = machine.connect_serial()
+        assert line is None  # it was made without
+        machine.stop()
+        outcome = machine.wait(LIMIT_S)
+        assert outcome is not None and outcome.reason is EndReason.STOPPED
+
+
+def test_a_worker_that_is_killed_says_by_what(tmp_path: Path) -> None:
+    with running(tmp_path, tiny.SPIN) as machine:
+        machine._link.kill()
+        outcome = machine.wait(LIMIT_S)
+        assert outcome is not None and outcome.reason is EndReason.ERROR
+        assert "killed by SIGKILL" in outcome.detail
+
+
+def test_a_worker_that_does_not_stop_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be somebody else's by now: here it is stopped, and hears nothing."""
+    monkeypatch.setattr(machines, "_STOP_S", 0.1)
+    with running(tmp_path, tiny.SPIN) as machine:
+        signal.pidfd_send_signal(machine._link._pidfd, signal.SIGSTOP)
+        machine.stop()
+        outcome = machine.wait(LIMIT_S)
+        assert outcome is not None and outcome.reason is EndReason.ERROR
+
+
+def test_bad_input_leaves_no_process(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the kernel"):
+        start_machine(MachineConfig(str(tmp_path / "none")))
+    with pytest.raises(ConfigError, match="choose default, strict, off"):
+        start_machine(MachineConfig("k"), "loose")
