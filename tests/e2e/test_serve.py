@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.conftest import script
 from tests.unit.serve.conftest import ROOT, StandIn
 from voidbox import defaults
 
@@ -41,10 +42,11 @@ class Server(StandIn):
 
 
 @pytest.fixture(scope="module")
-def server(kernels: dict[str, str], guest_images: dict[str, str]) -> Iterator[Server]:
+def server() -> Iterator[Server]:
+    kernel = script("kernel/build_minimal.sh") + "/bzImage"
     settings = {
-        "templates": {"base": guest_images["minimal"]},
-        "options": {"kernel": kernels["minimal"], "memory": "256M"},
+        "templates": {"base": script("scripts/build_guest_image.sh")},
+        "options": {"kernel": kernel, "memory": "256M"},
     }
     with tempfile.TemporaryDirectory(prefix="vb-") as folder:
         server = Server(Path(folder), settings)

@@ -1,7 +1,8 @@
 """Which sandbox, and which of its ports, a request is for; or the server itself.
 
-URL mode: headers say it (E2b-Sandbox-Id, E2b-Sandbox-Port), and signed URLs of /files by whose
-token their signature was made. Domain mode: the Host says it, PORT-ID.DOMAIN.
+URL mode: headers say it (E2b-Sandbox-Id, E2b-Sandbox-Port), or the token that comes alone, and
+signed URLs of /files by whose token their signature was made. Domain mode: the Host says it,
+PORT-ID.DOMAIN.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from voidbox.serve.registry import Registry
 from voidbox.serve.served import Served
 
 _HOST = re.compile(r"(\d{1,5})-([a-z0-9]+)(?:-[^.]*)?\.")
-# Some SDKs (e2b 2.7, say) send a sandbox's headers also with calls of the control plane.
+# Some SDKs (e2b 2.7, say) send a sandbox's headers also with calls of the control plane, which a
+# key tells from what a guest serves under such a path.
 _OWN = ("/sandboxes/", "/v2/sandboxes/")
 _ID = re.compile(r"[a-z0-9]+(?:-[A-Za-z0-9]*)?")
 
@@ -65,7 +67,9 @@ class Gateway:
     def _target(self, scope: Scope) -> _Target | None:
         headers = scope["headers"]
         sandbox_id = value_of(headers, b"e2b-sandbox-id")
-        if sandbox_id and not scope["path"].startswith(_OWN):
+        if scope["path"].startswith(_OWN) and value_of(headers, b"x-api-key"):
+            return None
+        if sandbox_id:
             if not _ID.fullmatch(sandbox_id):
                 raise ApiError(400, "E2b-Sandbox-Id is no sandbox's ID")
             port = value_of(headers, b"e2b-sandbox-port") or str(service.PORT)
@@ -73,9 +77,19 @@ class Gateway:
         found = _HOST.match(value_of(headers, b"host").lower())
         if found is not None:
             return _Target(found[2], _port(found[1]))
+        token = value_of(headers, access.TOKEN_HEADER.encode())
+        if token:
+            return self._holder(token)
         if scope["type"] == "http" and scope["path"] == "/files":
             return self._signed(Request(scope))
         return None
+
+    def _holder(self, token: str) -> _Target:
+        """Return the sandbox whose token comes alone, as e2b 2.7 sends it after a connect()."""
+        for served in self._registry:
+            if served.token and access.is_same(token, served.token):
+                return _Target(served.id, service.PORT)
+        raise ApiError(401, "unauthorized access, please provide a valid access token")
 
     def _signed(self, request: Request) -> _Target:
         """Return the sandbox whose token has signed a URL that names none."""

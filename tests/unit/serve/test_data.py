@@ -230,6 +230,11 @@ def test_tokens(box: Box) -> None:
         answer = box.server.request("POST", "/process.Process/List", b"{}", headers)
         assert (answer.status, answer.json["code"]) == (401, 401)
     assert box.server.request("GET", "/health", None, {"E2b-Sandbox-Id": box.id}).status == 204
+    # A token that comes alone says which sandbox is meant.
+    alone = {"X-Access-Token": str(box.token), "Content-Type": "application/json"}
+    assert box.server.request("POST", "/process.Process/List", b"{}", alone).status == 200
+    alone["X-Access-Token"] = "0" * 64
+    assert box.server.request("POST", "/process.Process/List", b"{}", alone).status == 401
     insecure = Box(box.server, box.server.api("POST", "/sandboxes", {"templateID": "base"}).json)
     assert insecure.token is None
     assert insecure.run("/bin/echo", "open")[0] == b"open\n"
