@@ -27,6 +27,7 @@ from voidbox.sdk.creating import CreateOptions
 
 _LOOK_AGAIN_S = 0.5  # at the host's memory
 _REST_S, _REST_S_MAX = 1.0, 30.0  # after a start that nobody waited for has failed
+_ENDS_AT_ONCE = 16
 _SMOOTHING = 0.2
 _RETRY_S_MIN = 0.1
 
@@ -74,6 +75,7 @@ class Members:
         self._store: Store | None = None
         self._zygote: Zygote | None = None
         self._zygote_lock = asyncio.Lock()
+        self._ends = asyncio.Semaphore(_ENDS_AT_ONCE)
         self._closed = ""  # why nothing is given any more
         self._waiters: deque[Waiter] = deque()
         self._starting: dict[asyncio.Task[None], Waiter | None] = {}
@@ -247,7 +249,8 @@ class Members:
 
     async def _end(self, sandbox: PooledSandbox) -> bool:
         try:
-            return await sandbox.end()
+            async with self._ends:  # hundreds at once would take each other's time
+                return await sandbox.end()
         except VoidboxError as error:
             _logger.warning("%s does not end as it should: %s", sandbox.name, error)
             await self._kill_process(sandbox)
