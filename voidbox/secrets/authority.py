@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import encodings.idna  # noqa: F401  # what a host's name goes through later, when no file is read
 import hashlib
 import os
 import ssl
