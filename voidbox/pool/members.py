@@ -19,6 +19,7 @@ from voidbox.errors import VoidboxError
 from voidbox.pool.host_memory import HostMemory
 from voidbox.pool.member import PooledSandbox
 from voidbox.pool.start_limit import StartLimit
+from voidbox.sandbox.guarding import guard
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.zygote.client import Zygote
 from voidbox.sdk import creating, launching
@@ -26,6 +27,7 @@ from voidbox.sdk.creating import CreateOptions
 
 _LOOK_AGAIN_S = 0.5  # at the host's memory
 _REST_S, _REST_S_MAX = 1.0, 30.0  # after a start that nobody waited for has failed
+_ENDS_AT_ONCE = 16
 _SMOOTHING = 0.2
 _RETRY_S_MIN = 0.1
 
@@ -73,6 +75,7 @@ class Members:
         self._store: Store | None = None
         self._zygote: Zygote | None = None
         self._zygote_lock = asyncio.Lock()
+        self._ends = asyncio.Semaphore(_ENDS_AT_ONCE)
         self._closed = ""  # why nothing is given any more
         self._waiters: deque[Waiter] = deque()
         self._starting: dict[asyncio.Task[None], Waiter | None] = {}
@@ -187,9 +190,10 @@ class Members:
                 _logger.warning("the pool's zygote was killed: starting another one")
                 await asyncio.to_thread(self._zygote.close)
                 self._zygote = await asyncio.to_thread(launching.make_zygote)
+        record, values = guard(record, options.get("secrets"), options.get("http"))
         secret_envs = options.get("secret_envs")
         sandbox = await PooledSandbox._launch(
-            store, record, False, False, self._start_s, secret_envs, self._zygote
+            store, record, False, False, self._start_s, secret_envs, self._zygote, values
         )
         sandbox.retire = lambda: self._retire(sandbox)
         return sandbox
@@ -245,7 +249,8 @@ class Members:
 
     async def _end(self, sandbox: PooledSandbox) -> bool:
         try:
-            return await sandbox.end()
+            async with self._ends:  # hundreds at once would take each other's time
+                return await sandbox.end()
         except VoidboxError as error:
             _logger.warning("%s does not end as it should: %s", sandbox.name, error)
             await self._kill_process(sandbox)

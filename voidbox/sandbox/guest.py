@@ -27,6 +27,7 @@ from voidbox.vmm.config import MachineConfig, VsockConfig
 
 if TYPE_CHECKING:  # most need none
     from voidbox.sandbox.session import Session
+    from voidbox.secrets.guard import Guard
 
 _CPIO_MAGIC = b"0707"
 # While Linux unpacks an initramfs, that still takes its place, and what it becomes may take half of
@@ -52,6 +53,7 @@ class Guest:
         jail: how far the machine's process shuts itself in: "default", "strict" or "off"; None for
             $VOIDBOX_JAIL, or the default.
         worker: a process to put it into, and its walls; started here if None.
+        guard: with `worker`, looks at the connections to guarded hosts.
 
     Raises:
         ConfigError, HostError: see Machine; or the jail is strict, and this host lacks a layer.
@@ -70,6 +72,7 @@ class Guest:
         *,
         jail: str | None = None,
         worker: tuple[Link, Walls] | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.secret = secret or os.urandom(protocol.SECRET_BYTES)
         if worker is None and snapshot is None:
@@ -78,7 +81,7 @@ class Guest:
         if worker is None:
             self.machine = start_machine(config, jail, snapshot)
         else:
-            self.machine = WorkerMachine(worker[0], config, worker[1], snapshot)
+            self.machine = WorkerMachine(worker[0], config, worker[1], snapshot, guard)
 
     def connect(
         self,

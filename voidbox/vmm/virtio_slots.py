@@ -135,9 +135,9 @@ class VirtioSlots:
         return pages  # it stays mapped there for as long as the VM lives
 
     def _page(self, index: int) -> memoryview | None:
-        if self._pages is None:
-            return None
         start = index * layout.MMIO_DEVICE_BYTES
+        if self._pages is None or start >= len(self._pages):
+            return None  # then each read exits
         return memoryview(self._pages)[start : start + layout.MMIO_DEVICE_BYTES]
 
     def _perform_writes(self) -> None:
