@@ -10,7 +10,7 @@ Code CLI in it, from npm: it is under Anthropic's terms, not ours.
 
 The agent works on a folder of this host, which the guest has at /workspace, and whose changes come
 back. With --real it runs as uid 1000, without asking for permissions, for the VM is the wall; and
-it reaches nothing but a proxy here, which adds the API key: the key never enters the guest.
+it reaches nothing but the API, with a key that is put in on the way: it never enters the guest.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from api_key_proxy import KeyProxy
 from local_guest import LocalGuest
 from mock_anthropic_api import MockApi
 
-from voidbox import Sandbox, VoidboxError, defaults
+from voidbox import Sandbox, Secret, VoidboxError, defaults
 from voidbox.agent.core import printable
 from voidbox.cli import doctor
 from voidbox.cli.doctor_check import FAIL
 
 API_HOST = "api.anthropic.com"
+MOCK_HOST = "host.voidbox.internal"  # this host, as the guest calls it
+KEY = "ANTHROPIC_API_KEY"
 IMAGE = "claude"  # scripts/build_claude_rootfs.sh gives it this name
 TURN_S = 900.0
 SANDBOX_S = 3600.0
@@ -125,7 +126,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--key-in-guest",
         action="store_true",
-        help="with --real: no proxy; the guest has the key, and reaches the API's host alone",
+        help="with --real: the guest has the key itself, and reaches the API's host alone",
     )
     parser.add_argument("--image", default=IMAGE, help="with --real: an image with the CLI in it")
     parser.add_argument("--memory", default=CLAUDE.memory, help="with --real: such as 4G")
@@ -137,9 +138,7 @@ def parse_options() -> argparse.Namespace:
     if not options.real and any(others):
         parser.error("--mock-api, --key-in-guest, --task and --folder go with --real")
     if options.mock_api and options.key_in_guest:
-        parser.error(
-            "--mock-api needs no key in the guest: it is this host's proxy that reaches it"
-        )
+        parser.error("--mock-api needs no key in the guest: it is put in on the way")
     if options.mock_api and (options.task or options.folder):
         parser.error("the API's stand-in knows one task alone: leave --task and --folder out")
     if bool(options.task) != bool(options.folder):
@@ -187,8 +186,6 @@ def _run_real(stack: contextlib.ExitStack, options: argparse.Namespace, folder: 
         two_turns(sandbox, agent, options.task or TASK)
         if not options.task:
             run_tests(sandbox)
-    if way.proxy is not None:
-        say(f"the proxy forwarded {way.proxy.forwarded} requests, refused {way.proxy.refused}")
 
 
 class _Way(NamedTuple):
@@ -197,28 +194,56 @@ class _Way(NamedTuple):
     network: Mapping[str, Any]
     envs: Mapping[str, str]
     told: str
-    proxy: KeyProxy | None = None
 
 
 def _open_way(stack: contextlib.ExitStack, options: argparse.Namespace) -> _Way:
     if options.mock_api:
-        api = stack.enter_context(MockApi(on_request=lambda line: say(f"  api: {line}")))
-        upstream, key = api.url, "the real key"
-    else:
-        upstream, key = f"https://{API_HOST}", os.environ.get("ANTHROPIC_API_KEY", "")
-        if not key:
-            raise DemoFailed("set ANTHROPIC_API_KEY, which stays on this host; or try --mock-api")
+        return _open_mock(stack)
+    key = os.environ.get(KEY, "")
+    if not key:
+        raise DemoFailed(f"set {KEY}, which stays on this host; or try --mock-api")
+    network: dict[str, Any] = {"allow": [f"{API_HOST}:443"]}
     if options.key_in_guest:
         told = f"the guest has the key, and reaches {API_HOST}, and nothing else"
-        return _Way({"allow": [f"{API_HOST}:443"]}, {"ANTHROPIC_API_KEY": key}, told)
-    proxy = stack.enter_context(KeyProxy(upstream, key))
+        return _Way(network, {KEY: key}, told)
+    return _Way({**network, **_guarded(API_HOST, key)}, {}, _told(API_HOST))
+
+
+def _open_mock(stack: contextlib.ExitStack) -> _Way:
+    """Serve the API's stand-in by TLS, with a certificate that this host is told to trust."""
+    from voidbox.secrets.authority import check_extra, issue, make_authority, server_context
+
+    check_extra()
+    world = make_authority([MOCK_HOST])
+    trusted = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "world.pem"
+    trusted.write_text(world.certificate)
+    os.environ["SSL_CERT_FILE"] = str(trusted)
+    api = stack.enter_context(
+        MockApi(
+            on_request=lambda line: say(f"  api: {line}"),
+            context=server_context(issue(world, MOCK_HOST), ["http/1.1"]),
+        )
+    )
+    place = f"{MOCK_HOST}:{api.port}"
     return _Way(
         # The gateway's port is all that is open: an empty list of names denies the rest.
-        {"allow_host_ports": [proxy.port], "outbound_domain_allowlist": []},
-        {"ANTHROPIC_BASE_URL": proxy.guest_url, "ANTHROPIC_API_KEY": proxy.password},
-        f"the key stays here: the guest reaches 127.0.0.1:{proxy.port}, and nothing else",
-        proxy,
+        {
+            "allow_host_ports": [api.port],
+            "outbound_domain_allowlist": [],
+            **_guarded(place, "the real key"),
+        },
+        {"ANTHROPIC_BASE_URL": f"https://{place}"},
+        _told(place),
     )
+
+
+def _guarded(place: str, key: str) -> dict[str, Any]:
+    """Return what lets the guest use a key that it does not have, for the Messages API alone."""
+    return {"secrets": [Secret(KEY, [place], key)], "http": [f"POST {place}/v1/messages*"]}
+
+
+def _told(place: str) -> str:
+    return f"the key stays here: the guest has a placeholder, and reaches {place}, and nothing else"
 
 
 def no_vm_reason() -> str:

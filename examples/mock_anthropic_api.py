@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,6 +53,9 @@ def test_step(folder: str) -> Step:
 class MockApi:
     """Serves on a free port of the loopback, until close(). Thread: any.
 
+    Args:
+        context: for TLS; None for none.
+
     Attributes:
         port: where it listens.
         folder: where the model believes the files to be.
@@ -64,6 +68,7 @@ class MockApi:
         port: int = 0,
         folder: str = "/workspace",
         on_request: Callable[[str], None] = lambda line: None,
+        context: ssl.SSLContext | None = None,
     ) -> None:
         self.folder = folder
         self.keys: list[str] = []
@@ -71,6 +76,7 @@ class MockApi:
         self.on_request = on_request
         self._server = _Server(("127.0.0.1", port), _Handler)
         self._server.api = self
+        self._server.context = context
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
@@ -166,6 +172,18 @@ def message(step: Step, model: str, id: str, is_begun: bool = False) -> dict[str
 class _Server(ThreadingHTTPServer):
     daemon_threads = True  # a client that keeps its connection does not keep us
     api: MockApi
+    context: ssl.SSLContext | None = None
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Serve a connection: by TLS, if that is wanted."""
+        if self.context is None:
+            super().finish_request(request, client_address)
+            return
+        with (
+            contextlib.suppress(OSError),  # guests break their connections as they like
+            self.context.wrap_socket(request, server_side=True) as wrapped,
+        ):
+            super().finish_request(wrapped, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -38,10 +38,12 @@ if TYPE_CHECKING:
     from voidbox.sdk.command_result import CommandResult, Output
     from voidbox.sdk.commands import CommandInfo
     from voidbox.sdk.info import SandboxInfo, SandboxMetrics
+    from voidbox.sdk.secrets import SecretInfo
     from voidbox.sdk.snapshots import SnapshotInfo
     from voidbox.sdk.sync import Sandbox
     from voidbox.sdk.watch import FileEvent
     from voidbox.sdk.zygotes import zygote
+    from voidbox.secrets.spec import Secret
 
 # Rooms that users see as modules of voidbox itself.
 _ROOMS = {"images": "voidbox.images", "volumes": "voidbox.sdk.volumes"}
@@ -65,6 +67,8 @@ _MODULES = {
     "SnapshotInfo": "voidbox.sdk.snapshots",
     "PublishedPort": "voidbox.sandbox.ports",
     "RequestFailed": "voidbox.agent.call",
+    "Secret": "voidbox.secrets.spec",
+    "SecretInfo": "voidbox.sdk.secrets",
     "AgentError": "voidbox.errors",
     "CommandFailed": "voidbox.errors",
     "CommandTimeout": "voidbox.errors",
@@ -98,6 +102,8 @@ __all__ = [
     "SandboxInfo",
     "SandboxMetrics",
     "SandboxTimeout",
+    "Secret",
+    "SecretInfo",
     "SnapshotInfo",
     "TransferResult",
     "VoidboxError",

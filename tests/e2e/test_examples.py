@@ -106,7 +106,7 @@ def test_claude_code_against_a_stand_in_for_its_api() -> None:
         "(Claude Code), uid 1000",
         "plan: $ claude -p ", "api: Read", "api: PLAN", "ExecResponse received exit_code=0",
         "apply: $ claude -p ", "api: Edit", "api: Bash", "ExecResponse received exit_code=0",
-        "DONE: total() adds now", "tests: all tests passed", "the proxy forwarded ",
+        "DONE: total() adds now", "tests: all tests passed",
         "+        result += number", "+all tests passed", "Demo completed",
     )  # fmt: skip
 

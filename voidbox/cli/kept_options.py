@@ -70,6 +70,8 @@ def is_wanted(options: argparse.Namespace) -> bool:
         or options.metadata
         or limit_options.parse(options)
         or options.snapshot is not None
+        or options.secret
+        or options.http
     )
 
 
@@ -179,6 +181,22 @@ def make_restored(options: argparse.Namespace, store: Store) -> SandboxRecord:
         is_owned=not options.detach,
     )
     return record._replace(removes_itself=options.rm)
+
+
+def guard(
+    record: SandboxRecord, options: argparse.Namespace
+) -> tuple[SandboxRecord, dict[str, str]]:
+    """Return a record with --secret and --http, and the secrets' values.
+
+    Raises:
+        ConfigError: one cannot be.
+    """
+    if not options.secret and not options.http:
+        return record, {}
+    from voidbox.sandbox.guarding import guard
+    from voidbox.secrets.spec import parse_secret
+
+    return guard(record, [parse_secret(text) for text in options.secret], options.http)
 
 
 def parse_secrets(words: list[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from voidbox.agent.call import NotStarted
 from voidbox.cli import exit_status, root_options
 from voidbox.cli.complain import complain
-from voidbox.cli.kept_options import make_record, make_restored, parse_secrets
+from voidbox.cli.kept_options import guard, make_record, make_restored, parse_secrets
 from voidbox.cli.output import print_json
 from voidbox.cli.sandboxes import describe, open_store
 from voidbox.errors import AgentError, ConfigError, VoidboxError
@@ -38,10 +38,11 @@ def main(options: argparse.Namespace, command: tuple[str, ...], cmdline: str) ->
             wanted = make_restored(options, store)
         else:
             wanted = make_record(options, cmdline, choice)
+        wanted, values = guard(wanted, options)
         record = store.create(wanted, parse_secrets(options.secret_env))
         if not options.detach:
-            return _run_attached(store, record, options, command)
-        _launch(store, record)
+            return _run_attached(store, record, options, command, values)
+        _launch(store, record, None, values)
         _copy_in(store, record)
         try:
             if command:
@@ -57,10 +58,12 @@ def main(options: argparse.Namespace, command: tuple[str, ...], cmdline: str) ->
     return exit_status.OK
 
 
-def _launch(store: Store, record: SandboxRecord, parent_fd: int | None = None) -> None:
+def _launch(
+    store: Store, record: SandboxRecord, parent_fd: int | None, secrets: dict[str, str]
+) -> None:
     """Start its process; one that was given up before it ran leaves nothing behind."""
     try:
-        launch(store, record, parent_fd)
+        launch(store, record, parent_fd, secrets=secrets)
     except KeyboardInterrupt:
         _discard(store, record)
         raise
@@ -118,7 +121,11 @@ def _start(store: Store, record: SandboxRecord, argv: tuple[str, ...]) -> None:
 
 
 def _run_attached(
-    store: Store, record: SandboxRecord, options: argparse.Namespace, argv: tuple[str, ...]
+    store: Store,
+    record: SandboxRecord,
+    options: argparse.Namespace,
+    argv: tuple[str, ...],
+    secrets: dict[str, str],
 ) -> int:
     """Run the command in the sandbox, which ends with it, and with this process."""
     from voidbox.cli import in_sandbox
@@ -138,7 +145,7 @@ def _run_attached(
         return status
 
     try:
-        _launch(store, record, parent_fd)
+        _launch(store, record, parent_fd, secrets)
         record = store.read(record.id)
         _copy_in(store, record)
         command = Command(argv, {}, None, None, options.tty)

@@ -24,6 +24,7 @@ examples:
   voidbox logs builder
   voidbox logs --follow --tail 20 builder
   voidbox logs --voidbox builder
+  voidbox logs --http builder
 """
 
 
@@ -39,6 +40,9 @@ def make_options() -> argparse.ArgumentParser:
     which.add_argument(
         "--voidbox", action="store_true", help="what voidbox did, refused and met with"
     )
+    which.add_argument(
+        "--http", action="store_true", help="what guarded hosts were asked, a line of JSON each"
+    )
     parser.add_argument("name", metavar="NAME", help="the sandbox's name or ID")
     return parser
 
@@ -52,7 +56,8 @@ def main(argv: list[str]) -> int:
     record = store.read(options.name)
     if sys.stdout is None:
         return exit_status.OK
-    path = store.path(record.id, "owner.log" if options.voidbox else "console.log")
+    name = "owner.log" if options.voidbox else "http.log" if options.http else "console.log"
+    path = store.path(record.id, name)
     write = _terminal_writer() if sys.stdout.isatty() else _write
     log = LogFile(path)
     if options.tail is not None:

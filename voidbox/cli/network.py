@@ -46,6 +46,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="[IP:]HOSTPORT:GUESTPORT[/udp]",
         help="offer a port of the guest on the host; repeatable",
     )
+    group.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]@HOST[,HOST…]",
+        help="the guest has a placeholder as NAME, and requests by HTTPS to exactly these hosts "
+        "get the value: of the variable NAME here, or VALUE, which may be @FILE or - (standard "
+        "input); +body behind the hosts: in bodies too. Repeatable",
+    )
+    group.add_argument(
+        "--http",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help='what a host may be asked: "[METHODS] HOST[/PATH] [N/min] [SIZE/min]", as in '
+        '"GET api.github.com/repos/acme/*". Repeatable',
+    )
     group.add_argument("--pcap", metavar="PATH", help="write all frames there, for tshark")
     group.add_argument(
         "--net-rate", metavar="SIZE", help="bytes a second, both directions together: 10M, 512K"

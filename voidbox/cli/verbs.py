@@ -12,6 +12,7 @@ GROUPS = {
         "cp": "copy files and folders into or out of it",
         "workspace": "copy its workspace's changes back: pull",
         "send": "send a message to it",
+        "secret": "change or list its secrets: set, ls",
         "port": "offer its ports on the host: add, rm, ls; wait for one",
         "mcp": "give a coding agent sandboxes, by the Model Context Protocol",
         "serve": "offer sandboxes over HTTP, as E2B's SDKs want them",

@@ -92,7 +92,9 @@ class TcpSocket(_Watched):
         open_again: Callable[[], socket.socket | int] | None = None,
     ) -> None:
         super().__init__(sock, loop, after)
-        self.is_connected = _state_of(sock) not in (TCP_SYN_SENT, TCP_CLOSE)
+        # One of AF_UNIX leads to whoever looks at what passes.
+        is_tcp = sock.family != socket.AF_UNIX
+        self.is_connected = not is_tcp or _state_of(sock) not in (TCP_SYN_SENT, TCP_CLOSE)
         self._open_again = open_again
         self._is_kept_alive = False
         if not self.is_connected:

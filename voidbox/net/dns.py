@@ -32,7 +32,7 @@ LOCAL_TTL_S = 60
 
 _LOOPBACK = 0x7F00_0001
 _OWN_DOMAIN = "voidbox.internal"
-_OWN_NAMES = frozenset(f"{host}.{_OWN_DOMAIN}" for host in ("host", "gateway"))
+GATEWAY_NAMES = frozenset(f"{host}.{_OWN_DOMAIN}" for host in ("host", "gateway"))
 # These say something about the server rather than the name.
 _SERVER_FAILED = (dns.SERVFAIL, dns.NOTIMP, dns.REFUSED)
 
@@ -183,10 +183,16 @@ class Forwarder:
         if reply is None and not self._policy.check_name(query.question.name).allowed:
             self._refused += 1
             return dns.build_reply(query, dns.REFUSED)
-        if reply is None and query.question.qtype == dns.TYPE_AAAA:
+        if reply is None and self._has_none(query.question):
             reply = dns.build_reply(query, dns.NOERROR)
         self._local += reply is not None
         return reply
+
+    def _has_none(self, question: dns.Question) -> bool:
+        """Whether the guest is to hear that a name has no records of a type."""
+        if question.qtype in (dns.TYPE_SVCB, dns.TYPE_HTTPS):
+            return self._policy.hides_services(question.name)
+        return question.qtype == dns.TYPE_AAAA
 
     def _forward(
         self, source_key: Hashable, message: bytes, query: Query, is_tcp: bool, now_ns: int
@@ -348,7 +354,7 @@ def _answer_own(query: Query, gateway: int) -> bytes | None:
     ):
         return dns.build_reply(query, dns.NOTIMP)
     is_localhost = _is_in(name, "localhost")  # with all below it: RFC 6761 §6.3
-    if is_localhost or name in _OWN_NAMES:
+    if is_localhost or name in GATEWAY_NAMES:
         address = _LOOPBACK if is_localhost else gateway
         addresses = [address] if qtype in (dns.TYPE_A, dns.TYPE_ANY) else []
         return dns.build_reply(query, dns.NOERROR, addresses, LOCAL_TTL_S)

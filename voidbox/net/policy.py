@@ -129,6 +129,9 @@ class Policy:
 
     Attributes:
         on_refused: takes what was refused and why, each time, in words without line breaks.
+        hides_services: whether a name's HTTPS records, with other addresses and keys that hide
+            it (ECH), are kept from the guest.
+        on_pinned: takes a name, as it was asked for, and the addresses it was answered with.
         gateway: the address that leads to the host's loopback.
     """
 
@@ -140,6 +143,8 @@ class Policy:
         network: NetworkConfig = _DEFAULT_NETWORK,
     ) -> None:
         self.on_refused: Callable[[str], None] = lambda text: None
+        self.hides_services: Callable[[str], bool] = lambda name: False
+        self.on_pinned: Callable[[str, Sequence[int]], None] = lambda name, addresses: None
         self.gateway = network.gateway_ip
         self._allow = _parse_rules("allow", allow)
         self._deny = _parse_rules("deny", deny)
@@ -250,6 +255,7 @@ class Policy:
             name: the one that was asked for, whatever aliases led to the addresses.
         """
         name = fold_name(name)
+        self.on_pinned(name, addresses[:ADDRESSES_PER_ANSWER_MAX])
         end_ns = now_ns + min(max(ttl_s, PIN_TTL_MIN_S), PIN_TTL_MAX_S) * _S
         for rule in self._name_rules:
             if rule.matches_name(name):

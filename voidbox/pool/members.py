@@ -19,6 +19,7 @@ from voidbox.errors import VoidboxError
 from voidbox.pool.host_memory import HostMemory
 from voidbox.pool.member import PooledSandbox
 from voidbox.pool.start_limit import StartLimit
+from voidbox.sandbox.guarding import guard
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.zygote.client import Zygote
 from voidbox.sdk import creating, launching
@@ -189,9 +190,10 @@ class Members:
                 _logger.warning("the pool's zygote was killed: starting another one")
                 await asyncio.to_thread(self._zygote.close)
                 self._zygote = await asyncio.to_thread(launching.make_zygote)
+        record, values = guard(record, options.get("secrets"), options.get("http"))
         secret_envs = options.get("secret_envs")
         sandbox = await PooledSandbox._launch(
-            store, record, False, False, self._start_s, secret_envs, self._zygote
+            store, record, False, False, self._start_s, secret_envs, self._zygote, values
         )
         sandbox.retire = lambda: self._retire(sandbox)
         return sandbox

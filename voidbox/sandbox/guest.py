@@ -27,6 +27,7 @@ from voidbox.vmm.config import MachineConfig, VsockConfig
 
 if TYPE_CHECKING:  # most need none
     from voidbox.sandbox.session import Session
+    from voidbox.secrets.guard import Guard
 
 _CPIO_MAGIC = b"0707"
 # While Linux unpacks an initramfs, that still takes its place, and what it becomes may take half of
@@ -52,6 +53,7 @@ class Guest:
         jail: how far the machine's process shuts itself in: "default", "strict" or "off"; None for
             $VOIDBOX_JAIL, or the default.
         worker: a process to put it into, and its walls; started here if None.
+        guard: with `worker`, looks at the connections to guarded hosts.
 
     Raises:
         ConfigError, HostError: see Machine; or the jail is strict, and this host lacks a layer.
@@ -70,19 +72,16 @@ class Guest:
         *,
         jail: str | None = None,
         worker: tuple[Link, Walls] | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.secret = secret or os.urandom(protocol.SECRET_BYTES)
-        vsock = (config.vsock or VsockConfig()) if has_vsock else None
-        config = config._replace(vsock=vsock, serial_line=True)
         if worker is None and snapshot is None:
             check(config)
-        if snapshot is None:
-            files = (*secret_files(self.secret), *network_files(config), *mount_files(config))
-            config = config._replace(extra_files=(*config.extra_files, *files))
+        config = furnished(config, has_vsock, None if snapshot is not None else self.secret)
         if worker is None:
             self.machine = start_machine(config, jail, snapshot)
         else:
-            self.machine = WorkerMachine(worker[0], config, worker[1], snapshot)
+            self.machine = WorkerMachine(worker[0], config, worker[1], snapshot, guard)
 
     def connect(
         self,
@@ -123,6 +122,20 @@ class Guest:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def furnished(config: MachineConfig, has_vsock: bool, secret: bytes | None) -> MachineConfig:
+    """Return a machine whose agent can be reached.
+
+    Args:
+        secret: that it is told; None for one that is restored, and has its own.
+    """
+    vsock = (config.vsock or VsockConfig()) if has_vsock else None
+    config = config._replace(vsock=vsock, serial_line=True)
+    if secret is None:
+        return config
+    files = (*secret_files(secret), *network_files(config), *mount_files(config))
+    return config._replace(extra_files=(*config.extra_files, *files))
 
 
 def check(config: MachineConfig) -> None:

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, BinaryIO
 
 import voidbox
 from voidbox.errors import ConfigError, HostError, SandboxTimeout, VoidboxError
 from voidbox.sandbox import host_room
 from voidbox.sandbox.control import describe_error, make_error
+from voidbox.sandbox.guarding import send_values
 from voidbox.sandbox.log_file import read_tail
 from voidbox.sandbox.process.logs import open_log
 from voidbox.sandbox.state.lifecycle import State
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 OWNER = "voidbox.sandbox.process.owner"
 _END_S = 10.0  # for a process that failed, or was told to end
 _WAKE_S, _POLL_S = 60.0, 0.05
-_VARIABLES = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
+_VARIABLES = frozenset(
+    {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+)
 _VARIABLES_BEGIN = ("VOIDBOX_", "PYTHON", "LC_", "XDG_")
 _POLL_MS_MAX = (1 << 31) - 1  # of poll(2): some 24 days
 
@@ -88,6 +92,7 @@ def launch(
     owner: str = OWNER,
     keeps: bool = False,
     zygote: Zygote | None = None,
+    secrets: Mapping[str, str] | None = None,
 ) -> None:
     """Start the process of a sandbox that `store` has created; return once its agent answers.
 
@@ -99,6 +104,8 @@ def launch(
             more. It stays the caller's.
         owner: the module to run.
         zygote: what forks the process; without one it is a program of its own.
+        secrets: values of the record's secrets, by name; those that are not given are variables
+            here.
     Raises:
         VoidboxError: what the sandbox failed with.
     """
@@ -113,6 +120,7 @@ def launch(
             theirs.close()
             try:
                 _await_boot(status, store, record)
+                send_values(store, record, secrets or {})
             except BaseException as error:
                 # One that has said why it failed ends by itself; the others are told to.
                 _end(fd, is_told=not isinstance(error, _Failed))

@@ -16,9 +16,10 @@ import asyncio
 import builtins
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Literal, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, Unpack, overload
 
 from voidbox.errors import AgentError, ConfigError
+from voidbox.sandbox.guarding import guard
 from voidbox.sandbox.session import check_seconds
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.store import Store
@@ -30,6 +31,9 @@ from voidbox.sdk.copies import CopiedSandbox
 from voidbox.sdk.creating import CreateOptions
 from voidbox.sdk.info import SandboxInfo
 from voidbox.sdk.snapshots import SnapshotInfo
+
+if TYPE_CHECKING:  # few sandboxes have any
+    from voidbox.secrets.spec import Secret
 
 Self = TypeVar("Self", bound="AsyncSandbox")
 
@@ -49,6 +53,7 @@ class AsyncSandbox(CopiedSandbox):
         files: reads, writes, copies and watches files.
         pty: runs programs on terminals.
         ports: publishes the guest's ports on the host.
+        secrets: gives secrets other values.
     """
 
     # Making and finding.
@@ -65,6 +70,8 @@ class AsyncSandbox(CopiedSandbox):
         cpus: int = 1,
         envs: Mapping[str, str] | None = None,
         secret_envs: Mapping[str, str] | None = None,
+        secrets: Sequence[Secret] | None = None,
+        http: Sequence[str] | None = None,
         metadata: Mapping[str, str] | None = None,
         timeout: float | None = None,
         idle_timeout: float | None = None,
@@ -113,6 +120,10 @@ class AsyncSandbox(CopiedSandbox):
             cpus: how many.
             envs: variables of every command.
             secret_envs: more of them, whose values no record, log or list shows.
+            secrets: what its commands can use and do not have: they see a placeholder, and requests
+                by HTTPS to a Secret's hosts get the value.
+            http: rules for what hosts may be asked, as "GET api.github.com/repos/acme/*"; see
+                `voidbox run --help`.
             metadata: text to text, for your own use; see get_info().
             timeout: the sandbox is ended after so many seconds.
             idle_timeout: it is stopped when no request was made, and no command has run, for so
@@ -175,6 +186,8 @@ class AsyncSandbox(CopiedSandbox):
             cpus=cpus,
             envs=envs,
             secret_envs=secret_envs,
+            secrets=secrets,
+            http=http,
             metadata=metadata,
             timeout=timeout,
             idle_timeout=idle_timeout,
@@ -205,8 +218,11 @@ class AsyncSandbox(CopiedSandbox):
             cold=cold,
         )
         record = await creating.make_record(store, options, is_owned=not detached)
+        record, values = await asyncio.to_thread(guard, record, secrets, http)
         zygote = None if isolated else await asyncio.to_thread(zygotes.current)
-        return await cls._launch(store, record, detached, keep, limit_s, secret_envs, zygote)
+        return await cls._launch(
+            store, record, detached, keep, limit_s, secret_envs, zygote, values
+        )
 
     @classmethod
     async def connect(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from voidbox.errors import SandboxTimeout
+from voidbox.sandbox.guarding import copied_values
 from voidbox.sandbox.snapshots import restored
 from voidbox.sandbox.snapshots.shelf import Shelf, Snapshot
 from voidbox.sandbox.state.lifecycle import State
@@ -37,10 +38,11 @@ class CopiedSandbox(EndingSandbox):
         limit_s: float | None,
         secret_envs: Mapping[str, str] | None = None,
         zygote: Zygote | None = None,
+        values: Mapping[str, str] | None = None,
     ) -> Self:
         """Start the sandbox of a record; nothing of it is left if that fails."""
         parent_fd = None if detached else parent_pipe.reading_end()
-        launch = Launch(store, record, parent_fd, secret_envs, zygote)
+        launch = Launch(store, record, parent_fd, secret_envs, zygote, values)
         try:
             async with asyncio.timeout(limit_s):
                 record = await launch.run()
@@ -109,13 +111,20 @@ class CopiedSandbox(EndingSandbox):
         saved = await self._save("", True, request_timeout)
         original = await asyncio.to_thread(self._store.read, self._id)
         record = restored.record_of(saved.record)._replace(is_owned=original.is_owned)
+        values = await asyncio.to_thread(copied_values, self._store, original)
         gate = asyncio.Semaphore(_STARTS_AT_ONCE)
         zygote = await asyncio.to_thread(zygotes.current)
 
         async def start() -> Self:
             async with gate:
                 return await type(self)._launch(
-                    self._store, record, not original.is_owned, self._keeps, None, zygote=zygote
+                    self._store,
+                    record,
+                    not original.is_owned,
+                    self._keeps,
+                    None,
+                    zygote=zygote,
+                    values=values,
                 )
 
         try:

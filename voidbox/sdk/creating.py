@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sdk import draft, snapshots
 from voidbox.sdk.snapshots import SnapshotInfo
+
+if TYPE_CHECKING:  # few sandboxes have any
+    from voidbox.secrets.spec import Secret
 
 
 class CreateOptions(TypedDict, total=False):
@@ -24,6 +27,8 @@ class CreateOptions(TypedDict, total=False):
     cpus: int
     envs: Mapping[str, str] | None
     secret_envs: Mapping[str, str] | None
+    secrets: Sequence[Secret] | None
+    http: Sequence[str] | None
     metadata: Mapping[str, str] | None
     timeout: float | None
     idle_timeout: float | None

@@ -28,6 +28,7 @@ from voidbox.sdk.launching import read_truly
 from voidbox.sdk.log_reader import read_lines
 from voidbox.sdk.ports import AsyncPorts
 from voidbox.sdk.pty import AsyncPty
+from voidbox.sdk.secrets import AsyncSecrets
 
 _logger = logging.getLogger("voidbox")
 
@@ -55,6 +56,7 @@ class SandboxHandle:
         self.commands = AsyncCommands(self._session)
         self.files = AsyncFiles(self._session)
         self.pty = AsyncPty(self._session)
+        self.secrets = AsyncSecrets(store, record)
         self.ports = AsyncPorts(self._control, self._session, self.files)
         self._workspace = StoredWorkspace(store, record, self._session)
 
@@ -160,18 +162,18 @@ class SandboxHandle:
         await self._control("pause", request_timeout)
 
     async def logs(
-        self, *, follow: bool = False, source: Literal["console", "voidbox"] = "console"
+        self, *, follow: bool = False, source: Literal["console", "voidbox", "http"] = "console"
     ) -> AsyncGenerator[str, None]:
-        """Yield the lines of a log: its console's, or what voidbox said of it.
+        """Yield the lines of a log: its console's, what voidbox said of it, or of HTTP requests.
 
         They are the guest's words: not fit for a terminal unseen.
 
         Args:
             follow: wait for more, until it has ended.
         """
-        names = {"console": "console.log", "voidbox": "owner.log"}
+        names = {"console": "console.log", "voidbox": "owner.log", "http": "http.log"}
         if source not in names:
-            raise ConfigError(f'source={source!r}: give "console" or "voidbox"')
+            raise ConfigError(f'source={source!r}: give "console", "voidbox" or "http"')
         path = self._store.path(self._id, names[source])
         async with contextlib.aclosing(read_lines(path, self._is_alive, follow)) as lines:
             async for line in lines:

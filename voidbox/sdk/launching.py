@@ -38,7 +38,7 @@ class Launch:
         record: what Store.create() takes.
         parent_fd: see launch().
         secret_envs: see Store.create().
-        zygote: see launch().
+        zygote, secrets: see launch().
     """
 
     def __init__(
@@ -48,9 +48,11 @@ class Launch:
         parent_fd: int | None,
         secret_envs: Mapping[str, str] | None = None,
         zygote: Zygote | None = None,
+        secrets: Mapping[str, str] | None = None,
     ) -> None:
         self._store = store
         self._zygote = zygote
+        self._secrets = secrets
         self._secret_envs = secret_envs
         self._draft = record
         self._parent_fd = parent_fd
@@ -83,7 +85,7 @@ class Launch:
         try:
             self._store.clean_at_times()
             self._record = record = self._store.create(self._draft, self._secret_envs)
-            launch(self._store, record, self._parent_fd, zygote=self._zygote)
+            launch(self._store, record, self._parent_fd, zygote=self._zygote, secrets=self._secrets)
             return self._store.read(record.id)
         finally:
             self._is_over.set()

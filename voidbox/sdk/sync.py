@@ -19,6 +19,7 @@ from voidbox.sdk.facade import Facade, blocking, documented_by, making
 from voidbox.sdk.info import SandboxInfo
 from voidbox.sdk.loop_thread import run
 from voidbox.sdk.ports import AsyncPorts
+from voidbox.sdk.secrets import AsyncSecrets
 from voidbox.sdk.snapshots import SnapshotInfo
 from voidbox.sdk.sync_commands import CommandHandle, Commands, Pty
 from voidbox.sdk.sync_files import Files
@@ -35,6 +36,13 @@ class Ports(Facade[AsyncPorts]):
     wait_for = blocking(AsyncPorts.wait_for)
 
 
+class Secrets(Facade[AsyncSecrets]):
+    """Gives the secrets that create() was given other values; see AsyncSecrets."""
+
+    set = blocking(AsyncSecrets.set)
+    list = blocking(AsyncSecrets.list)
+
+
 class Sandbox(Facade[AsyncSandbox]):
     """A sandbox: made by create(), found by connect(). As a context manager it ends by kill().
 
@@ -45,6 +53,7 @@ class Sandbox(Facade[AsyncSandbox]):
         files: reads, writes, copies and watches files.
         pty: runs programs on terminals.
         ports: publishes the guest's ports on the host.
+        secrets: gives secrets other values.
     """
 
     def __init__(self, core: AsyncSandbox) -> None:
@@ -54,6 +63,7 @@ class Sandbox(Facade[AsyncSandbox]):
         self.files = Files(core.files)
         self.pty = Pty(core.pty)
         self.ports = Ports(core.ports)
+        self.secrets = Secrets(core.secrets)
 
     @property
     def sandbox_id(self) -> str:
@@ -99,7 +109,7 @@ class Sandbox(Facade[AsyncSandbox]):
         return found
 
     def logs(
-        self, *, follow: bool = False, source: Literal["console", "voidbox"] = "console"
+        self, *, follow: bool = False, source: Literal["console", "voidbox", "http"] = "console"
     ) -> Iterator[str]:
         """Yield the lines of a log; see AsyncSandbox.logs()."""
         lines = self._core.logs(follow=follow, source=source)  # asyncio closes it once it is left

@@ -98,13 +98,19 @@ def server_contexts(authority: Authority, host: str) -> dict[str, ssl.SSLContext
     """Return what a host's connections are answered with: by protocol, as ALPN calls it."""
     pem = issue(authority, host)
     return {
-        "h2": _server_context(pem, ["h2"]),
-        "http/1.1": _server_context(pem, ["http/1.1"]),
-        "any": _server_context(pem, ["h2", "http/1.1"]),
+        "h2": server_context(pem, ["h2"]),
+        "http/1.1": server_context(pem, ["http/1.1"]),
+        "any": server_context(pem, ["h2", "http/1.1"]),
     }
 
 
-def _server_context(pem: str, protocols: list[str]) -> ssl.SSLContext:
+def server_context(pem: str, protocols: list[str]) -> ssl.SSLContext:
+    """Return what serves by a certificate.
+
+    Args:
+        pem: what issue() returned.
+        protocols: as ALPN has them, the best first.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # The library takes files alone. This one has no name, and no disk.

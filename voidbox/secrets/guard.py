@@ -158,12 +158,20 @@ def check_open(places: Iterable[Place], net: Mapping[str, Any] | None) -> None:
     Raises:
         ConfigError: one is closed.
     """
+    from voidbox.net.dns import GATEWAY_NAMES
     from voidbox.net.policy import Policy
 
     if net is None:
         raise ConfigError("secrets and rules for HTTP are for a network, and this sandbox has none")
     policy = Policy(net.get("allow", ()), net.get("deny", ()))
     for place in places:
+        if place.host in GATEWAY_NAMES:
+            if place.port not in net.get("allow_host_ports", ()):
+                raise ConfigError(
+                    f"{place} is this host, and closed by the network's rules: allow its port "
+                    f"{place.port} (--allow-host {place.port}, allow_host_ports=[{place.port}])"
+                )
+            continue
         verdict = policy.check_name(place.host)
         if not verdict.allowed:
             raise ConfigError(

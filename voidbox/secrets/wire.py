@@ -11,7 +11,7 @@ import select
 import socket
 import ssl
 
-READ_BYTES = 256 << 10
+READ_BYTES = 64 << 10  # what stays in the processor's cache, though it is copied some times
 RECORD_BYTES = 16 << 10
 # What waits to be written; then nothing more is read from the other end.
 PENDING_BYTES_MAX = 512 << 10
@@ -149,13 +149,12 @@ class Wire:
             return
         if self._tls is not None:
             self._tls.write(data)
-            self._collect()
-        elif self._queue:
+            data = self._outgoing.read()
+        if self._queue:
             self._queue += data
-        else:
-            self._queue += data[self._send(data) :]
-            return
-        self.flush()
+            self.flush()
+        elif (done := self._send(data)) < len(data):
+            self._queue += memoryview(data)[done:]
 
     def _collect(self) -> None:
         if self._outgoing.pending:

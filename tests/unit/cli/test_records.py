@@ -23,7 +23,7 @@ KEYS = {
     "workspace", "workspace_mode", "workspace_cache", "volumes", "secret_envs", "idle_timeout_s",
     "is_pooled",
     "snapshot", "is_cold", "ran_s", "forwards", "paused_s", "paused_at",
-    "limits", "jail", "jail_layers",
+    "limits", "guarded", "jail", "jail_layers",
     "reason", "crash", "folder",
 }  # fmt: skip
 

@@ -77,7 +77,7 @@ def test_what_cannot_be_is_told(
 @pytest.fixture
 def demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The example with a local guest for a VM, and a program of ours for Claude Code."""
-    import api_key_proxy
+    pytest.importorskip("cryptography")
     import claude_in_voidbox
     from local_guest import LocalGuest
 
@@ -86,6 +86,11 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     @contextlib.contextmanager
     def sandbox(folder: Path, agent: Any, **given: Any) -> Iterator[Any]:
         options.update(given)
+        if "secrets" in given:  # no guard is between: the program has the key itself
+            (secret,) = given["secrets"]
+            agent.envs.update(
+                {secret.name: secret.value, "SSL_CERT_FILE": os.environ["SSL_CERT_FILE"]}
+            )
         with LocalGuest() as guest:
             options["workspace"] = str(guest.workspace)
             apis[0].folder = str(guest.workspace)
@@ -105,7 +110,8 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(claude_in_voidbox, "MockApi", api)
     monkeypatch.setattr(claude_in_voidbox, "_sandbox", sandbox)
     monkeypatch.setattr(claude_in_voidbox, "no_vm_reason", lambda: "")
-    monkeypatch.setattr(api_key_proxy, "GUEST_HOST", "127.0.0.1")
+    monkeypatch.setattr(claude_in_voidbox, "MOCK_HOST", "localhost")
+    monkeypatch.setenv("SSL_CERT_FILE", "")  # what the example sets does not stay
     logger = logging.getLogger("voidbox")
     handlers, level = logger.handlers[:], logger.level
     claude_in_voidbox.options, claude_in_voidbox.apis = options, apis  # type: ignore[attr-defined]
@@ -114,22 +120,26 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     logger.setLevel(level)
 
 
-def test_the_real_ones_way_through_proxy_and_mock_api(
+def test_the_real_ones_way_to_the_mock_api(
     demo: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["claude_in_voidbox.py", "--real", "--mock-api"])
     assert demo.main() == 0, capsys.readouterr().out
     in_order(
         capsys.readouterr().out,
-        "the key stays here: the guest reaches 127.0.0.1:",
+        "the key stays here: the guest has a placeholder, and reaches localhost:",
         "0.0 (fake), uid ",
         "plan: $ ", "api: Read", "api: PLAN", "  PLAN: in calc.py",
         "apply: $ ", "api: Read", "api: Edit", "api: Bash", "  DONE: ",
-        "tests: all tests passed", "the proxy forwarded 6 requests, refused 0",
+        "tests: all tests passed",
         "+        result += number", "+all tests passed", "Demo completed",
     )  # fmt: skip
     (api,) = demo.apis
-    assert set(api.keys) == {"the real key"}  # which no guest has
+    assert set(api.keys) == {"the real key"}
+    place = f"localhost:{api.port}"
+    (secret,) = demo.options["secrets"]
+    assert (secret.name, secret.hosts) == ("ANTHROPIC_API_KEY", [place])
+    assert demo.options["http"] == [f"POST {place}/v1/messages*"]
     assert demo.options["outbound_domain_allowlist"] == []
     assert len(demo.options["allow_host_ports"]) == 1
 

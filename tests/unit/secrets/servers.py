@@ -18,7 +18,7 @@ from h2 import events
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 
-from voidbox.secrets.authority import Authority, _server_context, make_authority
+from voidbox.secrets.authority import Authority, make_authority, server_context
 
 CHUNK = bytes(64 << 10)
 
@@ -209,7 +209,7 @@ def https_server(
 ) -> Iterator[Any]:
     """Yield a server: `port`, `seen`, `go_on`. Without `pem` it speaks no TLS."""
     server: Any = _Server(("127.0.0.1", 0), Handler)
-    server.context = _server_context(pem, ["http/1.1"]) if pem is not None else None
+    server.context = server_context(pem, ["http/1.1"]) if pem is not None else None
     server.seen, server.go_on, server.extra = Seen(), threading.Event(), extra or {}
     server.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
@@ -307,7 +307,7 @@ class _Http2Server(socketserver.ThreadingTCPServer):
 def http2_server(pem: str) -> Iterator[Any]:
     """Yield a server that speaks HTTP/2 alone: `port`, `seen`."""
     server: Any = _Http2Server(("127.0.0.1", 0), _Http2Handler)
-    server.context, server.seen = _server_context(pem, ["h2"]), Seen()
+    server.context, server.seen = server_context(pem, ["h2"]), Seen()
     server.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()

@@ -16,7 +16,7 @@ import struct
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voidbox.errors import ConfigError
 from voidbox.event_loop import EventLoop
@@ -26,8 +26,11 @@ from voidbox.nat.backend import NatConfig, host_servers, make_forwarder
 from voidbox.nat.limited_log import LimitedLog
 from voidbox.nat.resolvers import HostResolvers
 from voidbox.nat.sockets import open_connected
-from voidbox.net.dns import Action, Reply, SendTcp, SendUdp
+from voidbox.net.dns import GATEWAY_NAMES, Action, Reply, SendTcp, SendUdp
 from voidbox.net.dns_message import QUERY_BYTES_MAX
+
+if TYPE_CHECKING:  # few sandboxes have one
+    from voidbox.secrets.guard import Guard
 
 # A query to the keeper: who asks, by a number that its reply brings back; and whether by TCP.
 QUERY = struct.Struct("=IB")
@@ -49,6 +52,7 @@ class NetworkKeeper:
     Args:
         queries: the channel of DNS queries, whose replies come in their own time.
         log: takes a line about what was refused.
+        guard: looks at the connections to guarded hosts; None: there are none.
     Raises:
         ConfigError: a rule is wrong.
     """
@@ -59,12 +63,19 @@ class NetworkKeeper:
         loop: EventLoop,
         queries: socket.socket,
         log: Callable[[str], None],
+        guard: Guard | None = None,
     ) -> None:
         self._loop = loop
         self._queries = queries
         self._policy = config.make_policy()
         limited = LimitedLog(loop, log)
         self._policy.on_refused = lambda text: limited.add(f"refused {text}")
+        self._guard = guard
+        if guard is not None:
+            self._policy.on_pinned = guard.note
+            self._policy.hides_services = guard.is_host
+            for name in GATEWAY_NAMES:  # which nobody resolves
+                guard.note(name, [self._policy.gateway])
         servers = host_servers(config)
         self._resolvers = HostResolvers(loop, servers, self._replied, self._failed)
         self._forwarder = make_forwarder(self._policy, servers)
@@ -132,8 +143,26 @@ class NetworkKeeper:
         asked = self._policy.gateway if address == _LOOPBACK else address
         if self._policy.target(name, asked, port, time.monotonic_ns()) != address:
             return {"errno": errno.EACCES}, None
+        guard = self._guard
+        if guard is not None and name == "UDP" and guard.refuses_datagrams(asked, port):
+            return {"errno": errno.EACCES}, None
         sock = open_connected(kind, protocol, address, port)
-        return ({"errno": sock}, None) if isinstance(sock, int) else ({"errno": 0}, sock)
+        if isinstance(sock, int):
+            return {"errno": sock}, None
+        if guard is not None and name == "TCP" and guard.takes(asked, port):
+            return self._look_at(guard, sock, port)
+        return {"errno": 0}, sock
+
+    def _look_at(self, guard: Guard, far: socket.socket, port: int) -> Answer:
+        """Put the guard between a connection and the guest."""
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            far.close()
+            return {"errno": error.errno or errno.EMFILE}, None
+        theirs.setblocking(False)
+        guard.serve(ours, far, port)
+        return {"errno": 0, "is_guarded": True}, theirs
 
     # Published ports.
 

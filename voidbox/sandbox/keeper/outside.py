@@ -76,7 +76,9 @@ class KeptNetwork:
             return error.errno or errno.ECONNRESET
         if fd is None:
             return int(answer["errno"]) or errno.EIO
-        return socket.socket(socket.AF_INET, kind, protocol, fileno=fd)
+        is_guarded = answer.get("is_guarded") is True
+        family = socket.AF_UNIX if is_guarded else socket.AF_INET
+        return socket.socket(family, kind, protocol, fileno=fd)
 
     def listen(self, forward: Forward) -> tuple[socket.socket, int]:
         """See Outside."""

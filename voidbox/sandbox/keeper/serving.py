@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # a sandbox without a network starts sooner
     from voidbox.nat.backend import NatConfig
     from voidbox.nat.forwards import Forward
     from voidbox.sandbox.keeper.network import NetworkKeeper
+    from voidbox.secrets.guard import Guard
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ class Serving:
         net: the network's rules, or None.
         vsock_path: the socket of the guest's vsock, beside which programs of the host listen for
             it; None: it reaches none.
+        guard: looks at the connections to guarded hosts; None: there are none.
     Raises:
         ConfigError: a rule is wrong.
     """
@@ -45,6 +47,7 @@ class Serving:
         queries: socket.socket,
         net: NatConfig | None,
         vsock_path: str | None,
+        guard: Guard | None = None,
     ) -> None:
         self._loop = loop
         self._asks = asks
@@ -55,7 +58,9 @@ class Serving:
         if net is not None:
             from voidbox.sandbox.keeper.network import NetworkKeeper
 
-            self._network = NetworkKeeper(net, loop, queries, lambda line: log.info("%s", line))
+            self._network = NetworkKeeper(
+                net, loop, queries, lambda line: log.info("%s", line), guard
+            )
         asks.setblocking(False)
         loop.watch(asks.fileno(), select.EPOLLIN, lambda ready: self._take())
 

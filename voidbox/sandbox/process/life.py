@@ -82,9 +82,10 @@ class Life:
     def _begin(self) -> AgentClient:
         """Serve the socket, start the guest, and have the record say so."""
         sandbox, prepared = self._sandbox, self._prepared
-        self._control = ControlServer(
-            self._store.path(self._id, "control.sock"), Operations(sandbox).handlers()
-        )
+        handlers = Operations(sandbox).handlers()
+        if prepared.secrets is not None:
+            handlers |= prepared.secrets.handlers()
+        self._control = ControlServer(self._store.path(self._id, "control.sock"), handlers)
         self._control.start()
         self._own.callback(sandbox.relay.close)
         sandbox.relay.start()
@@ -96,6 +97,8 @@ class Life:
         self._own.callback(self._hang_up)
         if prepared.source is None and prepared.template_key and not client.is_serial:
             sandbox.snapshotting.leave_template(prepared.template_key)
+        if prepared.secrets is not None:
+            prepared.secrets.make_trusted(client)
         with sandbox.lock:
             sandbox.record = self._store.update(
                 self._id,

@@ -21,6 +21,8 @@ from voidbox.vmm.config import MachineConfig
 
 if TYPE_CHECKING:
     from voidbox.sandbox.guest import Guest
+    from voidbox.sandbox.keeper.kept_secrets import KeptSecrets
+    from voidbox.secrets.guard import Guard
 
 
 class Prepared(NamedTuple):
@@ -30,6 +32,7 @@ class Prepared(NamedTuple):
         config: its machine.
         source: what it is restored from, or None.
         template_key: of the template that it leaves if it boots, or None.
+        secrets: what guards its connections; None: nothing does.
     """
 
     store: Store
@@ -38,6 +41,7 @@ class Prepared(NamedTuple):
     source: Source | None
     template_key: str | None
     make_guest: MakeGuest
+    secrets: KeptSecrets | None
 
 
 def prepare(
@@ -56,14 +60,25 @@ def prepare(
         os.mkdir(own_folder, 0o700)
     key = templates.key_of(record, config)
     source = restoring.find(store, record, key)
+    secrets = None
+    if record.guarded is not None:
+        from voidbox.sandbox.keeper.kept_secrets import KeptSecrets
+
+        secrets = KeptSecrets(store, record, source.folder if source is not None else None)
     if make_guest is None:
         assert link is not None
-        make_guest = _kept_guests(store, record, config, source, link)
-    return Prepared(store, record, config, source, key, make_guest)
+        guard = secrets.guard if secrets is not None else None
+        make_guest = _kept_guests(store, record, config, source, link, guard)
+    return Prepared(store, record, config, source, key, make_guest, secrets)
 
 
 def _kept_guests(
-    store: Store, record: SandboxRecord, config: MachineConfig, source: Source | None, link: Link
+    store: Store,
+    record: SandboxRecord,
+    config: MachineConfig,
+    source: Source | None,
+    link: Link,
+    guard: Guard | None,
 ) -> MakeGuest:
     """Return what makes guests in workers, of which there are as many as may be needed."""
     from voidbox.sandbox import guest
@@ -79,13 +94,14 @@ def _kept_guests(
         around = around.with_disk(root.disk_bytes)
     if record.jail != OFF:
         confinement.enter(store.folder)
-    return _KeptGuests(links, around)
+    return _KeptGuests(links, around, guard)
 
 
 class _KeptGuests:
     """Thread: main."""
 
-    def __init__(self, links: list[Link], around: Walls) -> None:
+    def __init__(self, links: list[Link], around: Walls, guard: Guard | None) -> None:
+        self._guard = guard
         self._links = links
         self._walls = around
 
@@ -96,7 +112,8 @@ class _KeptGuests:
         from voidbox.sandbox.guest import Guest
 
         worker = self._links.pop(0), self._walls
-        return Guest(config, config.vsock is not None, secret, snapshot, worker=worker)
+        has_vsock = config.vsock is not None
+        return Guest(config, has_vsock, secret, snapshot, worker=worker, guard=self._guard)
 
     def close(self) -> None:
         """End the workers that were not needed. Idempotent."""

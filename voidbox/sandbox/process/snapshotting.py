@@ -17,6 +17,7 @@ from typing import Protocol
 from voidbox.agent import protocol
 from voidbox.agent.client import AgentClient
 from voidbox.errors import ConfigError, VoidboxError
+from voidbox.sandbox.guarding import authority_files
 from voidbox.sandbox.snapshots import record as records
 from voidbox.sandbox.snapshots import rests_on
 from voidbox.sandbox.snapshots.record import (
@@ -203,6 +204,8 @@ class Snapshotting:
             records.FILE: made.encode(),
             records.SECRET: self._store.secret(self._sandbox.current_record().id),
         }
+        if made.kind != TEMPLATE:
+            extra |= authority_files(self._store.path(self._sandbox.current_record().id))
         written = folder
         if not is_suspend:
             own = self._store.path(self._sandbox.current_record().id, state_folder.MACHINE)

@@ -51,6 +51,8 @@ class SandboxRecord(NamedTuple):
         ran_s: for how long it had run when it was last suspended.
         forwards: what it had published when it was suspended.
         limits: what its guest may use of the host; see process.resource_limits.
+        guarded: its secrets without their values, and its rules for HTTP; see voidbox.secrets. None
+            for neither.
         jail: how much of it was asked for; see voidbox.jail.levels.
         jail_layers: what of it is in force, in words; () before it runs.
         reason: how it ended, in one line; "" while it lives.
@@ -98,6 +100,7 @@ class SandboxRecord(NamedTuple):
     ran_s: float = 0.0
     forwards: tuple[str, ...] = ()
     limits: dict[str, object] = {}
+    guarded: dict[str, object] | None = None
     jail: str = "default"
     jail_layers: tuple[str, ...] = ()
     reason: str = ""
@@ -248,6 +251,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "ran_s": _is_number,
     "forwards": _is_words,
     "limits": _is_limits,
+    "guarded": _is_options,
     "jail": _is_text,
     "jail_layers": _is_words,
     "reason": _is_text,

@@ -31,6 +31,7 @@ from voidbox.vsock.unix_listener import UnixListener
 
 if TYPE_CHECKING:
     from voidbox.nat.forwards import Forward
+    from voidbox.secrets.guard import Guard
 
 _STOP_S = 10.0  # for a machine that was stopped to say how it ended
 _END_S = 10.0  # for a worker to end that was told to
@@ -49,6 +50,7 @@ class WorkerMachine:
         config: with absolute paths.
         walls: what the worker shuts itself in with.
         snapshot: the folder of what it is restored from, or None.
+        guard: looks at the connections to guarded hosts; None: there are none.
     Raises:
         ConfigError, HostError: see Machine, and Confinement.
 
@@ -64,8 +66,10 @@ class WorkerMachine:
         config: MachineConfig,
         walls: Walls,
         snapshot: str | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.config = config
+        self._guard = guard
         self.layers: list[str] = []
         self.is_paused = False
         self._link = link
@@ -92,7 +96,7 @@ class WorkerMachine:
         config.validate()
         vsock = config.vsock if config.vsock is not None and not config.vsock.is_vhost else None
         path = vsock.path if vsock is not None else None
-        self._serving = Serving(self.loop, link.asks, link.queries, config.net, path)
+        self._serving = Serving(self.loop, link.asks, link.queries, config.net, path, self._guard)
         answer = self._orders.ask("build", plan=plan.packed())
         self.layers = [str(layer)[:40] for layer in answer.get("layers", ())][:20]
         if path is not None:
