@@ -20,6 +20,7 @@ import platform
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -28,9 +29,12 @@ from datetime import datetime
 from glob import glob
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tests.in_process import InProcessGuest as Guest
 from voidbox.agent import connect
 from voidbox.agent.client import AgentClient
-from voidbox.sandbox.guest import Guest, MachineEndpoint
+from voidbox.sandbox.guest import MachineEndpoint
 from voidbox.sandbox.process.learning import BYTES_MAX
 from voidbox.snapshot import folder as snapshot_folder
 from voidbox.snapshot import working_set

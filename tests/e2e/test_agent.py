@@ -18,12 +18,13 @@ import pytest
 
 from tests.e2e.conftest import ROOT
 from tests.e2e.terminal import Session
+from tests.in_process import InProcessGuest as Guest
 from voidbox.agent import protocol
 from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import AgentClient
 from voidbox.cli import exit_status
 from voidbox.errors import AgentError
-from voidbox.sandbox.guest import Guest, MachineEndpoint
+from voidbox.sandbox.guest import MachineEndpoint
 from voidbox.vmm.config import MachineConfig, VsockConfig
 
 pytestmark = pytest.mark.boot

@@ -15,11 +15,11 @@ import pytest
 
 from tests.e2e.conftest import ROOT, script
 from tests.e2e.test_agent import run
+from tests.in_process import InProcessGuest as Guest
 from voidbox.agent.client import AgentClient
 from voidbox.block.backend import Backend
 from voidbox.block.open_disk import open_backend
 from voidbox.errors import ConfigError
-from voidbox.sandbox.guest import Guest
 from voidbox.vmm.config import DiskConfig, MachineConfig
 
 pytestmark = pytest.mark.boot

@@ -203,7 +203,9 @@ def test_verbose_boots_lose_no_console_output(kernels: dict[str, str], initramfs
 def test_the_vmm_itself_is_small(kernels: dict[str, str], initramfs: str) -> None:
     with boot(kernels["minimal"], initramfs, "--memory", "1G") as session:
         session.expect(PROMPT)
-        smaps = Path(f"/proc/{session.process.pid}/smaps").read_text()
+        pid = session.process.pid
+        (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        smaps = Path(f"/proc/{worker}/smaps").read_text()
         overhead_bytes = 0
         for mapping in re.split(r"\n(?=[0-9a-f]+-[0-9a-f]+ )", smaps):
             size_kib = int(re.search(r"^Size: +(\d+)", mapping, re.M)[1])  # type: ignore[index]

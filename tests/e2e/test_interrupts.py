@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from voidbox.sandbox.guest import Guest
+from tests.in_process import InProcessGuest as Guest
 from voidbox.virtio.mmio import MmioTransport
 from voidbox.vmm.config import MachineConfig, VsockConfig
 

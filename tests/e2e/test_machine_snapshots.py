@@ -20,12 +20,13 @@ from typing import NamedTuple
 import pytest
 
 from tests.e2e.guest_at_work import MARK, MARK_AT, NOTE
+from tests.in_process import InProcessGuest as Guest
 from voidbox.agent import connect
 from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import AgentClient
 from voidbox.nat.backend import NatConfig
 from voidbox.nat.forwards import parse_forward
-from voidbox.sandbox.guest import Guest, MachineEndpoint
+from voidbox.sandbox.guest import MachineEndpoint
 from voidbox.sandbox.root import Root, make_upper
 from voidbox.snapshot import folder as snapshot_folder
 from voidbox.vmm.config import DiskConfig, MachineConfig, VsockConfig, host_memory_bytes

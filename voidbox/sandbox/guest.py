@@ -75,13 +75,9 @@ class Guest:
         guard: Guard | None = None,
     ) -> None:
         self.secret = secret or os.urandom(protocol.SECRET_BYTES)
-        vsock = (config.vsock or VsockConfig()) if has_vsock else None
-        config = config._replace(vsock=vsock, serial_line=True)
         if worker is None and snapshot is None:
             check(config)
-        if snapshot is None:
-            files = (*secret_files(self.secret), *network_files(config), *mount_files(config))
-            config = config._replace(extra_files=(*config.extra_files, *files))
+        config = furnished(config, has_vsock, None if snapshot is not None else self.secret)
         if worker is None:
             self.machine = start_machine(config, jail, snapshot)
         else:
@@ -126,6 +122,20 @@ class Guest:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def furnished(config: MachineConfig, has_vsock: bool, secret: bytes | None) -> MachineConfig:
+    """Return a machine whose agent can be reached.
+
+    Args:
+        secret: that it is told; None for one that is restored, and has its own.
+    """
+    vsock = (config.vsock or VsockConfig()) if has_vsock else None
+    config = config._replace(vsock=vsock, serial_line=True)
+    if secret is None:
+        return config
+    files = (*secret_files(secret), *network_files(config), *mount_files(config))
+    return config._replace(extra_files=(*config.extra_files, *files))
 
 
 def check(config: MachineConfig) -> None:
