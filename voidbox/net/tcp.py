@@ -150,6 +150,7 @@ class Connection(Outgoing):
             or (seq - self._snd_wl1) & U32 >= HALF
             or not self.snd_wnd
             or self._has_rewound
+            or self.snd_nxt != self.snd_max  # an acknowledgement may lead past what is sent again
             or self._waiting_fin
         ):
             return False

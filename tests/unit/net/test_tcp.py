@@ -1626,13 +1626,32 @@ def test_old_and_new_acknowledgements_wherever_the_numbers_are(
     assert connection.ack_due
 
 
+def test_an_acknowledgement_may_lead_past_what_is_sent_again() -> None:
+    """The guest had kept what came after a loss: nothing is left to be sent again."""
+    connection = Connection.accept(syn(1000), 1000, 1 << 18, 1 << 18, 0)
+    connection.host_connected()
+    connection.next_control(0)
+    first = (connection.iss + 1) & U32
+    connection.receive(Tcp(40000, 80, 1001, first, ACK, 500, 20, 0, None), 0, 0)
+    for _ in range(4):
+        connection.send_data(1000, 0)
+    for _ in range(3):  # the first got lost
+        connection.receive(Tcp(40000, 80, 1001, first, ACK, 500, 20, 0, None), 0, 0)
+    assert connection.has_rewound
+    connection.send_data(100, 0)
+    for ack in (first + 50, first + 4000):
+        if not connection.receive_expected(1001, ack & U32, 500, 0, 0):
+            connection.receive(Tcp(40000, 80, 1001, ack & U32, ACK, 500, 20, 0, None), 0, 0)
+    assert not connection.has_rewound and connection.room() > 0
+
+
 def state_of(connection: Connection) -> dict[str, object]:
     return {name: getattr(connection, name) for name in Outgoing.__slots__}
 
 
 # What may happen to a connection: a segment of the guest (how far from the expected number, how
 # much of what is in flight it acknowledges, flags, window, payload, how much of that the host does
-# not take at once), data of the host, an answer that is due, time.
+# not take at once), data of the host, the same once more, an answer that is due, time.
 segments = st.tuples(
     st.just("segment"),
     st.one_of(st.just(0), st.just(0), st.integers(-3000, 3000)),
@@ -1646,6 +1665,7 @@ events = st.one_of(
     segments,
     segments,
     st.tuples(st.just("sends"), st.integers(1, 64000)),
+    st.tuples(st.just("sends again"), st.integers(1, 64000)),
     st.tuples(st.just("answers")),
     st.tuples(st.just("waits"), st.sampled_from([1, 20_000_000, 1_500_000_000, 100_000_000_000])),
     st.tuples(st.just("flushes")),
@@ -1680,6 +1700,8 @@ def test_the_short_way_does_what_the_long_one_does(steps: list[tuple], isn: int)
         for connection in (long, short):
             if kind == "sends" and connection.sends_data and (room := connection.room()):
                 connection.send_data(min(values[0], room), now_ns)
+            elif kind == "sends again" and (again := connection.again_bytes()):
+                connection.send_data(min(values[0], again), now_ns)
             elif kind == "answers" and connection.has_control():
                 connection.next_control(now_ns)
                 connection.window()
