@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+
+
+@contextlib.contextmanager
+def blocked() -> Iterator[None]:
+    """Have all signals blocked, in this thread and in those that it starts meanwhile.
+
+    These keep it so: no signal is for them, whoever waits for one later.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class SignalThread:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -49,6 +50,16 @@ def test_from_its_first_word_to_its_last(tmp_path: Path, level: str) -> None:
         assert "last words" in machine.console.tail()
         assert ("seccomp" in machine.layers) == (level == "default")
     assert machine.metrics()["exits"]["KVM_EXIT_IO"] > 0  # known after its end, too
+
+
+def test_no_signal_is_for_its_threads(tmp_path: Path) -> None:
+    """A program's SIGTERM would end it there, before its own handler hears of it."""
+    before = set(os.listdir("/proc/self/task"))
+    with running(tmp_path, tiny.SPIN):
+        for task in set(os.listdir("/proc/self/task")) - before:
+            status = Path(f"/proc/self/task/{task}/status").read_text()
+            blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+            assert blocked >> (signal.SIGTERM - 1) & 1, status.splitlines()[0]
 
 
 def test_what_may_be_ordered(tmp_path: Path) -> None:

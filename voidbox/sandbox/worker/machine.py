@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from voidbox import signals
 from voidbox.errors import HostError, VoidboxError
 from voidbox.event_loop import EventLoop
 from voidbox.sandbox.jail_level import check_level
@@ -83,8 +84,9 @@ class WorkerMachine:
         self._serving: Serving | None = None
         self._line = SocketLine(self.loop, link.console)
         self.console = Console(self.loop, self._line)
-        self._orders = Orders(link.orders, self._on_event, self._on_lost)
-        self.loop.start()
+        with signals.blocked():  # our program may have handlers, or get some
+            self._orders = Orders(link.orders, self._on_event, self._on_lost)
+            self.loop.start()
         try:
             self._build(Plan(config, snapshot, walls.around(snapshot)))
         except BaseException:
