@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.disk_images import init_image
-from voidbox import AgentError, Sandbox
+from voidbox import AgentError, CommandTimeout, Sandbox
 
 pytestmark = pytest.mark.boot
 
@@ -36,10 +36,14 @@ def out(sandbox: Sandbox, line: str, **options: Any) -> str:
     return str(result.stdout)
 
 
-def await_systemd(sandbox: Sandbox) -> str:
-    """Wait until all services have been started; return how that went."""
-    line = "until systemctl is-system-running --wait | grep -x -e running -e degraded"
-    return out(sandbox, f"{line}; do sleep 0.5; done 2>/dev/null", timeout=BOOT_S).strip()
+def await_systemd(sandbox: Sandbox, kernel: str) -> None:
+    """Wait until all services have been started, and check that none has failed."""
+    line = "until systemctl is-system-running --wait | grep -qx -e running -e degraded"
+    out(sandbox, f"{line}; do sleep 0.5; done 2>/dev/null", timeout=BOOT_S)
+    failed = out(sandbox, "systemctl --failed --plain --no-legend").splitlines()
+    # Debian sets what the minimal kernel, which leaves out much, has nothing of.
+    lacking = {"systemd-sysctl.service"} if kernel == "minimal" else set()
+    assert {line.split()[0] for line in failed} <= lacking
 
 
 @pytest.fixture(scope="module", params=KERNELS)
@@ -48,7 +52,7 @@ def systemd(
 ) -> Iterator[Sandbox]:
     assert guest_images
     with create(kernels, request.param, "systemd", "/sbin/init") as sandbox:
-        assert await_systemd(sandbox) == "running", out(sandbox, "systemctl --failed --no-legend")
+        await_systemd(sandbox, request.param)
         yield sandbox
 
 
@@ -60,7 +64,7 @@ def test_systemd_runs_services_and_keeps_a_journal(systemd: Sandbox) -> None:
     assert out(systemd, "systemctl is-active job") == "active\n"
     line = "until journalctl -u job -o cat | grep -x 'it runs'; do sleep 0.2; done"
     assert out(systemd, line, timeout=60) == "it runs\n"
-    assert "hostname=voidbox" not in out(systemd, "systemctl show -p Version --value")
+    assert out(systemd, "hostname") == "voidbox\n"
     out(systemd, "systemctl stop job")
     assert systemd.commands.run("systemctl is-active job").stdout == "inactive\n"
 
@@ -69,8 +73,8 @@ def test_beside_systemd_the_agent_does_what_it_ever_does(systemd: Sandbox) -> No
     """Commands are in the agent's cgroup, files, users and time limits work; a terminal, too."""
     assert out(systemd, "grep ^0:: /proc/self/cgroup") == "0::/voidbox/agent\n"
     assert out(systemd, "id -u; pwd", user="nobody", cwd="/").splitlines() == ["65534", "/"]
-    result = systemd.commands.run("setsid sleep 1000 & sleep 1000", timeout=1)
-    assert result.timed_out
+    with pytest.raises(CommandTimeout):
+        systemd.commands.run("setsid sleep 1000 & sleep 1000", timeout=1)
     assert systemd.commands.run("pgrep -x sleep").exit_code == 1
     with systemd.pty.create() as terminal:
         terminal.send_input("tty; exit\n")
@@ -80,7 +84,7 @@ def test_beside_systemd_the_agent_does_what_it_ever_does(systemd: Sandbox) -> No
 
 def test_stop_is_a_shutdown_by_systemd(kernels: dict[str, str], guest_images: object) -> None:
     with create(kernels, "minimal", "systemd", "/lib/systemd/systemd", keep=True) as sandbox:
-        assert await_systemd(sandbox) == "running"
+        await_systemd(sandbox, "minimal")
         sandbox.stop(timeout=120)
         console = "\n".join(sandbox.logs())
         assert "Reached target" in console and "Powering off" in console

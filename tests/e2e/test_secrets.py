@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,18 @@ def files_with(folder: Path, wanted: bytes) -> list[Path]:
     ]
 
 
+@pytest.fixture
+def state() -> Iterator[Path]:
+    """A state folder whose path is short enough for sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="vb-") as folder:
+        yield Path(folder)
+
+
 def test_the_key_works_inside_and_is_worthless_inside(
-    server: Any, kernels: dict[str, str], tmp_path: Path
+    server: Any, kernels: dict[str, str], tmp_path: Path, state: Path
 ) -> None:
     image = script("scripts/build_guest_image.sh", "--with", "curl", "--with", "netcat-openbsd")
-    state, pcap = tmp_path / "state", tmp_path / "frames.pcap"
+    pcap = tmp_path / "frames.pcap"
     url = f"https://{HOST}:{server.port}"
     options: dict[str, Any] = {
         "kernel": f"{Path(kernels['minimal'])}",
