@@ -26,7 +26,7 @@ test-slow: setup registry runtime sdks
 #
 # Two labs side by side, for one keeps hardly more than a processor busy. All that needs the host's
 # vhost is in the first: where this machine's KVM is real, there is only one of it. Together they take
-# half an hour; what takes longer is `make test-long`, to be run before a release.
+# a quarter of an hour; what takes longer is `make test-long`, to be run before a release.
 LAB_MACHINES = tests/guest tests/unit/vsock/test_vhost.py \
 	tests/unit/net/test_nat.py::test_ping_of_the_world \
 	$(addprefix tests/e2e/test_,agent.py interrupts.py virtio.py)
