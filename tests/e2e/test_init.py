@@ -85,9 +85,12 @@ def test_beside_systemd_the_agent_does_what_it_ever_does(systemd: Sandbox) -> No
 def test_stop_is_a_shutdown_by_systemd(kernels: dict[str, str], guest_images: object) -> None:
     with create(kernels, "minimal", "systemd", "/lib/systemd/systemd", keep=True) as sandbox:
         await_systemd(sandbox, "minimal")
+        unit = "[Service]\nExecStart=sleep 1000\nExecStop=sh -c 'echo its end >/dev/console'\n"
+        sandbox.files.write("/etc/systemd/system/job.service", unit)
+        out(sandbox, "systemctl daemon-reload; systemctl start job")
         sandbox.stop(timeout=120)
         console = "\n".join(sandbox.logs())
-        assert "Reached target" in console and "Powering off" in console
+        assert "its end" in console and "reboot: Power down" in console
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
