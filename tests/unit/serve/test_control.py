@@ -53,7 +53,7 @@ def test_scopes(server: StandIn, box: Box) -> None:
     assert 'voidbox_sandboxes{state="running"} ' in text
     assert "# TYPE voidbox_request_seconds histogram" in text
     # What Grafana's dashboard asks for is there.
-    asked = (ROOT / "packaging" / "serve" / "grafana.json").read_text()
+    asked = (ROOT / "scripts" / "serve" / "grafana.json").read_text()
     names = set(re.findall(r"\b(?:voidbox|process)_[a-z_]+", asked)) - {"process_cpu_seconds"}
     assert len(names) > 8 and not [name for name in names if f"{name}" not in text]
 
