@@ -215,6 +215,12 @@ def test_metrics_and_entropy(booted: Booted) -> None:
     assert run(booted.client, "head -c 16 /dev/random | wc -c")[0] == "16\n"
 
 
+def test_the_kernel_has_every_interrupt_it_was_told_of(booted: Booted) -> None:
+    log = run(booted.client, "dmesg", user="root")[0]
+    assert "Linux version" in log
+    assert "failed to setup event handler" not in log
+
+
 def test_python_is_whole(booted: Booted) -> None:
     line = "import bz2,ctypes,lzma,readline,sqlite3,ssl,zlib; print(sqlite3.connect(':memory:'))"
     out, err, status = run(booted.client, f'python3 -c "{line}"')

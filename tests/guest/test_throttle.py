@@ -48,7 +48,8 @@ def test_a_paused_machine_stays_paused_while_it_is_held(tmp_path: Path) -> None:
         machine.pause()
         used_ns = machine.statistics().vcpu_ns
         time.sleep(0.5)
-        assert machine.statistics().vcpu_ns == used_ns
+        # Its thread may still have been falling asleep: microseconds, where it ran 50 ms before.
+        assert machine.statistics().vcpu_ns - used_ns < 5_000_000
         assert machine.is_paused
         machine.resume()
         time.sleep(0.5)

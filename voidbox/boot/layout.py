@@ -35,4 +35,4 @@ MMIO_DEVICE_BYTES = 0x1000
 MMIO_FIRST_GSI = 5
 MMIO_LAST_GSI = 23
 POWER_BUTTON_GSI = 1  # the keyboard's, of which there is none
-VMGENID_GSI = 2  # the second interrupt controller's, of which there is none either
+VMGENID_GSI = 3  # the second serial port's, of which there is none; 2 is the kernel's cascade

@@ -19,7 +19,7 @@ from voidbox.virtio.mmio_regs import MmioState
 from voidbox.vmm.config import DiskConfig
 
 # One more whenever registers, slots, features or ACPI tables change: a guest keeps what it found.
-DEVICE_MODEL = 2
+DEVICE_MODEL = 3
 
 
 class DiskState(NamedTuple):
