@@ -59,7 +59,7 @@ def place(
             image=containers_image(),
             cpus=cpus,
             memory="768M",
-            disk="2G",
+            disk_size="2G",
             allow_host_ports=[port],
             timeout=1500,
             request_timeout=BOOT_S,
