@@ -13,10 +13,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from voidbox.errors import VoidboxError
-from voidbox.serve.control.auth import Guard
 from voidbox.serve.control.copies import CopyRoutes
 from voidbox.serve.control.life import LifeRoutes
 from voidbox.serve.control.observe import ObserveRoutes
+from voidbox.serve.control.routes import guarded
 from voidbox.serve.control.sandboxes import SandboxRoutes
 from voidbox.serve.control.templates import TemplateRoutes
 from voidbox.serve.dashboard.routes import Dashboard
@@ -59,14 +59,13 @@ def make_app(registry: Registry) -> RequestsLog:
         },
     )
     log = RequestsLog(Gateway(registry, own))
-    guard = Guard(registry.keys)
     for part in (SandboxRoutes, LifeRoutes, CopyRoutes, ObserveRoutes, TemplateRoutes):
-        own.router.routes += part(registry, guard).routes()
+        own.router.routes += part(registry).routes()
     own.router.routes += Dashboard(registry).routes()
     metrics = Metrics(registry, log)
     own.router.routes += [
         Route("/health", _health, methods=["GET"]),
-        guard.route("GET", "/metrics", metrics.answer, "admin"),
+        guarded(registry, "GET", "/metrics", metrics.answer, "admin"),
         *(Route(path, _refuse, methods=_METHODS) for path in _CLOUDS_OWN),
         *(Route(f"{path}/{{more:path}}", _refuse, methods=_METHODS) for path in _CLOUDS_OWN),
     ]
