@@ -256,11 +256,15 @@ class Registry:
             timeout_s: it ends so long from now; None: after as long as it was given before.
         """
         async with served.life:
-            if served.state is not State.SUSPENDED:
+            state = served.state
+            if state is State.PAUSED:  # halted by our own SDK
+                await served.control("resume")
+            elif state is State.SUSPENDED:
+                await wake(self.store, served.id)
+                await served.reconnect()
+                self._watch(served)
+            else:
                 return False
-            await wake(self.store, served.id)
-            await served.reconnect()
-            self._watch(served)
         await self.set_timeout(served, timeout_s or self._timeout_s(served))
         self.counts["resumed"] += 1
         self.database.audit(by, "resume", served.id)
