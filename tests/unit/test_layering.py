@@ -110,6 +110,7 @@ ALLOWED: dict[str, set[str]] = {
         "images",
         "snapshot",
         "mcp_server",
+        "remote",
         "serve",
         "setup",
     },

@@ -26,6 +26,7 @@ class RemoteEndpoint:
         self._server = server
         self._id = sandbox_id
         self._name = name
+        self._looked_at = 0.0
 
     def connect(self, port: int, timeout_s: float) -> socket.socket:
         """See Endpoint. Whatever the port, it is the agent's: the server gives no other."""
@@ -37,10 +38,10 @@ class RemoteEndpoint:
 
     def has_ended(self, timeout_s: float) -> bool:
         """See Endpoint."""
-        if timeout_s < _LOOK_S:
-            time.sleep(timeout_s)
-            return False
         time.sleep(timeout_s)
+        if time.monotonic() - self._looked_at < _LOOK_S:
+            return False
+        self._looked_at = time.monotonic()
         return bool(self.explain_end())
 
     def explain_end(self) -> str:
