@@ -26,7 +26,7 @@ from tests.unit.agent.conftest import USER
 from tests.unit.doc_pages import PAGES, ROOT, Block
 from voidbox import defaults
 from voidbox.cli import kept_options, network
-from voidbox.cli.run import _split
+from voidbox.cli.run import split
 from voidbox.cli.verbs import VERBS
 from voidbox.sandbox.image_choice import Choice
 from voidbox.sandbox.launch import environment, launch
@@ -95,7 +95,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if verb != "run":
         importlib.import_module(f"voidbox.cli.{verb}").make_options().parse_args(rest)
         return
-    rest, _ = _split(rest)
+    rest, _ = split(rest)
     options = importlib.import_module("voidbox.cli.run").make_options().parse_args(rest)
     network.parse(options, is_console=False)
     if kept_options.is_wanted(options):
