@@ -86,6 +86,8 @@ def test_paths_exist(page: Path) -> None:
 
 def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Parse a command with its verb's own parser; SystemExit or ConfigError if it is wrong."""
+    if words[0] == "--remote":
+        words = words[2:]
     verb, *rest = words
     if verb in ("--help", "--version"):
         return
