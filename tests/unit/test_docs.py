@@ -152,7 +152,7 @@ def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 @every_page
 def test_options_exist(page: Path) -> None:
-    known = {"--version", "--help", "--device"}  # the last is of Docker and Podman
+    known = {"--version", "--help", "--remote", "--device"}  # the last is of Docker and Podman
     for verb in VERBS:
         known |= {*options_of(importlib.import_module(f"voidbox.cli.{verb}").make_options())}
     scripts = [path for name in FOLDERS for path in (ROOT / name).iterdir()]
