@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import voidbox
 from voidbox.errors import HostError
+from voidbox.jail.cgroups import Group
 from voidbox.sandbox.keeper import channel
 
 _MODULE = "voidbox.sandbox.worker"
@@ -25,12 +26,14 @@ class Link:
     Attributes:
         pid: of the process, which is our child.
         orders, asks, queries, console: the keeper's ends; see devices.
+        group: that it was moved to, or None.
     """
 
     def __init__(self, pid: int, socks: Sequence[socket.socket]) -> None:
         self.pid = pid
         self._pidfd = os.pidfd_open(pid)
         self.orders, self.asks, self.queries, self.console = socks
+        self.group: Group | None = None
         self.status: int | None = None  # as os.waitpid has it, once it is known
 
     def wait(self, timeout_s: float) -> bool:
