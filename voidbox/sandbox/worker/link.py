@@ -12,9 +12,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-import voidbox
 from voidbox.errors import HostError
 from voidbox.jail.cgroups import Group
+from voidbox.sandbox.child_environment import environment
 from voidbox.sandbox.keeper import channel
 
 _MODULE = "voidbox.sandbox.worker"
@@ -117,9 +117,6 @@ def spawn_worker(kept_fds: Sequence[int] = ()) -> Link:
     """
     ours, theirs = _pairs()
     numbers = [sock.fileno() for sock in theirs]
-    root = os.path.dirname(os.path.dirname(os.path.abspath(voidbox.__file__)))
-    others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    path = os.pathsep.join((root, *map(os.path.abspath, others)))
     command = [sys.executable, "-P", "-m", _MODULE, *map(str, [*numbers, *kept_fds])]
     try:
         process = subprocess.Popen(
@@ -128,7 +125,7 @@ def spawn_worker(kept_fds: Sequence[int] = ()) -> Link:
             stdout=subprocess.DEVNULL,
             pass_fds=[*numbers, *kept_fds],
             start_new_session=True,
-            env={**environment(), "PYTHONPATH": path},
+            env=environment(),
         )
     except OSError as error:
         for sock in ours:
@@ -139,16 +136,3 @@ def spawn_worker(kept_fds: Sequence[int] = ()) -> Link:
             sock.close()
     process.returncode = 0  # Link waits for it: no business of the object's
     return Link(process.pid, ours)
-
-
-_VARIABLES = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
-_VARIABLES_BEGIN = ("VOIDBOX_", "PYTHON", "LC_", "XDG_")
-
-
-def environment() -> dict[str, str]:
-    """Return what a process of ours needs of the variables: others may be somebody's keys."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name in _VARIABLES or name.startswith(_VARIABLES_BEGIN)
-    }
