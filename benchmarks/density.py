@@ -189,10 +189,13 @@ async def freed(sandbox: Any) -> dict[str, float]:
 
 
 def processes_of(sandbox: Any) -> list[int]:
-    """Return the processes of a sandbox: its own, and those that it has forked."""
-    pid = sandbox._store.read(sandbox.sandbox_id).pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *map(int, children)]
+    """Return the processes of a sandbox: its own, and those that it has started."""
+    return _family(sandbox._store.read(sandbox.sandbox_id).pid)
+
+
+def _family(pid: int) -> list[int]:
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [pid, *(each for child in children for each in _family(child))]
 
 
 def cost_of(sandbox: Any) -> dict[str, float]:

@@ -64,6 +64,15 @@ def findings(trials: list[trial.Trial] | None = None) -> list[Finding]:
                 "allow them, or leave it so",
             )
         )  # fmt: skip
+    elif trial.PID in lost:
+        found.append(
+            Finding(
+                _NAME, False, False,
+                f"no pid namespace ({lost[trial.PID]}): an escape could see the numbers of other "
+                "processes",
+                "allow it, or leave it so",
+            )
+        )  # fmt: skip
     works = [f"{layer} {one.detail}".rstrip() for layer, one in by_layer.items() if not one.problem]
     if works:
         found.insert(0, Finding(_NAME, True, False, f"{', '.join(works)}: tried"))

@@ -39,7 +39,7 @@ def group(tmp_path: Path) -> Group:
 def test_without_a_group_the_kernel_limits_the_process(
     process: subprocess.Popen[bytes],
 ) -> None:
-    limits = ProcessLimits(process.pid, 64 * MIB)
+    limits = ProcessLimits(lambda: process.pid, 64 * MIB)
     limits.is_alone = True
     before = resource.prlimit(process.pid, resource.RLIMIT_DATA)
     left = limits.set({"cpu": 0.5, "host_memory_bytes": 700 * MIB, "pids": 80, "disk_ops_s": 1})
@@ -52,7 +52,7 @@ def test_without_a_group_the_kernel_limits_the_process(
 
 
 def test_without_a_group_some_limits_cannot_be_kept(process: subprocess.Popen[bytes]) -> None:
-    limits = ProcessLimits(process.pid, 64 * MIB)
+    limits = ProcessLimits(lambda: process.pid, 64 * MIB)
     with pytest.raises(ConfigError, match="give at least 603,979,776"):
         limits.set({"host_memory_bytes": 575 * MIB})
     with pytest.raises(ConfigError, match="neither a control group nor user namespaces"):
@@ -63,12 +63,12 @@ def test_without_a_group_some_limits_cannot_be_kept(process: subprocess.Popen[by
 def test_a_process_that_has_ended_has_no_limits() -> None:
     with subprocess.Popen(["true"]) as process:
         process.wait()
-    limits = ProcessLimits(process.pid, 64 * MIB)
+    limits = ProcessLimits(lambda: process.pid, 64 * MIB)
     assert limits.set({"host_memory_bytes": 700 * MIB}) == {}
 
 
 def test_a_group_keeps_all_three(tmp_path: Path, group: Group) -> None:
-    limits = ProcessLimits(1, 64 * MIB, group)
+    limits = ProcessLimits(lambda: 1, 64 * MIB, group)
     left = limits.set({"cpu": 0.5, "host_memory_bytes": 200 * MIB, "pids": 80, "net_bytes_s": 1})
     assert left == {"net_bytes_s": 1}
     names = ("cpu.max", "memory.max", "pids.max")

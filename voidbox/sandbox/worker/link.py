@@ -23,18 +23,31 @@ _MODULE = "voidbox.sandbox.worker"
 class Link:
     """A worker as its keeper has it. Thread: any.
 
+    Args:
+        report_fd: see warden; is this object's from here on.
+
     Attributes:
-        pid: of the process, which is our child.
+        pid: of our child: the warden's, or the worker's own where there is none.
         orders, asks, queries, console: the keeper's ends; see devices.
         group: that it was moved to, or None.
     """
 
-    def __init__(self, pid: int, socks: Sequence[socket.socket]) -> None:
+    def __init__(self, pid: int, socks: Sequence[socket.socket], report_fd: int) -> None:
         self.pid = pid
+        self._report_fd = report_fd
+        self._worker_pid = 0
         self._pidfd = os.pidfd_open(pid)
         self.orders, self.asks, self.queries, self.console = socks
         self.group: Group | None = None
         self.status: int | None = None  # as os.waitpid has it, once it is known
+
+    @property
+    def worker_pid(self) -> int:
+        """Of the process that the machine is in; waits until it is there. Thread: one at a time."""
+        if not self._worker_pid:
+            said = os.read(self._report_fd, 20)
+            self._worker_pid = int(said) if said else self.pid
+        return self._worker_pid
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for its end; False if it does not come in time."""
@@ -65,6 +78,7 @@ class Link:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)  # its copies that write a snapshot
         os.close(self._pidfd)
+        os.close(self._report_fd)
         self._pidfd = -1
         for sock in (self.asks, self.queries, self.console):
             sock.close()
@@ -79,13 +93,23 @@ def _pairs() -> tuple[list[socket.socket], list[socket.socket]]:
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def fork_worker() -> Link:
+def _report() -> tuple[int, int]:
+    try:
+        return os.pipe()
+    except OSError as error:
+        raise HostError.from_errno("pipe", error.errno or 0) from error
+
+
+def fork_worker(level: str) -> Link:
     """Fork a worker off this process, which has one thread; it ends with this one.
 
+    Args:
+        level: of its jail; see voidbox.jail.levels.
     Raises:
         HostError: the host gives no process or descriptors.
     """
     ours, theirs = _pairs()
+    report, report_theirs = _report()
     parent = os.getpid()
     gc.freeze()  # so that the child's collector touches, and so copies, nothing of it
     try:
@@ -100,24 +124,27 @@ def fork_worker() -> Link:
         privileges.die_with_parent(signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
-        be_worker(theirs)
+        be_worker(theirs, level, report_theirs)
     gc.unfreeze()
+    os.close(report_theirs)
     for sock in theirs:
         sock.close()
-    return Link(pid, ours)
+    return Link(pid, ours, report)
 
 
-def spawn_worker(kept_fds: Sequence[int] = ()) -> Link:
+def spawn_worker(level: str, kept_fds: Sequence[int] = ()) -> Link:
     """Start a worker from any process; it ends when this one hangs up.
 
     Args:
+        level: of its jail; see voidbox.jail.levels.
         kept_fds: descriptors that it gets under the same numbers.
     Raises:
         HostError: the host gives no process or descriptors.
     """
     ours, theirs = _pairs()
-    numbers = [sock.fileno() for sock in theirs]
-    command = [sys.executable, "-P", "-m", _MODULE, *map(str, [*numbers, *kept_fds])]
+    report, report_theirs = _report()
+    numbers = [report_theirs, *(sock.fileno() for sock in theirs)]
+    command = [sys.executable, "-P", "-m", _MODULE, level, *map(str, [*numbers, *kept_fds])]
     try:
         process = subprocess.Popen(
             command,
@@ -128,11 +155,13 @@ def spawn_worker(kept_fds: Sequence[int] = ()) -> Link:
             env=environment(),
         )
     except OSError as error:
+        os.close(report)
         for sock in ours:
             sock.close()
         raise HostError.from_errno(f"start {sys.executable}", error.errno or 0) from error
     finally:
+        os.close(report_theirs)
         for sock in theirs:
             sock.close()
     process.returncode = 0  # Link waits for it: no business of the object's
-    return Link(process.pid, ours)
+    return Link(process.pid, ours, report)

@@ -83,7 +83,7 @@ class WorkerMachine:
         self._listener: UnixListener | None = None
         self.loop = EventLoop(self._on_fault, name="voidbox-keeper")
         self._serving: Serving | None = None
-        self._limits = ProcessLimits(link.pid, config.memory_bytes, link.group)
+        self._limits = ProcessLimits(lambda: link.worker_pid, config.memory_bytes, link.group)
         self._line = SocketLine(self.loop, link.console)
         self.console = Console(self.loop, self._line)
         with signals.blocked():  # our program may have handlers, or get some
@@ -292,6 +292,7 @@ class WorkerMachine:
     ) -> str:
         """See Machine; returns its report in words. `folder` is one that the worker may make."""
 
+        assert self._serving is not None
         frozen = threading.Thread(target=on_frozen, name="voidbox-frozen")
 
         def begin(values: dict[str, Any]) -> None:
@@ -299,16 +300,17 @@ class WorkerMachine:
                 frozen.start()
 
         try:
-            answer = self._orders.ask(
-                "snapshot",
-                folder=folder,
-                stop=stop,
-                disks=disks,
-                within_s=timeout_s,
-                timeout_s=timeout_s + _ANSWER_S,
-                extra=dict(extra),
-                on_event=begin,
-            )
+            with self._serving.one_fork():
+                answer = self._orders.ask(
+                    "snapshot",
+                    folder=folder,
+                    stop=stop,
+                    disks=disks,
+                    within_s=timeout_s,
+                    timeout_s=timeout_s + _ANSWER_S,
+                    extra=dict(extra),
+                    on_event=begin,
+                )
         finally:
             if frozen.ident is not None:
                 frozen.join()
@@ -361,7 +363,8 @@ def start_machine(
     """
     config = absolute(config)
     around = walls(config, check_level(jail))
-    return WorkerMachine(spawn_worker(inherited_fds(config)), config, around, snapshot)
+    link = spawn_worker(around.level, inherited_fds(config))
+    return WorkerMachine(link, config, around, snapshot)
 
 
 def _metrics_of(answer: dict[str, Any]) -> dict[str, Any]:

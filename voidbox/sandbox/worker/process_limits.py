@@ -11,7 +11,7 @@ threads of all that the machine does, exactly. Elsewhere by what every host has:
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from voidbox.errors import ConfigError, HostError
 from voidbox.jail import cgroups
@@ -26,12 +26,14 @@ class ProcessLimits:
     """The limits of one worker. Thread: one at a time.
 
     Args:
-        pid: the worker's.
+        pid: returns the worker's.
         memory_bytes: of its guest.
         group: that it is in, or None.
     """
 
-    def __init__(self, pid: int, memory_bytes: int, group: Group | None = None) -> None:
+    def __init__(
+        self, pid: Callable[[], int], memory_bytes: int, group: Group | None = None
+    ) -> None:
         self._pid = pid
         self._memory_bytes = memory_bytes
         self._group = group
@@ -92,12 +94,13 @@ class ProcessLimits:
 
     def _lower(self, which: int, value: int | float | None) -> None:
         """Set a soft limit; the hard one stays, and the jail lets the worker raise none."""
-        soft, hard = resource.prlimit(self._pid, which)
+        pid = self._pid()
+        soft, hard = resource.prlimit(pid, which)
         usual, _ = self._usual.setdefault(which, (soft, hard))
         wanted = usual if value is None else int(value)
         if hard != resource.RLIM_INFINITY:
             wanted = min(wanted, hard)
-        resource.prlimit(self._pid, which, (wanted, hard))
+        resource.prlimit(pid, which, (wanted, hard))
 
     def statistics(self) -> dict[str, int]:
         """Return what the group counts; see Group. {} without one."""
