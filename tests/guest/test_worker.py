@@ -96,7 +96,7 @@ def test_a_worker_that_does_not_stop_is_killed(
     """It may be somebody else's by now: here it is stopped, and hears nothing."""
     monkeypatch.setattr(machines, "_STOP_S", 0.1)
     with running(tmp_path, tiny.SPIN) as machine:
-        os.kill(machine._link.worker_pid, signal.SIGSTOP)
+        os.kill(machine._link.settle(), signal.SIGSTOP)
         machine.stop()
         outcome = machine.wait(LIMIT_S)
         assert outcome is not None and outcome.reason is EndReason.ERROR
@@ -142,15 +142,15 @@ def test_it_copies_itself_for_a_snapshot_that_was_ordered_and_for_nothing_else(
 def test_it_is_process_1_and_ends_with_its_warden(tmp_path: Path) -> None:
     with running(tmp_path, tiny.SPIN) as machine:
         assert "pid" in machine.layers
-        link = machine._link
-        status = Path(f"/proc/{link.worker_pid}/status").read_text()
-        numbers = status.partition("NSpid:")[2].split("\n")[0].split()
-        assert numbers == [str(link.worker_pid), "1"]
-        warden = Path(f"/proc/{link.pid}/status").read_text()
-        assert f"PPid:\t{link.pid}\n" in status
+        pid = machine._link.settle()
+        status = Path(f"/proc/{pid}/status").read_text()
+        assert status.partition("NSpid:")[2].split("\n")[0].split() == [str(pid), "1"]
+        warden_pid = machine._link._child_pid
+        assert f"PPid:\t{warden_pid}\n" in status
+        warden = Path(f"/proc/{warden_pid}/status").read_text()
         assert "CapPrm:\t0000000000000000" in warden and "NoNewPrivs:\t1" in warden
-        worker_fd = os.pidfd_open(link.worker_pid)
-        link.kill()
+        worker_fd = os.pidfd_open(pid)
+        os.kill(warden_pid, signal.SIGKILL)
         poll = select.poll()
         poll.register(worker_fd, select.POLLIN)
         assert poll.poll(LIMIT_S * 1000)

@@ -244,7 +244,7 @@ def _attempt(name: str, world: World, layers: list[str], around: Walls, fd: int)
     config: MachineConfig = world["config"]
     keeper = Channel(world["asks"])
     unread = os.open(os.devnull, os.O_WRONLY)
-    has_pids = warden.enter(around.level if "namespaces" in layers else OFF, unread)
+    has_pids = warden.enter(around.level if "namespaces" in layers else OFF, unread, False)
     jail = Partly(config, around, layers, has_pids)
     jail.enter()
     jail.shut(keeper.hand_over)

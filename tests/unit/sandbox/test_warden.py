@@ -32,7 +32,7 @@ host_pid = os.getpid()
 def test_it_ends_as_the_worker_does(code: str, status: int) -> None:
     done = child.run(
         f"""{BEGIN}
-assert warden.enter("default", theirs)
+assert warden.enter("default", theirs, False)
 assert os.getpid() == 1 != host_pid
 said = int(os.read(ours, 20))
 assert said == int(os.readlink("/proc/self")), said
@@ -50,7 +50,7 @@ def test_what_the_worker_forks_ends_with_it() -> None:
     done = child.run(
         f"""{BEGIN}
 import time
-assert warden.enter("default", theirs)
+assert warden.enter("default", theirs, False)
 if not os.fork():
     os.setsid()
     time.sleep(60)
@@ -66,9 +66,9 @@ def test_without_a_jail_or_without_namespaces_there_is_none() -> None:
     done = child.run(
         f"""{BEGIN}
 from tests.guest.poor_host import refuse
-assert not warden.enter("off", os.dup(theirs))
+assert not warden.enter("off", os.dup(theirs), False)
 refuse(("unshare",))
-assert not warden.enter("default", theirs)
+assert not warden.enter("default", theirs, False)
 assert os.getpid() == host_pid
 assert os.read(ours, 20) == b""
 """

@@ -117,7 +117,7 @@ def _group(record: SandboxRecord, memory_bytes: int, links: Sequence[Link]) -> G
     limits = resource_limits.check(record.limits)
     if not limits.keys() & {*process_limits.KEYS}:
         return None
-    group = control_group.make(record.id, [link.worker_pid for link in links])
+    group = control_group.make(record.id, [link.settle() for link in links])
     if group is None or cgroups.MEMORY not in group.controllers:
         process_limits.check_mapped(limits.get(process_limits.HOST_MEMORY_BYTES), memory_bytes)
     if group is not None:

@@ -18,4 +18,4 @@ if __name__ == "__main__":
     if len(numbers) < 4:
         raise SystemExit("usage: python -m voidbox.sandbox.worker LEVEL FD FD FD FD FD [FD …]")
     socks = [socket.socket(fileno=number) for number in numbers[:4]]
-    be_worker(socks, level, report, numbers[4:])
+    be_worker(socks, level, report, numbers[4:], is_inherited=False)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from voidbox.errors import HostError
+from voidbox.jail import privileges
 from voidbox.jail.cgroups import Group
 from voidbox.sandbox.child_environment import environment
 from voidbox.sandbox.keeper import channel
@@ -24,62 +25,79 @@ class Link:
     """A worker as its keeper has it. Thread: any.
 
     Args:
-        report_fd: see warden; is this object's from here on.
+        pid: of the process that was started.
+        report_fd, is_inherited: see warden; the former is this object's from here on.
 
     Attributes:
-        pid: of our child: the warden's, or the worker's own where there is none.
         orders, asks, queries, console: the keeper's ends; see devices.
         group: that it was moved to, or None.
     """
 
-    def __init__(self, pid: int, socks: Sequence[socket.socket], report_fd: int) -> None:
-        self.pid = pid
+    def __init__(
+        self, pid: int, socks: Sequence[socket.socket], report_fd: int, is_inherited: bool
+    ) -> None:
+        self._child_pid = pid
         self._report_fd = report_fd
+        self._is_inherited = is_inherited
         self._worker_pid = 0
+        self._has_pids = False  # in a namespace, where all ends with the worker
         self._pidfd = os.pidfd_open(pid)
+        self._is_closed = False
         self.orders, self.asks, self.queries, self.console = socks
         self.group: Group | None = None
         self.status: int | None = None  # as os.waitpid has it, once it is known
 
-    @property
-    def worker_pid(self) -> int:
-        """Of the process that the machine is in; waits until it is there. Thread: one at a time."""
-        if not self._worker_pid:
-            said = os.read(self._report_fd, 20)
-            self._worker_pid = int(said) if said else self.pid
+    def settle(self) -> int:
+        """Wait until the worker is there; return its number. Before anything is ordered.
+
+        Thread: one at a time.
+        """
+        if self._worker_pid:
+            return self._worker_pid
+        said = os.read(self._report_fd, 20)
+        self._has_pids = bool(said)
+        self._worker_pid = int(said) if said else self._child_pid
+        if said and self._is_inherited:
+            os.waitpid(self._child_pid, 0)  # after which the worker is our child
+            os.close(self._pidfd)
+            self._child_pid = self._worker_pid
+            self._pidfd = os.pidfd_open(self._child_pid)
         return self._worker_pid
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for its end; False if it does not come in time."""
         if self.status is not None:
             return True
+        self.settle()
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         if not poll.poll(timeout_s * 1000):
             return False
         self.status = 0
         with contextlib.suppress(ChildProcessError):  # somebody else waits for every child
-            self.status = os.waitpid(self.pid, 0)[1]
+            self.status = os.waitpid(self._child_pid, 0)[1]
         return True
 
     def kill(self) -> None:
         """End it at once, with what it has forked."""
+        self.settle()
         if self.status is None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def close(self, grace_s: float) -> None:
         """End it, if it does not by itself; free all. Idempotent."""
-        if self._pidfd < 0:
+        if self._is_closed:
             return
+        self._is_closed = True
         if not self.wait(grace_s):
             self.kill()
             self.wait(grace_s)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)  # its copies that write a snapshot
+        if not self._has_pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._child_pid, signal.SIGKILL)  # its copies that write a snapshot
         os.close(self._pidfd)
         os.close(self._report_fd)
-        self._pidfd = -1
         for sock in (self.asks, self.queries, self.console):
             sock.close()
 
@@ -111,25 +129,25 @@ def fork_worker(level: str) -> Link:
     ours, theirs = _pairs()
     report, report_theirs = _report()
     parent = os.getpid()
+    privileges.inherit_orphans()
     gc.freeze()  # so that the child's collector touches, and so copies, nothing of it
     try:
         pid = os.fork()
     except OSError as error:
         raise HostError.from_errno("fork the machine's process", error.errno or 0) from error
     if not pid:
-        from voidbox.jail import privileges
         from voidbox.sandbox.worker.process import be_worker
 
         os.setsid()  # a group of its own, which its copies cannot leave
         privileges.die_with_parent(signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
-        be_worker(theirs, level, report_theirs)
+        be_worker(theirs, level, report_theirs, is_inherited=True)
     gc.unfreeze()
     os.close(report_theirs)
     for sock in theirs:
         sock.close()
-    return Link(pid, ours, report)
+    return Link(pid, ours, report, is_inherited=True)
 
 
 def spawn_worker(level: str, kept_fds: Sequence[int] = ()) -> Link:
@@ -164,4 +182,4 @@ def spawn_worker(level: str, kept_fds: Sequence[int] = ()) -> Link:
         for sock in theirs:
             sock.close()
     process.returncode = 0  # Link waits for it: no business of the object's
-    return Link(process.pid, ours, report)
+    return Link(process.pid, ours, report, is_inherited=False)

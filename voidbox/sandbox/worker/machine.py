@@ -83,7 +83,7 @@ class WorkerMachine:
         self._listener: UnixListener | None = None
         self.loop = EventLoop(self._on_fault, name="voidbox-keeper")
         self._serving: Serving | None = None
-        self._limits = ProcessLimits(lambda: link.worker_pid, config.memory_bytes, link.group)
+        self._limits = ProcessLimits(link.settle, config.memory_bytes, link.group)
         self._line = SocketLine(self.loop, link.console)
         self.console = Console(self.loop, self._line)
         with signals.blocked():  # our program may have handlers, or get some
@@ -98,6 +98,7 @@ class WorkerMachine:
     def _build(self, plan: Plan) -> None:
         config, link = self.config, self._link
         config.validate()
+        link.settle()
         vsock = config.vsock if config.vsock is not None and not config.vsock.is_vhost else None
         path = vsock.path if vsock is not None else None
         self._serving = Serving(self.loop, link.asks, link.queries, config.net, path, self._guard)

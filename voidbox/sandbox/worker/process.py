@@ -20,19 +20,24 @@ log = logging.getLogger(__name__)
 
 
 def be_worker(
-    socks: Sequence[socket.socket], level: str, report_fd: int, kept_fds: Sequence[int] = ()
+    socks: Sequence[socket.socket],
+    level: str,
+    report_fd: int,
+    kept_fds: Sequence[int] = (),
+    *,
+    is_inherited: bool,
 ) -> NoReturn:
     """Be a worker until its keeper is gone; the process has one thread.
 
     Args:
         socks: orders, asks, queries, console; see Link.
         level: of its jail.
-        report_fd: see warden.
+        report_fd, is_inherited: see warden.
         kept_fds: descriptors that stay open beside theirs.
     """
     status = 1
     try:
-        has_pids = warden.enter(level, report_fd)
+        has_pids = warden.enter(level, report_fd, is_inherited)
         gc.unfreeze()
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)

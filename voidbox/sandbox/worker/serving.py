@@ -7,12 +7,14 @@ others      ── the machine's
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from voidbox.errors import ConfigError, HostError, VoidboxError
+from voidbox.jail import privileges
 from voidbox.sandbox.worker import requests
 from voidbox.sandbox.worker.confinement import Confinement
 from voidbox.sandbox.worker.devices import Ends
@@ -100,6 +102,8 @@ class Worker:
     def _build(self, values: dict[str, Any]) -> dict[str, object]:
         """Shut the process in, and make the machine; seccomp comes before its first instruction."""
         plan = Plan.unpacked(values["plan"])
+        if self._has_pids:  # our parent is who it will stay: that has waited for the one before
+            privileges.die_with_parent(signal.SIGKILL)
         self._jail = Confinement(plan.config, plan.walls, self._has_pids)
         self._jail.enter()
         config = self._ends.furnish(plan.config)

@@ -1,10 +1,12 @@
 """A pid namespace for a worker. Only what is forked is in one: so the first process stays outside.
 
-    keeper ── starts ──► warden ── forks ──► worker: process 1 of the namespace
-                           waits for it, and ends as it does; the worker ends with it
+    keeper ─ forks ─► first process ─ forks ─► worker: process 1 of the namespace
+                      ends at once, and the keeper inherits the worker
+    program ─ runs ─► warden ─ forks ─► worker
+                      waits for it, and ends as it does; the worker ends with it
 
-What the worker forks ends with the worker, whatever it does. The warden has nothing: no descriptor,
-no capability, nobody who talks to it.
+What the worker forks ends with the worker, whatever it does. A program of somebody's inherits
+nobody, unless it asks for all orphans. The warden has nothing: no descriptor, no capability.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ from voidbox.jail import namespaces, privileges, trial
 from voidbox.jail.levels import OFF
 
 
-def enter(level: str, report_fd: int) -> bool:
+def enter(level: str, report_fd: int, is_inherited: bool) -> bool:
     """Go on as a child of this process, in user and pid namespaces of its own.
 
     Args:
         level: of the jail; see voidbox.jail.levels.
         report_fd: gets the child's number, as who started us sees it; nothing if there is none.
             It is closed.
+        is_inherited: whether who started us takes the child over; else this process waits.
     Returns:
         False where the host gives no namespaces, or none are wanted: this is still this process.
     """
@@ -33,13 +36,15 @@ def enter(level: str, report_fd: int) -> bool:
             return False
         namespaces.enter(("user", "pid"))
         pid = os.fork()
-        if pid:
-            _be_warden(pid, report_fd)
+        if not pid:
+            return True
+        with contextlib.suppress(OSError):  # nobody wants to know
+            os.write(report_fd, str(pid).encode())
+        if is_inherited:
+            os._exit(0)
+        _be_warden(pid)
     finally:
         os.close(report_fd)
-    # The warden may be gone already: whoever ended it hangs up, and so we end, too.
-    privileges.die_with_parent(signal.SIGKILL)
-    return True
 
 
 def close_others(kept_fds: set[int]) -> None:
@@ -50,10 +55,8 @@ def close_others(kept_fds: set[int]) -> None:
                 os.close(int(name))
 
 
-def _be_warden(pid: int, report_fd: int) -> NoReturn:
+def _be_warden(pid: int) -> NoReturn:
     """Wait for the worker; end as it has."""
-    with contextlib.suppress(OSError):  # nobody wants to know
-        os.write(report_fd, str(pid).encode())
     close_others(set())
     privileges.drop_capabilities()
     privileges.set_no_new_privs()
