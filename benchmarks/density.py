@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests.unit.sandbox.states import wanted  # noqa: E402
 from voidbox.pool.aio import AsyncPool  # noqa: E402
-from voidbox.sandbox.launch import environment, launch  # noqa: E402
+from voidbox.sandbox.child_environment import environment  # noqa: E402
+from voidbox.sandbox.launch import launch  # noqa: E402
 from voidbox.sandbox.state.store import Store  # noqa: E402
 from voidbox.sandbox.zygote.client import Zygote  # noqa: E402
 from voidbox.sdk import launching  # noqa: E402
