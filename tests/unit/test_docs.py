@@ -28,8 +28,9 @@ from voidbox import defaults
 from voidbox.cli import kept_options, network
 from voidbox.cli.run import split
 from voidbox.cli.verbs import VERBS
+from voidbox.sandbox.child_environment import environment
 from voidbox.sandbox.image_choice import Choice
-from voidbox.sandbox.launch import environment, launch
+from voidbox.sandbox.launch import launch
 from voidbox.sandbox.state.lifecycle import _TRANSITIONS, Event, State
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.workspace import copying

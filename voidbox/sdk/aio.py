@@ -98,6 +98,8 @@ class AsyncSandbox(CopiedSandbox):
         workspace_mode: Literal["copy", "ro", "rw"] = "copy",
         workspace_cache: Literal["auto", "always", "none"] = "auto",
         cpu_limit: float | None = None,
+        host_memory_bytes: int | None = None,
+        pids: int | None = None,
         disk_bytes_s: int | None = None,
         disk_ops_s: int | None = None,
         jail: Literal["default", "strict", "off"] | None = None,
@@ -156,7 +158,10 @@ class AsyncSandbox(CopiedSandbox):
             workspace_cache: of one that is shared live: "auto": the guest sees the host's changes
                 within a second; "always": nobody but the guest changes it, which is fastest;
                 "none": the guest asks each time.
-            cpu_limit: CPUs of this host that its CPUs use together, such as 0.5.
+            cpu_limit: CPUs of this host that it uses, such as 0.5; without a control group, its
+                CPUs together. See docs/security.md.
+            host_memory_bytes, pids: what its machine may hold of this host's memory, all in all,
+                and of threads and processes.
             disk_bytes_s, disk_ops_s: what each disk does a second. See set_limits().
             jail: how far its process shuts itself in: "default": as far as this host can,
                 "strict": all the way, or it does not start; "off". None: $VOIDBOX_JAIL, or default.
@@ -216,6 +221,8 @@ class AsyncSandbox(CopiedSandbox):
             workspace_mode=workspace_mode,
             workspace_cache=workspace_cache,
             cpu_limit=cpu_limit,
+            host_memory_bytes=host_memory_bytes,
+            pids=pids,
             disk_bytes_s=disk_bytes_s,
             disk_ops_s=disk_ops_s,
             jail=jail,

@@ -7,7 +7,7 @@ wait {}                      record, once the sandbox has ended
 set_timeout {timeout}        seconds from now, or null for no limit
 pause {}, resume {}
 hand_over {envs, metadata}    and it goes on when the process that made it is gone
-limit {cpu, disk_bytes_s, disk_ops_s, net_bytes_s}     limits, all of them; null ends one
+limit {…}                    limits, all of them; see resource_limits; null ends one
 port_add {publish}           forward, with the host's port that it got
 port_remove {publish}        removed
 port_list {}                 forwards
@@ -158,6 +158,9 @@ class Operations:
             "cpu_ns": time.process_time_ns() + int(found["cpu_ns"]),
             "rss_bytes": rss_bytes() + int(found["rss_bytes"]),
             "rss_bytes_max": (usage.ru_maxrss << 10) + int(found["rss_bytes_max"]),
+            "cpu_held_ns": sum(
+                int(each.get("cpu_held_ns", 0)) for each in (found, found.get("group", {}))
+            ),
             "memory_bytes": machine.config.memory_bytes,
             "cpus": machine.config.cpus,
             "uptime_s": time.monotonic() - self._sandbox.started_at,
