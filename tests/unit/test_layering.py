@@ -77,6 +77,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "sdk": {"errors", "jail", "secrets", "vmm", "fuse", "agent", "defaults", "images", "sandbox"},
     "pool": {"errors", "sandbox", "sdk", "file_limit"},
+    "ray": {"errors", "agent", "sandbox", "snapshot", "images", "sdk", "pool", "storage"},
     "defaults": {"errors"},
     "cli": {
         "pool",
