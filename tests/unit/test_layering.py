@@ -78,9 +78,11 @@ ALLOWED: dict[str, set[str]] = {
     "sdk": {"errors", "jail", "secrets", "vmm", "fuse", "agent", "defaults", "images", "sandbox"},
     "pool": {"errors", "sandbox", "sdk", "file_limit"},
     "ray": {"errors", "agent", "sandbox", "snapshot", "images", "sdk", "pool", "storage"},
+    "adapters": {"errors", "agent", "images", "sdk", "pool", "ray"},
     "defaults": {"errors"},
     "cli": {
         "pool",
+        "ray",
         "errors",
         "version",
         "vmm",

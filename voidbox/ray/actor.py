@@ -20,6 +20,7 @@ from voidbox.errors import PoolFull, VoidboxError
 from voidbox.pool.aio import AsyncPool
 from voidbox.pool.member import PooledSandbox
 from voidbox.ray import surroundings
+from voidbox.ray.carrier import NodeAddress
 from voidbox.ray.node import Node, NodeOptions
 from voidbox.sandbox.control import describe_error
 from voidbox.sdk.creating import CreateOptions
@@ -63,6 +64,7 @@ class NodePool:
         threading.Thread(target=self._loop.run_forever, name="voidbox-node", daemon=True).start()
         self._options = options
         self._node: Node | None = None
+        self._opening: asyncio.Future[None] | None = None
         self._streams: dict[int, _Stream] = {}
         self._last_stream = 0
 
@@ -78,20 +80,54 @@ class NodePool:
             return describe_error(error)
 
     @_in_group("ctl")
-    async def open(self) -> dict[str, Any]:
-        """Begin; see Node.open. Idempotent."""
-        return await self._run(self._open())
+    async def listen(self) -> dict[str, Any]:
+        """See Node. Idempotent."""
+        return await self._run(self._listen())
 
-    async def _open(self) -> dict[str, Any]:
+    async def _listen(self) -> dict[str, Any]:
         if self._node is None:
             host = ray.util.get_node_ip_address()
             self._node = Node(self._options, host, type(self).make_pool)
-            self._opening = asyncio.ensure_future(self._node.open())
-        return await asyncio.shield(self._opening)
+            self._listening = asyncio.ensure_future(self._node.listen())
+        return await asyncio.shield(self._listening)
+
+    @_in_group("ctl")
+    async def open(self) -> dict[str, Any]:
+        """See Node. Idempotent."""
+
+        async def open() -> dict[str, Any]:
+            if self._opening is None:
+                self._opening = asyncio.ensure_future(self._opened.open())
+            await asyncio.shield(self._opening)
+            return {}
+
+        return await self._run(open())
+
+    @_in_group("ctl")
+    async def find(self, kind: str, key: str) -> dict[str, Any]:
+        """See Node."""
+
+        async def find() -> dict[str, Any]:
+            return {"found": await self._opened.find(kind, key)}
+
+        return await self._run(find())
+
+    @_in_group("data")
+    async def fetch(self, kind: str, key: str, peer: NodeAddress | None) -> dict[str, Any]:
+        """See Node; without a peer, as pull()."""
+
+        async def fetch() -> dict[str, Any]:
+            if peer is None:
+                await self._opened.pull(key)
+            else:
+                await self._opened.fetch(kind, key, peer)
+            return {}
+
+        return await self._run(fetch())
 
     @property
     def _opened(self) -> Node:
-        assert self._node is not None, "open() comes first"
+        assert self._node is not None, "listen() comes first"
         return self._node
 
     @_in_group("make")

@@ -25,12 +25,13 @@ from voidbox.pool import options as given_options
 from voidbox.pool.giving import Giving
 from voidbox.pool.host_memory import AUTO
 from voidbox.pool.stats import PoolStats
-from voidbox.ray import actor, members, runner, tls
+from voidbox.ray import actor, copying, members, runner, tls
 from voidbox.ray.members import TRANSPORTS, Member
 from voidbox.ray.node import LEASE_S, NodeOptions
 from voidbox.ray.placement import choose
 from voidbox.ray.remote import RemoteSandbox
 from voidbox.ray.retrying import Tries
+from voidbox.ray.spreading import spread
 from voidbox.ray.ticket import Ticket
 from voidbox.sandbox.session import check_seconds
 from voidbox.sandbox.state.names import check_name
@@ -184,9 +185,11 @@ class AsyncPool(Giving[RemoteSandbox]):
         deadline = None if timeout is None else time.monotonic() + timeout
         full: set[str] = set()
         while True:
-            member = self._choose(full)
+            member = self._choose(full, options or {})
             left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
+                if key := copying.wanted(options or {}):
+                    await spread(self._alive(), *key, [member])
                 return await self._acquire(member, left_s, options)
             except PoolFull as error:
                 full.add(member.id)
@@ -222,11 +225,13 @@ class AsyncPool(Giving[RemoteSandbox]):
             ticket = Ticket.from_json((await calling)["ticket"])
             await RemoteSandbox(member.carrier, ticket, member.name).kill()
 
-    def _choose(self, full: set[str]) -> Member:
+    def _choose(self, full: set[str], options: CreateOptions) -> Member:
         alive = self._alive()
         if not alive:
             raise ConfigError("no node is left") if self._closed else _none_left()
-        found = choose([one for one in alive if one.id not in full] or alive, lambda one: True)
+        key = copying.wanted(options)
+        among = [one for one in alive if one.id not in full] or alive
+        found = choose(among, lambda one: key is None or key[1] in one.has)
         assert found is not None
         return found
 
@@ -248,7 +253,7 @@ class AsyncPool(Giving[RemoteSandbox]):
             Exception: what the function raised.
         """
         self._check_open()
-        member = self._choose(set())
+        member = self._choose(set(), {})
         member.asked += 1
         try:
             there = member.make_runner(self._runner, self._runtime_env)
@@ -350,19 +355,24 @@ class AsyncPool(Giving[RemoteSandbox]):
             )
             for node in new
         ]
-        for member, problem in zip(
-            begun, await asyncio.gather(*(self._open(one) for one in begun)), strict=True
-        ):
+        listening = await asyncio.gather(*(self._try(one, one.listen()) for one in begun))
+        listeners = [one for one, problem in zip(begun, listening, strict=True) if not problem]
+        if wanted := copying.wanted(self._options.options):
+            await spread([*self._alive(), *listeners], *wanted, listeners)
+        opening = await asyncio.gather(*(self._try(one, one.call("open")) for one in listeners))
+        for member, problem in zip(listeners, opening, strict=True):
             if problem is None:
                 self._members[member.id] = member
-            elif is_first:
+        problems = [one for one in (*listening, *opening) if one is not None]
+        for problem in problems:
+            if isinstance(problem, ConfigError) or (is_first and not self._members):
                 raise problem
-            else:
-                _logger.warning("%s", problem)
+            _logger.warning("%s", problem)
 
-    async def _open(self, member: Member) -> VoidboxError | None:
+    async def _try(self, member: Member, step: Awaitable[object]) -> VoidboxError | None:
+        """Take a step of a member's beginning; return why it could not be, and leave it then."""
         try:
-            await member.open()
+            await step
         except VoidboxError as error:
             await member.end(self._holder, self._name is not None)
             return error

@@ -127,14 +127,21 @@ class GatewayCarrier:
             return SandboxLost(str(self._lost), self._lost.reason)
 
 
+def is_there(raylet: tuple[str, int]) -> bool:
+    """Whether a machine's raylet can be reached."""
+    try:
+        socket.create_connection(raylet, _PROBE_S).close()
+    except OSError:
+        return False
+    return True
+
+
 def lost_with(address: NodeAddress, why: str) -> SandboxLost:
     """Return the error for a node whose pool is gone: with its machine, or alone.
 
     Ray is not asked: it takes many seconds to know of a machine's end.
     """
-    try:
-        socket.create_connection(address.probe, _PROBE_S).close()
-    except OSError:
+    if not is_there(address.probe):
         return SandboxLost(
             f"the sandbox is lost: its node {address.node} is gone, or the way to it ({why})",
             "node",

@@ -6,32 +6,47 @@ import asyncio
 import contextlib
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from voidbox.errors import ConfigError, HostError, SandboxLost, VoidboxError
+from voidbox.errors import ConfigError, HostError, PoolFull, SandboxLost, VoidboxError
 from voidbox.ray.calls import ActorCarrier
-from voidbox.ray.carrier import Carrier, GatewayCarrier, NodeAddress, lost_with
+from voidbox.ray.carrier import Carrier, GatewayCarrier, NodeAddress, is_there, lost_with
+from voidbox.ray.copying import Found
 from voidbox.ray.node import NodeOptions
 from voidbox.ray.runner import ROLLOUTS_MAX
 from voidbox.sandbox.control import make_error
 
 NAMESPACE = "voidbox"
 TRANSPORTS = ("auto", "socket", "actor")
-_SAY_S, _OPEN_S = 10.0, 120.0
+_SAY_S, OPEN_S = 10.0, 120.0
 _CLOSE_S = 30.0
+_ASKED_AT_ONCE = 32
 
 _logger = logging.getLogger("voidbox")
 
 
 def nodes_with(resource: str) -> list[dict[str, Any]]:
-    """Return the live nodes of the cluster that announce a resource, as ray.nodes() has them."""
-    return [
+    """Return the live nodes of the cluster that announce a resource, as ray.nodes() has them.
+
+    Thread: any; it asks each of them, for Ray knows of a node's end many seconds later.
+    """
+    known = [
         node for node in ray.nodes() if node["Alive"] and node["Resources"].get(resource, 0) >= 1
     ]
+    if not known:
+        return []
+    with ThreadPoolExecutor(min(_ASKED_AT_ONCE, len(known))) as threads:
+        answers = list(threads.map(lambda node: is_there(_raylet(node)), known))
+    return [node for node, answer in zip(known, answers, strict=True) if answer]
+
+
+def _raylet(node: dict[str, Any]) -> tuple[str, int]:
+    return node["NodeManagerAddress"], node["NodeManagerPort"]
 
 
 class Member:
@@ -47,7 +62,7 @@ class Member:
         carrier: the way to its sandboxes.
         asked: calls of ours that have not been answered.
         runner: None before the first rollout.
-        has: digests of what it has, that we know of.
+        has: names of images and snapshots that it has, as far as we know.
     """
 
     def __init__(self, node: dict[str, Any], actor: Any, transport: str) -> None:
@@ -59,7 +74,7 @@ class Member:
         self.is_lost = False
         self.has: set[str] = set()
         self.idle_since = time.monotonic()
-        self._probe = (node["NodeManagerAddress"], node["NodeManagerPort"])
+        self._probe = _raylet(node)
         self._transport = transport
         self._size, self._used = 1, 0
         self.address = NodeAddress(self.name, "", 0, "", "", self._probe)
@@ -80,13 +95,13 @@ class Member:
         """See placement."""
         return self.used / self._size
 
-    async def open(self) -> None:
-        """Wait until it is there.
+    async def listen(self) -> None:
+        """Wait until it is there, and can be asked.
 
         Raises:
             VoidboxError: it cannot be.
         """
-        opening = asyncio.ensure_future(self.actor.open.remote())
+        opening = asyncio.ensure_future(self.actor.listen.remote())
         try:
             try:
                 answer = await asyncio.wait_for(asyncio.shield(opening), _SAY_S)
@@ -95,7 +110,7 @@ class Member:
                     "the pool of node %s waits for its resource: another pool may have it",
                     self.name,
                 )
-                answer = await asyncio.wait_for(opening, _OPEN_S)
+                answer = await asyncio.wait_for(opening, OPEN_S)
         except TimeoutError:
             raise HostError(
                 f"the pool of node {self.name} does not start: another pool may have the node's "
@@ -133,6 +148,14 @@ class Member:
         except VoidboxError:
             pass  # it answers, and has no such sandbox
         self.carrier = gateway
+
+    async def find(self, kind: str, key: str) -> Found | None:
+        """Return what it has by a name; None for nothing, or if it is gone."""
+        try:
+            found: Found | None = (await self.call("find", kind, key))["found"]
+        except SandboxLost:
+            return None
+        return found
 
     async def call(self, method: str, *arguments: Any) -> dict[str, Any]:
         """Call the actor.
@@ -222,8 +245,6 @@ def begin(
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:
     if answer.get("ok") is not True:
         if "retry_after" in answer:
-            from voidbox.errors import PoolFull
-
             raise PoolFull(str(answer.get("error")), float(answer["retry_after"]))
         raise make_error(answer)
     return answer

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 
 from voidbox.errors import PoolFull, VoidboxError
 from voidbox.pool.aio import AsyncPool
-from voidbox.ray import tls
+from voidbox.ray import copying, tls
+from voidbox.ray.carrier import GatewayCarrier, NodeAddress
 from voidbox.ray.gateway import Answer, Gateway, refused
 from voidbox.ray.held import Held
 from voidbox.sandbox.control import describe_error, encode
@@ -92,19 +93,19 @@ class Node:
         self._held: dict[str, Held] = {}
         self._leases: dict[str, float] = {}  # until when
         self._waiting = 0
+        self._copying = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
 
     # Its life.
 
-    async def open(self) -> dict[str, Any]:
-        """Begin; return how it is reached: host, port, token, certificate.
+    async def listen(self) -> dict[str, Any]:
+        """Begin to serve, and return how it is reached: host, port, token, certificate.
 
         Raises:
-            VoidboxError: the pool's options make no sense, or this host cannot.
+            VoidboxError: this host cannot.
         """
         self._store = await asyncio.to_thread(Store, self._options.state_folder)
         await asyncio.to_thread(self._store.clean)  # what an earlier pool left, if it was killed
-        await self._pool.__aenter__()
         self._address = await self._gateway.open()
         self._sweeping = asyncio.create_task(self._sweep())
         return {
@@ -115,6 +116,14 @@ class Node:
             "size": self._options.size,
         }
 
+    async def open(self) -> None:
+        """Begin to have sandboxes; what they are made of is here by now.
+
+        Raises:
+            VoidboxError: the pool's options make no sense, or this host cannot.
+        """
+        await self._pool.__aenter__()
+
     async def close(self) -> None:
         """End everything. Idempotent."""
         if self._sweeping is not None:
@@ -122,6 +131,37 @@ class Node:
         await self._gateway.close()
         self._held.clear()
         await self._pool.close()
+
+    # What sandboxes are made of; see copying.
+
+    async def find(self, kind: str, key: str) -> copying.Found | None:
+        """Return what a name stands for here; None for nothing."""
+        return await asyncio.to_thread(copying.find, kind, key, self._folder)
+
+    async def pull(self, name: str) -> None:
+        """Have an image come from its registry. Once, however many ask."""
+        async with self._copying:
+            if await self.find(copying.IMAGE, name) is None:
+                await asyncio.to_thread(copying.pull, name, self._folder)
+
+    async def fetch(self, kind: str, key: str, peer: NodeAddress) -> None:
+        """Have an image or a snapshot come from another node. Once, however many ask.
+
+        Raises:
+            VoidboxError: see copying.receive().
+        """
+        async with self._copying:
+            if await self.find(kind, key) is None:
+                await asyncio.to_thread(self._fetch, kind, key, peer)
+
+    def _fetch(self, kind: str, key: str, peer: NodeAddress) -> None:
+        sock = GatewayCarrier(peer).open("", peer.token, "copy", None, {"kind": kind, "key": key})
+        copying.receive(sock, kind, key, self._folder)
+
+    @property
+    def _folder(self) -> str:
+        assert self._store is not None, "listen() comes first"
+        return self._store.folder
 
     # What holders ask for.
 
@@ -212,8 +252,11 @@ class Node:
         token, id, op = (request.pop(name, None) for name in ("token", "id", "op"))
         if not all(isinstance(text, str) for text in (token, op)):
             raise refused()
-        if op == "hold" and secrets.compare_digest(str(token), self._token):
-            return self._hold
+        if op in ("hold", "copy") and secrets.compare_digest(str(token), self._token):
+            if op == "hold":
+                return self._hold
+            kind, key = str(request.get("kind")), str(request.get("key"))
+            return await asyncio.to_thread(copying.send, kind, key, self._folder)
         return await self.ask(str(id), str(token), str(op), request)
 
     # A holder that is a connection: what it has ends with it.

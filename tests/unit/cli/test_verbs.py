@@ -15,11 +15,11 @@ import pytest
 
 from tests.unit.cli.conftest import ROOT, Cli
 from voidbox.cli import completion, kept_options, root_options, run
-from voidbox.cli.verbs import VERBS, nearest, usage
+from voidbox.cli.verbs import VERBS, module_of, nearest, usage
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
-    module = __import__(f"voidbox.cli.{verb}", fromlist=["make_options"])
+    module = __import__(module_of(verb), fromlist=["make_options"])
     parser: argparse.ArgumentParser = module.make_options()
     return parser
 

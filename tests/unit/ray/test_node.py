@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import socket
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,19 @@ from typing import Any
 import pytest
 
 from tests.unit.sandbox.conftest import in_event_loop
-from voidbox.errors import AgentError, ConfigError, PoolFull, SandboxLost
+from voidbox.errors import AgentError, ConfigError, HostError, PoolFull, SandboxLost
+from voidbox.images.config import ImageConfig
+from voidbox.images.draft import ROOTFS
+from voidbox.images.record import ImageRecord
+from voidbox.images.reference import parse_reference
+from voidbox.images.store import Image, ImageStore
 from voidbox.ray.carrier import GatewayCarrier, NodeAddress
+from voidbox.ray.copying import receive
 from voidbox.ray.node import Node, NodeOptions
 from voidbox.ray.remote import RemoteSandbox
 from voidbox.ray.ticket import Ticket
 from voidbox.sandbox.control import encode
+from voidbox.sandbox.snapshots import record as records
 from voidbox.sdk.creating import CreateOptions
 
 pytestmark = pytest.mark.slow
@@ -40,13 +48,20 @@ class Opened:
 @contextlib.asynccontextmanager
 async def opened(options: dict[str, Any], size: int = 2, **others: Any) -> AsyncIterator[Opened]:
     own = dict(options)
-    memory = own.pop("host_memory", None)
+    memory, folder = own.pop("host_memory", None), own.pop("state_folder", None)
     node = Node(
-        NodeOptions(size=size, host_memory=memory, options=CreateOptions(**own), **others),
+        NodeOptions(
+            size=size,
+            host_memory=memory,
+            state_folder=folder,
+            options=CreateOptions(**own),
+            **others,
+        ),
         "127.0.0.1",
     )
     with socket.create_server(("127.0.0.1", 0)) as raylet:  # what stands for the machine
-        found = await node.open()
+        found = await node.listen()
+        await node.open()
         try:
             yield Opened(
                 node,
@@ -189,6 +204,68 @@ async def test_sandboxes_end_with_the_connection_that_holds_them(options: dict[s
         writer.close()
         while there.node.load()["used"]:
             await asyncio.sleep(0.05)
+
+
+@in_event_loop
+async def test_a_snapshot_comes_from_another_node(options: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory(prefix="vbx") as folder:
+        async with (
+            opened(options) as there,
+            opened({**options, "state_folder": folder}) as here,
+        ):
+            async with await there.acquire() as sandbox:
+                info = await sandbox.snapshot("prepared")
+            memory = Path(os.environ["VOIDBOX_STATE"], "snapshots", info.snapshot_id, "memory")
+            with memory.open("r+b") as file:  # with a hole in it
+                file.truncate(64 << 20)
+                file.seek(32 << 20)
+                file.write(os.urandom(3 << 20))
+            for _ in range(2):
+                await here.node.fetch("snapshot", info.snapshot_id, there.address)
+            found = await here.node.find("snapshot", "prepared")
+            assert found is not None
+            assert found.id == info.snapshot_id
+            copied = Path(folder, "snapshots", found.id, "memory")
+            assert copied.read_bytes() == memory.read_bytes()
+            assert copied.stat().st_blocks * 512 < 8 << 20
+            assert records.load(str(copied.parent)).files == records.load(str(memory.parent)).files
+            wrong = there.address._replace(token="x")
+            with pytest.raises(AgentError, match="no such sandbox"):
+                await here.node.fetch("snapshot", "another", wrong)
+            with pytest.raises(ConfigError, match="no snapshot"):
+                await here.node.fetch("snapshot", "another", there.address)
+            assert len(os.listdir(Path(folder, "snapshots"))) == 1
+
+
+@in_event_loop
+async def test_an_image_comes_from_another_node(options: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory(prefix="vbx") as folder:
+        async with (
+            opened(options) as there,
+            opened({**options, "state_folder": folder}) as here,
+        ):
+            made = add_image(ImageStore(), "tools:1")
+            assert await here.node.find("image", "tools:1") is None
+            await here.node.fetch("image", "tools:1", there.address)
+            found = ImageStore(folder).find("tools:1")
+            assert found.record._replace(added_at=0.0) == made.record._replace(added_at=0.0)
+            assert Path(found.path).read_bytes() == Path(made.path).read_bytes()
+            with open(made.path, "rb") as file, pytest.raises(HostError, match="broke off"):
+                cut, ours = socket.socketpair()
+                parts = [{"name": ROOTFS, "size_bytes": 9, "extents": [[0, 9]], "digest": ""}]
+                head = {"record": made.record.to_json(), "names": [], "parts": parts}
+                cut.sendall(json.dumps(head).encode() + b"\n" + file.read(4))
+                cut.close()
+                receive(ours, "image", "tools:2", folder)
+            assert await here.node.find("image", "tools:2") is None
+
+
+def add_image(store: ImageStore, name: str) -> Image:
+    id = f"sha256:{'7' * 64}"
+    with store.draft() as draft:
+        Path(draft.rootfs).write_bytes(os.urandom(1 << 20) + bytes(1 << 20))
+        record = ImageRecord(id, ImageConfig(), 2 << 20, None, 1.0, "a test")
+        return store.add(draft, parse_reference(name), record)
 
 
 @in_event_loop
