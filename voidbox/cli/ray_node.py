@@ -20,13 +20,11 @@ def make_options() -> argparse.ArgumentParser:
         "Print the command that starts Ray on this machine, with as many sandboxes as it has\n"
         "memory, open files and threads for. Exit status: 0 if it can be a node, 2 if not.",
         "examples:\n"
-        "  voidbox ray-node                            the head of a cluster\n"
-        "  voidbox ray-node --address 10.0.0.1:6379    a node that joins it\n"
-        '  sh -c "$(voidbox ray-node --memory 1G)"     and start it\n',
+        "  voidbox ray-node                            # the head of a cluster\n"
+        "  voidbox ray-node --address 10.0.0.1:6379    # a node that joins it\n"
+        '  sh -c "$(voidbox ray-node --memory 1G)"     # and start it\n',
     )
-    parser.add_argument(
-        "--address", metavar="HOST:PORT", help="of the head; without it: be the head"
-    )
+    parser.add_argument("--address", metavar="HOST:PORT", help="of the head; by default this is it")
     parser.add_argument("--memory", metavar="SIZE", help="of each sandbox, as create() has it")
     parser.add_argument("--slots", metavar="N", help="so many sandboxes, whatever fits")
     parser.add_argument(

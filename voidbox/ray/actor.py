@@ -54,9 +54,11 @@ class NodePool:
 
     Attributes:
         make_pool: see Node.
+        make_node: makes the node.
     """
 
     make_pool: Callable[..., AsyncPool] = ExposedPool
+    make_node: Callable[..., Node] = Node
 
     def __init__(self, options: NodeOptions) -> None:
         surroundings.be_a_pool()
@@ -87,7 +89,7 @@ class NodePool:
     async def _listen(self) -> dict[str, Any]:
         if self._node is None:
             host = ray.util.get_node_ip_address()
-            self._node = Node(self._options, host, type(self).make_pool)
+            self._node = type(self).make_node(self._options, host, type(self).make_pool)
             self._listening = asyncio.ensure_future(self._node.listen())
         return await asyncio.shield(self._listening)
 

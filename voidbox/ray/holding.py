@@ -87,12 +87,13 @@ class Holding:
         while True:
             try:
                 answer = await self._ask({"op": "acquire", "timeout": None})
-                return await self.use(Ticket.from_json(answer["ticket"]))
+                return await self.use(answer["ticket"])
             except PoolFull as error:
                 await asyncio.sleep(min(_RETRY_S_MAX, error.retry_after))
 
-    async def use(self, ticket: Ticket) -> Any:
-        """Return the sandbox of a ticket."""
+    async def use(self, values: dict[str, Any]) -> Any:
+        """Return the sandbox of a ticket, which comes as JSON has it."""
+        ticket = Ticket.from_json(values)
         folder = ticket.state_folder
         if folder not in self._stores:
             self._stores[folder] = await asyncio.to_thread(Store, folder)

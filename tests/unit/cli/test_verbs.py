@@ -45,7 +45,7 @@ def examples(text: str) -> list[str]:
 
 
 def test_the_overall_help_names_every_verb_once() -> None:
-    named = re.findall(r"^  ([a-z]+) +", usage(), re.MULTILINE)
+    named = re.findall(r"^  ([a-z-]+) +", usage(), re.MULTILINE)
     assert [name for name in named if name != "voidbox"] == list(VERBS)
     assert all(len(line) <= 100 for line in usage().splitlines())
 

@@ -383,3 +383,25 @@ def test_a_reader_that_stops_grows_nobody(options: dict[str, Any]) -> None:
             await handle.kill()
 
     run(test())
+
+
+def test_the_example_of_rollouts(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    import ray
+
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import rollouts_on_ray
+
+    ray.cloudpickle.register_pickle_by_value(rollouts_on_ray)  # as of a program that is run
+    output = tmp_path / "plot.svg"
+
+    async def test() -> None:
+        own = {**options, "image": Path(options["image"])}
+        results = await rollouts_on_ray.main(8, str(output), lambda **more: pool_of(more), **own)
+        assert [one.number for one in results] == list(range(8))
+        assert any(one.is_solved for one in results)
+
+    run(test())
+    assert "8 rollouts, " in capsys.readouterr().out
+    assert output.read_text().startswith("<svg")
