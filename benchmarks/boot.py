@@ -3,7 +3,8 @@
 Every contender boots a guest that writes the boot-timer port from its init and powers off at once.
 Two clocks, both from the start of the process: until the boot-timer write, and until the process
 has ended. Rounds are interleaved, so that a machine that changes speed changes it for all; medians
-and their ratios are what to quote.
+and their ratios are what to quote. Then a sandbox of a Debian on a disk, whose PID 1 is the agent
+or the image's own init: until create() returns, and until the init has started all its services.
 
     python benchmarks/boot.py [--rounds N] [--output FILE.json]
 """
@@ -24,6 +25,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.e2e import disk_images
+from voidbox import Sandbox
 from voidbox.vmm.config import DEFAULT_CMDLINE
 
 ROOT = Path(__file__).parents[1]
@@ -167,6 +171,51 @@ def measure(guest: Guest, rounds: int) -> dict[str, object]:
     return {"guest": guest._asdict(), "rows": rows}
 
 
+def run_init(guest: Guest, image: Path, init: str, until: str) -> Sample:
+    """Have a sandbox with this init; `until` returns when it has started what it starts."""
+    start = time.monotonic()
+    with Sandbox.create(
+        kernel=guest.kernel, image=image, init=init, memory=f"{MEMORY_MIB}M", cold=True,
+        timeout=LIMIT_S, request_timeout=LIMIT_S,
+    ) as sandbox:  # fmt: skip
+        boot_s = time.monotonic() - start
+        sandbox.commands.run(until, timeout=LIMIT_S)
+        return Sample(boot_s, time.monotonic() - start)
+
+
+def measure_inits(guest: Guest, rounds: int) -> dict[str, dict[str, float]]:
+    """Boot the same Debian with each init in turn; returns medians."""
+    systemd, openrc = (disk_images.init_image(name) for name in ("systemd", "openrc"))
+    inits = {
+        "the agent": (systemd, "agent", "true"),
+        "systemd": (
+            systemd, "/lib/systemd/systemd", "systemctl is-system-running --wait || sleep 0.1",
+        ),
+        "OpenRC": (openrc, "/sbin/init", "until rc-status -r | grep -x default; do sleep .1; done"),
+    }  # fmt: skip
+    samples: dict[str, list[Sample]] = {name: [] for name in inits}
+    for _ in range(rounds):
+        for name, (image, init, until) in inits.items():
+            samples[name].append(run_init(guest, image, init, until))
+    return {
+        name: {
+            "create_s": statistics.median(sample.boot_s for sample in taken),
+            "services_s": statistics.median(sample.total_s for sample in taken),
+        }
+        for name, taken in samples.items()
+    }
+
+
+def print_inits(guest: Guest, rows: dict[str, dict[str, float]]) -> None:
+    """Print one guest's table of inits, with ratios to the agent's."""
+    agent = rows["the agent"]
+    print(f"\n{guest.name}, a Debian on a disk")
+    print(f"  {'PID 1':22}{'create()':>10}{'services':>10}{'it/the agent':>24}")
+    for name, row in rows.items():
+        ratio = row["services_s"] / agent["services_s"]
+        print(f"  {name:22}{row['create_s']:9.2f}s{row['services_s']:9.2f}s{ratio:24.2f}")
+
+
 def print_table(result: dict[str, object]) -> None:
     """Print one guest's table, with ratios of voidbox to each peer."""
     rows: dict[str, dict[str, float]] = result["rows"]  # type: ignore[assignment]
@@ -187,16 +236,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Boot time beside QEMU microvm.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", metavar="NAME", help="guests with NAME in theirs")
+    parser.add_argument("--inits", action="store_true", help="only the images' own inits")
     parser.add_argument("--output", type=Path, help="write all samples there, as JSON")
     options = parser.parse_args()
     print(f"{options.rounds} rounds, medians; target: voidbox/QEMU microvm ≤ {QEMU_RATIO_TARGET}")
-    results = []
-    for guest in [guest for guest in find_guests() if options.only in guest.name]:
-        results.append(measure(guest, options.rounds))
-        print_table(results[-1])
+    results, inits = [], {}
+    guests = [guest for guest in find_guests() if options.only in guest.name]
+    for guest in guests:
+        if not options.inits:
+            results.append(measure(guest, options.rounds))
+            print_table(results[-1])
+    for guest in guests:
+        if guest.name == "minimal vmlinux":
+            continue  # the minimal kernel once more
+        inits[guest.name] = measure_inits(guest, options.rounds)
+        print_inits(guest, inits[guest.name])
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        document = {"kernel": platform.release(), "results": results}
+        document = {"kernel": platform.release(), "results": results, "inits": inits}
         options.output.write_text(json.dumps(document, indent=1) + "\n")
 
 

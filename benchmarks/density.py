@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from tests.unit.sandbox.states import wanted  # noqa: E402
 from voidbox.pool.aio import AsyncPool  # noqa: E402
-from voidbox.sandbox.launch import environment, launch  # noqa: E402
+from voidbox.sandbox.child_environment import environment  # noqa: E402
+from voidbox.sandbox.launch import launch  # noqa: E402
 from voidbox.sandbox.state.store import Store  # noqa: E402
 from voidbox.sandbox.zygote.client import Zygote  # noqa: E402
 from voidbox.sdk import launching  # noqa: E402
@@ -189,10 +190,13 @@ async def freed(sandbox: Any) -> dict[str, float]:
 
 
 def processes_of(sandbox: Any) -> list[int]:
-    """Return the processes of a sandbox: its own, and those that it has forked."""
-    pid = sandbox._store.read(sandbox.sandbox_id).pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [pid, *map(int, children)]
+    """Return the processes of a sandbox: its own, and those that it has started."""
+    return _family(sandbox._store.read(sandbox.sandbox_id).pid)
+
+
+def _family(pid: int) -> list[int]:
+    children = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [pid, *(each for child in children for each in _family(child))]
 
 
 def cost_of(sandbox: Any) -> dict[str, float]:

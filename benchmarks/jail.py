@@ -1,10 +1,13 @@
 """What the jail costs: a machine's start, and a connection, beside the same without, in one run.
 
-    python -m benchmarks.jail [--rounds N] [--json FILE]
+    python -m benchmarks.jail [--rounds N] [--real] [--json FILE]
 
 The guest is a few bytes of machine code, so that any KVM will do: a start is from the asking to the
 guest's first byte on the console, and an end to the free folder. A connection is to a listener on
 the loopback: made by the keeper and handed over, beside one made in the same process.
+
+--real adds sandboxes that boot, which take turns: create(), an exec, HTTP and connections from the
+guest to this host, and a write to its disk. It needs a KVM that boots Linux, and `voidbox setup`.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from voidbox.vmm.console import CallbackOutput
 
 _LOOPBACK = 0x7F00_0001
 _LEVELS = ("off", "default", "strict")
-_LIMIT_S = 60.0
+_LIMIT_S, _LIMIT_REAL_S = 60.0, 300.0
 
 
 def start_ms(kernel: str, level: str) -> float:
@@ -89,6 +92,87 @@ def connections_us(count: int) -> dict[str, float]:
     return found
 
 
+_EXECS, _CONNECTS, _HTTP_BYTES, _DISK_MB = 20, 40, 16 << 20, 32
+_HOST = "10.0.2.2"  # the gateway
+_IN_GUEST = """
+import os, socket, statistics, sys, time
+host, port, connects, size = sys.argv[1], *map(int, sys.argv[2:])
+def timed(call):
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+def connect():
+    socket.create_connection((host, port), 60).close()
+def http():
+    with socket.create_connection((host, port), 60) as sock:
+        sock.sendall(b"GET /big HTTP/1.0\\r\\n\\r\\n")
+        left, buffer = size, bytearray(1 << 18)
+        while left > 0:
+            got = sock.recv_into(buffer)
+            if not got:
+                raise SystemExit(f"{left} bytes are missing")
+            left -= got
+timed(connect)
+print(statistics.median(timed(connect) for _ in range(connects)), timed(http))
+"""
+
+
+def _serve(server: socket.socket) -> None:
+    """Send all bytes to whoever asks for something."""
+    content = bytes(_HTTP_BYTES + 1024)
+    while True:
+        try:
+            sock, _ = server.accept()
+        except OSError:
+            return
+        with sock:
+            if sock.recv(1024):
+                sock.sendall(content)
+
+
+def real_s(level: str, port: int) -> dict[str, float]:
+    """Return what one sandbox takes for each thing, in seconds."""
+    from voidbox import Sandbox
+
+    began = time.perf_counter()
+    with Sandbox.create(
+        jail=level, cold=True, allow_host_ports=[port], request_timeout=_LIMIT_REAL_S
+    ) as sandbox:
+        found = {"create": time.perf_counter() - began}
+        execs = []
+        for _ in range(_EXECS):
+            began = time.perf_counter()
+            sandbox.commands.run(["true"])
+            execs.append(time.perf_counter() - began)
+        found["exec"] = statistics.median(execs)
+        arguments = [_HOST, str(port), str(_CONNECTS), str(_HTTP_BYTES)]
+        said = sandbox.commands.run(["python3", "-c", _IN_GUEST, *arguments], check=True).stdout
+        found["connect"], found["http"] = map(float, said.split())
+        began = time.perf_counter()
+        write = f"dd if=/dev/zero of=/root/big bs=1M count={_DISK_MB} conv=fsync 2>/dev/null"
+        sandbox.commands.run(write, user="root", check=True)
+        found["disk"] = time.perf_counter() - began
+    return found
+
+
+def measure_real(rounds: int) -> dict[str, Any]:
+    """Return the medians of each level, and what the default is beside "off"."""
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as server:
+        threading.Thread(target=_serve, args=(server,), daemon=True).start()
+        port = server.getsockname()[1]
+        found: dict[str, list[dict[str, float]]] = {level: [] for level in _LEVELS[:2]}
+        for _ in range(rounds):
+            for level, of_level in found.items():
+                of_level.append(real_s(level, port))
+    medians = {
+        level: {name: statistics.median(one[name] for one in of_level) for name in of_level[0]}
+        for level, of_level in found.items()
+    }
+    off, default = medians["off"], medians["default"]
+    ratios = {name: round(default[name] / off[name], 3) for name in off}
+    return {"seconds": found, "medians": medians, "ratios": ratios}
+
+
 def measure(rounds: int) -> dict[str, Any]:
     """Return all of it; the levels take turns, so that a busy host treats them alike."""
     with tempfile.TemporaryDirectory() as folder:
@@ -110,10 +194,14 @@ def main() -> None:
     """Measure, and print it."""
     parser = argparse.ArgumentParser(description="What the jail costs.")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--real", action="store_true", help="sandboxes that boot, too")
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     logging.getLogger(JAIL_LOG).setLevel(logging.ERROR)  # that it is off
-    text = json.dumps(measure(options.rounds), indent=1)
+    measured = measure(options.rounds)
+    if options.real:
+        measured["real"] = measure_real(options.rounds)
+    text = json.dumps(measured, indent=1)
     print(text)
     if options.json is not None:
         Path(options.json).write_text(f"{text}\n")

@@ -9,7 +9,17 @@ import signal
 import termios
 import time
 
-from guest_agent import modules, mounts, network, plain_files, protocol, root, syscalls
+from guest_agent import (
+    cgroups,
+    containers,
+    modules,
+    mounts,
+    network,
+    plain_files,
+    protocol,
+    root,
+    syscalls,
+)
 from guest_agent.loop import log
 from guest_agent.spawn import OPEN_FILES, PATH
 from guest_agent.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID
@@ -70,6 +80,8 @@ def prepare() -> tuple[bytes, str]:
         _attempt("the kernel's modules", modules.set_up)
     else:
         _attempt("the folders", _own_folders)
+    _attempt("the cgroups", cgroups.mount)
+    _attempt("the stores of containers", containers.set_up)
     _attempt("the network", network.set_up)
     _attempt("the host's name", _set_hostname)
     _attempt("what is to be mounted", mounts.set_up)

@@ -12,7 +12,7 @@ import os
 
 from guest_agent import syscalls
 from guest_agent.loop import log
-from guest_agent.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID
+from guest_agent.syscalls import MS_NODEV, MS_NOEXEC, MS_NOSUID, MS_REMOUNT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 ROOT = "/sys/fs/cgroup"
 _FOLDER = "voidbox"
 OWN = f"/{_FOLDER}/agent"  # below the root, where the agent is not PID 1
-# Without this whoever moves waits for the kernel's next grace period, some ten milliseconds.
-_OPTIONS = ("favordynmods", "")
+_FLAGS = MS_NOSUID | MS_NODEV | MS_NOEXEC
 
 
 def mount(root: str = ROOT) -> None:
@@ -36,14 +35,16 @@ def mount(root: str = ROOT) -> None:
         return
     if os.path.ismount(root):
         raise OSError(errno.EBUSY, "something else is mounted there", root)
-    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
-    for options in _OPTIONS:
-        try:
-            syscalls.mount("cgroup2", root, "cgroup2", flags, options)
-            return
-        except OSError:
-            if not options:
-                raise
+    syscalls.mount("cgroup2", root, "cgroup2", _FLAGS)
+
+
+def _favor_moves(root: str) -> None:
+    """Have nobody who moves wait for the kernel's next grace period, some ten milliseconds.
+
+    Linux 6.0. Not at the start: it waits for such a period itself.
+    """
+    with contextlib.suppress(OSError):
+        syscalls.mount("cgroup2", root, "cgroup2", _FLAGS | MS_REMOUNT, "favordynmods")
 
 
 def join_own(root: str = ROOT) -> str:
@@ -156,6 +157,8 @@ class Groups:
     def _set_up(self) -> bool:
         try:
             mount(self._root)
+            if self.origin == self._root:  # else it is the init's, with its options
+                _favor_moves(self._root)
             os.makedirs(f"{self._root}/{_FOLDER}", exist_ok=True)
         except OSError as error:
             log(f"no cgroups ({error.strerror}): what leaves a command's process group lives on")

@@ -33,6 +33,10 @@ INITS = {
     "systemd": ("systemd-sysv", "dbus", "procps", "kmod", "udev"),
     "openrc": ("openrc", "sysvinit-core", "procps", "kmod"),
 }
+CONTAINERS = (
+    *("docker.io", "podman", "crun", "netavark", "fuse-overlayfs", "slirp4netns", "uidmap"),
+    *("catatonit", "iptables", "nftables", "iproute2", "procps", "kmod", "ca-certificates", "wget"),
+)
 PROJECT = "h11==0.14.0"
 APPLETS = "sh cat id pwd ls echo env hostname stat mount df dd rm mkdir sleep touch wc"
 _MIB = 1 << 20
@@ -49,6 +53,11 @@ def debian_image() -> Path:
 def init_image(name: str) -> Path:
     """Return a Debian 12 with an init: "systemd", or "openrc" on sysvinit."""
     return _debian(name, INITS[name], 0)
+
+
+def containers_image() -> Path:
+    """Return a Debian 12 with Docker, Podman, and the tools of networks."""
+    return _debian("containers", CONTAINERS, 0)
 
 
 def _debian(name: str, packages: tuple[str, ...], ballast_mib: int) -> Path:
@@ -145,7 +154,9 @@ def busybox_tree(folder: str) -> Tree:
 
 def main() -> int:
     """Prepare all; returns the exit status."""
-    for path in (debian_image(), *map(init_image, INITS), ready_home(), project()):
+    for path in (
+        debian_image(), *map(init_image, INITS), containers_image(), ready_home(), project(),
+    ):  # fmt: skip
         print(path)
     return 0
 

@@ -188,8 +188,14 @@ def _start_and_find_worker(store: Store, record: SandboxRecord) -> tuple[threadi
         assert time.monotonic() < deadline, Path(store.path(record.id, "owner.log")).read_text()
         threading.Event().wait(0.05)
     pid = store.read(record.id).pid
-    (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return launcher, os.pidfd_open(int(worker))
+    (worker,) = _children(pid)
+    for inner in _children(worker):  # the other is its warden
+        worker = inner
+    return launcher, os.pidfd_open(worker)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_a_sandbox_whose_worker_is_lost_ends(folder: Path) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 
 from tests.guest import tiny
-from voidbox.errors import ConfigError
+from voidbox.errors import ConfigError, HostError
+from voidbox.jail import trial
 from voidbox.nat.backend import NatConfig
 from voidbox.nat.forwards import parse_forward
 from voidbox.sandbox.worker import machine as machines
+from voidbox.sandbox.worker.link import spawn_worker
 from voidbox.sandbox.worker.machine import WorkerMachine, start_machine
+from voidbox.sandbox.worker.surroundings import walls
 from voidbox.vmm.config import MachineConfig, VsockConfig
 from voidbox.vmm.console import CallbackOutput
 from voidbox.vmm.outcome import EndReason
@@ -92,7 +96,7 @@ def test_a_worker_that_does_not_stop_is_killed(
     """It may be somebody else's by now: here it is stopped, and hears nothing."""
     monkeypatch.setattr(machines, "_STOP_S", 0.1)
     with running(tmp_path, tiny.SPIN) as machine:
-        signal.pidfd_send_signal(machine._link._pidfd, signal.SIGSTOP)
+        os.kill(machine._link.settle(), signal.SIGSTOP)
         machine.stop()
         outcome = machine.wait(LIMIT_S)
         assert outcome is not None and outcome.reason is EndReason.ERROR
@@ -103,3 +107,53 @@ def test_bad_input_leaves_no_process(tmp_path: Path) -> None:
         start_machine(MachineConfig(str(tmp_path / "none")))
     with pytest.raises(ConfigError, match="choose default, strict, off"):
         start_machine(MachineConfig("k"), "loose")
+
+
+def test_it_copies_itself_for_a_snapshot_that_was_ordered_and_for_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel = tiny.write_elf(tmp_path / "tiny.elf", tiny.say("x") + tiny.SPIN)
+    config = MachineConfig(kernel, memory_bytes=64 << 20)
+    own = tmp_path / "own"
+    own.mkdir()
+    around = walls(config, "default", str(own))
+
+    def save(name: str) -> str:
+        return machine.snapshot(
+            str(own / name), stop=False, disks="copy", timeout_s=LIMIT_S, extra={}
+        )
+
+    with closing(WorkerMachine(spawn_worker("default"), config, around)) as machine:
+        machine.start()
+        for name in ("one", "two"):
+            save(name)
+            assert (own / name / "memory").stat().st_size
+        # As if nobody had ordered it: the worker tries all the same.
+        monkeypatch.setattr(type(machine._serving), "one_fork", lambda self: nullcontext())
+        with pytest.raises(HostError, match="fork: EPERM"):
+            save("three")
+        assert "jail: refused clone (0x1200011" in caplog.text
+        assert machine.metrics()["vcpu_ns"] > 0  # it goes on
+
+
+@pytest.mark.skipif(
+    bool(trial.problem_of_pids()), reason="no pid namespace here: voidbox doctor says why"
+)
+def test_it_is_process_1_and_ends_with_its_warden(tmp_path: Path) -> None:
+    with running(tmp_path, tiny.SPIN) as machine:
+        assert "pid" in machine.layers
+        pid = machine._link.settle()
+        status = Path(f"/proc/{pid}/status").read_text()
+        assert status.partition("NSpid:")[2].split("\n")[0].split() == [str(pid), "1"]
+        warden_pid = machine._link._child_pid
+        assert f"PPid:\t{warden_pid}\n" in status
+        warden = Path(f"/proc/{warden_pid}/status").read_text()
+        assert "CapPrm:\t0000000000000000" in warden and "NoNewPrivs:\t1" in warden
+        worker_fd = os.pidfd_open(pid)
+        os.kill(warden_pid, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(worker_fd, select.POLLIN)
+        assert poll.poll(LIMIT_S * 1000)
+        os.close(worker_fd)
+        outcome = machine.wait(LIMIT_S)
+        assert outcome is not None and "killed by SIGKILL" in outcome.detail

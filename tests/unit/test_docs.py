@@ -26,10 +26,11 @@ from tests.unit.agent.conftest import USER
 from tests.unit.doc_pages import PAGES, ROOT, Block
 from voidbox import defaults
 from voidbox.cli import kept_options, network
-from voidbox.cli.run import _split
+from voidbox.cli.run import split
 from voidbox.cli.verbs import VERBS, module_of
+from voidbox.sandbox.child_environment import environment
 from voidbox.sandbox.image_choice import Choice
-from voidbox.sandbox.launch import environment, launch
+from voidbox.sandbox.launch import launch
 from voidbox.sandbox.state.lifecycle import _TRANSITIONS, Event, State
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.workspace import copying
@@ -86,6 +87,8 @@ def test_paths_exist(page: Path) -> None:
 
 def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Parse a command with its verb's own parser; SystemExit or ConfigError if it is wrong."""
+    if words[0] == "--remote":
+        words = words[2:]
     verb, *rest = words
     if verb in ("--help", "--version"):
         return
@@ -95,7 +98,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if verb != "run":
         importlib.import_module(module_of(verb)).make_options().parse_args(rest)
         return
-    rest, _ = _split(rest)
+    rest, _ = split(rest)
     options = importlib.import_module("voidbox.cli.run").make_options().parse_args(rest)
     network.parse(options, is_console=False)
     if kept_options.is_wanted(options):
@@ -150,7 +153,7 @@ def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 @every_page
 def test_options_exist(page: Path) -> None:
-    known = {"--version", "--help", "--device"}  # the last is of Docker and Podman
+    known = {"--version", "--help", "--remote", "--device"}  # the last is of Docker and Podman
     for verb in VERBS:
         known |= {*options_of(importlib.import_module(module_of(verb)).make_options())}
     scripts = [path for name in FOLDERS for path in (ROOT / name).iterdir()]

@@ -8,7 +8,7 @@ import sys
 
 from voidbox.cli import exit_status
 from voidbox.cli.complain import complain
-from voidbox.cli.verbs import VERBS, module_of, nearest, usage
+from voidbox.cli.verbs import OF_THIS_HOST, VERBS, module_of, nearest, usage
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # said by much, but not by a write
 
@@ -70,6 +70,12 @@ def _main(arguments: list[str]) -> int:
     if not arguments:
         complain(usage().rstrip())
         return exit_status.USAGE
+    is_afar = arguments[0].partition("=")[0] == "--remote"
+    if is_afar:
+        arguments = _take_remote(arguments)
+        if not arguments:
+            complain("usage: voidbox --remote URL VERB [OPTION …]; see --help")
+            return exit_status.USAGE
     verb, rest = arguments[0], arguments[1:]
     if verb in ("-h", "--help") or (verb == "help" and not rest):
         print(usage(), end="")
@@ -81,7 +87,23 @@ def _main(arguments: list[str]) -> int:
         hint = f": do you mean {meant}?" if meant else ""
         complain(f"voidbox: no such verb: {verb}{hint}\nusage: voidbox VERB [OPTION …]; see --help")
         return exit_status.USAGE
+    if os.environ.get("VOIDBOX_REMOTE"):
+        if verb not in OF_THIS_HOST:
+            return _run_verb("afar", [verb, *rest])
+        if is_afar:
+            complain(f"voidbox: {verb} is about this host: leave out --remote")
+            return exit_status.USAGE
+        del os.environ["VOIDBOX_REMOTE"]
     return _run_verb(verb, rest)
+
+
+def _take_remote(arguments: list[str]) -> list[str]:
+    """Note which server is meant; return what follows."""
+    _, is_glued, url = arguments[0].partition("=")
+    if not is_glued:
+        url = arguments[1] if len(arguments) > 1 else ""
+    os.environ["VOIDBOX_REMOTE"] = url
+    return arguments[1 if is_glued else 2 :]
 
 
 def _run_verb(verb: str, arguments: list[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import posixpath
+from collections.abc import Callable
 from typing import NamedTuple
 
 from voidbox.agent.aio import AsyncAgent
@@ -65,15 +66,12 @@ def make_options() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
-    options = make_options().parse_args(argv)
-    if len(options.places) < 2:
-        raise ConfigError("give what to copy, and where to: voidbox cp FILE NAME:PATH")
-    *sources, target = map(_parse, options.places)
-    names = {place.sandbox for place in sources}
-    if len(names) > 1 or bool(target.sandbox) == bool(names - {""}):
-        raise ConfigError("copy from the host into one sandbox, NAME:PATH, or from one to the host")
+    return copy(make_options().parse_args(argv), _open_session)
+
+
+def _open_session(name: str, options: argparse.Namespace) -> Session:
     store = open_store()
-    record = store.read(target.sandbox or sources[0].sandbox)
+    record = store.read(name)
     check_ended(store, record)
     check_answers(record)
     agent = AsyncAgent(
@@ -81,18 +79,35 @@ def main(argv: list[str]) -> int:
         store.secret(record.id),
         log=complain if options.verbose else lambda line: None,
     )
-    session = Session(agent, record.name, None, record.workdir, options.user or record.user)
+    return Session(agent, record.name, None, record.workdir, options.user or record.user)
+
+
+def copy(
+    options: argparse.Namespace, open_session: Callable[[str, argparse.Namespace], Session]
+) -> int:
+    """Copy what the options say; returns the exit status.
+
+    Args:
+        open_session: returns the session of a sandbox, by its name.
+    """
+    if len(options.places) < 2:
+        raise ConfigError("give what to copy, and where to: voidbox cp FILE NAME:PATH")
+    *sources, target = map(_parse, options.places)
+    names = {place.sandbox for place in sources}
+    if len(names) > 1 or bool(target.sandbox) == bool(names - {""}):
+        raise ConfigError("copy from the host into one sandbox, NAME:PATH, or from one to the host")
+    session = open_session(target.sandbox or sources[0].sandbox, options)
     copier = _Copier(session, options.quiet or options.json)
     try:
         results = interrupt.run(copier.copy(sources, target))
     except RequestFailed as error:
-        complain(f"voidbox: {record.name}: {error}")
+        complain(f"voidbox: {session.name}: {error}")
         return exit_status.USAGE
     except (AgentError, SandboxTimeout) as error:
         complain(f"voidbox: {error}")
         return status_of(error)
     finally:
-        agent.close()
+        session.agent.close()
     if options.json:
         print_json(
             [_describe(place, result) for place, result in zip(sources, results, strict=True)]

@@ -150,7 +150,7 @@ def _check_vhost_vsock() -> Check:
 def _check_jail() -> Iterator[Check]:
     from voidbox.cli import doctor_jail
 
-    for finding in doctor_jail.findings():
+    for finding in [*doctor_jail.findings(), doctor_jail.limits()]:
         status = PASS if finding.is_well else FAIL if finding.is_fatal else WARN
         yield Check(finding.name, status, finding.found, finding.todo)
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
-from voidbox.jail import trial
+from voidbox.jail import cgroups, trial
+from voidbox.sandbox.process import control_group
 
-_NAME = "jail"
+_NAME, _LIMITS = "jail", "limits"
+_WITHOUT = {  # a group's controller
+    cgroups.CPU: "--cpu-limit holds the vCPUs alone",
+    cgroups.MEMORY: "--host-memory is of what is mapped",
+    cgroups.PIDS: "--pids needs user namespaces",
+}
 
 
 class Finding(NamedTuple):
@@ -57,7 +64,28 @@ def findings(trials: list[trial.Trial] | None = None) -> list[Finding]:
                 "allow them, or leave it so",
             )
         )  # fmt: skip
+    elif trial.PID in lost:
+        found.append(
+            Finding(
+                _NAME, False, False,
+                f"no pid namespace ({lost[trial.PID]}): an escape could see the numbers of other "
+                "processes",
+                "allow it, or leave it so",
+            )
+        )  # fmt: skip
     works = [f"{layer} {one.detail}".rstrip() for layer, one in by_layer.items() if not one.problem]
     if works:
         found.insert(0, Finding(_NAME, True, False, f"{', '.join(works)}: tried"))
     return found
+
+
+def limits(controllers: Collection[str] | None = None) -> Finding:
+    """Return what is to be said of --cpu-limit, --host-memory and --pids.
+
+    Args:
+        controllers: what a control group of ours can limit; None: one is tried.
+    """
+    has = control_group.attempt() if controllers is None else controllers
+    words = [f"control group v2 ({', '.join(sorted(has))}): tried"] if has else []
+    words += [text for controller, text in _WITHOUT.items() if controller not in has]
+    return Finding(_LIMITS, True, False, "; ".join(words))

@@ -50,6 +50,12 @@ def make_options() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
+    options, command = parse(argv)
+    return run(open_store(), options.name, command, options.verbose)
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, Command]:
+    """Return the options, and the command that they are about."""
     parser = make_options()
     options = parser.parse_args(argv)
     argv = options.command[1:] if options.command[:1] == ["--"] else options.command
@@ -64,7 +70,7 @@ def main(argv: list[str]) -> int:
         wants_input=options.interactive,
         timeout_s=parse_optional_duration(options.timeout, "--timeout"),
     )
-    return run(open_store(), options.name, command, options.verbose)
+    return options, command
 
 
 def _refuse(parser: argparse.ArgumentParser, name: str) -> NoReturn:

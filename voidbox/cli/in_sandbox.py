@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from typing import NamedTuple
 
 from voidbox.agent import connect as agent_connect
 from voidbox.agent.client import AgentClient
+from voidbox.agent.endpoint import Endpoint
 from voidbox.cli import exit_status
 from voidbox.cli.attach import Attachment, Command, status_of
 from voidbox.cli.complain import complain
@@ -31,7 +33,7 @@ def run(store: Store, key: str, command: Command, is_verbose: bool) -> int:
     if record.state.is_final:
         check_ended(store, record)
     check_answers(record)
-    return attach(store, record, command, is_verbose)
+    return attach(target_of(store, record), command, is_verbose)
 
 
 def check_ended(store: Store, record: SandboxRecord) -> None:
@@ -46,6 +48,35 @@ def check_ended(store: Store, record: SandboxRecord) -> None:
     check_alive(store, record)
 
 
+class Target(NamedTuple):
+    """A sandbox, as far as a command in it goes.
+
+    Attributes:
+        secret: of its agent.
+        envs, workdir, user: of commands that name none.
+        connect_s: how long it may take to find its agent.
+    """
+
+    endpoint: Endpoint
+    secret: bytes
+    envs: Mapping[str, str]
+    workdir: str | None
+    user: str | None
+    connect_s: float = _CONNECT_S
+
+
+def target_of(store: Store, record: SandboxRecord) -> Target:
+    """Return a sandbox of this machine."""
+    return Target(
+        StoredEndpoint(store, record),
+        store.secret(record.id),
+        store.envs(record),
+        record.workdir,
+        record.user,
+        agent_connect.BOOT_TIMEOUT_S if record.state is State.CREATING else _CONNECT_S,
+    )
+
+
 def explain(error: VoidboxError) -> int:
     """Say why there is no exit status of the command, and return one of ours."""
     complain(f"voidbox: {error}")
@@ -53,8 +84,7 @@ def explain(error: VoidboxError) -> int:
 
 
 def attach(
-    store: Store,
-    record: SandboxRecord,
+    target: Target,
     command: Command,
     is_verbose: bool = False,
     explain: Callable[[VoidboxError], int] = explain,
@@ -64,7 +94,7 @@ def attach(
     Args:
         explain: says why there is no exit status of the command, and returns one of ours.
     """
-    endpoint = _Endpoint(store, record)
+    endpoint = _UntilGivenUp(target.endpoint)
     clients: list[AgentClient] = []
 
     def abort() -> None:
@@ -77,48 +107,52 @@ def attach(
     attachment = Attachment(abort, is_verbose=is_verbose)
 
     def connect(stack: ExitStack) -> AgentClient:
-        timeout_s = _CONNECT_S
-        if record.state is State.CREATING:
-            timeout_s = agent_connect.BOOT_TIMEOUT_S
-        client = agent_connect.connect(endpoint, store.secret(record.id), timeout_s, attachment.log)
+        client = agent_connect.connect(endpoint, target.secret, target.connect_s, attachment.log)
         clients.append(stack.enter_context(client))
         return client
 
-    command = command._replace(
-        env={**store.envs(record), **command.env},
-        cwd=command.cwd if command.cwd is not None else record.workdir,
-        user=command.user if command.user is not None else record.user,
+    return attachment.run(_completed(command, target), connect, explain)
+
+
+def _completed(command: Command, target: Target) -> Command:
+    return command._replace(
+        env={**target.envs, **command.env},
+        cwd=command.cwd if command.cwd is not None else target.workdir,
+        user=command.user if command.user is not None else target.user,
     )
-    return attachment.run(command, connect, explain)
 
 
-def start(store: Store, record: SandboxRecord, command: Command) -> None:
+def start(target: Target, command: Command) -> None:
     """Start a command in the background of a sandbox that runs.
 
     Raises:
         NotStarted: it could not be executed.
         AgentError: the guest or its agent is gone.
     """
-    endpoint = StoredEndpoint(store, record)
-    with agent_connect.connect(endpoint, store.secret(record.id), _CONNECT_S) as client:
+    command = _completed(command, target)
+    with agent_connect.connect(target.endpoint, target.secret, target.connect_s) as client:
         process = client.exec(
             command.argv,
-            env={**store.envs(record), **command.env},
-            cwd=command.cwd if command.cwd is not None else record.workdir,
-            user=command.user if command.user is not None else record.user,
+            env=command.env,
+            cwd=command.cwd,
+            user=command.user,
             background=True,
         )
         if not process.pid:
             raise AgentError(f"{command.argv[0]} was not started")
 
 
-class _Endpoint(StoredEndpoint):
-    """One that has nothing to wait for or to explain once the user has given up."""
+class _UntilGivenUp:
+    """An endpoint that has nothing to wait for or to explain once the user has given up."""
 
-    def __init__(self, store: Store, record: SandboxRecord) -> None:
-        super().__init__(store, record)
+    def __init__(self, inner: Endpoint) -> None:
+        self.cid = inner.cid
         self.is_given_up = False
+        self.connect = inner.connect
+        self.connect_serial = inner.connect_serial
+        self.has_ended = inner.has_ended
+        self._explain_end = inner.explain_end
 
     def explain_end(self) -> str:
         """See Endpoint."""
-        return "" if self.is_given_up else super().explain_end()
+        return "" if self.is_given_up else self._explain_end()

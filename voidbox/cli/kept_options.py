@@ -101,7 +101,7 @@ def make_record(options: argparse.Namespace, cmdline: str, choice: Choice) -> Sa
         cpus=parse_number(options.cpus, "--cpus"),
         envs=parse_environment(options.env),
         secret_envs=parse_secrets(options.secret_env),
-        metadata=_parse_metadata(options.metadata),
+        metadata=parse_metadata(options.metadata),
         timeout=parse_optional_duration(options.timeout, "--timeout"),
         name=options.name,
         workdir=options.workdir,
@@ -169,7 +169,7 @@ def make_restored(options: argparse.Namespace, store: Store) -> SandboxRecord:
         publish=options.publish or None,
         envs=parse_environment(options.env),
         secret_envs=parse_secrets(options.secret_env),
-        metadata=_parse_metadata(options.metadata),
+        metadata=parse_metadata(options.metadata),
         timeout=parse_optional_duration(options.timeout, "--timeout"),
         idle_timeout=parse_optional_duration(options.idle_timeout, "--idle-timeout"),
         name=options.name,
@@ -242,7 +242,7 @@ def parse_workspace(text: str | None) -> Workspace:
     return Workspace(draft.check_workspace(path), mode, cache)
 
 
-def _parse_metadata(words: list[str]) -> dict[str, str]:
+def parse_metadata(words: list[str]) -> dict[str, str]:
     metadata = {}
     for word in words:
         key, equals, value = word.partition("=")

@@ -114,7 +114,8 @@ def _start(store: Store, record: SandboxRecord, argv: tuple[str, ...]) -> None:
     from voidbox.cli.attach import Command
 
     try:
-        in_sandbox.start(store, record, Command(argv, {}, None, None, wants_tty=False))
+        target = in_sandbox.target_of(store, record)
+        in_sandbox.start(target, Command(argv, {}, None, None, wants_tty=False))
     except AgentError:
         _discard(store, record)
         raise
@@ -150,7 +151,8 @@ def _run_attached(
         _copy_in(store, record)
         command = Command(argv, {}, None, None, options.tty)
         try:
-            status = in_sandbox.attach(store, record, command, options.verbose, explain)
+            target = in_sandbox.target_of(store, record)
+            status = in_sandbox.attach(target, command, options.verbose, explain)
             return _copy_back(store, record, options.verbose, status)
         finally:
             if writes_named(record.volumes):  # a kill would be a power cut for their file systems

@@ -7,6 +7,7 @@ import argparse
 from voidbox.cli.network import parse_rate
 from voidbox.cli.parser import parse_number
 from voidbox.errors import ConfigError
+from voidbox.vmm.config import parse_memory
 
 _NONE = "none"
 
@@ -17,8 +18,14 @@ def add_options(parser: argparse._ActionsContainer) -> None:
         "--cpu-limit",
         "--cpu",
         metavar="N",
-        help="CPUs of this host that its vCPUs use together, such as 0.5",
+        help="CPUs of this host that it uses, such as 0.5; its vCPUs alone without a control group",
     )
+    parser.add_argument(
+        "--host-memory",
+        metavar="SIZE",
+        help="what its machine may hold of this host's memory, all in all, such as 1G",
+    )
+    parser.add_argument("--pids", metavar="N", help="threads and processes of its machine")
     parser.add_argument(
         "--disk-rate", metavar="SIZE", help="bytes a second of each disk, such as 20M"
     )
@@ -34,6 +41,12 @@ def parse(options: argparse.Namespace) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
     if options.cpu_limit is not None:
         found["cpu"] = _cpus(options.cpu_limit)
+    if options.host_memory is not None:
+        found["host_memory_bytes"] = (
+            None if options.host_memory == _NONE else parse_memory(options.host_memory)
+        )
+    if options.pids is not None:
+        found["pids"] = None if options.pids == _NONE else parse_number(options.pids, "--pids")
     if options.disk_rate is not None:
         found["disk_bytes_s"] = size_of(options.disk_rate, "--disk-rate")
     if options.disk_ops is not None:

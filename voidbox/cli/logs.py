@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
         return exit_status.OK
     name = "owner.log" if options.voidbox else "http.log" if options.http else "console.log"
     path = store.path(record.id, name)
-    write = _terminal_writer() if sys.stdout.isatty() else _write
+    write = writer()
     log = LogFile(path)
     if options.tail is not None:
         log.skip_to_tail(int(options.tail))
@@ -90,6 +90,11 @@ def _copy(log: LogFile, write: Callable[[bytes], None]) -> None:
     """Write what there is."""
     while data := log.read():
         write(data)
+
+
+def writer() -> Callable[[bytes], None]:
+    """Return what writes a log to standard output."""
+    return _terminal_writer() if sys.stdout.isatty() else _write
 
 
 def _write(data: bytes) -> None:

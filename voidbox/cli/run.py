@@ -189,7 +189,7 @@ def main(argv: list[str]) -> int:
     Raises:
         VoidboxError: bad input or an unusable host.
     """
-    argv, command = _split(argv)
+    argv, command = split(argv)
     options = make_options().parse_args(argv)
     if kept_options.is_wanted(options):
         from voidbox.cli import kept_run
@@ -330,7 +330,7 @@ def _explain_v(volume: str) -> str:
     )
 
 
-def _split(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:
+def split(argv: list[str]) -> tuple[list[str], tuple[str, ...]]:
     """Return our own arguments, and the COMMAND behind the first "--"."""
     if "--" not in argv:
         return argv, ()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from voidbox.cli import exit_status
 from voidbox.cli.complain import complain
@@ -22,7 +22,23 @@ if TYPE_CHECKING:
 
 CONTROL_S = 10.0  # for an answer of a sandbox's process
 
-Step = Callable[[Store, SandboxRecord], object]
+
+class Named(Protocol):
+    """A sandbox, of this machine or not."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+class Finder(Protocol):
+    """Where sandboxes are: a Store, or a server."""
+
+    def read(self, key: str) -> Named: ...
+
+
+Step = Callable[[Any, Any], object]  # what for_each was given, and what that has found
 
 
 def open_store() -> Store:
@@ -99,7 +115,7 @@ def describe(store: Store, record: SandboxRecord) -> dict[str, Any]:
     return {**first, **values, "folder": store.path(record.id)}
 
 
-def for_each(store: Store, keys: Sequence[str], as_json: bool, *steps: Step) -> int:
+def for_each(store: Finder, keys: Sequence[str], as_json: bool, *steps: Step) -> int:
     """Do something to several sandboxes: each step with all of them before the next.
 
     One that fails is complained about and does not keep the others from it. The names of those
@@ -109,7 +125,7 @@ def for_each(store: Store, keys: Sequence[str], as_json: bool, *steps: Step) -> 
         The exit status.
     """
     outcomes: list[dict[str, object]] = []
-    records: dict[str, SandboxRecord] = {}
+    records: dict[str, Named] = {}
 
     def fail(name: str, id: str | None, error: VoidboxError) -> None:
         complain(f"voidbox: {error}")

@@ -42,6 +42,9 @@ def make_options() -> argparse.ArgumentParser:
         "--max-sandboxes", metavar="N", default=_MAX, help=f"that run at a time; {_MAX}"
     )
     parser.add_argument(
+        "--pool", metavar="N", help="so many of the template base wait for clients; none"
+    )
+    parser.add_argument(
         "--max-timeout", metavar="TIME", default=_LIFE, help=f"that clients may ask for; {_LIFE}"
     )
     parser.add_argument(
@@ -83,6 +86,7 @@ def main(argv: list[str]) -> int:
             tls_key=options.tls_key,
             is_insecure=options.insecure,
             sandboxes_max=parse_number(options.max_sandboxes, "--max-sandboxes"),
+            waiting=parse_number(options.pool, "--pool") if options.pool else 0,
             life_s_max=parse_duration(options.max_timeout, "--max-timeout"),
             templates=dict(_template(text) for text in options.template),
             options={

@@ -102,6 +102,7 @@ def _measure(record: SandboxRecord, before: _Look, now: _Look) -> dict[str, obje
         "uptime_s": round(_number(now, "uptime_s"), 3),
         "limits": now.values.get("limits") or {},
         "cpu_held_ns": _number(now, "cpu_held_ns"),
+        "group": now.values.get("group") or {},
     }
 
 

@@ -80,6 +80,8 @@ _ELSEWHERE = {
     "install": "setup",
     "init": "setup",
 }
+# What has nothing to do with sandboxes that a server may have.
+OF_THIS_HOST = frozenset((*GROUPS["host"], "serve", "image", "volume"))
 VERBS = {verb: text for group in GROUPS.values() for verb, text in group.items()}
 
 
@@ -96,6 +98,7 @@ def usage() -> str:
         lines += [f"  {verb:11} {text}" for verb, text in verbs.items()]
     lines += [
         "",
+        "  voidbox --remote URL VERB … has those of a `voidbox serve`; $VOIDBOX_REMOTE does too.",
         "  voidbox VERB --help tells more, with examples; voidbox --version prints the version.",
         "",
     ]

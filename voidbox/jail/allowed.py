@@ -8,6 +8,7 @@ memory becomes executable any more, and nothing makes a virtual machine.
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from voidbox.jail import bpf
@@ -82,7 +83,8 @@ class Needs(NamedTuple):
         vsock: connections to guests, by the host kernel's vsock.
         snapshots: files of its own, made, copied and removed; a Unix socket of its own to listen on
             once it is restored, and no way to connect one.
-        forks: copies of itself, which write its memory out; they are in the same jail.
+        forks: copies of itself, which write its memory out; they are in the same jail. Where the
+            refusal asks another process, that is asked for each; see is_fork().
         requests: further ioctl requests.
     """
 
@@ -107,7 +109,14 @@ def program(
         is_strict: end the process then, too.
     """
     otherwise = bpf.RET_KILL_PROCESS if is_strict else refusal
-    return bpf.assemble(_rules(needs), otherwise, bpf.RET_KILL_PROCESS)
+    return bpf.assemble(_rules(needs, otherwise), otherwise, bpf.RET_KILL_PROCESS)
+
+
+def is_fork(number: int, arguments: Sequence[int]) -> bool:
+    """Whether a system call is fork(3), and nothing else. Its arguments are no pointers to flags:
+    who lets it go on need not fear that they change.
+    """
+    return number == NR["clone"] and arguments[0] == _FORK_FLAGS
 
 
 def without_sending() -> list[bpf.Instruction]:
@@ -134,7 +143,7 @@ def keeper_program() -> list[bpf.Instruction]:
     return bpf.assemble(rules, bpf.RET_ALLOW, bpf.RET_KILL_PROCESS)
 
 
-def _rules(needs: Needs) -> list[Rule]:
+def _rules(needs: Needs, otherwise: int) -> list[Rule]:
     allow, kill = bpf.RET_ALLOW, bpf.RET_KILL_PROCESS
     requests = _KVM_RUNNING + _TTY + needs.requests
     requests += _BLOCK if needs.block_devices else ()
@@ -148,7 +157,7 @@ def _rules(needs: Needs) -> list[Rule]:
         # glibc falls back to clone(2) then, whose flags can be seen.
         Rule(NR["clone3"], bpf.RET_ERRNO | errno.ENOSYS),
         # A process that may not be made is a snapshot that cannot be: no reason to end.
-        Rule(NR["clone"], allow, tuple(_clones(needs)), bpf.RET_ERRNO | errno.EPERM),
+        Rule(NR["clone"], allow, *_clones(needs, otherwise)),
         _only("fcntl", *((Arg(1, command),) for command in _FCNTL)),
         _only("socketpair", (Arg(0, _AF_UNIX),)),
         _only("prlimit64", (Arg(0, 0), Arg(2, 0, -1 & (1 << 64) - 1, False))),
@@ -167,9 +176,15 @@ def _rules(needs: Needs) -> list[Rule]:
     return rules + [Rule(NR[name], kill) for name in _FATAL.split()]
 
 
-def _clones(needs: Needs) -> list[tuple[Arg, ...]]:
+def _clones(needs: Needs, otherwise: int) -> tuple[tuple[tuple[Arg, ...], ...], int]:
+    """Return what may be made without asking, and the action for the rest."""
     threads = (Arg(0, _CLONE_THREAD, _CLONE_THREAD | _CLONE_NEW_ANYTHING),)
-    return [threads, (Arg(0, _FORK_FLAGS),)] if needs.forks else [threads]
+    refused = bpf.RET_ERRNO | errno.EPERM
+    if not needs.forks:
+        return (threads,), refused
+    if otherwise == bpf.RET_USER_NOTIF:
+        return (threads,), otherwise
+    return (threads, (Arg(0, _FORK_FLAGS),)), refused
 
 
 # F_DUPFD F_GETFD F_SETFD F_GETFL F_SETFL, F_OFD_GETLK F_OFD_SETLK F_OFD_SETLKW, F_DUPFD_CLOEXEC

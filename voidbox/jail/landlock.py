@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from voidbox.jail import system
 
 EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+REMOVE_DIR = 1 << 4
 REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 # EXECUTE to MAKE_SYM are of version 1; what came later has a bit each.
 _FS_BY_VERSION = ((1, (1 << 13) - 1), (2, REFER), (3, TRUNCATE), (5, IOCTL_DEV))

@@ -43,7 +43,7 @@ def enter_root(paths: Iterable[tuple[str, bool]]) -> None:
     Raises:
         OSError: the host refuses it; Linux is older than 5.12.
     """
-    own = f"/proc/{os.getpid()}"
+    own = system.own_proc()
     items = _resolve([*paths, (own, True)])
     items["/proc/self"] = _Item(os.path.basename(own), -1, False)
     try:

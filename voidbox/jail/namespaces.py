@@ -8,6 +8,7 @@ filter. So they are tried, and mount and the maps are part of trying.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from voidbox.jail import system
 
@@ -27,16 +28,17 @@ NAMES = {
     "uts": CLONE_NEWUTS,
     "cgroup": CLONE_NEWCGROUP,
     "mount": CLONE_NEWNS,
+    "pid": CLONE_NEWPID,  # of the processes that this one forks, not of itself
 }
 
 
-def enter(names: tuple[str, ...]) -> None:
-    """Go into new namespaces, with a user namespace in which this user is who it was.
+def enter(names: Iterable[str]) -> None:
+    """Go into new namespaces; in one of "user" this user is who it was.
 
     The process must have one thread. It has all capabilities in them, until it drops them.
 
     Args:
-        names: of NAMES; "user" must be among them.
+        names: of NAMES; "user" must be among them, or have been before.
     Raises:
         OSError: the host refuses it.
     """
@@ -45,6 +47,8 @@ def enter(names: tuple[str, ...]) -> None:
     for name in names:
         flags |= NAMES[name]
     system.call("unshare", flags)
+    if not flags & CLONE_NEWUSER:
+        return
     _write("setgroups", "deny")  # before gid_map, or that is refused
     _write("uid_map", f"{uid} {uid} 1")
     _write("gid_map", f"{gid} {gid} 1")

@@ -14,6 +14,7 @@ PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
@@ -38,6 +39,11 @@ def set_undumpable() -> None:
 def die_with_parent(number: int) -> None:
     """Get a signal when the thread that made this process ends."""
     system.prctl(PR_SET_PDEATHSIG, number)
+
+
+def inherit_orphans() -> None:
+    """Become the parent of what processes below this one leave behind."""
+    system.prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def refuse_writable_code() -> bool:

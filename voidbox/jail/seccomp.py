@@ -13,7 +13,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from voidbox.jail import bpf, system
 
@@ -21,6 +22,7 @@ SET_MODE_FILTER = 1  # SECCOMP_SET_MODE_FILTER
 FLAG_TSYNC = 1 << 0
 FLAG_NEW_LISTENER = 1 << 3
 FLAG_TSYNC_ESRCH = 1 << 4  # Linux 5.7
+FLAG_CONTINUE = 1 << 0  # SECCOMP_USER_NOTIF_FLAG_CONTINUE, Linux 5.5
 
 _FPROG = struct.Struct("@HP")
 _NOTIF = struct.Struct("=QIIiIQ6Q")
@@ -57,11 +59,21 @@ def install(program: Sequence[bpf.Instruction], with_listener: bool = False) -> 
     return None
 
 
-def answer_next(listener_fd: int, error: int) -> tuple[int, tuple[int, ...]] | None:
-    """Refuse the next call that waits, with an errno; return its number and its arguments.
+class Call(NamedTuple):
+    """A system call that waits: its number, and its arguments as they are in the registers."""
 
+    number: int
+    arguments: tuple[int, ...]
+
+
+def answer_next(listener_fd: int, decide: Callable[[Call], int]) -> Call | None:
+    """Answer the next call that waits; return it.
+
+    Args:
+        decide: returns the errno that it fails with; 0: it goes on. What pointers of its lead to
+            may change in between, so that only a call without any may go on.
     Returns:
-        None if its thread is gone.
+        None if its thread is gone: nothing was answered.
     Raises:
         OSError: the listener is no more.
     """
@@ -69,9 +81,12 @@ def answer_next(listener_fd: int, error: int) -> tuple[int, tuple[int, ...]] | N
     try:
         fcntl.ioctl(listener_fd, _NOTIF_RECV, notice)
         id, _pid, _flags, number, _arch, _ip, *arguments = _NOTIF.unpack(notice)
-        fcntl.ioctl(listener_fd, _NOTIF_SEND, bytearray(_RESPONSE.pack(id, 0, -error, 0)))
+        call = Call(number, tuple(arguments))
+        error = decide(call)
+        answer = _RESPONSE.pack(id, 0, -error, 0 if error else FLAG_CONTINUE)
+        fcntl.ioctl(listener_fd, _NOTIF_SEND, bytearray(answer))
     except OSError as problem:
         if problem.errno in (errno.ENOENT, errno.EINTR):
             return None
         raise
-    return number, tuple(arguments)
+    return call

@@ -52,6 +52,11 @@ def prctl(option: int, *arguments: Any) -> int:
     return call("prctl", option, *arguments)
 
 
+def own_proc() -> str:
+    """Return this process's folder in /proc, which may be of another pid namespace than ours."""
+    return f"/proc/{os.readlink('/proc/self')}"
+
+
 def buffer(content: bytes) -> Any:
     """Return a copy in memory that the kernel can be pointed to."""
     return ffi.new("char[]", content)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from voidbox.jail import allowed, landlock, mounts, namespaces, privileges, seccomp, system
 
 SECCOMP, LANDLOCK, NAMESPACES, MOUNT = "seccomp", "Landlock", "namespaces", "mount"
+PID = "pid"
 # Files that every Linux has. The one that is asked for is nowhere in the child's rules.
 _ANY_FILE, _ANY_FOLDER = "/proc/version", "/usr"
 
@@ -36,9 +37,9 @@ def run_all() -> list[Trial]:
         _try(LANDLOCK, _try_landlock, str(version)),
         _try(NAMESPACES, _try_namespaces),
     ]
-    if trials[-1].problem:
-        return [*trials, Trial(MOUNT, trials[-1].problem)]
-    return [*trials, _try(MOUNT, _try_mount)]
+    if problem := trials[-1].problem:
+        return [*trials, Trial(MOUNT, problem), Trial(PID, problem)]
+    return [*trials, _try(MOUNT, _try_mount), _try(PID, _try_pid)]
 
 
 def problem_of_mounts() -> str:
@@ -47,6 +48,11 @@ def problem_of_mounts() -> str:
     To be asked first: a host may give the namespace, and then let nobody do anything in it.
     """
     return _try(MOUNT, _try_mount).problem
+
+
+def problem_of_pids() -> str:
+    """Return why there cannot be a pid namespace beside all others; "" if there can."""
+    return _try(PID, _try_pid).problem
 
 
 def why_no_namespaces(error: OSError) -> str:
@@ -80,7 +86,7 @@ def _be_child(attempt: Callable[[], None], fd: int, layer: str) -> None:
     try:
         attempt()
     except OSError as error:
-        is_namespace = layer in (NAMESPACES, MOUNT)
+        is_namespace = layer in (NAMESPACES, MOUNT, PID)
         text = why_no_namespaces(error) if is_namespace else f"{error.filename}: {error.strerror}"
         os.write(fd, text.encode())
     except BaseException as error:  # nothing of the parent's may run in the child
@@ -109,14 +115,23 @@ def _try_landlock() -> None:
 
 
 def _try_namespaces() -> None:
-    namespaces.enter(tuple(name for name in namespaces.NAMES if name != "mount"))
+    namespaces.enter(namespaces.NAMES.keys() - {"mount", "pid"})
     # Where AppArmor is in the way, they are there, but nothing may be done in them.
     system.call("sethostname", system.text("voidbox"), 7)
     privileges.drop_capabilities()
 
 
-def _try_mount() -> None:
-    namespaces.enter(tuple(namespaces.NAMES))
+def _try_pid() -> None:
+    _try_mount(namespaces.NAMES)
+    pid = os.fork()
+    if not pid:
+        os._exit(0 if os.getpid() == 1 else 1)
+    if os.waitpid(pid, 0)[1]:
+        raise OSError(errno.ENOTSUP, "it has no numbers of its own", PID)
+
+
+def _try_mount(names: Iterable[str] = namespaces.NAMES.keys() - {"pid"}) -> None:
+    namespaces.enter(names)
     mounts.enter_root([(_ANY_FOLDER, False)])
     if os.path.lexists(_ANY_FILE):
         raise OSError(errno.ENOTSUP, "other files can be seen", MOUNT)

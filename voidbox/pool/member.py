@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from voidbox.errors import ConfigError
@@ -15,9 +15,11 @@ class PooledSandbox(AsyncSandbox):
 
     Attributes:
         retire: begins its end, for the pool; returns what can be waited for.
+        leave: has it be none of the pool's any more.
     """
 
     retire: Callable[[], asyncio.Task[bool]]
+    leave: Callable[[], None]
 
     async def kill(self) -> bool:
         """End it at once, and wait for that; False if it had ended. The pool has room again."""
@@ -26,6 +28,25 @@ class PooledSandbox(AsyncSandbox):
     async def end(self) -> bool:
         """End it as an AsyncSandbox; for the pool alone."""
         return await super().kill()
+
+    async def hand_over(
+        self,
+        envs: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Have it go on when the pool and this program end; the pool has room for another.
+
+        It is as one that was made with detached=True then: connect() finds it, and whoever does
+        ends it.
+
+        Args:
+            envs, metadata: more of them.
+        Raises:
+            ConfigError: they are not text to text.
+            AgentError: it has ended.
+        """
+        await self._control("hand_over", envs=dict(envs or {}), metadata=dict(metadata or {}))
+        self.leave()
 
     async def fork(self, count: int = 1, **_: object) -> NoReturn:
         """Forks would be more than the pool may have: make a pool of a snapshot."""

@@ -196,6 +196,7 @@ class Members:
             store, record, False, False, self._start_s, secret_envs, self._zygote, values
         )
         sandbox.retire = lambda: self._retire(sandbox)
+        sandbox.leave = lambda: self._leave_alone(sandbox)
         return sandbox
 
     def _on_failure(self, error: Exception, waiter: Waiter | None) -> None:
@@ -234,6 +235,14 @@ class Members:
             self._retire(sandbox)
 
     # Their ends.
+
+    def _leave_alone(self, sandbox: PooledSandbox) -> None:
+        """Have nothing more to do with a sandbox that somebody was given."""
+        self._given.pop(sandbox, None)
+        watch = self._watches.pop(sandbox, None)
+        if watch is not None:
+            watch.cancel()
+        self._pump()
 
     def _retire(self, sandbox: PooledSandbox) -> asyncio.Task[bool]:
         """Begin a sandbox's end; return what can be waited for. Idempotent."""

@@ -14,9 +14,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, BinaryIO
 
-import voidbox
 from voidbox.errors import ConfigError, HostError, SandboxTimeout, VoidboxError
 from voidbox.sandbox import host_room
+from voidbox.sandbox.child_environment import environment
 from voidbox.sandbox.control import describe_error, make_error
 from voidbox.sandbox.guarding import send_values
 from voidbox.sandbox.log_file import read_tail
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 OWNER = "voidbox.sandbox.process.owner"
 _END_S = 10.0  # for a process that failed, or was told to end
 _WAKE_S, _POLL_S = 60.0, 0.05
-_VARIABLES = frozenset(
-    {"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR"}
-)
-_VARIABLES_BEGIN = ("VOIDBOX_", "PYTHON", "LC_", "XDG_")
 _POLL_MS_MAX = (1 << 31) - 1  # of poll(2): some 24 days
 
 _children: dict[int, str] = {}  # of launch(), that nobody has waited for yet, and their sandboxes
@@ -208,18 +204,6 @@ def _start(owner: str, folder: str, log_fd: int, pass_fds: list[int], id: str) -
             _children[process.pid] = id
         process.returncode = 0  # reap() waits for it: no business of the object's
     return fd
-
-
-def environment() -> dict[str, str]:
-    """Return what the process needs of our variables: others may be somebody's keys."""
-    root = os.path.dirname(os.path.dirname(os.path.abspath(voidbox.__file__)))
-    others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if name in _VARIABLES or name.startswith(_VARIABLES_BEGIN)
-    }
-    return {**kept, "PYTHONPATH": os.pathsep.join((root, *map(os.path.abspath, others)))}
 
 
 def _await_boot(status: BinaryIO, store: Store, record: SandboxRecord) -> None:

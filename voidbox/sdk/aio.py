@@ -16,7 +16,7 @@ import asyncio
 import builtins
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, Unpack, cast, overload
 
 from voidbox.errors import AgentError, ConfigError
 from voidbox.sandbox.guarding import guard
@@ -36,6 +36,10 @@ if TYPE_CHECKING:  # few sandboxes have any
     from voidbox.secrets.spec import Secret
 
 Self = TypeVar("Self", bound="AsyncSandbox")
+
+
+def _is_remote(remote: str | None, state_folder: str | None) -> bool:
+    return remote is not None or (state_folder is None and bool(os.environ.get("VOIDBOX_REMOTE")))
 
 
 class AsyncSandbox(CopiedSandbox):
@@ -94,6 +98,8 @@ class AsyncSandbox(CopiedSandbox):
         workspace_mode: Literal["copy", "ro", "rw"] = "copy",
         workspace_cache: Literal["auto", "always", "none"] = "auto",
         cpu_limit: float | None = None,
+        host_memory_bytes: int | None = None,
+        pids: int | None = None,
         disk_bytes_s: int | None = None,
         disk_ops_s: int | None = None,
         jail: Literal["default", "strict", "off"] | None = None,
@@ -105,6 +111,7 @@ class AsyncSandbox(CopiedSandbox):
         isolated: bool = False,
         request_timeout: float | None = None,
         state_folder: str | None = None,
+        remote: str | None = None,
     ) -> Self:
         """Start a sandbox; return once its agent answers.
 
@@ -151,7 +158,10 @@ class AsyncSandbox(CopiedSandbox):
             workspace_cache: of one that is shared live: "auto": the guest sees the host's changes
                 within a second; "always": nobody but the guest changes it, which is fastest;
                 "none": the guest asks each time.
-            cpu_limit: CPUs of this host that its CPUs use together, such as 0.5.
+            cpu_limit: CPUs of this host that it uses, such as 0.5; without a control group, its
+                CPUs together. See docs/security.md.
+            host_memory_bytes, pids: what its machine may hold of this host's memory, all in all,
+                and of threads and processes.
             disk_bytes_s, disk_ops_s: what each disk does a second. See set_limits().
             jail: how far its process shuts itself in: "default": as far as this host can,
                 "strict": all the way, or it does not start; "off". None: $VOIDBOX_JAIL, or default.
@@ -167,6 +177,8 @@ class AsyncSandbox(CopiedSandbox):
             isolated: its process is a program of its own, also inside of voidbox.zygote().
             request_timeout: for its start.
             state_folder: in place of the user's own.
+            remote: the URL of a `voidbox serve` that it is to be a sandbox of; $VOIDBOX_REMOTE if
+                there is no state_folder. See voidbox.sdk.remote.
         Raises:
             ConfigError: an argument makes no sense.
             HostError: this host cannot run it.
@@ -176,7 +188,6 @@ class AsyncSandbox(CopiedSandbox):
         limit_s = (
             None if request_timeout is None else check_seconds("request_timeout", request_timeout)
         )
-        store = await asyncio.to_thread(Store, state_folder)
         options = CreateOptions(
             kernel=kernel,
             image=image,
@@ -210,6 +221,8 @@ class AsyncSandbox(CopiedSandbox):
             workspace_mode=workspace_mode,
             workspace_cache=workspace_cache,
             cpu_limit=cpu_limit,
+            host_memory_bytes=host_memory_bytes,
+            pids=pids,
             disk_bytes_s=disk_bytes_s,
             disk_ops_s=disk_ops_s,
             jail=jail,
@@ -217,6 +230,13 @@ class AsyncSandbox(CopiedSandbox):
             snapshot=snapshot,
             cold=cold,
         )
+        if _is_remote(remote, state_folder):
+            from voidbox.sdk.remote import RemoteSandbox
+
+            unusual = {"keep": keep, "isolated": isolated}
+            made = await RemoteSandbox.make(remote, options, unusual, limit_s)
+            return cast(Self, made)
+        store = await asyncio.to_thread(Store, state_folder)
         record = await creating.make_record(store, options, is_owned=not detached)
         record, values = await asyncio.to_thread(guard, record, secrets, http)
         zygote = None if isolated else await asyncio.to_thread(zygotes.current)
@@ -231,6 +251,7 @@ class AsyncSandbox(CopiedSandbox):
         *,
         auto_resume: bool = True,
         state_folder: str | None = None,
+        remote: str | None = None,
     ) -> Self:
         """Find a sandbox that runs, by its ID, the beginning of one, or its name.
 
@@ -238,12 +259,17 @@ class AsyncSandbox(CopiedSandbox):
 
         Args:
             auto_resume: wake one that is suspended; else resume() does.
+            state_folder, remote: see create().
         Raises:
             ConfigError: there is none.
             AgentError: it has ended.
         """
         if not isinstance(id_or_name, str):
             raise ConfigError(f"{id_or_name!r} is no sandbox's ID or name: give text")
+        if _is_remote(remote, state_folder):
+            from voidbox.sdk.remote import RemoteSandbox
+
+            return cast(Self, await RemoteSandbox.find(remote, id_or_name, auto_resume))
         store = await asyncio.to_thread(Store, state_folder)
         record = await asyncio.to_thread(store.read, id_or_name)
         sandbox = cls(store, record, keep=True)
@@ -256,8 +282,14 @@ class AsyncSandbox(CopiedSandbox):
         return sandbox
 
     @staticmethod
-    async def list(*, state_folder: str | None = None) -> list[SandboxInfo]:
+    async def list(
+        *, state_folder: str | None = None, remote: str | None = None
+    ) -> list[SandboxInfo]:
         """List all sandboxes that are not removed, oldest first; also those that have ended."""
+        if _is_remote(remote, state_folder):
+            from voidbox.sdk.remote import RemoteSandbox
+
+            return await RemoteSandbox.all(remote)
         store = await asyncio.to_thread(Store, state_folder)
         await asyncio.to_thread(store.clean)
         return [SandboxInfo.of(record) for record in await asyncio.to_thread(store.list)]

@@ -51,6 +51,8 @@ class CreateOptions(TypedDict, total=False):
     workspace_mode: Literal["copy", "ro", "rw"]
     workspace_cache: Literal["auto", "always", "none"]
     cpu_limit: float | None
+    host_memory_bytes: int | None
+    pids: int | None
     disk_bytes_s: int | None
     disk_ops_s: int | None
     jail: Literal["default", "strict", "off"] | None
@@ -83,7 +85,10 @@ _OF_BOTH = (
     *("publish", "envs", "secret_envs", "metadata", "timeout", "idle_timeout", "name", "workdir"),
     *("user", "team", "workspace", "workspace_mode"),
 )
-_LIMITS = {"cpu": "cpu_limit", "disk_bytes_s": "disk_bytes_s", "disk_ops_s": "disk_ops_s"}
+_LIMITS = {
+    "cpu": "cpu_limit",
+    **{name: name for name in ("host_memory_bytes", "pids", "disk_bytes_s", "disk_ops_s")},
+}
 
 
 async def make_record(store: Store, options: CreateOptions, is_owned: bool) -> SandboxRecord:

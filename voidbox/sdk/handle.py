@@ -138,8 +138,8 @@ class SandboxHandle:
 
         Args:
             limits: "cpu" (CPUs, such as 0.5), "disk_bytes_s" and "disk_ops_s" (of each disk),
-                "net_bytes_s", "memory_bytes" (see set_memory()); None ends one. What is not
-                named stays.
+                "net_bytes_s", "memory_bytes" (see set_memory()), "host_memory_bytes", "pids";
+                None ends one. What is not named stays.
         """
         answer = await self._control("limit", request_timeout, **(limits or {}))
         found = answer.get("limits")

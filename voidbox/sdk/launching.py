@@ -11,7 +11,8 @@ import threading
 from collections.abc import Mapping
 
 from voidbox.errors import HostError, VoidboxError
-from voidbox.sandbox.launch import OWNER, environment, launch, reap, wait_ended
+from voidbox.sandbox.child_environment import environment
+from voidbox.sandbox.launch import OWNER, launch, reap, wait_ended
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.zygote.client import Zygote

@@ -82,9 +82,9 @@ class Sandbox(Facade[AsyncSandbox]):
     connect = making(AsyncSandbox.connect)
 
     @staticmethod
-    def list(*, state_folder: str | None = None) -> list[SandboxInfo]:
+    def list(*, state_folder: str | None = None, remote: str | None = None) -> list[SandboxInfo]:
         """List all sandboxes; see AsyncSandbox.list()."""
-        return run(AsyncSandbox.list(state_folder=state_folder))
+        return run(AsyncSandbox.list(state_folder=state_folder, remote=remote))
 
     @overload
     def exec(

@@ -13,15 +13,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from voidbox.errors import VoidboxError
-from voidbox.serve.control.auth import Guard
 from voidbox.serve.control.copies import CopyRoutes
 from voidbox.serve.control.life import LifeRoutes
 from voidbox.serve.control.observe import ObserveRoutes
+from voidbox.serve.control.routes import guarded
 from voidbox.serve.control.sandboxes import SandboxRoutes
 from voidbox.serve.control.templates import TemplateRoutes
 from voidbox.serve.dashboard.routes import Dashboard
 from voidbox.serve.errors import ApiError, as_api_error, not_supported
 from voidbox.serve.gateway import Gateway
+from voidbox.serve.own.agent import AgentWay
+from voidbox.serve.own.routes import OwnRoutes
 from voidbox.serve.prometheus import Metrics
 from voidbox.serve.registry import Registry
 from voidbox.serve.requests_log import RequestsLog
@@ -31,6 +33,7 @@ _CLOUDS_OWN = (
     "/volumes", "/volumecontent", "/secrets", "/teams", "/nodes", "/admin", "/access-tokens",
     "/api-keys", "/v3/templates", "/v2/templates/{rest:path}", "/templates/tags",
 )  # fmt: skip
+_PARTS = (SandboxRoutes, LifeRoutes, CopyRoutes, ObserveRoutes, TemplateRoutes, OwnRoutes)
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 _logger = logging.getLogger("voidbox.serve")
@@ -59,14 +62,13 @@ def make_app(registry: Registry) -> RequestsLog:
         },
     )
     log = RequestsLog(Gateway(registry, own))
-    guard = Guard(registry.keys)
-    for part in (SandboxRoutes, LifeRoutes, CopyRoutes, ObserveRoutes, TemplateRoutes):
-        own.router.routes += part(registry, guard).routes()
-    own.router.routes += Dashboard(registry).routes()
+    for part in _PARTS:
+        own.router.routes += part(registry).routes()
+    own.router.routes += [AgentWay(registry).route(), *Dashboard(registry).routes()]
     metrics = Metrics(registry, log)
     own.router.routes += [
         Route("/health", _health, methods=["GET"]),
-        guard.route("GET", "/metrics", metrics.answer, "admin"),
+        guarded(registry, "GET", "/metrics", metrics.answer, "admin"),
         *(Route(path, _refuse, methods=_METHODS) for path in _CLOUDS_OWN),
         *(Route(f"{path}/{{more:path}}", _refuse, methods=_METHODS) for path in _CLOUDS_OWN),
     ]

@@ -23,6 +23,7 @@ class ServeConfig(NamedTuple):
         is_insecure: plain HTTP on addresses other than loopback is fine.
         state_folder: None for the user's own.
         sandboxes_max: how many may run at a time.
+        waiting: how many more of the default template wait for clients.
         life_s_max: the longest timeout that a client may ask for.
         templates: more names of templates, and the images they stand for.
         options: of AsyncSandbox.create(), for every sandbox: memory, jail and so on.
@@ -36,6 +37,7 @@ class ServeConfig(NamedTuple):
     is_insecure: bool = False
     state_folder: str | None = None
     sandboxes_max: int = SANDBOXES_MAX
+    waiting: int = 0
     life_s_max: float = LIFE_S_MAX
     templates: Mapping[str, str] = {}
     options: Mapping[str, Any] = {}

@@ -120,6 +120,8 @@ def as_api_error(error: VoidboxError) -> ApiError:
         return ApiError(504, str(error))
     if isinstance(error, HostError):
         return ApiError(500, str(error), {"Should-Retry": "false"})
+    if isinstance(error, AgentError):
+        return ApiError(500, str(error), error_code="agent")
     return ApiError(500, str(error))
 
 

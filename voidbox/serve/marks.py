@@ -23,6 +23,7 @@ class Mark(NamedTuple):
         network: the request's `network`.
         names: of the metadata that the client gave; a snapshot's sandbox leaves more behind.
         user: whom files and commands belong to that name nobody.
+        given_at: when its client got it, in seconds since 1970, if it had waited in a pool.
     """
 
     key_id: str
@@ -34,6 +35,7 @@ class Mark(NamedTuple):
     network: Mapping[str, Any] = {}
     names: Sequence[str] = ()
     user: str = ""
+    given_at: float | None = None
 
     @property
     def is_public(self) -> bool:

@@ -42,6 +42,11 @@ class Metrics:
         yield from _metric("voidbox_operations_total", "counter", "Operations on sandboxes.", [
             ({"operation": name}, count) for name, count in registry.counts.items()
         ])  # fmt: skip
+        if registry.waiting is not None:
+            stats = registry.waiting.stats()
+            yield from _metric("voidbox_pool_sandboxes", "gauge", "Sandboxes for new clients.", [
+                ({"state": state}, getattr(stats, state)) for state in ("warm", "starting")
+            ])  # fmt: skip
         yield from self._of_sandboxes()
         yield from _metric("voidbox_requests_total", "counter", "Answered requests.", [
             ({"plane": plane, "method": method, "status": str(status)}, count)

@@ -23,7 +23,8 @@ from voidbox.serve.errors import ApiError, SandboxGone, not_found
 from voidbox.serve.keys import Key, Keys
 from voidbox.serve.marks import Mark
 from voidbox.serve.served import Served
-from voidbox.serve.templates import Templates
+from voidbox.serve.templates import BASE, Templates
+from voidbox.serve.waiting import Waiting
 
 _SAMPLE_S = 5.0
 _FREE_S, _FREE_PAUSE_S = 300.0, 0.1  # for a snapshot that is being made
@@ -44,7 +45,10 @@ class Registry:
         self.keys = Keys(self.database)
         self.templates = Templates(config, self.store.folder)
         self.started_at = time.time()
-        self.counts = {"created": 0, "killed": 0, "paused": 0, "resumed": 0, "failed": 0}
+        self.counts = dict.fromkeys(
+            ("created", "taken", "killed", "paused", "resumed", "failed"), 0
+        )
+        self.waiting: Waiting | None = None
         self._secret = self.database.secret()
         self._served: dict[str, Served] = {}
         self._starting = 0
@@ -64,6 +68,11 @@ class Registry:
             else:
                 self._adopt(record, mark)
         _logger.info("sandboxes found: %d", len(self._served))
+        if self.config.waiting:
+            image = await asyncio.to_thread(self.templates.image, BASE)
+            options = {**self.config.options, "image": image}
+            self.waiting = Waiting(self.config.waiting, options, self.store.folder)
+            await self.waiting.start()
         self._spawn(self._sample_all())
         self._spawn(self._see_to_ends())
 
@@ -73,6 +82,8 @@ class Registry:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self.waiting is not None:
+            await self.waiting.stop()
         for served in list(self._served.values()):
             await served.disconnect()
         self.store.close()
@@ -148,21 +159,25 @@ class Registry:
         base = {} if found.snapshot is not None else self.config.options
         self._starting += 1
         try:
-            box = await AsyncSandbox.create(
-                **{**base, **found.options, **options},
-                detached=True,
-                state_folder=self.store.folder,
-            )
+            record = await self._make({**base, **found.options, **options}, mark)
         except BaseException:
             self.counts["failed"] += 1
             raise
         finally:
             self._starting -= 1
-        served = self._adopt(self.store.peek(box.sandbox_id), mark)
-        await box.close()
+        served = self._adopt(record, Mark.of(record.metadata) or mark)
         self.counts["created"] += 1
         self.database.audit(key.name, "create", served.id, template)
         return served
+
+    async def _make(self, options: dict[str, Any], mark: Mark) -> SandboxRecord:
+        """Take one that waits, or start one."""
+        if self.waiting is not None and (id := await self.waiting.take(options, mark)):
+            self.counts["taken"] += 1
+            return self.store.peek(id)
+        box = await AsyncSandbox.create(**options, detached=True, state_folder=self.store.folder)
+        await box.close()
+        return self.store.peek(box.sandbox_id)
 
     def _adopt(self, record: SandboxRecord, mark: Mark) -> Served:
         served = self._served[record.id] = Served(self.store, record, mark, self._secret)
@@ -241,11 +256,15 @@ class Registry:
             timeout_s: it ends so long from now; None: after as long as it was given before.
         """
         async with served.life:
-            if served.state is not State.SUSPENDED:
+            state = served.state
+            if state is State.PAUSED:  # halted by our own SDK
+                await served.control("resume")
+            elif state is State.SUSPENDED:
+                await wake(self.store, served.id)
+                await served.reconnect()
+                self._watch(served)
+            else:
                 return False
-            await wake(self.store, served.id)
-            await served.reconnect()
-            self._watch(served)
         await self.set_timeout(served, timeout_s or self._timeout_s(served))
         self.counts["resumed"] += 1
         self.database.audit(by, "resume", served.id)

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import hmac
 import logging
+import socket
 import time
 from collections import deque
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from voidbox.agent import protocol
 from voidbox.agent.aio import AsyncAgent
 from voidbox.agent.call import RequestFailed
 from voidbox.errors import AgentError, VoidboxError
+from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.endpoint import StoredEndpoint
 from voidbox.sandbox.session import Session
 from voidbox.sandbox.state.lifecycle import State
@@ -30,6 +32,7 @@ from voidbox.serve.marks import Mark
 
 _SAMPLES_MAX = 720  # an hour, at one every 5 s
 _METRICS_S = 10.0
+_DIAL_S = 10.0
 
 _logger = logging.getLogger("voidbox.serve")
 
@@ -132,6 +135,24 @@ class Served:
         return await AsyncSandbox.connect(
             self.id, auto_resume=False, state_folder=self._store.folder
         )
+
+    async def control(self, op: str) -> dict[str, object]:
+        """Ask its process for something that takes no time.
+
+        Raises:
+            VoidboxError: what it refuses with; or it is gone.
+        """
+        client = ControlClient(self._store.path(self.id, "control.sock"))
+        return await asyncio.to_thread(client.request, op)
+
+    def dial_agent(self) -> socket.socket:
+        """Return a connection to its agent on which nothing was said yet. Thread: one of the pool.
+
+        Raises:
+            OSError: nobody listens.
+        """
+        endpoint = StoredEndpoint(self._store, self.record)
+        return endpoint.connect(protocol.AGENT_PORT, _DIAL_S)
 
     async def measure(self) -> Sample | None:
         """Take a sample; None if it does not answer."""

@@ -56,24 +56,29 @@ class Templates:
 
     def _find(self, name: str, key: Key) -> Template:
         plain = name.removesuffix(_DEFAULT_TAG)
-        image = self._config.templates.get(plain)
-        if image is not None:
-            return Template(plain, {"image": image})
-        snapshot = self._snapshot(plain, key)
+        given = plain in self._config.templates
+        snapshot = None if given else self._snapshot(plain, key)
         if snapshot is not None:
             return Template(plain, {"snapshot": snapshot.record.id}, snapshot)
-        try:
-            self._images.find(plain)
-        except VoidboxError:
-            if plain == BASE:  # voidbox's own has bash, git, curl and Python
-                return Template(plain, {"image": DEFAULT})
+        image = self.image(plain)
+        if image is None:
             more = " (a template of E2B's cloud)" if plain in _CLOUDS_OWN else ""
             raise ApiError(
                 404,
                 f"template {name!r} not found{more}: it is the name of an image (voidbox image "
                 "ls), a snapshot of this key, or given by voidbox serve --template",
-            ) from None
-        return Template(plain, {"image": plain})
+            )
+        return Template(plain, {"image": image})
+
+    def image(self, name: str) -> str | None:
+        """Return which image a template's name stands for; None for none."""
+        if name in self._config.templates:
+            return self._config.templates[name]
+        try:
+            self._images.find(name)
+        except VoidboxError:
+            return DEFAULT if name == BASE else None  # voidbox's own has bash, git, Python
+        return name
 
     def _snapshot(self, name: str, key: Key) -> Snapshot | None:
         try:

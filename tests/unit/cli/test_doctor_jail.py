@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from voidbox.cli.doctor_jail import findings
+from voidbox.cli.doctor_jail import findings, limits
 from voidbox.jail.trial import LANDLOCK, MOUNT, NAMESPACES, SECCOMP, Trial
 
 
@@ -33,3 +33,13 @@ def test_without_both_files_can_be_opened() -> None:
 
 def test_one_of_both_is_enough_for_files() -> None:
     assert all(is_well for is_well, _, _ in _with(landlock="no"))
+
+
+def test_what_limits_hold_by_is_said_in_one_line() -> None:
+    assert limits(("cpu", "memory", "pids")).found == "control group v2 (cpu, memory, pids): tried"
+    words = limits(("pids",)).found
+    assert words.startswith("control group v2 (pids): tried; --cpu-limit holds the vCPUs alone;")
+    words = limits(()).found
+    assert "--host-memory is of what is mapped; --pids needs user namespaces" in words
+    assert "\n" not in words
+    assert limits().found  # whatever this host has

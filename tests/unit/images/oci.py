@@ -16,7 +16,7 @@ CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 
 
 def tar_of(files: dict[str, bytes]) -> bytes:
-    """Return a tar archive; a name that ends with / is a folder's."""
+    """Return a tar archive; a name that ends with / is a folder's. Programs are executable."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
         for name, content in files.items():
@@ -24,6 +24,8 @@ def tar_of(files: dict[str, bytes]) -> bytes:
             info.size = len(content)
             if name.endswith("/"):
                 info.type, info.mode = tarfile.DIRTYPE, 0o755
+            elif content.startswith(b"\x7fELF"):
+                info.mode = 0o755
             archive.addfile(info, io.BytesIO(content))
     return file.getvalue()
 
@@ -86,6 +88,16 @@ def make_image(
     return OciImage(json.dumps(manifest).encode(), content, blobs, digests, media_type)
 
 
+def saved_by_docker(image: OciImage, tag: str) -> bytes:
+    """Return the archive that `docker save` would write; its layers are packed, as they may be."""
+    names = [f"{digest.removeprefix('sha256:')}.tar" for digest in image.layers]
+    entry = {"Config": "config.json", "RepoTags": [tag], "Layers": names}
+    layers = {name: image.blobs[digest] for name, digest in zip(names, image.layers, strict=True)}
+    return tar_of(
+        {"config.json": image.config, "manifest.json": json.dumps([entry]).encode(), **layers}
+    )
+
+
 def make_index(*images: tuple[OciImage, str, str]) -> bytes:
     """Return an index of (image, OS, architecture)."""
     manifests = [
@@ -98,4 +110,12 @@ def make_index(*images: tuple[OciImage, str, str]) -> bytes:
     return json.dumps(index).encode()
 
 
-__all__ = ["DOCKER_MANIFEST", "OCI_INDEX", "OciImage", "make_image", "make_index", "tar_of"]
+__all__ = [
+    "DOCKER_MANIFEST",
+    "OCI_INDEX",
+    "OciImage",
+    "make_image",
+    "make_index",
+    "saved_by_docker",
+    "tar_of",
+]

@@ -25,12 +25,14 @@ from typing import Any
 
 from voidbox.event_loop import EventLoop
 from voidbox.jail import numbers, system
+from voidbox.jail.levels import OFF
 from voidbox.sandbox.keeper import channel
 from voidbox.sandbox.keeper.channel import Channel
 from voidbox.sandbox.keeper.serving import Serving
 from voidbox.sandbox.process.recipe import kept_config
 from voidbox.sandbox.state.state_folder import MACHINE
 from voidbox.sandbox.state.store import Store
+from voidbox.sandbox.worker import warden
 from voidbox.sandbox.worker.confinement import Confinement
 from voidbox.sandbox.worker.surroundings import Walls, walls
 from voidbox.vmm.config import MachineConfig
@@ -43,8 +45,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Partly(Confinement):
     """A jail with some of its layers; the keeper is always there."""
 
-    def __init__(self, config: MachineConfig, around: Walls, layers: list[str]) -> None:
-        super().__init__(config, around)
+    def __init__(
+        self, config: MachineConfig, around: Walls, layers: list[str], has_pids: bool
+    ) -> None:
+        super().__init__(config, around, has_pids)
         self.wanted = layers
 
     def _enter_namespaces(self, paths: Any) -> None:
@@ -239,10 +243,12 @@ def _read(path: str) -> bytes:
 def _attempt(name: str, world: World, layers: list[str], around: Walls, fd: int) -> None:
     config: MachineConfig = world["config"]
     keeper = Channel(world["asks"])
-    jail = Partly(config, around, layers)
+    unread = os.open(os.devnull, os.O_WRONLY)
+    has_pids = warden.enter(around.level if "namespaces" in layers else OFF, unread, False)
+    jail = Partly(config, around, layers, has_pids)
     jail.enter()
     jail.shut(keeper.hand_over)
-    missing = {"namespaces": "mount", "landlock": "landlock", "seccomp": "seccomp"}
+    missing = {"namespaces": "mount pid", "landlock": "landlock", "seccomp": "seccomp"}
     found = " ".join(jail.layers)
     for layer in layers:
         assert missing[layer] in found, f"{layer} is not in force: {found}"

@@ -71,7 +71,7 @@ if not pid:
     theirs.close()
     listener_fd = socket.recv_fds(ours, 1, 1)[1][0]
     for _ in range(2):
-        number, arguments = seccomp.answer_next(listener_fd, errno.EPERM)
+        number, arguments = seccomp.answer_next(listener_fd, lambda call: errno.EPERM)
         os.write(2, f"{numbers.name_of(number)} {arguments[0]}\\n".encode())
     os._exit(0)
 privileges.set_no_new_privs()
@@ -201,7 +201,9 @@ print(0 < len(made) < 10 or len(made) == 20 and __import__("os").geteuid() == 0)
 
 def test_each_layer_is_tried_and_its_failure_told() -> None:
     trials = {one.layer: one for one in trial.run_all()}
-    assert set(trials) == {trial.SECCOMP, trial.LANDLOCK, trial.NAMESPACES, trial.MOUNT}
+    assert set(trials) == {
+        trial.SECCOMP, trial.LANDLOCK, trial.NAMESPACES, trial.MOUNT, trial.PID,
+    }  # fmt: skip
     assert not trials[trial.SECCOMP].problem
     # In a container's filter, which lets nobody make namespaces and knows no Landlock.
     done = child.run(

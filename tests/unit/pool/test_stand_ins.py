@@ -24,7 +24,8 @@ from tests.unit.sdk.test_sandbox import FAKE_OWNER, state_folder
 from voidbox.errors import AgentError, ConfigError, HostError
 from voidbox.pool.aio import AsyncPool
 from voidbox.pool.sync import Pool
-from voidbox.sandbox.launch import environment, launch
+from voidbox.sandbox.child_environment import environment
+from voidbox.sandbox.launch import launch
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.zygote.client import Zygote
 from voidbox.sdk import launching, zygotes
@@ -162,7 +163,7 @@ PROGRAM = """
 import functools, sys, time
 from tests.unit.sdk.test_sandbox import FAKE_OWNER
 from voidbox.pool.sync import Pool
-from voidbox.sandbox.launch import environment
+from voidbox.sandbox.child_environment import environment
 from voidbox.sandbox.zygote.client import Zygote
 from voidbox.sdk import launching
 

@@ -13,7 +13,8 @@ from voidbox.ray.aio import AsyncPool
 from voidbox.ray.holding import Holding
 from voidbox.ray.node import Node, NodeOptions
 from voidbox.ray.runner import Runner
-from voidbox.sandbox.launch import environment, launch
+from voidbox.sandbox.child_environment import environment
+from voidbox.sandbox.launch import launch
 from voidbox.sandbox.zygote.client import Zygote
 from voidbox.sdk import launching
 

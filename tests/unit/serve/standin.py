@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 
 from voidbox.sandbox import launch as starting
+from voidbox.sandbox.launch import environment
+from voidbox.sandbox.zygote.client import Zygote
 from voidbox.sdk import launching
 from voidbox.serve.config import ServeConfig, parse_listen
 from voidbox.serve.server import serve
@@ -33,6 +35,7 @@ def main(argv: list[str]) -> int:
         (folder / "work").mkdir()
     os.environ["VOIDBOX_STATE"] = str(folder / "state")
     launching.launch = functools.partial(starting.launch, owner=FAKE_OWNER)
+    launching.make_zygote = lambda: Zygote(FAKE_OWNER, environment())
     starting.wake = functools.partial(starting.wake, owner=FAKE_OWNER)
     options = {
         "kernel": str(folder / "kernel"),

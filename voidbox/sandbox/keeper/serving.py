@@ -6,15 +6,17 @@ port that was ordered, and a connection to this sandbox's own vsock_PORT; nothin
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import select
 import socket
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from voidbox.event_loop import EventLoop
-from voidbox.jail import numbers, seccomp
+from voidbox.jail import allowed, numbers, seccomp
 from voidbox.sandbox.keeper import channel
 from voidbox.vsock.unix import connect_unix
 
@@ -53,6 +55,7 @@ class Serving:
         self._asks = asks
         self._listener_fd = -1
         self._refused: set[str] = set()
+        self._forks = 0  # that may be made
         self._network: NetworkKeeper | None = None
         self.vsock_path = vsock_path
         if net is not None:
@@ -90,7 +93,7 @@ class Serving:
         values = channel.parse(data)
         if values.get("op") == "refusals" and fds and self._listener_fd < 0:
             self._listener_fd = fd = fds.pop()
-            self._loop.watch(fd, select.EPOLLIN, self._refuse)
+            self._loop.watch(fd, select.EPOLLIN, self._answer_call)
             return
         for fd in fds:
             os.close(fd)
@@ -117,20 +120,37 @@ class Serving:
         except OSError as error:
             return {"errno": error.errno or errno.EIO}, None
 
-    # System calls that the filter does not know.
+    # System calls that the filter does not decide on.
 
-    def _refuse(self, ready: int) -> None:
-        """Refuse one, and say once which it is."""
+    @contextlib.contextmanager
+    def one_fork(self) -> Iterator[None]:
+        """Meanwhile the worker may copy itself, once: a snapshot was ordered. Thread: any."""
+        self._forks = 1
+        try:
+            yield
+        finally:
+            self._forks = 0
+
+    def _answer_call(self, ready: int) -> None:
+        """Answer one; say once of each that is refused which it is."""
         if not ready & select.EPOLLIN:
             self._end_refusals()  # all that had the filter are gone
             return
-        found = seccomp.answer_next(self._listener_fd, errno.EPERM)
-        if found is None:
+        forks = self._forks
+
+        def decide(call: seccomp.Call) -> int:
+            return 0 if forks and allowed.is_fork(*call) else errno.EPERM
+
+        call = seccomp.answer_next(self._listener_fd, decide)
+        if call is None:
             return
-        name = numbers.name_of(found[0])
+        if decide(call) == 0:
+            self._forks = 0
+            return
+        name = numbers.name_of(call.number)
         if name not in self._refused:
             self._refused.add(name)
-            words = " ".join(f"{argument:#x}" for argument in found[1])
+            words = " ".join(f"{argument:#x}" for argument in call.arguments)
             log.warning("jail: refused %s (%s), and from now on without a word", name, words)
 
     def _end_refusals(self) -> None:

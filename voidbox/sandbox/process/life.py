@@ -87,6 +87,8 @@ class Life:
             handlers |= prepared.secrets.handlers()
         self._control = ControlServer(self._store.path(self._id, "control.sock"), handlers)
         self._control.start()
+        if prepared.kept is not None:
+            self._own.callback(prepared.kept.close)
         self._own.callback(sandbox.relay.close)
         sandbox.relay.start()
         sandbox.limits.start()
@@ -95,6 +97,8 @@ class Life:
         )
         sandbox.client = client = starting.run(prepared.config)
         self._own.callback(self._hang_up)
+        if prepared.kept is not None:
+            prepared.kept.end_spare()
         if prepared.source is None and prepared.template_key and not client.is_serial:
             sandbox.snapshotting.leave_template(prepared.template_key)
         if prepared.secrets is not None:

@@ -48,6 +48,10 @@ class Limits:
             self._loop.call_soon(partial(self._watch_parent, self._parent_fd))
         self._loop.start()
 
+    def forget_parent(self) -> None:
+        """Go on when the owning process is gone. Idempotent."""
+        self._loop.call_soon(self._forget_parent)
+
     def watch_end(self, fd: int, on_end: Callable[[], None]) -> None:
         """Call `on_end` on the thread when nobody holds the other end of a pipe any more.
 
@@ -101,6 +105,12 @@ class Limits:
 
     def _watch_parent(self, fd: int) -> None:
         self._loop.watch(fd, select.EPOLLIN, partial(self._on_parent, fd))
+
+    def _forget_parent(self) -> None:
+        fd, self._parent_fd = self._parent_fd, None
+        if fd is not None:
+            self._loop.unwatch(fd)
+            os.close(fd)
 
     def _on_parent(self, fd: int, ready: int) -> None:
         if ready & select.EPOLLIN and os.read(fd, 4096):

@@ -6,7 +6,8 @@ stop {timeout}, kill {}      answered when it has begun; wait {} says when it is
 wait {}                      record, once the sandbox has ended
 set_timeout {timeout}        seconds from now, or null for no limit
 pause {}, resume {}
-limit {cpu, disk_bytes_s, disk_ops_s, net_bytes_s}     limits, all of them; null ends one
+hand_over {envs, metadata}    and it goes on when the process that made it is gone
+limit {…}                    limits, all of them; see resource_limits; null ends one
 port_add {publish}           forward, with the host's port that it got
 port_remove {publish}        removed
 port_list {}                 forwards
@@ -59,6 +60,7 @@ class Sandbox(Protocol):
     def snapshot(self, name: str, is_fork: bool) -> SnapshotRecord: ...
     def suspend(self) -> None: ...
     def set_time_limit(self, seconds: float | None) -> None: ...
+    def hand_over(self, envs: dict[str, str], metadata: dict[str, str]) -> None: ...
     def limit(self, changed: dict[str, object]) -> dict[str, object]: ...
     def deliver(self, values: dict[str, object]) -> dict[str, object]: ...
 
@@ -85,6 +87,7 @@ class Operations:
             "port_add": self._using(self._port_add),
             "port_remove": self._using(self._port_remove),
             "port_list": self._port_list,
+            "hand_over": self._hand_over,
             "limit": self._limit,
             "connect_serial": self._using(self._connect_serial),
             "deliver": self._using(self._sandbox.deliver),
@@ -125,6 +128,10 @@ class Operations:
         self._sandbox.set_time_limit(_seconds(values, None))
         return {}
 
+    def _hand_over(self, values: dict[str, object]) -> Answer:
+        self._sandbox.hand_over(_texts(values, "envs"), _texts(values, "metadata"))
+        return {}
+
     def _limit(self, values: dict[str, object]) -> Answer:
         changed = {key: value for key, value in values.items() if key != "op"}
         return {"limits": self._sandbox.limit(changed)}
@@ -151,6 +158,9 @@ class Operations:
             "cpu_ns": time.process_time_ns() + int(found["cpu_ns"]),
             "rss_bytes": rss_bytes() + int(found["rss_bytes"]),
             "rss_bytes_max": (usage.ru_maxrss << 10) + int(found["rss_bytes_max"]),
+            "cpu_held_ns": sum(
+                int(each.get("cpu_held_ns", 0)) for each in (found, found.get("group", {}))
+            ),
             "memory_bytes": machine.config.memory_bytes,
             "cpus": machine.config.cpus,
             "uptime_s": time.monotonic() - self._sandbox.started_at,
@@ -168,6 +178,13 @@ class Operations:
 
     def _port_list(self, values: dict[str, object]) -> Answer:
         return {"forwards": [_show(forward) for forward in self._sandbox.ports.list()]}
+
+
+def _texts(values: dict[str, object], name: str) -> dict[str, str]:
+    found = values.get(name, {})
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise ConfigError(f"hand_over: {name} is a map of text to text")
+    return found
 
 
 def _forward(values: dict[str, object]) -> Forward:

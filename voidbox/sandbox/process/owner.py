@@ -57,7 +57,7 @@ def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
         store, record = _adopt(folder)
         report({"adopted": True})
         raise_file_limit()
-        link = fork_worker() if make_guest is None else None
+        link = fork_worker(record.jail) if make_guest is None else None
         # The worker imports what it needs meanwhile.
         from voidbox.sandbox.process.life import Life
         from voidbox.sandbox.process.preparing import prepare

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from voidbox.jail import cgroups
+from voidbox.jail.cgroups import Group
 from voidbox.jail.levels import OFF
 from voidbox.sandbox.keeper import confinement
-from voidbox.sandbox.process import recipe, restoring
+from voidbox.sandbox.process import control_group, recipe, resource_limits, restoring
 from voidbox.sandbox.process.restoring import Source
 from voidbox.sandbox.process.starting import MakeGuest
 from voidbox.sandbox.snapshots import templates
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.state_folder import MACHINE
 from voidbox.sandbox.state.store import Store
+from voidbox.sandbox.worker import process_limits
 from voidbox.sandbox.worker.link import Link, fork_worker
 from voidbox.sandbox.worker.surroundings import Walls, absolute, walls
 from voidbox.vmm.config import MachineConfig
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
     from voidbox.secrets.guard import Guard
 
 
+_END_S = 1.0  # for a worker that has made nothing
+
+
 class Prepared(NamedTuple):
     """A sandbox that is ready to start.
 
@@ -33,6 +40,7 @@ class Prepared(NamedTuple):
         source: what it is restored from, or None.
         template_key: of the template that it leaves if it boots, or None.
         secrets: what guards its connections; None: nothing does.
+        kept: the workers that `make_guest` puts guests into; None: it has its own.
     """
 
     store: Store
@@ -42,6 +50,7 @@ class Prepared(NamedTuple):
     template_key: str | None
     make_guest: MakeGuest
     secrets: KeptSecrets | None
+    kept: KeptGuests | None
 
 
 def prepare(
@@ -65,11 +74,12 @@ def prepare(
         from voidbox.sandbox.keeper.kept_secrets import KeptSecrets
 
         secrets = KeptSecrets(store, record, source.folder if source is not None else None)
+    kept = None
     if make_guest is None:
         assert link is not None
         guard = secrets.guard if secrets is not None else None
-        make_guest = _kept_guests(store, record, config, source, link, guard)
-    return Prepared(store, record, config, source, key, make_guest, secrets)
+        make_guest = kept = _kept_guests(store, record, config, source, link, guard)
+    return Prepared(store, record, config, source, key, make_guest, secrets, kept)
 
 
 def _kept_guests(
@@ -79,7 +89,7 @@ def _kept_guests(
     source: Source | None,
     link: Link,
     guard: Guard | None,
-) -> MakeGuest:
+) -> KeptGuests:
     """Return what makes guests in workers, of which there are as many as may be needed."""
     from voidbox.sandbox import guest
 
@@ -87,23 +97,46 @@ def _kept_guests(
     if source is None:
         guest.check(config)
     elif source.is_template:
-        links.append(fork_worker())  # where it cannot be restored, the sandbox boots
+        links.append(fork_worker(record.jail))  # where it cannot be restored, the sandbox boots
     root = recipe.root_of(record)
     around = walls(config, record.jail, store.path(record.id, MACHINE))
     if root is not None:
         around = around.with_disk(root.disk_bytes)
+    group = _group(record, config.memory_bytes, links)
     if record.jail != OFF:
-        confinement.enter(store.folder)
-    return _KeptGuests(links, around, guard)
+        confinement.enter(store.folder, group.folder if group is not None else None)
+    return KeptGuests(links, around, guard, group)
 
 
-class _KeptGuests:
-    """Thread: main."""
+def _group(record: SandboxRecord, memory_bytes: int, links: Sequence[Link]) -> Group | None:
+    """Return the control group that the workers have been moved to, if one is of use.
 
-    def __init__(self, links: list[Link], around: Walls, guard: Guard | None) -> None:
+    Raises:
+        ConfigError, HostError: a limit cannot be kept.
+    """
+    limits = resource_limits.check(record.limits)
+    if not limits.keys() & {*process_limits.KEYS}:
+        return None
+    group = control_group.make(record.id, [link.settle() for link in links])
+    if group is None or cgroups.MEMORY not in group.controllers:
+        process_limits.check_mapped(limits.get(process_limits.HOST_MEMORY_BYTES), memory_bytes)
+    if group is not None:
+        process_limits.begin(group, limits)
+        for link in links:
+            link.group = group
+    return group
+
+
+class KeptGuests:
+    """Makes guests in workers that are there. Thread: main."""
+
+    def __init__(
+        self, links: list[Link], around: Walls, guard: Guard | None, group: Group | None
+    ) -> None:
         self._guard = guard
         self._links = links
         self._walls = around
+        self._group = group
 
     def __call__(
         self, config: MachineConfig, secret: bytes, snapshot: str | None = None, /
@@ -115,9 +148,15 @@ class _KeptGuests:
         has_vsock = config.vsock is not None
         return Guest(config, has_vsock, secret, snapshot, worker=worker, guard=self._guard)
 
-    def close(self) -> None:
+    def end_spare(self) -> None:
         """End the workers that were not needed. Idempotent."""
         while self._links:
             link = self._links.pop()
             link.orders.close()
-            link.close(1.0)
+            link.close(_END_S)
+
+    def close(self) -> None:
+        """Free what is no guest's; those have ended. Idempotent."""
+        self.end_spare()
+        if self._group is not None:
+            self._group.close()

@@ -213,6 +213,26 @@ class Sandbox:
         self.record = self.store.update(self.record.id, timeout_s=since_start_s)
         self.limits.set_time(seconds)
 
+    def hand_over(self, envs: dict[str, str], metadata: dict[str, str]) -> None:
+        """Have it be nobody's who ends with it: it goes on when the process that made it is gone.
+
+        Args:
+            envs, metadata: more of them.
+        Raises:
+            ConfigError: they are not text to text, or it ends.
+        """
+        with self.lock:
+            self._check_stays()
+            record = self.record
+            self.record = self.store.update(
+                record.id,
+                is_owned=False,
+                is_pooled=False,
+                envs={**record.envs, **envs},
+                metadata={**record.metadata, **metadata},
+            )
+        self.limits.forget_parent()
+
     def limit(self, changed: dict[str, object]) -> dict[str, object]:
         """Change what the guest may use; return all limits.
 

@@ -1,6 +1,8 @@
-"""A worker as a program: `python -m voidbox.sandbox.worker ORDERS ASKS QUERIES CONSOLE [FD …]`.
+"""A worker as a program:
 
-The numbers are those of descriptors; those behind the four are to stay open.
+    python -m voidbox.sandbox.worker LEVEL REPORT ORDERS ASKS QUERIES CONSOLE [FD …]
+
+All but the first are numbers of descriptors; those behind the five are to stay open.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import sys
 from voidbox.sandbox.worker.process import be_worker
 
 if __name__ == "__main__":
-    numbers = [int(word) for word in sys.argv[1:]]
+    level, *words = sys.argv[1:]
+    report, *numbers = map(int, words)
     if len(numbers) < 4:
-        raise SystemExit("usage: python -m voidbox.sandbox.worker FD FD FD FD [FD …]")
-    be_worker([socket.socket(fileno=number) for number in numbers[:4]], numbers[4:])
+        raise SystemExit("usage: python -m voidbox.sandbox.worker LEVEL FD FD FD FD FD [FD …]")
+    socks = [socket.socket(fileno=number) for number in numbers[:4]]
+    be_worker(socks, level, report, numbers[4:], is_inherited=False)

@@ -56,12 +56,14 @@ class Confinement:
     Args:
         config: the machine's.
         walls: how far it may get.
+        has_pids: whether it is in user and pid namespaces of its own; see warden.
 
     Attributes:
         layers: what is in force, in words.
     """
 
-    def __init__(self, config: MachineConfig, walls: Walls) -> None:
+    def __init__(self, config: MachineConfig, walls: Walls, has_pids: bool) -> None:
+        self._has_pids = has_pids
         self._config = config
         self._walls = walls
         self._level = walls.level
@@ -120,17 +122,22 @@ class Confinement:
         log.info("the jail is shut: %s", ", ".join(self.layers))
 
     def _enter_namespaces(self, paths: Sequence[Path]) -> None:
-        problem = trial.problem_of_mounts()
-        if problem:
-            self._miss(f"no user namespaces ({problem})", "see the names and sizes of your files")
-            return
-        namespaces.enter(tuple(namespaces.NAMES))
+        names = list(namespaces.NAMES)
+        if not self._has_pids:
+            problem = trial.problem_of_mounts()
+            if problem:
+                consequence = "see the names and sizes of your files"
+                self._miss(f"no user namespaces ({problem})", consequence)
+                return
+            names.remove("pid")
+            self._miss("no pid namespace", "see the numbers of other processes")
+        namespaces.enter(set(names) - ({"user", "pid"} if self._has_pids else set()))
         mounts.enter_root((path.path, path.is_writable) for path in paths)
-        self.layers += namespaces.NAMES
+        self.layers += names
 
     def _enter_landlock(self, paths: Sequence[Path]) -> None:
         try:
-            own = Path(f"/proc/{os.getpid()}")
+            own = Path(system.own_proc())
             version = landlock.restrict((path.path, _rights(path)) for path in [*paths, own])
         except OSError as error:
             consequence = "" if "mount" in self.layers else "open your files"

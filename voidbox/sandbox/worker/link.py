@@ -12,8 +12,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-import voidbox
 from voidbox.errors import HostError
+from voidbox.jail import privileges
+from voidbox.jail.cgroups import Group
+from voidbox.sandbox.child_environment import environment
 from voidbox.sandbox.keeper import channel
 
 _MODULE = "voidbox.sandbox.worker"
@@ -22,47 +24,80 @@ _MODULE = "voidbox.sandbox.worker"
 class Link:
     """A worker as its keeper has it. Thread: any.
 
+    Args:
+        pid: of the process that was started.
+        report_fd, is_inherited: see warden; the former is this object's from here on.
+
     Attributes:
-        pid: of the process, which is our child.
         orders, asks, queries, console: the keeper's ends; see devices.
+        group: that it was moved to, or None.
     """
 
-    def __init__(self, pid: int, socks: Sequence[socket.socket]) -> None:
-        self.pid = pid
+    def __init__(
+        self, pid: int, socks: Sequence[socket.socket], report_fd: int, is_inherited: bool
+    ) -> None:
+        self._child_pid = pid
+        self._report_fd = report_fd
+        self._is_inherited = is_inherited
+        self._worker_pid = 0
+        self._has_pids = False  # in a namespace, where all ends with the worker
         self._pidfd = os.pidfd_open(pid)
+        self._is_closed = False
         self.orders, self.asks, self.queries, self.console = socks
+        self.group: Group | None = None
         self.status: int | None = None  # as os.waitpid has it, once it is known
+
+    def settle(self) -> int:
+        """Wait until the worker is there; return its number. Before anything is ordered.
+
+        Thread: one at a time.
+        """
+        if self._worker_pid:
+            return self._worker_pid
+        said = os.read(self._report_fd, 20)
+        self._has_pids = bool(said)
+        self._worker_pid = int(said) if said else self._child_pid
+        if said and self._is_inherited:
+            os.waitpid(self._child_pid, 0)  # after which the worker is our child
+            os.close(self._pidfd)
+            self._child_pid = self._worker_pid
+            self._pidfd = os.pidfd_open(self._child_pid)
+        return self._worker_pid
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for its end; False if it does not come in time."""
         if self.status is not None:
             return True
+        self.settle()
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         if not poll.poll(timeout_s * 1000):
             return False
         self.status = 0
         with contextlib.suppress(ChildProcessError):  # somebody else waits for every child
-            self.status = os.waitpid(self.pid, 0)[1]
+            self.status = os.waitpid(self._child_pid, 0)[1]
         return True
 
     def kill(self) -> None:
         """End it at once, with what it has forked."""
+        self.settle()
         if self.status is None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def close(self, grace_s: float) -> None:
         """End it, if it does not by itself; free all. Idempotent."""
-        if self._pidfd < 0:
+        if self._is_closed:
             return
+        self._is_closed = True
         if not self.wait(grace_s):
             self.kill()
             self.wait(grace_s)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)  # its copies that write a snapshot
+        if not self._has_pids:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._child_pid, signal.SIGKILL)  # its copies that write a snapshot
         os.close(self._pidfd)
-        self._pidfd = -1
+        os.close(self._report_fd)
         for sock in (self.asks, self.queries, self.console):
             sock.close()
 
@@ -76,48 +111,58 @@ def _pairs() -> tuple[list[socket.socket], list[socket.socket]]:
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def fork_worker() -> Link:
+def _report() -> tuple[int, int]:
+    try:
+        return os.pipe()
+    except OSError as error:
+        raise HostError.from_errno("pipe", error.errno or 0) from error
+
+
+def fork_worker(level: str) -> Link:
     """Fork a worker off this process, which has one thread; it ends with this one.
 
+    Args:
+        level: of its jail; see voidbox.jail.levels.
     Raises:
         HostError: the host gives no process or descriptors.
     """
     ours, theirs = _pairs()
+    report, report_theirs = _report()
     parent = os.getpid()
+    privileges.inherit_orphans()
     gc.freeze()  # so that the child's collector touches, and so copies, nothing of it
     try:
         pid = os.fork()
     except OSError as error:
         raise HostError.from_errno("fork the machine's process", error.errno or 0) from error
     if not pid:
-        from voidbox.jail import privileges
         from voidbox.sandbox.worker.process import be_worker
 
         os.setsid()  # a group of its own, which its copies cannot leave
         privileges.die_with_parent(signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
-        be_worker(theirs)
+        be_worker(theirs, level, report_theirs, is_inherited=True)
     gc.unfreeze()
+    os.close(report_theirs)
     for sock in theirs:
         sock.close()
-    return Link(pid, ours)
+    return Link(pid, ours, report, is_inherited=True)
 
 
-def spawn_worker(kept_fds: Sequence[int] = ()) -> Link:
+def spawn_worker(level: str, kept_fds: Sequence[int] = ()) -> Link:
     """Start a worker from any process; it ends when this one hangs up.
 
     Args:
+        level: of its jail; see voidbox.jail.levels.
         kept_fds: descriptors that it gets under the same numbers.
     Raises:
         HostError: the host gives no process or descriptors.
     """
     ours, theirs = _pairs()
-    numbers = [sock.fileno() for sock in theirs]
-    root = os.path.dirname(os.path.dirname(os.path.abspath(voidbox.__file__)))
-    others = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    path = os.pathsep.join((root, *map(os.path.abspath, others)))
-    command = [sys.executable, "-P", "-m", _MODULE, *map(str, [*numbers, *kept_fds])]
+    report, report_theirs = _report()
+    numbers = [report_theirs, *(sock.fileno() for sock in theirs)]
+    command = [sys.executable, "-P", "-m", _MODULE, level, *map(str, [*numbers, *kept_fds])]
     try:
         process = subprocess.Popen(
             command,
@@ -125,27 +170,16 @@ def spawn_worker(kept_fds: Sequence[int] = ()) -> Link:
             stdout=subprocess.DEVNULL,
             pass_fds=[*numbers, *kept_fds],
             start_new_session=True,
-            env={**environment(), "PYTHONPATH": path},
+            env=environment(),
         )
     except OSError as error:
+        os.close(report)
         for sock in ours:
             sock.close()
         raise HostError.from_errno(f"start {sys.executable}", error.errno or 0) from error
     finally:
+        os.close(report_theirs)
         for sock in theirs:
             sock.close()
     process.returncode = 0  # Link waits for it: no business of the object's
-    return Link(process.pid, ours)
-
-
-_VARIABLES = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
-_VARIABLES_BEGIN = ("VOIDBOX_", "PYTHON", "LC_", "XDG_")
-
-
-def environment() -> dict[str, str]:
-    """Return what a process of ours needs of the variables: others may be somebody's keys."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name in _VARIABLES or name.startswith(_VARIABLES_BEGIN)
-    }
+    return Link(process.pid, ours, report, is_inherited=False)

@@ -23,6 +23,7 @@ from voidbox.sandbox.keeper.serving import Serving
 from voidbox.sandbox.worker.link import Link, spawn_worker
 from voidbox.sandbox.worker.orders import JAIL_LOG, Orders
 from voidbox.sandbox.worker.plan import Plan
+from voidbox.sandbox.worker.process_limits import ProcessLimits
 from voidbox.sandbox.worker.socket_line import SocketLine
 from voidbox.sandbox.worker.surroundings import Walls, absolute, inherited_fds, walls
 from voidbox.vmm.config import MachineConfig
@@ -82,6 +83,7 @@ class WorkerMachine:
         self._listener: UnixListener | None = None
         self.loop = EventLoop(self._on_fault, name="voidbox-keeper")
         self._serving: Serving | None = None
+        self._limits = ProcessLimits(link.settle, config.memory_bytes, link.group)
         self._line = SocketLine(self.loop, link.console)
         self.console = Console(self.loop, self._line)
         with signals.blocked():  # our program may have handlers, or get some
@@ -96,11 +98,15 @@ class WorkerMachine:
     def _build(self, plan: Plan) -> None:
         config, link = self.config, self._link
         config.validate()
+        link.settle()
         vsock = config.vsock if config.vsock is not None and not config.vsock.is_vhost else None
         path = vsock.path if vsock is not None else None
         self._serving = Serving(self.loop, link.asks, link.queries, config.net, path, self._guard)
         answer = self._orders.ask("build", plan=plan.packed())
         self.layers = [str(layer)[:40] for layer in answer.get("layers", ())][:20]
+        self._limits.is_alone = "user" in self.layers
+        if link.group is not None:
+            self.layers.append("cgroup")
         if path is not None:
             self.publish_vsock(path)
 
@@ -253,15 +259,19 @@ class WorkerMachine:
         """Return what it has done; see requests. Numbers, and texts of a bounded length."""
         if self._is_closed:
             return self._last_metrics
-        return _metrics_of(self._orders.ask("metrics", timeout_s=_ANSWER_S))
+        found = _metrics_of(self._orders.ask("metrics", timeout_s=_ANSWER_S))
+        return {**found, "group": self._limits.statistics()}
 
     def limit(self, limits: Mapping[str, int | float | None]) -> None:
         """Have it keep to limits; see resource_limits.
 
         Raises:
-            HostError: the host gives no thread for it.
+            ConfigError: this host cannot keep one.
+            HostError: the host gives no thread for it, or the kernel refuses it.
         """
-        self._orders.ask("limit", timeout_s=_ANSWER_S, limits=dict(limits))
+        left = self._limits.set(limits)
+        if left:
+            self._orders.ask("limit", timeout_s=_ANSWER_S, limits=left)
 
     def record_working_set(self, path: str, bytes_max: int) -> int:
         """See Machine. `path` is one that the worker may make."""
@@ -283,6 +293,7 @@ class WorkerMachine:
     ) -> str:
         """See Machine; returns its report in words. `folder` is one that the worker may make."""
 
+        assert self._serving is not None
         frozen = threading.Thread(target=on_frozen, name="voidbox-frozen")
 
         def begin(values: dict[str, Any]) -> None:
@@ -290,16 +301,17 @@ class WorkerMachine:
                 frozen.start()
 
         try:
-            answer = self._orders.ask(
-                "snapshot",
-                folder=folder,
-                stop=stop,
-                disks=disks,
-                within_s=timeout_s,
-                timeout_s=timeout_s + _ANSWER_S,
-                extra=dict(extra),
-                on_event=begin,
-            )
+            with self._serving.one_fork():
+                answer = self._orders.ask(
+                    "snapshot",
+                    folder=folder,
+                    stop=stop,
+                    disks=disks,
+                    within_s=timeout_s,
+                    timeout_s=timeout_s + _ANSWER_S,
+                    extra=dict(extra),
+                    on_event=begin,
+                )
         finally:
             if frozen.ident is not None:
                 frozen.join()
@@ -325,6 +337,8 @@ class WorkerMachine:
         status = self._link.status
         if status is not None and os.WIFSIGNALED(status):
             why = f"was killed by {signal.Signals(os.WTERMSIG(status)).name}"
+        if reason := self._limits.explain_end():
+            why = f"{why}: {reason}"
         self._end(Outcome(EndReason.ERROR, f"the machine's process {why}"))
 
     def _end(self, outcome: Outcome) -> None:
@@ -350,7 +364,8 @@ def start_machine(
     """
     config = absolute(config)
     around = walls(config, check_level(jail))
-    return WorkerMachine(spawn_worker(inherited_fds(config)), config, around, snapshot)
+    link = spawn_worker(around.level, inherited_fds(config))
+    return WorkerMachine(link, config, around, snapshot)
 
 
 def _metrics_of(answer: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import os
@@ -13,32 +12,44 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
+from voidbox.sandbox.worker import warden
+
 _LAST_S = 10.0  # for the machine's end, once nobody is left to order anything
 
 log = logging.getLogger(__name__)
 
 
-def be_worker(socks: Sequence[socket.socket], kept_fds: Sequence[int] = ()) -> NoReturn:
+def be_worker(
+    socks: Sequence[socket.socket],
+    level: str,
+    report_fd: int,
+    kept_fds: Sequence[int] = (),
+    *,
+    is_inherited: bool,
+) -> NoReturn:
     """Be a worker until its keeper is gone; the process has one thread.
 
     Args:
         socks: orders, asks, queries, console; see Link.
+        level: of its jail.
+        report_fd, is_inherited: see warden.
         kept_fds: descriptors that stay open beside theirs.
     """
     status = 1
     try:
+        has_pids = warden.enter(level, report_fd, is_inherited)
         gc.unfreeze()
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.umask(0o077)
-        _close_others({*kept_fds, *(sock.fileno() for sock in socks)})
+        warden.close_others({*kept_fds, *(sock.fileno() for sock in socks)})
         # As much as it is: imported while the keeper imports what it needs.
         from voidbox.sandbox.worker.devices import Ends
         from voidbox.sandbox.worker.serving import Worker
 
         orders, *others = socks
-        worker = Worker(orders, Ends(*others))
+        worker = Worker(orders, Ends(*others), has_pids)
         worker.run()
         threading.Thread(target=_end_at_last, daemon=True).start()
         worker.close()
@@ -52,11 +63,3 @@ def be_worker(socks: Sequence[socket.socket], kept_fds: Sequence[int] = ()) -> N
 def _end_at_last() -> None:
     time.sleep(_LAST_S)
     os._exit(1)
-
-
-def _close_others(kept_fds: set[int]) -> None:
-    """The lock of the sandbox, the pipes of whoever started it: none of them is ours."""
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2 and int(name) not in kept_fds:
-            with contextlib.suppress(OSError):
-                os.close(int(name))

@@ -7,12 +7,14 @@ others      ── the machine's
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import threading
 from collections.abc import Callable
 from typing import Any
 
 from voidbox.errors import ConfigError, HostError, VoidboxError
+from voidbox.jail import privileges
 from voidbox.sandbox.worker import requests
 from voidbox.sandbox.worker.confinement import Confinement
 from voidbox.sandbox.worker.devices import Ends
@@ -31,11 +33,13 @@ class Worker:
     Args:
         orders: see orders.
         ends: what the machine's devices get of the keeper.
+        has_pids: whether this process is in user and pid namespaces of its own.
     """
 
-    def __init__(self, orders: socket.socket, ends: Ends) -> None:
+    def __init__(self, orders: socket.socket, ends: Ends, has_pids: bool) -> None:
         self._orders = orders
         self._ends = ends
+        self._has_pids = has_pids
         self._answers = Answers(orders)
         self._machine: Machine | None = None
         self._has_started = False
@@ -98,7 +102,9 @@ class Worker:
     def _build(self, values: dict[str, Any]) -> dict[str, object]:
         """Shut the process in, and make the machine; seccomp comes before its first instruction."""
         plan = Plan.unpacked(values["plan"])
-        self._jail = Confinement(plan.config, plan.walls)
+        if self._has_pids:  # our parent is who it will stay: that has waited for the one before
+            privileges.die_with_parent(signal.SIGKILL)
+        self._jail = Confinement(plan.config, plan.walls, self._has_pids)
         self._jail.enter()
         config = self._ends.furnish(plan.config)
         if plan.snapshot is not None:

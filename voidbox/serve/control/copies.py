@@ -11,26 +11,21 @@ from starlette.routing import Route
 from voidbox.errors import VoidboxError
 from voidbox.serve import bodies
 from voidbox.serve.control import shapes, wishes
-from voidbox.serve.control.auth import Guard
+from voidbox.serve.control.routes import Routes
 from voidbox.serve.errors import as_api_error, not_supported
 from voidbox.serve.keys import Key
-from voidbox.serve.registry import Registry
 from voidbox.serve.served import Served
 
 _PAGE_MAX = 100
 _FORKS_MAX = 100
 
 
-class CopyRoutes:
-    """The routes."""
-
-    def __init__(self, registry: Registry, guard: Guard) -> None:
-        self._registry = registry
-        self._guard = guard
+class CopyRoutes(Routes):
+    """Snapshots and forks."""
 
     def routes(self) -> list[Route]:
-        """Return them."""
-        route = self._guard.route
+        """See Routes."""
+        route = self._route
         return [
             route("POST", "/sandboxes/{id}/snapshots", self._snapshot),
             route("POST", "/sandboxes/{id}/fork", self._fork),
@@ -38,7 +33,7 @@ class CopyRoutes:
         ]
 
     async def _snapshot(self, request: Request, key: Key) -> Response:
-        served = self._registry.find(request.path_params["id"], key)
+        served = self._find(request, key)
         fields = await bodies.read_fields(request)
         if not bodies.flag(fields, "memory", True):
             raise not_supported("memory: false; a snapshot keeps the memory")
@@ -64,7 +59,7 @@ class CopyRoutes:
         return JSONResponse(page, headers=headers)
 
     async def _fork(self, request: Request, key: Key) -> Response:
-        served = self._registry.find(request.path_params["id"], key)
+        served = self._find(request, key)
         fields = await bodies.read_fields(request)
         timeout_s = wishes.life_s(fields, self._registry.config, 15.0)
         count = int(bodies.number(fields, "count", 1, 1, _FORKS_MAX))

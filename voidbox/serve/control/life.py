@@ -10,23 +10,18 @@ from starlette.routing import Route
 
 from voidbox.serve import bodies
 from voidbox.serve.control import shapes, wishes
-from voidbox.serve.control.auth import Guard
+from voidbox.serve.control.routes import Routes
 from voidbox.serve.errors import ApiError, not_supported
 from voidbox.serve.keys import Key
-from voidbox.serve.registry import Registry
 from voidbox.serve.served import Served
 
 
-class LifeRoutes:
-    """The routes."""
-
-    def __init__(self, registry: Registry, guard: Guard) -> None:
-        self._registry = registry
-        self._guard = guard
+class LifeRoutes(Routes):
+    """Connect, timeout, pause, resume, network."""
 
     def routes(self) -> list[Route]:
-        """Return them."""
-        route = self._guard.route
+        """See Routes."""
+        route = self._route
         return [
             route("POST", "/v2/sandboxes/{id}/connect", self._connect),
             route("POST", "/sandboxes/{id}/connect", self._connect),
@@ -36,9 +31,6 @@ class LifeRoutes:
             route("POST", "/sandboxes/{id}/pause", self._pause),
             route("PUT", "/sandboxes/{id}/network", self._network),
         ]
-
-    def _find(self, request: Request, key: Key) -> Served:
-        return self._registry.find(request.path_params["id"], key)
 
     async def _connect(self, request: Request, key: Key) -> Response:
         served = self._find(request, key)

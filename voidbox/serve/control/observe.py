@@ -11,24 +11,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from voidbox.serve import bodies
-from voidbox.serve.control.auth import Guard
+from voidbox.serve.control.routes import Routes
 from voidbox.serve.control.shapes import Shape, time_text
 from voidbox.serve.keys import Key
-from voidbox.serve.registry import Registry
 
 _LINES_MAX = 1000
 
 
-class ObserveRoutes:
-    """The routes."""
-
-    def __init__(self, registry: Registry, guard: Guard) -> None:
-        self._registry = registry
-        self._guard = guard
+class ObserveRoutes(Routes):
+    """Figures and logs."""
 
     def routes(self) -> list[Route]:
-        """Return them."""
-        route = self._guard.route
+        """See Routes."""
+        route = self._route
         return [
             route("GET", "/sandboxes/{id}/metrics", self._metrics),
             route("GET", "/sandboxes/{id}/logs", self._logs),
@@ -36,7 +31,7 @@ class ObserveRoutes:
         ]
 
     async def _metrics(self, request: Request, key: Key) -> Response:
-        served = self._registry.find(request.path_params["id"], key)
+        served = self._find(request, key)
         query = request.query_params
         start = bodies.number(query, "start", 0, 0, 1e11)
         end = bodies.number(query, "end", time.time(), 0, 1e11)
@@ -62,7 +57,7 @@ class ObserveRoutes:
 
     async def _logs(self, request: Request, key: Key) -> Response:
         """Return the console's last lines. It has no clock: they have the time of the start."""
-        served = self._registry.find(request.path_params["id"], key)
+        served = self._find(request, key)
         limit = int(bodies.number(request.query_params, "limit", _LINES_MAX, 0, _LINES_MAX))
         lines: deque[str] = deque(maxlen=limit)
         box = await served.box()

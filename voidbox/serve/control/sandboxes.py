@@ -18,7 +18,7 @@ from starlette.routing import Route
 from voidbox.errors import VoidboxError
 from voidbox.serve import bodies
 from voidbox.serve.control import shapes, wishes
-from voidbox.serve.control.auth import Guard
+from voidbox.serve.control.routes import Routes
 from voidbox.serve.errors import bad
 from voidbox.serve.keys import Key
 from voidbox.serve.marks import users_own
@@ -30,19 +30,18 @@ _IDEMPOTENT_MAX, _IDEMPOTENT_S = 1000, 600.0
 _STATES = {"running", "paused"}
 
 
-class SandboxRoutes:
-    """The routes. Args: see their names."""
+class SandboxRoutes(Routes):
+    """Making, finding, listing and ending sandboxes."""
 
-    def __init__(self, registry: Registry, guard: Guard) -> None:
-        self._registry = registry
-        self._guard = guard
+    def __init__(self, registry: Registry) -> None:
+        super().__init__(registry)
         self._idempotent: OrderedDict[tuple[str, str], tuple[float, asyncio.Task[Served]]] = (
             OrderedDict()
         )
 
     def routes(self) -> list[Route]:
-        """Return them."""
-        route = self._guard.route
+        """See Routes."""
+        route = self._route
         return [
             route("POST", "/v2/sandboxes", self._create),
             route("POST", "/sandboxes", self._create),
@@ -85,11 +84,11 @@ class SandboxRoutes:
         return task
 
     async def _get(self, request: Request, key: Key) -> Response:
-        served = self._registry.find(request.path_params["id"], key)
+        served = self._find(request, key)
         return JSONResponse(shapes.told(self._registry, served))
 
     async def _kill(self, request: Request, key: Key) -> Response:
-        await self._registry.kill(self._registry.find(request.path_params["id"], key), key.name)
+        await self._registry.kill(self._find(request, key), key.name)
         return Response(status_code=204)
 
     async def _list(self, request: Request, key: Key) -> Response:

@@ -31,6 +31,11 @@ def state_of(served: Served) -> str:
     return "paused" if served.state in (State.SUSPENDED, State.PAUSED) else "running"
 
 
+def started_at(served: Served, record: SandboxRecord) -> float:
+    """Return since when it is its client's, in seconds since 1970."""
+    return served.mark.given_at or record.started_at or record.created_at
+
+
 def made(served: Served, domain: str | None) -> Shape:
     """Return what create() and connect() answer."""
     return {
@@ -51,7 +56,7 @@ def listed(registry: Registry, served: Served, record: SandboxRecord) -> Shape:
         "alias": served.mark.template,
         "sandboxID": served.id,
         "clientID": _CLIENT_ID,
-        "startedAt": time_text(record.started_at or record.created_at),
+        "startedAt": time_text(started_at(served, record)),
         "endAt": time_text(registry.end_at(served, record)),
         "cpuCount": record.cpus,
         "memoryMB": record.memory_bytes >> 20,

@@ -9,23 +9,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from voidbox.serve.control import shapes
-from voidbox.serve.control.auth import Guard
+from voidbox.serve.control.routes import Routes
 from voidbox.serve.errors import ApiError
 from voidbox.serve.keys import Key
-from voidbox.serve.registry import Registry
 from voidbox.vmm.config import MEMORY_BYTES_DEFAULT
 
 
-class TemplateRoutes:
-    """The routes."""
-
-    def __init__(self, registry: Registry, guard: Guard) -> None:
-        self._registry = registry
-        self._guard = guard
+class TemplateRoutes(Routes):
+    """What there is to make sandboxes from."""
 
     def routes(self) -> list[Route]:
-        """Return them."""
-        route = self._guard.route
+        """See Routes."""
+        route = self._route
         return [
             route("GET", "/templates", self._list),
             route("GET", "/v2/templates", self._list),

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from voidbox.errors import VoidboxError
-from voidbox.serve.control.shapes import state_of
+from voidbox.serve.control.shapes import started_at, state_of
 from voidbox.serve.dashboard.html import (
     Html,
     age,
@@ -78,13 +78,21 @@ class Pages:
                     _state(served),
                     served.mark.template,
                     *_usage(served),
-                    age(record.started_at or record.created_at),
+                    age(started_at(served, record)),
                     self._registry.keys.name_of(served.mark.key_id),
                     _actions(served, key),
                 )
             )
         heads = ("Name", "State", "Template", "CPU", "Memory", "Age", "Key", "")
-        return table(heads, rows, "No sandbox runs.")
+        return join([table(heads, rows, "No sandbox runs."), self._waiting()])
+
+    def _waiting(self) -> Html:
+        waiting = self._registry.waiting
+        if waiting is None:
+            return Html("")
+        stats = waiting.stats()
+        short = ": the host has no memory for more" if stats.is_short_of_memory else ""
+        return Html(f'<p class="soft">{stats.warm} of {stats.size} wait for a client{short}</p>')
 
     # One sandbox.
 
@@ -133,7 +141,7 @@ class Pages:
             "CPU": cpu,
             "Memory": memory,
             "Disk": size(disk.disk_used) if disk else "-",
-            "Age": age(record.started_at or record.created_at),
+            "Age": age(started_at(served, record)),
             "Ends": f"in {max(0, int(left_s))} s" if served.is_running else "-",
             "Key": self._registry.keys.name_of(served.mark.key_id),
         }

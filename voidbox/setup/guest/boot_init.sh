@@ -85,6 +85,9 @@ done
 # What only the host and the agent know goes on in memory; the agent reads it and takes it away.
 attempt "mount a tmpfs" mount -t tmpfs -o mode=0700,size=1M tmpfs /runtime/etc/voidbox
 attempt "hand over the host's files" cp -a /etc/voidbox/. /runtime/etc/voidbox/
+# And a folder of the disk that no overlay lies over, see guest_agent/containers.py.
+attempt "write on the disk" mkdir -p /upper/disk /runtime/etc/voidbox/disk
+attempt "hand over the disk" mount -o bind /upper/disk /runtime/etc/voidbox/disk
 attempt "move the runtime" mount -o move /runtime "/root/$agent"
 for folder in dev sys proc; do # from here on, busybox is found by its links
     attempt "move /$folder" mount -o move "/$folder" "/root/$folder"
