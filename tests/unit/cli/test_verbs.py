@@ -28,6 +28,8 @@ def parse(command: str) -> argparse.Namespace:
     """Parse a line of a document, as far as its first `|`, `>` or `;`."""
     words = shlex.split(re.split(r" [|>;] ?", re.sub(r"\$\([^)]*\)", "box", command))[0])
     assert words[0] == "voidbox"
+    if words[1] == "--remote":  # and a server's URL
+        del words[1:3]
     verb, arguments = words[1], words[2:]
     if verb == "run" and "--" in arguments:
         arguments = arguments[: arguments.index("--")]
