@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 export VENV
 
-.PHONY: demo test test-fast test-slow test-lab test-machines test-sandboxes test-long test-pythons \
+.PHONY: demo test test-fast test-slow test-lab test-machines test-sandboxes test-long test-pythons test-ray \
 	lint bench setup kernels image runtime network-image \
 	disk-image git-image root-images trixie-host registry sdks claude-image clean
 
@@ -35,6 +35,13 @@ LAB_LONG = $(filter-out $(LAB_MACHINES) $(LAB_SANDBOXES) tests/e2e/test_kvm_lab.
 	$(wildcard tests/e2e/test_*.py))
 LAB_PYTEST = scripts/with-kvm --mem 8192 --timeout 2700 --rw build/lab -- \
 	$(PYTHON) -m pytest -o cache_dir=build/lab/$@
+# What needs Ray, Inspect and SWE-ReX, half a gigabyte of packages: to be run before a release. They
+# stay in the environment, and test-slow runs these tests too from then on.
+test-ray: setup
+	$(PYTHON) -m pip install -q --disable-pip-version-check ray==2.60.0 cryptography \
+		inspect_ai==0.3.285 swe-rex==1.4.0
+	$(PYTHON) -m pytest tests/unit/ray tests/unit/adapters
+
 test-lab: setup kernels
 	$(PYTHON) -m pytest tests/e2e/test_kvm_lab.py
 	$(MAKE) --jobs 2 test-machines test-sandboxes

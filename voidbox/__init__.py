@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         GuestError,
         HostError,
         PoolFull,
+        SandboxLost,
         SandboxTimeout,
         VoidboxError,
     )
@@ -75,6 +76,7 @@ _MODULES = {
     "ConfigError": "voidbox.errors",
     "GuestError": "voidbox.errors",
     "HostError": "voidbox.errors",
+    "SandboxLost": "voidbox.errors",
     "SandboxTimeout": "voidbox.errors",
     "VoidboxError": "voidbox.errors",
 }
@@ -100,6 +102,7 @@ __all__ = [
     "RequestFailed",
     "Sandbox",
     "SandboxInfo",
+    "SandboxLost",
     "SandboxMetrics",
     "SandboxTimeout",
     "Secret",

@@ -11,7 +11,19 @@ from typing import Protocol
 
 
 class VoidboxError(Exception):
-    """Base of every error that voidbox raises on purpose."""
+    """Base of every error that voidbox raises on purpose. All of them can be pickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Be made anew without __init__, which may want more than the message."""
+        return _remake, (type(self), self.args, self.__dict__)
+
+
+def _remake(
+    type: type[VoidboxError], args: tuple[object, ...], values: dict[str, object]
+) -> VoidboxError:
+    error = type.__new__(type, *args)
+    error.__dict__.update(values)
+    return error
 
 
 class ConfigError(VoidboxError):
@@ -45,6 +57,20 @@ class GuestError(VoidboxError):
 
 class AgentError(VoidboxError):
     """The guest's agent failed, or the guest died while it was being talked to."""
+
+
+class SandboxLost(AgentError):
+    """A sandbox of another machine is gone, with whatever was under way in it.
+
+    Attributes:
+        reason: what was lost: "node": its machine, or the way to it; "pool": the process that has
+            the machine's sandboxes; "guest": the sandbox alone. What ran there may run again, in
+            another one.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class SandboxTimeout(VoidboxError):

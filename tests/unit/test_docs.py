@@ -27,7 +27,7 @@ from tests.unit.doc_pages import PAGES, ROOT, Block
 from voidbox import defaults
 from voidbox.cli import kept_options, network
 from voidbox.cli.run import split
-from voidbox.cli.verbs import VERBS
+from voidbox.cli.verbs import VERBS, module_of
 from voidbox.sandbox.child_environment import environment
 from voidbox.sandbox.image_choice import Choice
 from voidbox.sandbox.launch import launch
@@ -96,7 +96,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if "--help" in rest:
         return
     if verb != "run":
-        importlib.import_module(f"voidbox.cli.{verb}").make_options().parse_args(rest)
+        importlib.import_module(module_of(verb)).make_options().parse_args(rest)
         return
     rest, _ = split(rest)
     options = importlib.import_module("voidbox.cli.run").make_options().parse_args(rest)
@@ -155,7 +155,7 @@ def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
 def test_options_exist(page: Path) -> None:
     known = {"--version", "--help", "--remote", "--device"}  # the last is of Docker and Podman
     for verb in VERBS:
-        known |= {*options_of(importlib.import_module(f"voidbox.cli.{verb}").make_options())}
+        known |= {*options_of(importlib.import_module(module_of(verb)).make_options())}
     scripts = [path for name in FOLDERS for path in (ROOT / name).iterdir()]
     scripts += [ROOT / "guest_agent/relay.py", ROOT / "voidbox/images/pack.py"]
     texts = "".join(path.read_text() for path in scripts if path.is_file())

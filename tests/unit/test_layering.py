@@ -90,9 +90,12 @@ ALLOWED: dict[str, set[str]] = {
         "sandbox",
     },
     "pool": {"errors", "sandbox", "sdk", "file_limit"},
+    "ray": {"errors", "agent", "sandbox", "snapshot", "images", "sdk", "pool", "storage"},
+    "adapters": {"errors", "agent", "images", "sdk", "pool", "ray"},
     "defaults": {"errors"},
     "cli": {
         "pool",
+        "ray",
         "errors",
         "version",
         "vmm",

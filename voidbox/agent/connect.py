@@ -146,5 +146,8 @@ class _Search:
 
 def explain(endpoint: Endpoint, reason: str) -> AgentError:
     """Return the error for a lost guest: why it ended, with its console's last lines."""
-    story = endpoint.explain_end()
+    try:
+        story = endpoint.explain_end()
+    except AgentError as error:
+        return error
     return AgentError(f"{reason}\n{story}" if story else reason)

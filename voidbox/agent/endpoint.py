@@ -37,7 +37,11 @@ class Endpoint(Protocol):
         ...
 
     def explain_end(self) -> str:
-        """Return how the guest ended, with its console's last lines; "" if it runs, as it seems."""
+        """Return how the guest ended, with its console's last lines; "" if it runs, as it seems.
+
+        Raises:
+            AgentError: what is to be raised in place of an error that has this story.
+        """
         ...
 
 

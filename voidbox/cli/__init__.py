@@ -8,7 +8,7 @@ import sys
 
 from voidbox.cli import exit_status
 from voidbox.cli.complain import complain
-from voidbox.cli.verbs import OF_THIS_HOST, VERBS, nearest, usage
+from voidbox.cli.verbs import OF_THIS_HOST, VERBS, module_of, nearest, usage
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # said by much, but not by a write
 
@@ -110,7 +110,7 @@ def _run_verb(verb: str, arguments: list[str]) -> int:
     from voidbox.errors import VoidboxError
 
     try:
-        status: int = __import__(f"voidbox.cli.{verb}", fromlist=["main"]).main(arguments)
+        status: int = __import__(module_of(verb), fromlist=["main"]).main(arguments)
     except VoidboxError as error:
         complain(f"voidbox: {error}")
         return exit_status.USAGE

@@ -6,7 +6,7 @@ import argparse
 
 from voidbox.cli import exit_status, image, snapshot, volume
 from voidbox.cli.parser import make_parser
-from voidbox.cli.verbs import VERBS
+from voidbox.cli.verbs import VERBS, module_of
 
 _EPILOG = """\
 examples:
@@ -143,7 +143,7 @@ def main(argv: list[str]) -> int:
 
 def options_of(verb: str) -> list[tuple[list[str], str]]:
     """Return a verb's options, each with all its spellings and its help."""
-    module = __import__(f"voidbox.cli.{verb}", fromlist=["make_options"])
+    module = __import__(module_of(verb), fromlist=["make_options"])
     parser: argparse.ArgumentParser = module.make_options()
     return [
         (list(action.option_strings), (action.help or "").replace("%%", "%"))

@@ -42,6 +42,7 @@ GROUPS = {
     "host": {
         "setup": "make the kernel and the image that run takes by default",
         "doctor": "check that this host can run VMs, and say what to do if not",
+        "ray-node": "print what starts Ray here, with sandboxes for voidbox.ray",
         "completion": "print what makes a shell complete voidbox's words",
     },
 }
@@ -82,6 +83,11 @@ _ELSEWHERE = {
 # What has nothing to do with sandboxes that a server may have.
 OF_THIS_HOST = frozenset((*GROUPS["host"], "serve", "image", "volume"))
 VERBS = {verb: text for group in GROUPS.values() for verb, text in group.items()}
+
+
+def module_of(verb: str) -> str:
+    """Return the name of the module that has a verb's main() and make_options()."""
+    return f"voidbox.cli.{verb.replace('-', '_')}"
 
 
 def usage() -> str:

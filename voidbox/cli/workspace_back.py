@@ -108,7 +108,7 @@ def stored(store: Store, record: SandboxRecord) -> StoredWorkspace:
 
     agent = AsyncAgent(StoredEndpoint(store, record), store.secret(record.id))
     session = Session(agent, record.name, None, record.workdir, record.user)
-    return StoredWorkspace(store, record, session)
+    return StoredWorkspace(store.path(record.id), record, session)
 
 
 def copy_in(store: Store, record: SandboxRecord) -> None:

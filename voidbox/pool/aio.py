@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import TypeVar, Unpack
 
 from voidbox.errors import ConfigError, PoolFull
 from voidbox.file_limit import raise_file_limit
 from voidbox.pool import options as given_options
+from voidbox.pool.giving import Giving
 from voidbox.pool.host_memory import AUTO, HostMemory
 from voidbox.pool.member import PooledSandbox
 from voidbox.pool.members import Members, Waiter
@@ -28,10 +29,9 @@ from voidbox.sdk.creating import CreateOptions
 _FDS, _FDS_EACH = 64, 6  # of this process: of its own, and of one that is started, used and watched
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
-class AsyncPool(Members):
+class AsyncPool(Members, Giving[PooledSandbox]):
     """A pool of sandboxes. Use as a context manager: what it has made ends with it.
 
     No sandbox is used twice. Those that are warm have booted, or were restored, and have run
@@ -160,6 +160,8 @@ class AsyncPool(Members):
             raise
         if waiter.future.done():
             return waiter.future.result()
+        if self._is_promised(waiter):
+            return await self._promised(waiter)
         why = "the host has no memory for one more" if self._is_short else "all are in use"
         retry_after = self._retry_after()
         self._leave(waiter)
@@ -167,47 +169,13 @@ class AsyncPool(Members):
             f"the pool of {self.size} gave no sandbox in {timeout:g} s: {why}", retry_after
         )
 
-    @contextlib.asynccontextmanager
-    async def sandbox(
-        self, timeout: float | None = None, options: CreateOptions | None = None
-    ) -> AsyncIterator[PooledSandbox]:
-        """Have a sandbox for the length of a block; see acquire()."""
-        async with await self.acquire(timeout, options) as sandbox:
-            yield sandbox
-
-    async def map(
-        self,
-        function: Callable[[PooledSandbox, T], Awaitable[R]],
-        tasks: Iterable[T],
-        concurrency: int | None = None,
-    ) -> list[R]:
-        """Return what `function(sandbox, task)` returns for each task, in their order.
-
-        Each has a fresh sandbox. Tasks are taken one by one, as there is room. When one fails, the
-        others are cancelled.
-
-        Args:
-            concurrency: at most so many at once; as many as there may be sandboxes by default.
-        """
-        self._check_open()
-        wanted = self.size if concurrency is None else concurrency
-        workers = min(self.size, given_options.check_count("concurrency", wanted, 1))
-        todo = enumerate(tasks)
-        results: dict[int, R] = {}
-
-        async def work() -> None:
-            for index, task in todo:
-                async with self.sandbox() as sandbox:
-                    results[index] = await function(sandbox, task)
-
-        running = [asyncio.create_task(work()) for _ in range(workers)]
+    async def _promised(self, waiter: Waiter) -> PooledSandbox:
+        """Wait for one that was warm: its start is short, and bounded."""
         try:
-            await asyncio.gather(*running)
-        finally:
-            for one in running:
-                one.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-        return [results[index] for index in range(len(results))]
+            return await asyncio.shield(waiter.future)
+        except asyncio.CancelledError:
+            self._leave(waiter)
+            raise
 
     def stats(self) -> PoolStats:
         """Return what there is now."""

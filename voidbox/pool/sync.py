@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 from voidbox.pool.aio import AsyncPool
+from voidbox.pool.giving import Giving
 from voidbox.pool.host_memory import AUTO
 from voidbox.pool.options import check_count
 from voidbox.pool.stats import PoolStats
@@ -23,39 +24,12 @@ from voidbox.sdk.sync import Sandbox
 
 T = TypeVar("T")
 R = TypeVar("R")
+C = TypeVar("C", bound=Giving[Any])
+Self = TypeVar("Self", bound="BlockingPool[Any]")
 
 
-class Pool(Facade[AsyncPool]):
-    """A pool of sandboxes. Use as a context manager: what it has made ends with it.
-
-    See AsyncPool, which all of this is the blocking form of.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        *,
-        warm: int = 0,
-        starts: int | None = None,
-        host_memory: int | str | None = AUTO,
-        isolated: bool = False,
-        request_timeout: float | None = None,
-        state_folder: str | None = None,
-        **options: Unpack[CreateOptions],
-    ) -> None:
-        """See AsyncPool."""
-        super().__init__(
-            AsyncPool(
-                size,
-                warm=warm,
-                starts=starts,
-                host_memory=host_memory,
-                isolated=isolated,
-                request_timeout=request_timeout,
-                state_folder=state_folder,
-                **options,
-            )
-        )
+class BlockingPool(Facade[C]):
+    """The blocking form of a pool, wherever its sandboxes are."""
 
     @documented_by(AsyncPool.acquire)
     def acquire(
@@ -87,8 +61,7 @@ class Pool(Facade[AsyncPool]):
         results: dict[int, R] = {}
 
         def one(index: int, task: T) -> None:
-            with self.sandbox() as sandbox:
-                results[index] = function(sandbox, task)
+            results[index] = self._work(function, task)
 
         with ThreadPoolExecutor(workers, "voidbox-pool") as threads:
             running: set[Future[None]] = set()
@@ -100,6 +73,11 @@ class Pool(Facade[AsyncPool]):
                 running = _check(running)
         return [results[index] for index in range(len(results))]
 
+    def _work(self, function: Callable[[Sandbox, T], R], task: T) -> R:
+        """Do one task of map()."""
+        with self.sandbox() as sandbox:
+            return function(sandbox, task)
+
     def stats(self) -> PoolStats:
         """Return what there is now."""
         return run(self._stats())
@@ -107,15 +85,48 @@ class Pool(Facade[AsyncPool]):
     async def _stats(self) -> PoolStats:
         return self._core.stats()
 
-    drain = blocking(AsyncPool.drain)
-    close = blocking(AsyncPool.close)
+    drain = blocking(Giving.drain)
+    close = blocking(Giving.close)
 
-    def __enter__(self) -> Pool:
+    def __enter__(self: Self) -> Self:
         run(self._core.__aenter__())
         return self
 
     def __exit__(self, *_: object) -> None:
         run(self._core.close())
+
+
+class Pool(BlockingPool[AsyncPool]):
+    """A pool of sandboxes. Use as a context manager: what it has made ends with it.
+
+    See AsyncPool, which all of this is the blocking form of.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        warm: int = 0,
+        starts: int | None = None,
+        host_memory: int | str | None = AUTO,
+        isolated: bool = False,
+        request_timeout: float | None = None,
+        state_folder: str | None = None,
+        **options: Unpack[CreateOptions],
+    ) -> None:
+        """See AsyncPool."""
+        super().__init__(
+            AsyncPool(
+                size,
+                warm=warm,
+                starts=starts,
+                host_memory=host_memory,
+                isolated=isolated,
+                request_timeout=request_timeout,
+                state_folder=state_folder,
+                **options,
+            )
+        )
 
 
 def _check(running: set[Future[None]]) -> set[Future[None]]:

@@ -124,13 +124,16 @@ class ControlClient:
                     sock.settimeout(max(0.001, deadline - time.monotonic()))
                 data = sock.recv(recv_bytes)
                 if not data:
-                    raise AgentError(f"{op}: the sandbox's process has gone away")
+                    raise self._gone(op)
                 line += data
         except TimeoutError:
             raise self._timeout(op) from None
         except OSError as error:
-            raise AgentError(f"{op}: the sandbox's process has gone away") from error
+            raise self._gone(op) from error
         return line.partition(b"\n")[0]  # what follows is of a stream that nobody asked for
+
+    def _gone(self, op: str) -> AgentError:
+        return AgentError(f"{op}: the sandbox's process has gone away")
 
     def _timeout(self, op: str) -> SandboxTimeout:
         return SandboxTimeout(

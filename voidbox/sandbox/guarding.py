@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # few sandboxes have any
     from voidbox.secrets.spec import Secret
 
 FILE = "ca.json"  # in the sandbox's folder: its certificate authority
-_ANSWER_S = 60.0
+SECRETS_ANSWER_S = 60.0
 
 
 def guarded_of(record: SandboxRecord) -> Guarded | None:
@@ -102,9 +102,18 @@ def secrets_of(
     Raises:
         ConfigError: it has none.
     """
+    check_has_secrets(record)
+    return ControlClient(store.path(record.id, "control.sock"), timeout_s or SECRETS_ANSWER_S)
+
+
+def check_has_secrets(record: SandboxRecord) -> None:
+    """Refuse to ask a sandbox's process about secrets if it has none.
+
+    Raises:
+        ConfigError: that.
+    """
     if record.guarded is None:
         raise ConfigError(f"{record.name} was made without secrets: see voidbox run --secret")
-    return ControlClient(store.path(record.id, "control.sock"), timeout_s or _ANSWER_S)
 
 
 def authority_files(folder: str) -> dict[str, bytes]:

@@ -140,6 +140,11 @@ def _choose(
     return Choice(image, root, config)
 
 
+def is_stored(image: object) -> bool:
+    """Whether an image that choose() takes is the name of one in the store."""
+    return isinstance(image, str) and image not in (DEFAULT, TINY) and not _PATH.fullmatch(image)
+
+
 def choose_initramfs(path: str, disk_bytes: int | None = None) -> Choice:
     """Return the choice of an initramfs.
 

@@ -10,14 +10,14 @@ from typing import TypeVar
 from voidbox.errors import SandboxTimeout
 from voidbox.sandbox.guarding import copied_values
 from voidbox.sandbox.snapshots import restored
-from voidbox.sandbox.snapshots.shelf import Shelf, Snapshot
+from voidbox.sandbox.snapshots.shelf import Shelf
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.zygote.client import Zygote
 from voidbox.sdk import parent_pipe, snapshots, zygotes
 from voidbox.sdk.ending import EndingSandbox
-from voidbox.sdk.launching import Launch, wait_gone
+from voidbox.sdk.launching import Launch
 from voidbox.sdk.snapshots import SnapshotInfo
 
 _STARTS_AT_ONCE = 8
@@ -49,6 +49,8 @@ class CopiedSandbox(EndingSandbox):
         except TimeoutError:
             raise SandboxTimeout(f"the sandbox did not start within {limit_s:g} s") from None
         sandbox = cls(store, record, keep)
+        if record.state is State.CREATING:
+            return sandbox  # it is held
         try:
             await sandbox._workspace.copy_in(sandbox._session.limit_s(None))
         except BaseException:
@@ -77,7 +79,7 @@ class CopiedSandbox(EndingSandbox):
             HostError: it cannot be written: it goes on.
         """
         await self._control("suspend", request_timeout or snapshots.SNAPSHOT_S)
-        await wait_gone(self._store, self._id, None)
+        await self._place.wait_gone(None)
         await self._disconnect()
 
     async def snapshot(
@@ -92,7 +94,8 @@ class CopiedSandbox(EndingSandbox):
             ConfigError: the name is taken, or it shares a folder live, say.
             HostError: it cannot be written: nothing of it is left.
         """
-        return SnapshotInfo.of(await self._save(name or "", False, request_timeout))
+        id = await self._save(name or "", False, request_timeout)
+        return await asyncio.to_thread(self._place.find_snapshot, id)
 
     async def fork(
         self: Self, count: int = 1, *, request_timeout: float | None = None
@@ -108,7 +111,8 @@ class CopiedSandbox(EndingSandbox):
             ConfigError, HostError: see snapshot().
         """
         snapshots.check_count(count)
-        saved = await self._save("", True, request_timeout)
+        shelf = Shelf(self._store.folder)
+        saved = await asyncio.to_thread(shelf.find, await self._save("", True, request_timeout))
         original = await asyncio.to_thread(self._store.read, self._id)
         record = restored.record_of(saved.record)._replace(is_owned=original.is_owned)
         values = await asyncio.to_thread(copied_values, self._store, original)
@@ -130,13 +134,14 @@ class CopiedSandbox(EndingSandbox):
         try:
             found = await asyncio.gather(*(start() for _ in range(count)), return_exceptions=True)
         finally:  # they have it open
-            await asyncio.to_thread(Shelf(self._store.folder).remove, saved.record.id)
+            await asyncio.to_thread(shelf.remove, saved.record.id)
         return [one if not isinstance(one, BaseException) else _as_error(one) for one in found]
 
-    async def _save(self, name: str, is_fork: bool, request_timeout: float | None) -> Snapshot:
+    async def _save(self, name: str, is_fork: bool, request_timeout: float | None) -> str:
+        """Have a snapshot written; return its ID."""
         limit_s = request_timeout or snapshots.SNAPSHOT_S
         answer = await self._control("snapshot", limit_s, name=name, fork=is_fork)
-        return await asyncio.to_thread(Shelf(self._store.folder).find, str(answer.get("snapshot")))
+        return str(answer.get("snapshot"))
 
     @staticmethod
     async def list_snapshots(*, state_folder: str | None = None) -> builtins.list[SnapshotInfo]:

@@ -10,7 +10,7 @@ from voidbox.errors import AgentError, ConfigError, SandboxTimeout
 from voidbox.sandbox.session import check_seconds
 from voidbox.sdk.handle import SandboxHandle
 from voidbox.sdk.info import SandboxInfo
-from voidbox.sdk.launching import KILL_S, wait_gone, wait_or_kill
+from voidbox.sdk.launching import KILL_S
 
 STOP_S = 10.0
 _STOP_GRACE_S = 10.0  # for the power button, the kill and the last words
@@ -42,7 +42,7 @@ class EndingSandbox(SandboxHandle):
     async def _stop(self, timeout: float) -> None:
         with contextlib.suppress(AgentError):  # it has ended already
             await self._control("stop", timeout=timeout)
-        await wait_or_kill(self._store, self._id, timeout + _STOP_GRACE_S)
+        await self._place.wait_or_kill(timeout + _STOP_GRACE_S)
 
     async def wait(self, timeout: float | None = None) -> SandboxInfo:
         """Wait until it has ended; return how.
@@ -53,7 +53,7 @@ class EndingSandbox(SandboxHandle):
         limit_s = None if timeout is None else check_seconds("timeout", timeout)
         if self._session.ended:
             return await self.get_info()
-        if not await wait_gone(self._store, self._id, limit_s):
+        if not await self._place.wait_gone(limit_s):
             raise SandboxTimeout(f"{self._name} still runs after {timeout:g} s of waiting")
         return await self.get_info()
 
@@ -63,28 +63,32 @@ class EndingSandbox(SandboxHandle):
         Nothing of it is left, unless create() was told to keep it, or connect() found it. Its
         workspace is not copied back.
         """
-        self._workspace.is_owed = False
-        end = f"{self._name} has been ended by this program: by kill(), or with its block"
-        self._session.ended = self._endpoint.own_end = end
+        self._say_ended()
         try:
-            was_alive = await asyncio.to_thread(self._store.is_alive, self._id)
+            was_alive = await asyncio.to_thread(self._place.is_alive)
         except ConfigError:
             was_alive = False
         was_alive = was_alive or await self._discard()
         if was_alive:
             with contextlib.suppress(AgentError, SandboxTimeout):
                 await self._control("kill")
-            await wait_or_kill(self._store, self._id, KILL_S)
+            await self._place.wait_or_kill(KILL_S)
         await self._disconnect()  # it may have ended by itself
         if not self._keeps:
             with contextlib.suppress(ConfigError):  # somebody else has removed it
-                await asyncio.to_thread(self._store.remove, self._id)
+                await asyncio.to_thread(self._place.remove)
         return was_alive
+
+    def _say_ended(self) -> None:
+        """Have every use of it from here on say that this program has ended it."""
+        self._workspace.is_owed = False
+        end = f"{self._name} has been ended by this program: by kill(), or with its block"
+        self._session.ended = self._endpoint.own_end = end
 
     async def _discard(self) -> bool:
         """End it if it is suspended; whether it was."""
         try:
-            await asyncio.to_thread(self._store.discard_suspended, self._id)
+            await asyncio.to_thread(self._place.discard_suspended)
         except ConfigError:
             return False
         return True
@@ -107,7 +111,7 @@ class EndingSandbox(SandboxHandle):
         try:
             if not self._session.ended:
                 await self._workspace.settle(self._session.limit_s(None), type is not None)
-                if self._writes_volumes:  # a kill would be a power cut for their file systems
+                if self._place.writes_volumes:  # a kill would be a power cut for their file systems
                     await self._stop(STOP_S)
         finally:
             await self.kill()

@@ -11,21 +11,18 @@ from typing import Literal
 from voidbox.agent import protocol
 from voidbox.agent.aio import AsyncAgent
 from voidbox.errors import AgentError, ConfigError, VoidboxError
-from voidbox.sandbox.control import ControlClient
-from voidbox.sandbox.endpoint import StoredEndpoint
 from voidbox.sandbox.session import Session, check_seconds
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
-from voidbox.sandbox.volumes.spec import writes_named
 from voidbox.sandbox.workspace.copying import LIMIT_BYTES, WorkspaceResult
 from voidbox.sandbox.workspace.stored import StoredWorkspace
 from voidbox.sdk import draft
 from voidbox.sdk.commands import AsyncCommands
 from voidbox.sdk.files import AsyncFiles
 from voidbox.sdk.info import SandboxInfo, SandboxMetrics
-from voidbox.sdk.launching import read_truly
 from voidbox.sdk.log_reader import read_lines
+from voidbox.sdk.place import Place, StoredPlace
 from voidbox.sdk.ports import AsyncPorts
 from voidbox.sdk.pty import AsyncPty
 from voidbox.sdk.secrets import AsyncSecrets
@@ -43,29 +40,37 @@ class SandboxHandle:
     def __init__(self, store: Store, record: SandboxRecord, keep: bool) -> None:
         """Use AsyncSandbox.create() or connect()."""
         self._store = store
+        self._attach(StoredPlace(store, record), record, keep, store.path(record.id))
+
+    def _attach(self, place: Place, record: SandboxRecord, keep: bool, folder: str) -> None:
+        """Be the handle of what is there.
+
+        Args:
+            folder: see StoredWorkspace.
+        """
+        self._place = place
         self._id = record.id
         self._name = record.name
         self._keeps = keep
-        self._writes_volumes = writes_named(record.volumes)
-        self._endpoint = StoredEndpoint(store, record)
-        agent = AsyncAgent(self._endpoint, store.secret(record.id), log=self._log)
+        self._endpoint = place.endpoint
+        agent = AsyncAgent(self._endpoint, place.secret, log=self._log)
         self._session = Session(
-            agent, record.name, store.envs(record), record.workdir, record.user, self._standstill,
-            draft.shared_folders(record),
+            agent, record.name, place.envs, record.workdir, record.user, self._standstill,
+            place.shared,
         )  # fmt: skip
         self.commands = AsyncCommands(self._session)
         self.files = AsyncFiles(self._session)
         self.pty = AsyncPty(self._session)
-        self.secrets = AsyncSecrets(store, record)
+        self.secrets = AsyncSecrets(place, record)
         self.ports = AsyncPorts(self._control, self._session, self.files)
-        self._workspace = StoredWorkspace(store, record, self._session)
+        self._workspace = StoredWorkspace(folder, record, self._session)
 
     def _log(self, line: str) -> None:
         _logger.info("%s: %s", self._name, line)
 
     def _standstill(self) -> tuple[bool, float]:
         with contextlib.suppress(VoidboxError):  # gone, say: whoever asks it learns how
-            record = self._store.peek(self._id)
+            record = self._place.peek()
             return record.state is State.PAUSED, record.stood_still_s()
         return False, 0.0
 
@@ -91,9 +96,8 @@ class SandboxHandle:
         limit_s = self._session.seconds(request_timeout)
         if op != "kill":
             self._session.check_not_ended()
-        client = ControlClient(self._store.path(self._id, "control.sock"), limit_s)
         try:
-            return await asyncio.to_thread(client.request, op, **values)
+            return await asyncio.to_thread(self._place.ask, op, limit_s, **values)
         except AgentError as error:
             story = await asyncio.to_thread(self._endpoint.explain_end)
             raise AgentError(f"{error}\n{story}" if story else str(error)) from error
@@ -101,14 +105,14 @@ class SandboxHandle:
     async def get_info(self) -> SandboxInfo:
         """Return what it is and how it is; also once it has ended."""
         try:
-            return SandboxInfo.of(await asyncio.to_thread(read_truly, self._store, self._id))
+            return SandboxInfo.of(await asyncio.to_thread(self._place.read))
         except ConfigError:  # it has been removed
             self._session.check_not_ended()
             raise
 
     async def is_running(self) -> bool:
         """Whether it has not ended."""
-        return await asyncio.to_thread(self._store.is_alive, self._id)
+        return await asyncio.to_thread(self._place.is_alive)
 
     async def get_metrics(self, *, request_timeout: float | None = None) -> SandboxMetrics:
         """Return what it uses."""
@@ -174,13 +178,10 @@ class SandboxHandle:
         names = {"console": "console.log", "voidbox": "owner.log", "http": "http.log"}
         if source not in names:
             raise ConfigError(f'source={source!r}: give "console", "voidbox" or "http"')
-        path = self._store.path(self._id, names[source])
-        async with contextlib.aclosing(read_lines(path, self._is_alive, follow)) as lines:
+        log = await asyncio.to_thread(self._place.open_log, names[source])
+        async with contextlib.aclosing(read_lines(log, self._place.is_alive, follow)) as lines:
             async for line in lines:
                 yield line
-
-    def _is_alive(self) -> bool:
-        return self._store.is_alive(self._id)
 
     # The workspace.
 

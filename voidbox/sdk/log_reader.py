@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 
-from voidbox.sandbox.log_file import LogFile
+from voidbox.sdk.place import Log
 
 _LINE_BYTES_MAX = 64 << 10  # a longer line comes in pieces
 _POLL_S = 0.2
 
 
 async def read_lines(
-    path: str, is_alive: Callable[[], bool], follow: bool
+    source: Log, is_alive: Callable[[], bool], follow: bool
 ) -> AsyncGenerator[str, None]:
     """Yield a log's lines, without their ends.
 
     Args:
+        source: is closed at the end.
         follow: wait for more, until the sandbox has ended.
     """
-    log = _Lines(path)
+    log = _Lines(source)
     try:
         while True:
             goes_on = follow and await asyncio.to_thread(is_alive)
@@ -38,8 +39,8 @@ async def read_lines(
 class _Lines:
     """A log's lines."""
 
-    def __init__(self, path: str) -> None:
-        self._log = LogFile(path)
+    def __init__(self, log: Log) -> None:
+        self._log = log
         self._partial = b""
 
     def read(self) -> list[str]:

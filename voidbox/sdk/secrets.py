@@ -8,10 +8,10 @@ import os
 from typing import NamedTuple
 
 from voidbox.errors import AgentError
-from voidbox.sandbox.guarding import secrets_of
+from voidbox.sandbox.guarding import SECRETS_ANSWER_S, check_has_secrets
 from voidbox.sandbox.session import check_seconds
 from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.sandbox.state.store import Store
+from voidbox.sdk.place import Place
 
 
 class SecretInfo(NamedTuple):
@@ -35,8 +35,8 @@ class SecretInfo(NamedTuple):
 class AsyncSecrets:
     """The secrets that create() was given. What the guest has of them stays as it is."""
 
-    def __init__(self, store: Store, record: SandboxRecord) -> None:
-        self._store, self._record = store, record
+    def __init__(self, place: Place, record: SandboxRecord) -> None:
+        self._place, self._record = place, record
 
     async def set(
         self, name: str, value: str | None = None, *, request_timeout: float | None = None
@@ -64,8 +64,9 @@ class AsyncSecrets:
         limit_s = (
             None if request_timeout is None else check_seconds("request_timeout", request_timeout)
         )
-        client = secrets_of(self._store, self._record, limit_s)
-        return await asyncio.to_thread(client.request, op, **values)
+        check_has_secrets(self._record)
+        limit_s = SECRETS_ANSWER_S if limit_s is None else limit_s
+        return await asyncio.to_thread(self._place.ask, op, limit_s, **values)
 
 
 def parse_list(values: object) -> list[SecretInfo]:

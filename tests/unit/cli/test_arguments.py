@@ -10,12 +10,12 @@ from tests.unit.cli.conftest import Cli
 from tests.unit.sandbox.owned import wait_until
 from voidbox.cli import exit_status
 from voidbox.cli.parser import Parser, parse_duration
-from voidbox.cli.verbs import VERBS
+from voidbox.cli.verbs import VERBS, module_of
 from voidbox.errors import ConfigError
 
 
 def parser_of(verb: str) -> Parser:
-    parser: Parser = __import__(f"voidbox.cli.{verb}", fromlist=["make_options"]).make_options()
+    parser: Parser = __import__(module_of(verb), fromlist=["make_options"]).make_options()
     return parser
 
 

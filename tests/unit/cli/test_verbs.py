@@ -15,11 +15,11 @@ import pytest
 
 from tests.unit.cli.conftest import ROOT, Cli
 from voidbox.cli import completion, kept_options, root_options, run
-from voidbox.cli.verbs import VERBS, nearest, usage
+from voidbox.cli.verbs import VERBS, module_of, nearest, usage
 
 
 def parser_of(verb: str) -> argparse.ArgumentParser:
-    module = __import__(f"voidbox.cli.{verb}", fromlist=["make_options"])
+    module = __import__(module_of(verb), fromlist=["make_options"])
     parser: argparse.ArgumentParser = module.make_options()
     return parser
 
@@ -28,6 +28,8 @@ def parse(command: str) -> argparse.Namespace:
     """Parse a line of a document, as far as its first `|`, `>` or `;`."""
     words = shlex.split(re.split(r" [|>;] ?", re.sub(r"\$\([^)]*\)", "box", command))[0])
     assert words[0] == "voidbox"
+    if words[1] == "--remote":  # and a server's URL
+        del words[1:3]
     verb, arguments = words[1], words[2:]
     if verb == "run" and "--" in arguments:
         arguments = arguments[: arguments.index("--")]
@@ -45,7 +47,7 @@ def examples(text: str) -> list[str]:
 
 
 def test_the_overall_help_names_every_verb_once() -> None:
-    named = re.findall(r"^  ([a-z]+) +", usage(), re.MULTILINE)
+    named = re.findall(r"^  ([a-z-]+) +", usage(), re.MULTILINE)
     assert [name for name in named if name != "voidbox"] == list(VERBS)
     assert all(len(line) <= 100 for line in usage().splitlines())
 

@@ -60,6 +60,7 @@ def test_all_are_told_and_tested() -> None:
     page = (ROOT / "docs/examples.md").read_text()
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     tests += (ROOT / "tests/e2e/test_examples.py").read_text()
+    tests += (ROOT / "tests/unit/ray/test_cluster.py").read_text()
     for path in EXAMPLES.glob("*.py"):
         assert f"examples/{path.name}" in page, path.name
         assert re.search(rf"\b{path.stem}\b", tests), path.name

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from voidbox.errors import AgentError, ConfigError, VoidboxError
 from voidbox.sandbox.session import Session
 from voidbox.sandbox.state.records import SandboxRecord
-from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.workspace.copying import (
     LIMIT_BYTES,
     NotSaved,
@@ -31,15 +30,16 @@ class StoredWorkspace:
     """Copies one sandbox's workspace. Thread: any.
 
     Args:
+        folder: where what was copied in is remembered: the sandbox's own.
         session: of its agent.
 
     Attributes:
         is_owed: nobody has asked for the guest's last changes, or done without them.
     """
 
-    def __init__(self, store: Store, record: SandboxRecord, session: Session) -> None:
-        self._manifest_path = store.path(record.id, _MANIFEST)
-        self._lock_path = store.path(record.id, _LOCK)
+    def __init__(self, folder: str, record: SandboxRecord, session: Session) -> None:
+        self._manifest_path = f"{folder}/{_MANIFEST}"
+        self._lock_path = f"{folder}/{_LOCK}"
         self._path = record.workspace if record.workspace_mode == "copy" else None
         self._session = session
         self.is_owed = self._path is not None

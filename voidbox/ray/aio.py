@@ -1,0 +1,399 @@
+"""AsyncPool: a pool over the nodes of a Ray cluster. Pool is the same, blocking.
+
+ray.init()
+async with voidbox.ray.AsyncPool(image="python:3.12", warm=4) as pool:
+    async with pool.sandbox() as sandbox:
+        await sandbox.commands.run("python3 -c 'print(6 * 7)'")
+    result = await pool.run_near(rollout, "task 1")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeVar, Unpack
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from voidbox.errors import ConfigError, PoolFull, SandboxLost, VoidboxError
+from voidbox.pool import options as given_options
+from voidbox.pool.giving import Giving
+from voidbox.pool.host_memory import AUTO
+from voidbox.pool.stats import PoolStats
+from voidbox.ray import actor, copying, members, runner, tls
+from voidbox.ray.members import TRANSPORTS, Member
+from voidbox.ray.node import LEASE_S, NodeOptions
+from voidbox.ray.placement import choose
+from voidbox.ray.remote import RemoteSandbox
+from voidbox.ray.retrying import Tries
+from voidbox.ray.spreading import spread
+from voidbox.ray.ticket import Ticket
+from voidbox.sandbox.session import check_seconds
+from voidbox.sandbox.state.names import check_name
+from voidbox.sdk import draft
+from voidbox.sdk.creating import CreateOptions
+
+_LOOK_S = 5.0  # for nodes that come and go
+_RETRY_S_MAX = 2.0
+
+T = TypeVar("T")
+R = TypeVar("R")
+_logger = logging.getLogger("voidbox")
+
+
+class AsyncPool(Giving[RemoteSandbox]):
+    """Sandboxes of many machines. Use as a context manager: what it has given ends with it.
+
+    Each node with the resource gets one actor, which has that node's sandboxes. Data goes over
+    sockets to the node, not through Ray. Sandboxes end with this program, however it ends.
+
+    Args:
+        nodes: the resource that nodes announce: see `voidbox ray-node`.
+        per_node: the most sandboxes of a node; as much of the resource as it announces by default.
+        warm, starts, host_memory, isolated, request_timeout, state_folder: of each node; see
+            voidbox.AsyncPool.
+        transport: how data goes: "socket", to each node's gateway; "actor", in calls of its actor;
+            "auto": by the gateway where it can be reached.
+        tls: whether gateways want TLS; as Ray's own traffic (RAY_USE_TLS) by default.
+        shared_as: a name, by which other programs share the pool, and which outlives them; None
+            for one's own.
+        labels: text to text, in the metadata of each sandbox: reap() ends those that have them.
+        lease: what this program has taken ends when nothing was heard of it for so many seconds.
+        runtime_env: Ray's, of what runs rollouts.
+        options: of AsyncSandbox.create(), for each of them. Files of "the host" are the node's.
+    Raises:
+        ConfigError: one of these makes no sense.
+    """
+
+    node_pool: type[actor.NodePool] = actor.NodePool
+    rollout_runner: type[runner.Runner] = runner.Runner
+
+    def __init__(
+        self,
+        *,
+        nodes: str = "kvm",
+        per_node: int | None = None,
+        warm: int = 0,
+        starts: int | None = None,
+        host_memory: int | str | None = AUTO,
+        isolated: bool = False,
+        request_timeout: float | None = None,
+        state_folder: str | None = None,
+        transport: str = "auto",
+        tls: bool | None = None,
+        shared_as: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        lease: float = LEASE_S,
+        runtime_env: dict[str, Any] | None = None,
+        **options: Unpack[CreateOptions],
+    ) -> None:
+        if transport not in TRANSPORTS:
+            raise ConfigError(f"transport={transport!r}: choose {', '.join(TRANSPORTS)}")
+        if shared_as is not None:
+            check_name(shared_as)
+        _check_for_nodes(options)
+        given_options.complete(options)
+        self._resource, self._name, self._transport = nodes, shared_as, transport
+        self._runtime_env = runtime_env
+        self._options = NodeOptions(
+            size=given_options.check_count("per_node", per_node, 1) if per_node is not None else 0,
+            warm=given_options.check_count("warm", warm, 0),
+            starts=starts,
+            host_memory=host_memory,
+            isolated=isolated,
+            request_timeout=request_timeout,
+            state_folder=state_folder,
+            options=options,
+            labels=draft.check_texts("labels", labels),
+            lease_s=check_seconds("lease", lease),
+            is_secured=_is_secured(tls),
+        )
+        self._holder = secrets.token_hex(8)
+        self._members: dict[str, Member] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self._given: set[asyncio.Task[None]] = set()
+        self._closed = ""
+        self._node_pool = actor.remote(type(self).node_pool)
+        self._runner = runner.remote(type(self).rollout_runner)
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """The most sandboxes that there are at once, on the nodes that there are now."""
+        return sum(member.size for member in self._members.values())
+
+    # Its life.
+
+    async def __aenter__(self) -> AsyncPool:
+        if self._watching is not None:
+            raise ConfigError("a pool is opened once: make another one")
+        if not ray.is_initialized():
+            raise ConfigError("Ray is not connected: call ray.init() first")
+        try:
+            await self._look(is_first=True)
+            if not self._members:
+                raise ConfigError(
+                    f"no node of this cluster announces {self._resource}: `voidbox ray-node` on "
+                    "each of them prints how to start it"
+                )
+        except BaseException:
+            await self.close()
+            raise
+        self._watching = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End all that it has given, and its nodes' pools if they are nobody else's. Idempotent."""
+        self._closed = "the pool is closed"
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        ending = [one.end(self._holder, self._name is not None) for one in self._members.values()]
+        self._members.clear()
+        await asyncio.gather(*ending, *self._given, return_exceptions=True)
+
+    async def drain(self) -> None:
+        """Give out no more, and wait until all that are used here have ended."""
+        self._closed = "the pool is being drained"
+        while any([(await self._load(one)).get("used") for one in self._alive()]):
+            await asyncio.sleep(0.2)
+
+    # Taking.
+
+    async def acquire(
+        self, timeout: float | None = None, options: CreateOptions | None = None
+    ) -> RemoteSandbox:
+        """Return a sandbox of some node; see voidbox.AsyncPool.acquire().
+
+        Raises:
+            PoolFull: none was free in time.
+            SandboxLost: no node is left.
+            ConfigError: the pool is not open, or an option makes no sense.
+            VoidboxError: what its start failed with.
+        """
+        self._check_open()
+        _check_for_nodes(options or {})
+        if timeout is not None and timeout != 0:
+            check_seconds("timeout", timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        full: set[str] = set()
+        while True:
+            member = self._choose(full, options or {})
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                if key := copying.wanted(options or {}):
+                    await spread(self._alive(), *key, [member])
+                return await self._acquire(member, left_s, options)
+            except PoolFull as error:
+                full.add(member.id)
+                if len(full) < len(self._alive()):
+                    continue
+                if left_s is not None and left_s <= error.retry_after:
+                    raise
+                await asyncio.sleep(min(_RETRY_S_MAX, error.retry_after))
+                full.clear()
+            except SandboxLost:
+                self._check_open()  # another one, then
+
+    async def _acquire(
+        self, member: Member, timeout: float | None, options: CreateOptions | None
+    ) -> RemoteSandbox:
+        member.asked += 1
+        calling = asyncio.ensure_future(member.call("acquire", self._holder, timeout, options))
+        try:
+            answer = await asyncio.shield(calling)
+        except asyncio.CancelledError:
+            giving_back = asyncio.create_task(self._give_back(member, calling))
+            self._given.add(giving_back)
+            giving_back.add_done_callback(self._given.discard)
+            raise
+        finally:
+            member.asked -= 1
+        member.learn(answer)
+        return RemoteSandbox(member.carrier, Ticket.from_json(answer["ticket"]), member.name)
+
+    async def _give_back(self, member: Member, calling: asyncio.Future[dict[str, Any]]) -> None:
+        """End what comes for somebody who no longer waits."""
+        with contextlib.suppress(VoidboxError):
+            ticket = Ticket.from_json((await calling)["ticket"])
+            await RemoteSandbox(member.carrier, ticket, member.name).kill()
+
+    def _choose(self, full: set[str], options: CreateOptions) -> Member:
+        alive = self._alive()
+        if not alive:
+            raise ConfigError("no node is left") if self._closed else _none_left()
+        key = copying.wanted(options)
+        among = [one for one in alive if one.id not in full] or alive
+        found = choose(among, lambda one: key is None or key[1] in one.has)
+        assert found is not None
+        return found
+
+    async def _work(self, function: Callable[[RemoteSandbox, T], Awaitable[R]], task: T) -> R:
+        """Do one task of map(); once more elsewhere, where it was not the task that failed."""
+        tries = Tries()
+        while True:
+            with tries:
+                return await super()._work(function, task)
+
+    async def run_near(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Return what `function(sandbox, *arguments)` returns, run on its sandbox's node.
+
+        Beside the sandbox no request crosses the network, and one call of Ray's a rollout. A
+        coroutine is given an AsyncSandbox, a function a Sandbox. It is sent as Ray sends functions.
+
+        Raises:
+            SandboxLost: the node, its pool, or the sandbox is gone.
+            Exception: what the function raised.
+        """
+        self._check_open()
+        member = self._choose(set(), {})
+        member.asked += 1
+        try:
+            there = member.make_runner(self._runner, self._runtime_env)
+            return await there.run.remote(function, *arguments, **named)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayActorError as error:
+            member.runner = None
+            if await self._is_there(member):
+                raise SandboxLost(
+                    f"what runs rollouts on node {member.name} has ended: {error}", "pool"
+                ) from error
+            raise await member.lose("RayActorError") from error
+        finally:
+            member.asked -= 1
+
+    async def _is_there(self, member: Member) -> bool:
+        try:
+            await asyncio.wait_for(member.call("renew", self._holder), _LOOK_S)
+        except (VoidboxError, TimeoutError):
+            return False
+        return True
+
+    def stats(self) -> PoolStats:
+        """Return what there is now, of all nodes, as far as they have said."""
+        used = sum(min(one.used, one.size) for one in self._alive())
+        none = dict.fromkeys(PoolStats._fields, 0)
+        waiting = sum(max(0, one.used - one.size) for one in self._alive())
+        return PoolStats(**{**none, "size": self.size, "given": used, "waiting": waiting})  # type: ignore[arg-type]
+
+    async def stats_of_nodes(self) -> dict[str, dict[str, Any]]:
+        """Return what each node's pool says of itself, by the node's name; see PoolStats."""
+        alive = self._alive()
+        found = await asyncio.gather(*(one.call("stats") for one in alive), return_exceptions=True)
+        return {
+            member.name: answer["stats"]
+            for member, answer in zip(alive, found, strict=True)
+            if isinstance(answer, dict)
+        }
+
+    async def reap(self, labels: Mapping[str, str]) -> int:
+        """End all sandboxes with these labels, whoever has them; return how many.
+
+        Raises:
+            ConfigError: that would be all of them.
+        """
+        wanted = draft.check_texts("labels", labels)
+        if not wanted:
+            raise ConfigError("reap({}) would end everybody's sandboxes: give a label")
+        answers = await asyncio.gather(*(one.call("reap", wanted) for one in self._alive()))
+        return sum(answer["ended"] for answer in answers)
+
+    def _check_open(self) -> None:
+        if self._watching is None:
+            raise ConfigError("the pool is not open: use `async with AsyncPool(…) as pool`")
+        if self._closed:
+            raise ConfigError(self._closed)
+
+    # Nodes that come and go.
+
+    def _alive(self) -> list[Member]:
+        return [one for one in self._members.values() if not one.is_lost]
+
+    async def _load(self, member: Member) -> dict[str, Any]:
+        try:
+            load = await member.call("renew", self._holder)
+        except VoidboxError:
+            return {}
+        member.learn(load)
+        return load
+
+    async def _watch(self) -> None:
+        pause_s = min(_LOOK_S, self._options.lease_s / 4)
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                await asyncio.gather(*(self._load(one) for one in self._alive()))
+                await self._look(is_first=False)
+            except (VoidboxError, RayError) as error:
+                _logger.warning("looking for nodes: %s", error)
+
+    async def _look(self, is_first: bool) -> None:
+        """Have a pool on each node; forget what is gone."""
+        nodes = await asyncio.to_thread(members.nodes_with, self._resource)
+        found = {node["NodeID"]: node for node in nodes}
+        for id, member in list(self._members.items()):
+            if member.is_lost or id not in found:
+                member.is_lost = True
+                del self._members[id]
+        new = [node for id, node in found.items() if id not in self._members]
+        begun = [
+            members.begin(
+                self._node_pool,
+                node,
+                self._options,
+                self._resource,
+                self._name,
+                self._transport,
+            )
+            for node in new
+        ]
+        listening = await asyncio.gather(*(self._try(one, one.listen()) for one in begun))
+        listeners = [one for one, problem in zip(begun, listening, strict=True) if not problem]
+        if wanted := copying.wanted(self._options.options):
+            await spread([*self._alive(), *listeners], *wanted, listeners)
+        opening = await asyncio.gather(*(self._try(one, one.call("open")) for one in listeners))
+        for member, problem in zip(listeners, opening, strict=True):
+            if problem is None:
+                self._members[member.id] = member
+        problems = [one for one in (*listening, *opening) if one is not None]
+        for problem in problems:
+            if isinstance(problem, ConfigError) or (is_first and not self._members):
+                raise problem
+            _logger.warning("%s", problem)
+
+    async def _try(self, member: Member, step: Awaitable[object]) -> VoidboxError | None:
+        """Take a step of a member's beginning; return why it could not be, and leave it then."""
+        try:
+            await step
+        except VoidboxError as error:
+            await member.end(self._holder, self._name is not None)
+            return error
+        return None
+
+
+def _none_left() -> SandboxLost:
+    return SandboxLost("no node of the pool is left, for now", "node")
+
+
+def _is_secured(wanted: bool | None) -> bool:
+    return tls.is_wanted_by_ray() if wanted is None else wanted
+
+
+def _check_for_nodes(options: CreateOptions) -> None:
+    """Refuse what means a folder of this machine, which nodes do not have.
+
+    Raises:
+        ConfigError: that.
+    """
+    if options.get("workspace") is not None:
+        raise ConfigError(
+            "workspace= is a folder of one machine: upload it, with sandbox.files.upload()"
+        )
