@@ -33,6 +33,8 @@ javascript() {
 python py-e2b-2.7.0 e2b==2.7.0
 python py-e2b-2.30.0 e2b==2.30.0
 python py-e2b-2.63.0 e2b==2.63.0 e2b-code-interpreter==2.11.5
+# What runs code, in the place of an image's.
+python py-interpreter ipykernel==7.1.0 matplotlib pandas
 # The dashboard's test drives a Chromium that is here: it is not fetched.
 if command -v chromium >/dev/null; then
     python py-playwright playwright==1.65.2

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from voidbox.errors import ConfigError, VoidboxError
 from voidbox.sandbox.snapshots.record import BUSY
+from voidbox.sandbox.snapshots.shelf import Snapshot
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
@@ -43,7 +44,7 @@ class Registry:
         self.store = Store(config.state_folder)
         self.database = Database(self.store.folder)
         self.keys = Keys(self.database)
-        self.templates = Templates(config, self.store.folder)
+        self.templates = Templates(config, self.store.folder, self.database)
         self.started_at = time.time()
         self.counts = dict.fromkeys(
             ("created", "taken", "killed", "paused", "resumed", "failed"), 0
@@ -73,8 +74,8 @@ class Registry:
             options = {**self.config.options, "image": image}
             self.waiting = Waiting(self.config.waiting, options, self.store.folder)
             await self.waiting.start()
-        self._spawn(self._sample_all())
-        self._spawn(self._see_to_ends())
+        self.spawn(self._sample_all())
+        self.spawn(self._see_to_ends())
 
     async def stop(self) -> None:
         """Leave the sandboxes to the next server."""
@@ -89,7 +90,8 @@ class Registry:
         self.store.close()
         self.database.close()
 
-    def _spawn(self, coroutine: Any) -> None:
+    def spawn(self, coroutine: Any) -> None:
+        """Have a coroutine run until it or the server ends."""
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._forget_task)
@@ -156,7 +158,10 @@ class Registry:
                 f"{self.config.sandboxes_max} sandboxes run: kill one, or raise --max-sandboxes",
                 {"Should-Retry": "false"},
             )
-        base = {} if found.snapshot is not None else self.config.options
+        base = self.config.options
+        if found.snapshot is not None:
+            base, mark = {}, _inherited(mark, found.snapshot)
+            options = {**options, "metadata": {**options["metadata"], **mark.to_metadata()}}
         self._starting += 1
         try:
             record = await self._make({**base, **found.options, **options}, mark)
@@ -186,7 +191,7 @@ class Registry:
         return served
 
     def _watch(self, served: Served) -> None:
-        self._spawn(self._await_end(served))
+        self.spawn(self._await_end(served))
         self._tasks.add(task := served.warm_up())
         task.add_done_callback(self._forget_task)
 
@@ -334,7 +339,7 @@ class Registry:
                     self.database.set_end(sandbox_id, None)
                     continue
                 self.database.set_end(sandbox_id, None)
-                self._spawn(self._pause_in_time(served))
+                self.spawn(self._pause_in_time(served))
             await asyncio.sleep(_ENDS_S)
 
     async def _pause_in_time(self, served: Served) -> None:
@@ -352,6 +357,12 @@ class Registry:
             running = [one for one in self if one.is_running]
             await asyncio.gather(*(one.measure() for one in running))
             await asyncio.sleep(_SAMPLE_S)
+
+
+def _inherited(mark: Mark, snapshot: Snapshot) -> Mark:
+    """Return a mark with what a template that was built says of its sandboxes."""
+    old = Mark.of(snapshot.record.sandbox.metadata)
+    return mark if old is None else mark._replace(user=old.user, workdir=old.workdir)
 
 
 async def _when_free(action: Callable[[], Awaitable[T]]) -> T:
