@@ -14,6 +14,7 @@ import contextlib
 import logging
 import secrets
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar, Unpack
 
@@ -25,7 +26,7 @@ from voidbox.pool import options as given_options
 from voidbox.pool.giving import Giving
 from voidbox.pool.host_memory import AUTO
 from voidbox.pool.stats import PoolStats
-from voidbox.ray import actor, copying, members, runner, tls
+from voidbox.ray import actor, copying, demand, members, runner, tls
 from voidbox.ray.members import TRANSPORTS, Member
 from voidbox.ray.node import LEASE_S, NodeOptions
 from voidbox.ray.placement import choose
@@ -38,7 +39,9 @@ from voidbox.sandbox.state.names import check_name
 from voidbox.sdk import draft
 from voidbox.sdk.creating import CreateOptions
 
+IDLE_S = 300.0
 _LOOK_S = 5.0  # for nodes that come and go
+_NODE_POLL_S, _DRAIN_S = 0.5, 0.2
 _RETRY_S_MAX = 2.0
 
 T = TypeVar("T")
@@ -65,6 +68,9 @@ class AsyncPool(Giving[RemoteSandbox]):
         labels: text to text, in the metadata of each sandbox: reap() ends those that have them.
         lease: what this program has taken ends when nothing was heard of it for so many seconds.
         runtime_env: Ray's, of what runs rollouts.
+        autoscale: tell the cluster's autoscaler how many sandboxes are wanted, wait for nodes where
+            there is none, and let go of those that nobody needs, so that they may end.
+        idle: so many seconds a node is kept without a sandbox, then.
         options: of AsyncSandbox.create(), for each of them. Files of "the host" are the node's.
     Raises:
         ConfigError: one of these makes no sense.
@@ -90,6 +96,8 @@ class AsyncPool(Giving[RemoteSandbox]):
         labels: Mapping[str, str] | None = None,
         lease: float = LEASE_S,
         runtime_env: dict[str, Any] | None = None,
+        autoscale: bool = False,
+        idle: float = IDLE_S,
         **options: Unpack[CreateOptions],
     ) -> None:
         if transport not in TRANSPORTS:
@@ -112,7 +120,14 @@ class AsyncPool(Giving[RemoteSandbox]):
             labels=draft.check_texts("labels", labels),
             lease_s=check_seconds("lease", lease),
             is_secured=_is_secured(tls),
+            is_shared=shared_as is not None,
         )
+        self._idle_s = check_seconds("idle", idle)
+        self._demand = demand.find if autoscale else None
+        self._resting: set[str] = set()  # nodes that were let go
+        self._asking = 0  # calls of acquire() and run_near()
+        self._mine: weakref.WeakSet[RemoteSandbox] = weakref.WeakSet()
+        self._closing = asyncio.Event()
         self._holder = secrets.token_hex(8)
         self._members: dict[str, Member] = {}
         self._watching: asyncio.Task[None] | None = None
@@ -135,7 +150,7 @@ class AsyncPool(Giving[RemoteSandbox]):
             raise ConfigError("Ray is not connected: call ray.init() first")
         try:
             await self._look(is_first=True)
-            if not self._members:
+            if not self._members and self._demand is None:
                 raise ConfigError(
                     f"no node of this cluster announces {self._resource}: `voidbox ray-node` on "
                     "each of them prints how to start it"
@@ -152,18 +167,25 @@ class AsyncPool(Giving[RemoteSandbox]):
     async def close(self) -> None:
         """End all that it has given, and its nodes' pools if they are nobody else's. Idempotent."""
         self._closed = "the pool is closed"
+        self._closing.set()
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+            with contextlib.suppress(RayError):
+                await self._publish(0)
         ending = [one.end(self._holder, self._name is not None) for one in self._members.values()]
         self._members.clear()
         await asyncio.gather(*ending, *self._given, return_exceptions=True)
 
     async def drain(self) -> None:
-        """Give out no more, and wait until all that are used here have ended."""
+        """Give out no more, and wait until all that this program uses have ended.
+
+        Whoever waits in acquire() gets ConfigError.
+        """
         self._closed = "the pool is being drained"
-        while any([(await self._load(one)).get("used") for one in self._alive()]):
-            await asyncio.sleep(0.2)
+        self._closing.set()
+        while self._asking or any([(await self._load(one)).get("held") for one in self._alive()]):
+            await asyncio.sleep(_DRAIN_S)
 
     # Taking.
 
@@ -182,9 +204,21 @@ class AsyncPool(Giving[RemoteSandbox]):
         _check_for_nodes(options or {})
         if timeout is not None and timeout != 0:
             check_seconds("timeout", timeout)
+        self._asking += 1
+        try:
+            sandbox = await self._acquire_somewhere(timeout, options)
+        finally:
+            self._asking -= 1
+        self._mine.add(sandbox)
+        return sandbox
+
+    async def _acquire_somewhere(
+        self, timeout: float | None, options: CreateOptions | None
+    ) -> RemoteSandbox:
         deadline = None if timeout is None else time.monotonic() + timeout
         full: set[str] = set()
         while True:
+            await self._wait_for_node(deadline)
             member = self._choose(full, options or {})
             left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
@@ -207,15 +241,19 @@ class AsyncPool(Giving[RemoteSandbox]):
     ) -> RemoteSandbox:
         member.asked += 1
         calling = asyncio.ensure_future(member.call("acquire", self._holder, timeout, options))
+        closing = asyncio.ensure_future(self._closing.wait())
         try:
-            answer = await asyncio.shield(calling)
-        except asyncio.CancelledError:
-            giving_back = asyncio.create_task(self._give_back(member, calling))
-            self._given.add(giving_back)
-            giving_back.add_done_callback(self._given.discard)
-            raise
+            await asyncio.wait((calling, closing), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            closing.cancel()
             member.asked -= 1
+            if not calling.done():
+                giving_back = asyncio.create_task(self._give_back(member, calling))
+                self._given.add(giving_back)
+                giving_back.add_done_callback(self._given.discard)
+        if not calling.done():
+            raise ConfigError(self._closed)
+        answer = calling.result()
         member.learn(answer)
         return RemoteSandbox(member.carrier, Ticket.from_json(answer["ticket"]), member.name)
 
@@ -253,13 +291,30 @@ class AsyncPool(Giving[RemoteSandbox]):
             Exception: what the function raised.
         """
         self._check_open()
-        member = self._choose(set(), {})
-        member.asked += 1
+        self._asking += 1
         try:
-            there = member.make_runner(self._runner, self._runtime_env)
-            return await there.run.remote(function, *arguments, **named)
+            await self._wait_for_node(None)
+            return await self._run_near(self._choose(set(), {}), function, arguments, named)
+        finally:
+            self._asking -= 1
+
+    async def _run_near(
+        self,
+        member: Member,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        named: dict[str, Any],
+    ) -> Any:
+        member.asked += 1
+        there = member.make_runner(self._runner, self._runtime_env)
+        running = there.run.remote(function, *arguments, **named)
+        try:
+            return await running
+        except asyncio.CancelledError:
+            ray.cancel(running)  # and its sandbox ends
+            raise
         except RayTaskError as error:
-            raise error.cause from error
+            raise error.cause or error from error
         except RayActorError as error:
             member.runner = None
             if await self._is_there(member):
@@ -314,6 +369,38 @@ class AsyncPool(Giving[RemoteSandbox]):
 
     # Nodes that come and go.
 
+    async def _wait_for_node(self, deadline: float | None) -> None:
+        """Wait for a node, where the cluster is one that grows.
+
+        Raises:
+            PoolFull: none came in time.
+        """
+        while self._demand is not None and not self._alive():
+            self._check_open()
+            left_s = _LOOK_S if deadline is None else deadline - time.monotonic()
+            if left_s <= 0:
+                raise PoolFull("no node of the cluster has sandboxes yet", _LOOK_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), min(_NODE_POLL_S, left_s))
+
+    async def _publish(self, count: int) -> None:
+        """Tell the cluster how many sandboxes are wanted here, if it is one that grows."""
+        if self._demand is not None:
+            await self._demand().put.remote(self._holder, self._resource, count)
+
+    def _wanted(self) -> int:
+        return self._asking + sum(not sandbox.is_released for sandbox in self._mine)
+
+    async def _let_go(self) -> None:
+        """Leave nodes that nobody needs, if they may end then."""
+        now = time.monotonic()
+        for member in self._alive() if self._demand is not None else ():
+            if not member.used and now - member.idle_since > self._idle_s:
+                _logger.info("nobody needs node %s: letting it go", member.name)
+                self._resting.add(member.id)
+                member.is_lost = True
+                await member.end(self._holder, self._name is not None)
+
     def _alive(self) -> list[Member]:
         return [one for one in self._members.values() if not one.is_lost]
 
@@ -331,6 +418,8 @@ class AsyncPool(Giving[RemoteSandbox]):
             await asyncio.sleep(pause_s)
             try:
                 await asyncio.gather(*(self._load(one) for one in self._alive()))
+                await self._let_go()
+                await self._publish(self._wanted())
                 await self._look(is_first=False)
             except (VoidboxError, RayError) as error:
                 _logger.warning("looking for nodes: %s", error)
@@ -343,7 +432,13 @@ class AsyncPool(Giving[RemoteSandbox]):
             if member.is_lost or id not in found:
                 member.is_lost = True
                 del self._members[id]
-        new = [node for id, node in found.items() if id not in self._members]
+        if self._wanted() > self.size:
+            self._resting.clear()
+        new = [
+            node
+            for id, node in found.items()
+            if id not in self._members and id not in self._resting
+        ]
         begun = [
             members.begin(
                 self._node_pool,

@@ -385,6 +385,62 @@ def test_a_reader_that_stops_grows_nobody(options: dict[str, Any]) -> None:
     run(test())
 
 
+def test_a_cluster_that_grows(options: dict[str, Any], cluster: Any) -> None:
+    async def test() -> None:
+        own = {**options, "nodes": "grown", "autoscale": True, "idle": 1.0, "lease": 8.0}
+        async with pool_of(own) as pool:
+            assert pool.size == 0
+            with pytest.raises(PoolFull, match="no node"):
+                await pool.acquire(timeout=0.1)
+            taking = asyncio.create_task(pool.acquire())
+            await until(lambda: _is(demanded("grown") == 1), "the autoscaler is told nothing")
+            node = await asyncio.to_thread(add_node, cluster, 0, {"grown": 2})
+            sandbox = await taking
+            assert (await sandbox.commands.run("true")).exit_code == 0
+            assert not pool._resting
+            await sandbox.kill()
+            await until(lambda: _is(pool.size == 0), "the node is not let go")
+            await until(lambda: _is(demanded("grown") == 0), "the autoscaler is told too much")
+            async with pool.sandbox() as another:  # and taken again
+                assert (await another.commands.run("true")).exit_code == 0
+        cluster.remove_node(node)
+
+    run(test())
+
+
+def demanded(resource: str) -> int:
+    """Return how many of a resource the cluster's autoscaler is asked for."""
+    from ray import get_runtime_context
+    from ray.autoscaler.v2.sdk import get_cluster_status
+
+    status = get_cluster_status(get_runtime_context().gcs_address)
+    found = 0
+    for demand in status.resource_demands.cluster_constraint_demand:
+        for bundle in demand.bundles_by_count:
+            if resource in bundle.bundle:
+                found += bundle.count
+    return found
+
+
+def test_a_pool_that_is_drained(options: dict[str, Any]) -> None:
+    async def test() -> None:
+        async with pool_of(options, per_node=1) as pool:
+            taken = [await pool.acquire() for _ in range(2)]
+            waiting = asyncio.create_task(pool.acquire())
+            near = asyncio.create_task(pool.run_near(name_near, "late"))
+            await asyncio.sleep(0.5)
+            draining = asyncio.create_task(pool.drain())
+            with pytest.raises(ConfigError, match="drained"):
+                await waiting
+            for sandbox in taken:
+                assert not draining.done()
+                await sandbox.kill()
+            assert (await near)[0] == "late\n"
+            await draining
+
+    run(test())
+
+
 def test_the_example_of_rollouts(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
