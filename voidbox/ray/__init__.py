@@ -7,7 +7,8 @@
         print(pool.run_near(lambda sandbox: sandbox.commands.run("uname -n").stdout))
 
 aio, sync            AsyncPool, Pool: the nodes of a cluster as one pool
-members, placement   a node as a pool has it; which is chosen
+nodes, members       the nodes that there are; one of them, as a pool has it
+placement, retrying  which is chosen; what begins again
 copying, spreading   images and snapshots from node to node
 demand, announcing   what a cluster that grows is told; what a machine announces
 remote, ticket       a sandbox as its holder has it

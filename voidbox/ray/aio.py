@@ -12,36 +12,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
-import weakref
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar, Unpack
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from voidbox.errors import ConfigError, PoolFull, SandboxLost, VoidboxError
 from voidbox.pool import options as given_options
 from voidbox.pool.giving import Giving
 from voidbox.pool.host_memory import AUTO
 from voidbox.pool.stats import PoolStats
-from voidbox.ray import actor, copying, demand, members, runner, tls
+from voidbox.ray import actor, copying, demand, runner
 from voidbox.ray.members import TRANSPORTS, Member
 from voidbox.ray.node import LEASE_S, NodeOptions
+from voidbox.ray.nodes import LOOK_S, Nodes
 from voidbox.ray.placement import choose
 from voidbox.ray.remote import RemoteSandbox
 from voidbox.ray.retrying import Tries
 from voidbox.ray.spreading import spread
 from voidbox.ray.ticket import Ticket
+from voidbox.ray.tls import is_wanted_by_ray
 from voidbox.sandbox.session import check_seconds
 from voidbox.sandbox.state.names import check_name
 from voidbox.sdk import draft
 from voidbox.sdk.creating import CreateOptions
 
 IDLE_S = 300.0
-_LOOK_S = 5.0  # for nodes that come and go
-_NODE_POLL_S, _DRAIN_S = 0.5, 0.2
+_DRAIN_S = 0.2
 _RETRY_S_MAX = 2.0
 
 T = TypeVar("T")
@@ -49,7 +48,7 @@ R = TypeVar("R")
 _logger = logging.getLogger("voidbox")
 
 
-class AsyncPool(Giving[RemoteSandbox]):
+class AsyncPool(Nodes, Giving[RemoteSandbox]):
     """Sandboxes of many machines. Use as a context manager: what it has given ends with it.
 
     Each node with the resource gets one actor, which has that node's sandboxes. Data goes over
@@ -106,35 +105,31 @@ class AsyncPool(Giving[RemoteSandbox]):
             check_name(shared_as)
         _check_for_nodes(options)
         given_options.complete(options)
-        self._resource, self._name, self._transport = nodes, shared_as, transport
-        self._runtime_env = runtime_env
-        self._options = NodeOptions(
-            size=given_options.check_count("per_node", per_node, 1) if per_node is not None else 0,
-            warm=given_options.check_count("warm", warm, 0),
-            starts=starts,
-            host_memory=host_memory,
-            isolated=isolated,
-            request_timeout=request_timeout,
-            state_folder=state_folder,
-            options=options,
-            labels=draft.check_texts("labels", labels),
-            lease_s=check_seconds("lease", lease),
-            is_secured=_is_secured(tls),
-            is_shared=shared_as is not None,
+        super().__init__(
+            NodeOptions(
+                size=0 if per_node is None else given_options.check_count("per_node", per_node, 1),
+                warm=given_options.check_count("warm", warm, 0),
+                starts=starts,
+                host_memory=host_memory,
+                isolated=isolated,
+                request_timeout=request_timeout,
+                state_folder=state_folder,
+                options=options,
+                labels=draft.check_texts("labels", labels),
+                lease_s=check_seconds("lease", lease),
+                is_secured=is_wanted_by_ray() if tls is None else tls,
+                is_shared=shared_as is not None,
+            ),
+            nodes,
+            shared_as,
+            transport,
+            actor.remote(type(self).node_pool),
+            demand.find if autoscale else None,
+            check_seconds("idle", idle),
         )
-        self._idle_s = check_seconds("idle", idle)
-        self._demand = demand.find if autoscale else None
-        self._resting: set[str] = set()  # nodes that were let go
-        self._asking = 0  # calls of acquire() and run_near()
-        self._mine: weakref.WeakSet[RemoteSandbox] = weakref.WeakSet()
-        self._closing = asyncio.Event()
-        self._holder = secrets.token_hex(8)
-        self._members: dict[str, Member] = {}
-        self._watching: asyncio.Task[None] | None = None
-        self._given: set[asyncio.Task[None]] = set()
-        self._closed = ""
-        self._node_pool = actor.remote(type(self).node_pool)
+        self._runtime_env = runtime_env
         self._runner = runner.remote(type(self).rollout_runner)
+        self._given_back: set[asyncio.Task[None]] = set()
 
     @property
     def size(self) -> int:  # type: ignore[override]
@@ -144,13 +139,13 @@ class AsyncPool(Giving[RemoteSandbox]):
     # Its life.
 
     async def __aenter__(self) -> AsyncPool:
-        if self._watching is not None:
+        if self._watching or self._closed:
             raise ConfigError("a pool is opened once: make another one")
         if not ray.is_initialized():
             raise ConfigError("Ray is not connected: call ray.init() first")
         try:
-            await self._look(is_first=True)
-            if not self._members and self._demand is None:
+            await self.look(is_first=True)
+            if not self._members and not self.grows:
                 raise ConfigError(
                     f"no node of this cluster announces {self._resource}: `voidbox ray-node` on "
                     "each of them prints how to start it"
@@ -158,7 +153,7 @@ class AsyncPool(Giving[RemoteSandbox]):
         except BaseException:
             await self.close()
             raise
-        self._watching = asyncio.create_task(self._watch())
+        self.watch()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -168,14 +163,8 @@ class AsyncPool(Giving[RemoteSandbox]):
         """End all that it has given, and its nodes' pools if they are nobody else's. Idempotent."""
         self._closed = "the pool is closed"
         self._closing.set()
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
-            with contextlib.suppress(RayError):
-                await self._publish(0)
-        ending = [one.end(self._holder, self._name is not None) for one in self._members.values()]
-        self._members.clear()
-        await asyncio.gather(*ending, *self._given, return_exceptions=True)
+        await self.leave()
+        await asyncio.gather(*self._given_back, return_exceptions=True)
 
     async def drain(self) -> None:
         """Give out no more, and wait until all that this program uses have ended.
@@ -184,7 +173,7 @@ class AsyncPool(Giving[RemoteSandbox]):
         """
         self._closed = "the pool is being drained"
         self._closing.set()
-        while self._asking or any([(await self._load(one)).get("held") for one in self._alive()]):
+        while self._asking or any([(await self.load(one)).get("held") for one in self.alive()]):
             await asyncio.sleep(_DRAIN_S)
 
     # Taking.
@@ -218,16 +207,16 @@ class AsyncPool(Giving[RemoteSandbox]):
         deadline = None if timeout is None else time.monotonic() + timeout
         full: set[str] = set()
         while True:
-            await self._wait_for_node(deadline)
+            await self.wait_for_one(deadline)
             member = self._choose(full, options or {})
             left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 if key := copying.wanted(options or {}):
-                    await spread(self._alive(), *key, [member])
+                    await spread(self.alive(), *key, [member])
                 return await self._acquire(member, left_s, options)
             except PoolFull as error:
                 full.add(member.id)
-                if len(full) < len(self._alive()):
+                if len(full) < len(self.alive()):
                     continue
                 if left_s is not None and left_s <= error.retry_after:
                     raise
@@ -249,8 +238,8 @@ class AsyncPool(Giving[RemoteSandbox]):
             member.asked -= 1
             if not calling.done():
                 giving_back = asyncio.create_task(self._give_back(member, calling))
-                self._given.add(giving_back)
-                giving_back.add_done_callback(self._given.discard)
+                self._given_back.add(giving_back)
+                giving_back.add_done_callback(self._given_back.discard)
         if not calling.done():
             raise ConfigError(self._closed)
         answer = calling.result()
@@ -264,7 +253,7 @@ class AsyncPool(Giving[RemoteSandbox]):
             await RemoteSandbox(member.carrier, ticket, member.name).kill()
 
     def _choose(self, full: set[str], options: CreateOptions) -> Member:
-        alive = self._alive()
+        alive = self.alive()
         if not alive:
             raise ConfigError("no node is left") if self._closed else _none_left()
         key = copying.wanted(options)
@@ -293,7 +282,7 @@ class AsyncPool(Giving[RemoteSandbox]):
         self._check_open()
         self._asking += 1
         try:
-            await self._wait_for_node(None)
+            await self.wait_for_one(None)
             return await self._run_near(self._choose(set(), {}), function, arguments, named)
         finally:
             self._asking -= 1
@@ -327,21 +316,21 @@ class AsyncPool(Giving[RemoteSandbox]):
 
     async def _is_there(self, member: Member) -> bool:
         try:
-            await asyncio.wait_for(member.call("renew", self._holder), _LOOK_S)
+            await asyncio.wait_for(member.call("renew", self._holder), LOOK_S)
         except (VoidboxError, TimeoutError):
             return False
         return True
 
     def stats(self) -> PoolStats:
         """Return what there is now, of all nodes, as far as they have said."""
-        used = sum(min(one.used, one.size) for one in self._alive())
+        used = sum(min(one.used, one.size) for one in self.alive())
         none = dict.fromkeys(PoolStats._fields, 0)
-        waiting = sum(max(0, one.used - one.size) for one in self._alive())
+        waiting = sum(max(0, one.used - one.size) for one in self.alive())
         return PoolStats(**{**none, "size": self.size, "given": used, "waiting": waiting})  # type: ignore[arg-type]
 
     async def stats_of_nodes(self) -> dict[str, dict[str, Any]]:
         """Return what each node's pool says of itself, by the node's name; see PoolStats."""
-        alive = self._alive()
+        alive = self.alive()
         found = await asyncio.gather(*(one.call("stats") for one in alive), return_exceptions=True)
         return {
             member.name: answer["stats"]
@@ -358,128 +347,18 @@ class AsyncPool(Giving[RemoteSandbox]):
         wanted = draft.check_texts("labels", labels)
         if not wanted:
             raise ConfigError("reap({}) would end everybody's sandboxes: give a label")
-        answers = await asyncio.gather(*(one.call("reap", wanted) for one in self._alive()))
+        answers = await asyncio.gather(*(one.call("reap", wanted) for one in self.alive()))
         return sum(answer["ended"] for answer in answers)
 
     def _check_open(self) -> None:
-        if self._watching is None:
+        if not self._watching and not self._closed:
             raise ConfigError("the pool is not open: use `async with AsyncPool(…) as pool`")
         if self._closed:
             raise ConfigError(self._closed)
 
-    # Nodes that come and go.
-
-    async def _wait_for_node(self, deadline: float | None) -> None:
-        """Wait for a node, where the cluster is one that grows.
-
-        Raises:
-            PoolFull: none came in time.
-        """
-        while self._demand is not None and not self._alive():
-            self._check_open()
-            left_s = _LOOK_S if deadline is None else deadline - time.monotonic()
-            if left_s <= 0:
-                raise PoolFull("no node of the cluster has sandboxes yet", _LOOK_S)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), min(_NODE_POLL_S, left_s))
-
-    async def _publish(self, count: int) -> None:
-        """Tell the cluster how many sandboxes are wanted here, if it is one that grows."""
-        if self._demand is not None:
-            await self._demand().put.remote(self._holder, self._resource, count)
-
-    def _wanted(self) -> int:
-        return self._asking + sum(not sandbox.is_released for sandbox in self._mine)
-
-    async def _let_go(self) -> None:
-        """Leave nodes that nobody needs, if they may end then."""
-        now = time.monotonic()
-        for member in self._alive() if self._demand is not None else ():
-            if not member.used and now - member.idle_since > self._idle_s:
-                _logger.info("nobody needs node %s: letting it go", member.name)
-                self._resting.add(member.id)
-                member.is_lost = True
-                await member.end(self._holder, self._name is not None)
-
-    def _alive(self) -> list[Member]:
-        return [one for one in self._members.values() if not one.is_lost]
-
-    async def _load(self, member: Member) -> dict[str, Any]:
-        try:
-            load = await member.call("renew", self._holder)
-        except VoidboxError:
-            return {}
-        member.learn(load)
-        return load
-
-    async def _watch(self) -> None:
-        pause_s = min(_LOOK_S, self._options.lease_s / 4)
-        while True:
-            await asyncio.sleep(pause_s)
-            try:
-                await asyncio.gather(*(self._load(one) for one in self._alive()))
-                await self._let_go()
-                await self._publish(self._wanted())
-                await self._look(is_first=False)
-            except (VoidboxError, RayError) as error:
-                _logger.warning("looking for nodes: %s", error)
-
-    async def _look(self, is_first: bool) -> None:
-        """Have a pool on each node; forget what is gone."""
-        nodes = await asyncio.to_thread(members.nodes_with, self._resource)
-        found = {node["NodeID"]: node for node in nodes}
-        for id, member in list(self._members.items()):
-            if member.is_lost or id not in found:
-                member.is_lost = True
-                del self._members[id]
-        if self._wanted() > self.size:
-            self._resting.clear()
-        new = [
-            node
-            for id, node in found.items()
-            if id not in self._members and id not in self._resting
-        ]
-        begun = [
-            members.begin(
-                self._node_pool,
-                node,
-                self._options,
-                self._resource,
-                self._name,
-                self._transport,
-            )
-            for node in new
-        ]
-        listening = await asyncio.gather(*(self._try(one, one.listen()) for one in begun))
-        listeners = [one for one, problem in zip(begun, listening, strict=True) if not problem]
-        if wanted := copying.wanted(self._options.options):
-            await spread([*self._alive(), *listeners], *wanted, listeners)
-        opening = await asyncio.gather(*(self._try(one, one.call("open")) for one in listeners))
-        for member, problem in zip(listeners, opening, strict=True):
-            if problem is None:
-                self._members[member.id] = member
-        problems = [one for one in (*listening, *opening) if one is not None]
-        for problem in problems:
-            if isinstance(problem, ConfigError) or (is_first and not self._members):
-                raise problem
-            _logger.warning("%s", problem)
-
-    async def _try(self, member: Member, step: Awaitable[object]) -> VoidboxError | None:
-        """Take a step of a member's beginning; return why it could not be, and leave it then."""
-        try:
-            await step
-        except VoidboxError as error:
-            await member.end(self._holder, self._name is not None)
-            return error
-        return None
-
 
 def _none_left() -> SandboxLost:
     return SandboxLost("no node of the pool is left, for now", "node")
-
-
-def _is_secured(wanted: bool | None) -> bool:
-    return tls.is_wanted_by_ray() if wanted is None else wanted
 
 
 def _check_for_nodes(options: CreateOptions) -> None:

@@ -345,14 +345,14 @@ def test_a_pool_that_is_shared(options: dict[str, Any], folder: Path) -> None:
         async with pool_of(options, shared_as="both", lease=4.0) as one:
             taken = await one.acquire()
             async with pool_of(options, shared_as="both", lease=4.0) as other:
-                assert {member.id for member in one._alive()} == set(other._members)
+                assert {member.id for member in one.alive()} == set(other._members)
                 async with other.sandbox() as sandbox:
                     assert (await sandbox.commands.run("true")).exit_code == 0
-                for member in other._alive():  # as a driver that is killed: nobody renews
+                for member in other.alive():  # as a driver that is killed: nobody renews
                     await member.call("acquire", "somebody", None, None)
                 await until(lambda: _used(one, 1), "what nobody renews is not ended")
             assert (await taken.commands.run("true")).exit_code == 0
-            for member in one._alive():
+            for member in one.alive():
                 await member.end(one._holder, is_shared=False)
 
     run(test())
@@ -408,18 +408,13 @@ def test_a_cluster_that_grows(options: dict[str, Any], cluster: Any) -> None:
     run(test())
 
 
-def demanded(resource: str) -> int:
+def demanded(resource: str) -> float:
     """Return how many of a resource the cluster's autoscaler is asked for."""
-    from ray import get_runtime_context
-    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+    from ray.experimental.internal_kv import _internal_kv_get
 
-    status = get_cluster_status(get_runtime_context().gcs_address)
-    found = 0
-    for demand in status.resource_demands.cluster_constraint_demand:
-        for bundle in demand.bundles_by_count:
-            if resource in bundle.bundle:
-                found += bundle.count
-    return found
+    told = json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or "[]")
+    return sum(bundle.get(resource, 0) for bundle in told)
 
 
 def test_a_pool_that_is_drained(options: dict[str, Any]) -> None:
