@@ -92,11 +92,12 @@ def connections_us(count: int) -> dict[str, float]:
     return found
 
 
-_EXECS, _CONNECTS, _HTTP_BYTES, _DISK_MB = 20, 40, 16 << 20, 32
+_EXECS, _CONNECTS, _LONG = 20, 40, 5  # of HTTP and writes, that many
+_HTTP_BYTES, _DISK_MB = 16 << 20, 32
 _HOST = "10.0.2.2"  # the gateway
 _IN_GUEST = """
 import os, socket, statistics, sys, time
-host, port, connects, size = sys.argv[1], *map(int, sys.argv[2:])
+host, port, connects, size, https = sys.argv[1], *map(int, sys.argv[2:])
 def timed(call):
     began = time.perf_counter()
     call()
@@ -113,7 +114,8 @@ def http():
                 raise SystemExit(f"{left} bytes are missing")
             left -= got
 timed(connect)
-print(statistics.median(timed(connect) for _ in range(connects)), timed(http))
+for call, count in ((connect, connects), (http, https)):
+    print(statistics.median(timed(call) for _ in range(count)))
 """
 
 
@@ -139,20 +141,24 @@ def real_s(level: str, port: int) -> dict[str, float]:
         jail=level, cold=True, allow_host_ports=[port], request_timeout=_LIMIT_REAL_S
     ) as sandbox:
         found = {"create": time.perf_counter() - began}
-        execs = []
-        for _ in range(_EXECS):
-            began = time.perf_counter()
-            sandbox.commands.run(["true"])
-            execs.append(time.perf_counter() - began)
-        found["exec"] = statistics.median(execs)
-        arguments = [_HOST, str(port), str(_CONNECTS), str(_HTTP_BYTES)]
+        found["exec"] = _median_s(_EXECS, lambda: sandbox.commands.run(["true"]))
+        arguments = [_HOST, *map(str, (port, _CONNECTS, _HTTP_BYTES, _LONG))]
         said = sandbox.commands.run(["python3", "-c", _IN_GUEST, *arguments], check=True).stdout
         found["connect"], found["http"] = map(float, said.split())
-        began = time.perf_counter()
         write = f"dd if=/dev/zero of=/root/big bs=1M count={_DISK_MB} conv=fsync 2>/dev/null"
-        sandbox.commands.run(write, user="root", check=True)
-        found["disk"] = time.perf_counter() - began
+        found["disk"] = _median_s(
+            _LONG, lambda: sandbox.commands.run(write, user="root", check=True)
+        )
     return found
+
+
+def _median_s(count: int, call: Callable[[], object]) -> float:
+    took = []
+    for _ in range(count):
+        began = time.perf_counter()
+        call()
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
 
 
 def measure_real(rounds: int) -> dict[str, Any]:

@@ -57,7 +57,9 @@ def no_templates() -> Iterator[None]:
 
 
 # What makes snapshots forks, which the strict jail does not let it.
-_WITH_SNAPSHOTS = {"test_snapshots", "test_machine_snapshots", "test_suspended_work", "test_serve"}
+_WITH_SNAPSHOTS = {
+    *("test_snapshots", "test_machine_snapshots", "test_suspended_work", "test_serve", "test_pool"),
+}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -25,6 +25,7 @@ from voidbox.setup.default_image import PACKAGES as DEFAULT_PACKAGES
 from voidbox.setup.guest_image import BASE, DISK_TOOLS
 from voidbox.setup.guest_runner import run_in_guest
 from voidbox.setup.host_copy import publish
+from voidbox.setup.new_user import add_user
 from voidbox.setup.sources import DEFAULT_SUITE
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,12 @@ CONTAINERS = (
     *("docker.io", "podman", "crun", "netavark", "fuse-overlayfs", "slirp4netns", "uidmap"),
     *("catatonit", "iptables", "nftables", "iproute2", "procps", "kmod", "ca-certificates", "wget"),
 )
+# What docs/serve.md builds; the template's user is called so by E2B.
+INTERPRETER = (
+    *("bash", "ca-certificates", "curl", "git", "ncurses-bin", "procps", "sudo"),
+    *("python3", "python-is-python3", "python3-ipykernel", "python3-matplotlib", "python3-pandas"),
+)
+INTERPRETER_USER = "user"
 PROJECT = "h11==0.14.0"
 APPLETS = "sh cat id pwd ls echo env hostname stat mount df dd rm mkdir sleep touch wc"
 _MIB = 1 << 20
@@ -60,10 +67,26 @@ def containers_image() -> Path:
     return _debian("containers", CONTAINERS, 0)
 
 
-def _debian(name: str, packages: tuple[str, ...], ballast_mib: int) -> Path:
-    key = hashlib.sha256(repr((packages, _LEFT_OUT, ballast_mib)).encode()).hexdigest()[:12]
+def interpreter_image(is_made: bool = True) -> Path:
+    """Return a Debian 12 with ipykernel and a user of its own.
+
+    Args:
+        is_made: whether it is made if it is not there.
+    """
+    return _debian("interpreter", INTERPRETER, 0, INTERPRETER_USER, is_made)
+
+
+def _debian(
+    name: str,
+    packages: tuple[str, ...],
+    ballast_mib: int,
+    new_user: str | None = None,
+    is_made: bool = True,
+) -> Path:
+    what = (packages, _LEFT_OUT, ballast_mib, *([new_user] if new_user else ()))
+    key = hashlib.sha256(repr(what).encode()).hexdigest()[:12]
     path = Path(cache_folder(), "images", f"test-{name}-{key}.erofs")
-    if path.exists():
+    if path.exists() or not is_made:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     # A guest would do it as well, but this machine may have none, and a lab takes long.
@@ -78,6 +101,8 @@ def _debian(name: str, packages: tuple[str, ...], ballast_mib: int) -> Path:
             parent = tree.find(left_out.removesuffix("/*"))
             assert isinstance(parent, Directory)
             parent.children.clear()
+        if new_user:
+            add_user(tree, new_user)
         if ballast_mib:
             tree.put("/srv/ballast", tree.add_bytes(os.urandom(_MIB) * ballast_mib))
         write_tree(tree, str(path))

@@ -229,7 +229,7 @@ def test_no_worker_outlives_its_keeper(folder: Path, is_stopped: bool) -> None:
     os.close(worker_fd)
 
 
-@pytest.mark.parametrize("missing", ["namespaces", "landlock"])
+@pytest.mark.parametrize("missing", ["namespaces", "landlock", "pids"])
 @pytest.mark.parametrize("level", ["default", "strict"])
 def test_a_host_that_lacks_a_layer(folder: Path, missing: str, level: str) -> None:
     """As in a container, whose own filter refuses it."""
@@ -248,6 +248,8 @@ def test_a_host_that_lacks_a_layer(folder: Path, missing: str, level: str) -> No
     (shut,) = [line for line in log.splitlines() if "the jail is shut" in line]
     assert ("landlock" in shut) == (missing != "landlock")
     assert ("mount" in shut) == (missing != "namespaces")
+    assert ("pid" in shut) == (missing not in ("namespaces", "pids"))
+    assert ("see the numbers of other processes" in log) == (missing == "pids")
     assert "seccomp" in shut
 
 

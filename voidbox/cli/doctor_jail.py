@@ -12,7 +12,7 @@ _NAME, _LIMITS = "jail", "limits"
 _WITHOUT = {  # a group's controller
     cgroups.CPU: "--cpu-limit holds the vCPUs alone",
     cgroups.MEMORY: "--host-memory is of what is mapped",
-    cgroups.PIDS: "--pids needs user namespaces",
+    cgroups.PIDS: "--pids needs user namespaces, and is none of root's",
 }
 
 

@@ -74,6 +74,9 @@ def _add_makers(subs: Mapping[str, argparse.ArgumentParser]) -> None:
     build.add_argument(
         "--package", action="append", default=[], metavar="NAME", help="one to be in it, too"
     )
+    build.add_argument(
+        "--new-user", metavar="NAME", help="a user to be added, with sudo's rights if there is sudo"
+    )
     build.add_argument("--mirror", metavar="URL", help="where packages come from")
     for sub in (imported, build):
         sub.add_argument(

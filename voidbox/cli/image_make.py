@@ -56,6 +56,7 @@ def _build(options: argparse.Namespace, report: OnProgress) -> Image:
 
     return build(
         options.name, options.package, debian=options.debian, mirror=options.mirror,
+        new_user=options.new_user,
         progress=report, **_config(options),
     )  # fmt: skip
 

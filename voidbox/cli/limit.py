@@ -17,6 +17,7 @@ Without an option it shows the limits. "none" ends one. They last as long as the
 
 examples:
   voidbox limit builder --cpu 0.5
+  voidbox limit builder --pids 200 --host-memory 1G
   voidbox limit builder --disk-rate 20M --net-rate none
   voidbox limit builder --memory 256M
   voidbox limit --json builder

@@ -21,6 +21,8 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
+_COUNTED_SINCE = (5, 14)
+
 NAMES = {
     "user": CLONE_NEWUSER,
     "net": CLONE_NEWNET,
@@ -52,6 +54,16 @@ def enter(names: Iterable[str]) -> None:
     _write("setgroups", "deny")  # before gid_map, or that is refused
     _write("uid_map", f"{uid} {uid} 1")
     _write("gid_map", f"{gid} {gid} 1")
+
+
+def count_tasks() -> bool:
+    """Whether RLIMIT_NPROC counts the tasks of a user namespace alone, rather than all the user's.
+
+    Root's are counted by nobody, in whatever namespace.
+    """
+    major, minor = os.uname().release.split(".")[:2]
+    version = int(major), int("".join(filter(str.isdigit, minor)) or 0)
+    return version >= _COUNTED_SINCE and os.geteuid() != 0
 
 
 def _write(name: str, line: str) -> None:

@@ -160,12 +160,22 @@ class AsyncPool(Members, Giving[PooledSandbox]):
             raise
         if waiter.future.done():
             return waiter.future.result()
+        if self._is_promised(waiter):
+            return await self._promised(waiter)
         why = "the host has no memory for one more" if self._is_short else "all are in use"
         retry_after = self._retry_after()
         self._leave(waiter)
         raise PoolFull(
             f"the pool of {self.size} gave no sandbox in {timeout:g} s: {why}", retry_after
         )
+
+    async def _promised(self, waiter: Waiter) -> PooledSandbox:
+        """Wait for one that was warm: its start is short, and bounded."""
+        try:
+            return await asyncio.shield(waiter.future)
+        except asyncio.CancelledError:
+            self._leave(waiter)
+            raise
 
     def stats(self) -> PoolStats:
         """Return what there is now."""

@@ -9,6 +9,8 @@ from typing import NoReturn
 from voidbox.errors import ConfigError
 from voidbox.sdk.aio import AsyncSandbox
 
+_BEGIN_S = 120.0  # where it cannot be restored, it boots
+
 
 class PooledSandbox(AsyncSandbox):
     """An AsyncSandbox that belongs to a pool. It is nobody's second time.
@@ -16,10 +18,22 @@ class PooledSandbox(AsyncSandbox):
     Attributes:
         retire: begins its end, for the pool; returns what can be waited for.
         leave: has it be none of the pool's any more.
+        is_held: it stands ready, and its CPUs have never run.
     """
 
     retire: Callable[[], asyncio.Task[bool]]
     leave: Callable[[], None]
+    is_held = False
+
+    async def begin(self, limit_s: float | None) -> None:
+        """Have one that is held run; for the pool alone.
+
+        Raises:
+            VoidboxError: what its start failed with, or that it took more than `limit_s` seconds.
+        """
+        await self._control("begin", limit_s or _BEGIN_S)
+        self.is_held = False
+        await self._workspace.copy_in(self._session.limit_s(None))
 
     async def kill(self) -> bool:
         """End it at once, and wait for that; False if it had ended. The pool has room again."""

@@ -1,6 +1,8 @@
 """What a pool has, and what it is short of: each sandbox from its start to its end.
 
 start ──► warm ──► given ──► ending ──► gone       each in one set; together never more than `size`
+  ▲        │
+  └────────┘ one that is held: restored, its CPUs have never run; it costs no processor time
 
 Everything that changes a set ends with _pump(), which gives what is warm to who waits, and begins
 what is missing. A start belongs to the pool, not to who waits for it: one that is cancelled leaves
@@ -20,6 +22,7 @@ from voidbox.pool.host_memory import HostMemory
 from voidbox.pool.member import PooledSandbox
 from voidbox.pool.start_limit import StartLimit
 from voidbox.sandbox.guarding import guard
+from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.zygote.client import Zygote
 from voidbox.sdk import creating, launching
@@ -78,6 +81,7 @@ class Members:
         self._ends = asyncio.Semaphore(_ENDS_AT_ONCE)
         self._closed = ""  # why nothing is given any more
         self._waiters: deque[Waiter] = deque()
+        self._beginning: dict[asyncio.Task[None], PooledSandbox] = {}  # of _starting: were held
         self._starting: dict[asyncio.Task[None], Waiter | None] = {}
         self._warm: deque[PooledSandbox] = deque()
         self._given: dict[PooledSandbox, float] = {}  # since when
@@ -105,10 +109,13 @@ class Members:
         """Give what is warm to who waits, and begin what is missing."""
         if self._closed:
             return
-        for waiter in [one for one in self._waiters if one.own is None]:
-            if not self._warm:
-                break
-            self._give(self._warm.popleft(), waiter)
+        ready = [sandbox for sandbox in self._warm if not sandbox.is_held]
+        for sandbox, waiter in zip(ready, self._usual_waiters(), strict=False):
+            self._warm.remove(sandbox)
+            self._give(sandbox, waiter)
+        for _ in self._usual_waiters()[len(self._beginning) :]:
+            if self._warm:
+                self._let_begin(self._warm.popleft())
         while len(self._warm) > self._warm_size:  # nobody waits for it any more
             self._retire(self._warm.pop())
         self._is_short = False
@@ -122,7 +129,7 @@ class Members:
             if waiter.own is not None and waiter not in begun:
                 return (waiter,)
         usual = sum(1 for waiter in self._starting.values() if waiter is None)
-        missing = sum(1 for waiter in self._waiters if waiter.own is None)
+        missing = len(self._usual_waiters())
         if not missing and self._is_resting:
             return None
         return (None,) if missing + self._warm_size > usual + len(self._warm) else None
@@ -146,24 +153,58 @@ class Members:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._pump)
 
+    def _usual_waiters(self) -> list[Waiter]:
+        return [waiter for waiter in self._waiters if waiter.own is None]
+
+    def _is_promised(self, waiter: Waiter) -> bool:
+        """Whether one that was warm is on its way to who waits."""
+        return waiter in self._usual_waiters()[: len(self._beginning)]
+
+    def _let_begin(self, sandbox: PooledSandbox) -> None:
+        """Have one that is held run, for whoever comes first then."""
+        task = asyncio.create_task(self._run_held(sandbox))
+        self._starting[task] = None
+        self._beginning[task] = sandbox
+        task.add_done_callback(self._on_start_over)
+
+    async def _run_held(self, sandbox: PooledSandbox) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            await sandbox.begin(self._start_s)
+        except Exception as error:  # of any kind: who waits is to hear of it
+            self._on_start_over(task)
+            self._on_failure(error, None)
+        else:
+            del self._beginning[task]
+            self._on_start_over(task)
+            self._warm.appendleft(sandbox)
+        self._pump()
+
     def _begin(self, waiter: Waiter | None) -> None:
-        task = asyncio.create_task(self._start(waiter))
+        # Of those that nobody waits for, who knows how long they wait.
+        is_held = waiter is None and not self._usual_waiters()
+        task = asyncio.create_task(self._start(waiter, is_held))
         self._starting[task] = waiter
         task.add_done_callback(self._on_start_over)
 
     def _on_start_over(self, task: asyncio.Task[None]) -> None:
         self._starting.pop(task, None)  # one that is cancelled at once never ran
-        if not task.cancelled():
+        sandbox = self._beginning.pop(task, None)
+        if sandbox is not None:
+            self._retire(sandbox)
+        if task.done() and not task.cancelled():
             task.exception()
 
-    async def _start(self, waiter: Waiter | None) -> None:
+    async def _start(self, waiter: Waiter | None, is_held: bool) -> None:
         """Start one sandbox, for a waiter with options of its own or for whoever comes first."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         task = asyncio.current_task()
         assert task is not None
         try:
-            sandbox = await self._make(self._options if waiter is None else waiter.own)
+            options = self._options if waiter is None else waiter.own
+            sandbox = await self._make(options, is_held)
         except Exception as error:  # of any kind: who waits is to hear of it
             self._starting.pop(task)
             self._on_failure(error, waiter)
@@ -179,12 +220,12 @@ class Members:
                 self._take_in(sandbox, waiter is None)
         self._pump()
 
-    async def _make(self, options: CreateOptions | None) -> PooledSandbox:
+    async def _make(self, options: CreateOptions | None, is_held: bool) -> PooledSandbox:
         store = self._store
         assert store is not None
         assert options is not None
         record = await creating.make_record(store, options, is_owned=True)
-        record = record._replace(is_pooled=True)
+        record = record._replace(is_pooled=True, is_held=is_held)
         async with self._zygote_lock:
             if self._zygote is not None and not self._zygote.is_alive():
                 _logger.warning("the pool's zygote was killed: starting another one")
@@ -195,6 +236,9 @@ class Members:
         sandbox = await PooledSandbox._launch(
             store, record, False, False, self._start_s, secret_envs, self._zygote, values
         )
+        if is_held:
+            found = await asyncio.to_thread(store.read, sandbox.sandbox_id)
+            sandbox.is_held = found.state is State.CREATING
         sandbox.retire = lambda: self._retire(sandbox)
         sandbox.leave = lambda: self._leave_alone(sandbox)
         return sandbox

@@ -43,8 +43,8 @@ def _in_group(name: str) -> Callable[[F], F]:
 class ExposedPool(AsyncPool):
     """An AsyncPool whose sandboxes the kernel ends before it."""
 
-    async def _make(self, options: CreateOptions | None) -> PooledSandbox:
-        sandbox = await super()._make(options)
+    async def _make(self, options: CreateOptions | None, is_held: bool) -> PooledSandbox:
+        sandbox = await super()._make(options, is_held)
         pid = (await asyncio.to_thread(sandbox._place.peek)).pid
         await asyncio.to_thread(surroundings.expose_to_oom, pid)
         return sandbox

@@ -92,6 +92,8 @@ def launch(
 ) -> None:
     """Start the process of a sandbox that `store` has created; return once its agent answers.
 
+    One that is held, and restored, is only made ready: `begin` on its control socket does the rest.
+
     If it fails, nothing runs any more; its record stays if its guest had begun to run, or `keeps`
     says so. The paths in the record are absolute: the process is elsewhere.
 
@@ -213,7 +215,7 @@ def _await_boot(status: BinaryIO, store: Store, record: SandboxRecord) -> None:
         if answer.get("adopted"):
             store.release(record.id)  # it lives by itself now
             has_adopted = True
-        elif answer.get("ok"):
+        elif answer.get("ok") or answer.get("held"):
             return
         else:
             raise _Failed(answer)

@@ -49,6 +49,8 @@ class CopiedSandbox(EndingSandbox):
         except TimeoutError:
             raise SandboxTimeout(f"the sandbox did not start within {limit_s:g} s") from None
         sandbox = cls(store, record, keep)
+        if record.state is State.CREATING:
+            return sandbox  # it is held
         try:
             await sandbox._workspace.copy_in(sandbox._session.limit_s(None))
         except BaseException:

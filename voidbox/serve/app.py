@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from voidbox.errors import VoidboxError
+from voidbox.serve.control.builds import BuildRoutes
 from voidbox.serve.control.copies import CopyRoutes
 from voidbox.serve.control.life import LifeRoutes
 from voidbox.serve.control.observe import ObserveRoutes
@@ -31,9 +32,12 @@ from voidbox.serve.requests_log import RequestsLog
 # What E2B's cloud has and this server has not: said, rather than "not found".
 _CLOUDS_OWN = (
     "/volumes", "/volumecontent", "/secrets", "/teams", "/nodes", "/admin", "/access-tokens",
-    "/api-keys", "/v3/templates", "/v2/templates/{rest:path}", "/templates/tags",
+    "/api-keys", "/templates/tags",
 )  # fmt: skip
-_PARTS = (SandboxRoutes, LifeRoutes, CopyRoutes, ObserveRoutes, TemplateRoutes, OwnRoutes)
+_PARTS = (
+    *(SandboxRoutes, LifeRoutes, CopyRoutes, ObserveRoutes),
+    *(BuildRoutes, TemplateRoutes, OwnRoutes),
+)
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 _logger = logging.getLogger("voidbox.serve")
@@ -61,7 +65,8 @@ def make_app(registry: Registry) -> RequestsLog:
             Exception: _on_bug,
         },
     )
-    log = RequestsLog(Gateway(registry, own))
+    registry.telemetry.observe(registry)
+    log = RequestsLog(Gateway(registry, own), registry.telemetry)
     for part in _PARTS:
         own.router.routes += part(registry).routes()
     own.router.routes += [AgentWay(registry).route(), *Dashboard(registry).routes()]

@@ -12,17 +12,19 @@ from typing import Any
 from voidbox.errors import ConfigError
 
 _NAME = "serve.sqlite"
-_VERSION = 1
+_VERSION = 2
 _AUDIT_MAX = 10_000  # lines
 _SCHEMA = """
-CREATE TABLE keys (
+CREATE TABLE IF NOT EXISTS keys (
     id TEXT PRIMARY KEY, name TEXT UNIQUE NOT NULL, hash BLOB UNIQUE NOT NULL,
     scopes TEXT NOT NULL, created_at REAL NOT NULL, last_used_at REAL);
-CREATE TABLE settings (name TEXT PRIMARY KEY, value BLOB NOT NULL);
-CREATE TABLE ends (sandbox TEXT PRIMARY KEY, end_at REAL NOT NULL);
-CREATE TABLE audit (
+CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS ends (sandbox TEXT PRIMARY KEY, end_at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS audit (
     id INTEGER PRIMARY KEY, at REAL NOT NULL, key TEXT NOT NULL, action TEXT NOT NULL,
     sandbox TEXT NOT NULL, detail TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS templates (
+    key TEXT NOT NULL, name TEXT NOT NULL, snapshot TEXT NOT NULL, PRIMARY KEY (key, name));
 """
 
 
@@ -52,7 +54,7 @@ class Database:
         if version > _VERSION:
             self._connection.execute("ROLLBACK")
             raise ConfigError(f"{_NAME} was written by a newer voidbox: use that one")
-        if version == 0:
+        if version < _VERSION:
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 self._connection.execute(statement)
             self._connection.execute(f"PRAGMA user_version={_VERSION}")
@@ -92,6 +94,26 @@ class Database:
             self.run("DELETE FROM ends WHERE sandbox = ?", (sandbox_id,))
         else:
             self.run("INSERT OR REPLACE INTO ends VALUES (?, ?)", (sandbox_id, end_at))
+
+    # Templates that clients have built: which snapshot is meant by a key's name.
+
+    def template(self, key_id: str, name: str) -> str | None:
+        """Return the snapshot of a template."""
+        statement = "SELECT snapshot FROM templates WHERE key = ? AND name = ?"
+        rows = self.rows(statement, (key_id, name))
+        return str(rows[0][0]) if rows else None
+
+    def templates(self) -> dict[str, str]:
+        """Return the names of all templates, by their snapshots."""
+        return dict(self.rows("SELECT snapshot, name FROM templates"))
+
+    def set_template(self, key_id: str, name: str, snapshot_id: str | None) -> None:
+        """Have a template be a snapshot; None: be none."""
+        if snapshot_id is None:
+            self.run("DELETE FROM templates WHERE key = ? AND name = ?", (key_id, name))
+        else:
+            values = (key_id, name, snapshot_id)
+            self.run("INSERT OR REPLACE INTO templates VALUES (?, ?, ?)", values)
 
     # Who did what.
 

@@ -23,6 +23,8 @@ class Mark(NamedTuple):
         network: the request's `network`.
         names: of the metadata that the client gave; a snapshot's sandbox leaves more behind.
         user: whom files and commands belong to that name nobody.
+        workdir: where commands begin that say nothing.
+        is_build: a template is being made in it: clients do not see it.
         given_at: when its client got it, in seconds since 1970, if it had waited in a pool.
     """
 
@@ -35,6 +37,8 @@ class Mark(NamedTuple):
     network: Mapping[str, Any] = {}
     names: Sequence[str] = ()
     user: str = ""
+    workdir: str = ""
+    is_build: bool = False
     given_at: float | None = None
 
     @property

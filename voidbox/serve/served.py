@@ -84,7 +84,9 @@ class Served:
         }
         self.session = Session(agent, record.name, envs, record.workdir, record.user)
         self.files = AsyncFiles(self.session)
-        self.users = Users(self.files, self.mark.user or record.user or "sandbox")
+        workdir = "" if self.mark.is_build else self.mark.workdir
+        user = "" if self.mark.is_build else self.mark.user
+        self.users = Users(self.files, user or record.user or "sandbox", workdir)
         self.commands = Commands(self.session)
         self.watchers = Watchers()
 
@@ -136,14 +138,14 @@ class Served:
             self.id, auto_resume=False, state_folder=self._store.folder
         )
 
-    async def control(self, op: str) -> dict[str, object]:
-        """Ask its process for something that takes no time.
+    async def control(self, op: str, **values: object) -> dict[str, object]:
+        """Ask its process for something that takes no time; see sandbox.process.operations.
 
         Raises:
             VoidboxError: what it refuses with; or it is gone.
         """
         client = ControlClient(self._store.path(self.id, "control.sock"))
-        return await asyncio.to_thread(client.request, op)
+        return await asyncio.to_thread(client.request, op, **values)
 
     def dial_agent(self) -> socket.socket:
         """Return a connection to its agent on which nothing was said yet. Thread: one of the pool.

@@ -11,6 +11,7 @@ from voidbox.sandbox.image_choice import DEFAULT
 from voidbox.sandbox.snapshots.record import SNAPSHOT
 from voidbox.sandbox.snapshots.shelf import Shelf, Snapshot
 from voidbox.serve.config import ServeConfig
+from voidbox.serve.database import Database
 from voidbox.serve.errors import ApiError
 from voidbox.serve.keys import Key
 from voidbox.serve.marks import Mark
@@ -39,11 +40,15 @@ class Templates:
 
     Args:
         folder: the state folder.
+
+    Attributes:
+        images: those of this machine.
     """
 
-    def __init__(self, config: ServeConfig, folder: str) -> None:
+    def __init__(self, config: ServeConfig, folder: str, database: Database) -> None:
         self._config = config
-        self._images = ImageStore(folder)
+        self._database = database
+        self.images = ImageStore(folder)
         self._shelf = Shelf(folder)
 
     async def find(self, name: str, key: Key) -> Template:
@@ -52,12 +57,12 @@ class Templates:
         Raises:
             ApiError: 404.
         """
-        return await asyncio.to_thread(self._find, name, key)
+        built = self._database.template(key.id, name.removesuffix(_DEFAULT_TAG))
+        return await asyncio.to_thread(self._find, name, key, built)
 
-    def _find(self, name: str, key: Key) -> Template:
+    def _find(self, name: str, key: Key, built: str | None) -> Template:
         plain = name.removesuffix(_DEFAULT_TAG)
-        given = plain in self._config.templates
-        snapshot = None if given else self._snapshot(plain, key)
+        snapshot = None if self.is_given(plain) else self._snapshot(built or plain, key)
         if snapshot is not None:
             return Template(plain, {"snapshot": snapshot.record.id}, snapshot)
         image = self.image(plain)
@@ -70,12 +75,16 @@ class Templates:
             )
         return Template(plain, {"image": image})
 
+    def is_given(self, name: str) -> bool:
+        """Whether the server's settings say what a name stands for."""
+        return name in self._config.templates
+
     def image(self, name: str) -> str | None:
         """Return which image a template's name stands for; None for none."""
         if name in self._config.templates:
             return self._config.templates[name]
         try:
-            self._images.find(name)
+            self.images.find(name)
         except VoidboxError:
             return DEFAULT if name == BASE else None  # voidbox's own has bash, git, Python
         return name
@@ -87,20 +96,45 @@ class Templates:
             return None
         return found if owner_of(found, key) is not None else None
 
-    def snapshots(self, key: Key) -> list[Snapshot]:
-        """Return the snapshots that a key may use, the newest first."""
+    async def snapshots(self, key: Key) -> list[Snapshot]:
+        """Return the snapshots that a key may use and that are no templates, the newest first."""
+        built = self._database.templates()
+        found = await asyncio.to_thread(self._snapshots, key)
+        return [one for one in found if one.record.id not in built]
+
+    async def built(self, key: Key) -> list[tuple[str, Snapshot]]:
+        """Return the templates that were built and that a key may use, with their names."""
+        built = self._database.templates()
+        found = await asyncio.to_thread(self._snapshots, key)
+        return [(built[one.record.id], one) for one in found if one.record.id in built]
+
+    def _snapshots(self, key: Key) -> list[Snapshot]:
         found = [one for one in self._shelf.all() if one.record.kind == SNAPSHOT]
         return [one for one in reversed(found) if owner_of(one, key) is not None]
 
+    async def set_built(self, name: str, snapshot_id: str, key: Key) -> None:
+        """Have a snapshot be a key's template; what was that before goes."""
+        old = self._database.template(key.id, name)
+        self._database.set_template(key.id, name, snapshot_id)
+        if old is not None:
+            await asyncio.to_thread(self._remove, old, key)
+
     def names(self) -> list[str]:
         """Return the names of those that are images."""
-        images, _ = self._images.list()
+        images, _ = self.images.list()
         names = [name for image in images for name in image.names]
         return list(dict.fromkeys([BASE, *self._config.templates, *names]))
 
-    def remove_snapshot(self, name: str, key: Key) -> bool:
-        """Delete a snapshot of a key; False if there is none."""
-        found = self._snapshot(name.removesuffix(_DEFAULT_TAG), key)
+    async def remove(self, name: str, key: Key) -> bool:
+        """Delete a snapshot of a key, or a template that it has built; False if there is none."""
+        plain = name.removesuffix(_DEFAULT_TAG)
+        built = self._database.template(key.id, plain)
+        if built is not None:
+            self._database.set_template(key.id, plain, None)
+        return await asyncio.to_thread(self._remove, built or plain, key) or built is not None
+
+    def _remove(self, name: str, key: Key) -> bool:
+        found = self._snapshot(name, key)
         if found is not None:
             self._shelf.remove(found.record.id)
         return found is not None

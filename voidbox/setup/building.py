@@ -16,6 +16,7 @@ from voidbox.images.store import Image, ImageStore
 from voidbox.images.tree import Tree
 from voidbox.setup.archive import ArchiveOptions, open_archive
 from voidbox.setup.debian_root import Runner, build_debian
+from voidbox.setup.new_user import add_user, check_user_name
 from voidbox.setup.sources import DEFAULT_SUITE
 from voidbox.storage import durable
 
@@ -29,6 +30,7 @@ def build(
     env: Mapping[str, str] | None = None,
     workdir: str | None = None,
     user: str | None = None,
+    new_user: str | None = None,
     entrypoint: Sequence[str] | None = None,
     cmd: Sequence[str] | None = None,
     store: ImageStore | None = None,
@@ -44,6 +46,7 @@ def build(
         debian: a release's code name.
         mirror: an address that packages come from; see ArchiveOptions.
         env: variables for all commands; so `workdir`, `user`, `entrypoint` and `cmd`.
+        new_user: add this user, with a home, and sudo's rights if there is sudo.
         store: the user's own if None.
         run: what runs the packages' scripts; a guest if None.
         archive: more of what tells where packages come from; in place of `debian` and `mirror`.
@@ -56,6 +59,8 @@ def build(
         HostError: the disk is full, say; nothing has changed.
     """
     reference = parse_new_name(name)
+    if new_user is not None:
+        check_user_name(new_user)
     change = ConfigChange(env, workdir, user, entrypoint, cmd)
     record = ImageRecord(
         id="",
@@ -82,6 +87,8 @@ def build(
     ):
         try:
             build_debian(tree, opened, packages, run, work=draft.spool, on_line=tell)
+            if new_user is not None:
+                add_user(tree, new_user)
         except OSError as error:
             raise durable.failure("build in", draft.path, error) from error
         return add_tree(store, draft, reference, record, tree, progress)

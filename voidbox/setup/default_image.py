@@ -28,6 +28,7 @@ from voidbox.setup.deb import unpack_deb
 from voidbox.setup.errors import SetupError
 from voidbox.setup.files import make_folder
 from voidbox.setup.host_copy import new_folder, point, publish
+from voidbox.setup.new_user import make_home
 from voidbox.setup.packages import Package
 from voidbox.setup.tree_edit import merged_root, names, put_bytes, read, remove, remove_all, settle
 
@@ -193,12 +194,7 @@ def _add_users(tree: Tree) -> None:
             raise SetupError(f"the packages bring no {name}.master")
         # "*": nobody may log in by password; no shadow file is there to say so.
         put_bytes(tree, f"etc/{name}", masters.replace(b":*:", b":x:") + line.encode())
-    for folder in ("root", f"home/{USER}"):
-        home = tree.make_folder(folder.split("/"))
-        for name in (".bashrc", ".profile"):
-            content = read(tree, f"etc/skel/{name}")
-            if content is not None:
-                put_bytes(tree, f"{folder}/{name}", content)
-        if folder != "root":
-            for node in (home, *home.children.values(), tree.make_folder([WORKDIR.strip("/")])):
-                node.uid = node.gid = _UID
+    make_home(tree, "root", 0)
+    make_home(tree, f"home/{USER}", _UID)
+    workdir = tree.make_folder([WORKDIR.strip("/")])
+    workdir.uid = workdir.gid = _UID

@@ -18,6 +18,18 @@ class FakeSandbox:
         self.pool = pool
         self.gone = asyncio.Event()
         self.is_used = False
+        self.is_held = False
+        self.begun = 0
+
+    async def begin(self, limit_s: float | None) -> None:
+        self.begun += 1
+        await ticks(self.pool.delay)
+        if self.pool.failures:
+            self.pool.failures -= 1
+            raise HostError("it does not begin")
+        if self.gone.is_set():
+            raise HostError("it is gone")
+        self.is_held = False
 
     async def kill(self) -> bool:
         return await asyncio.shield(self.retire())
@@ -53,20 +65,21 @@ async def ticks(count: int) -> None:
 class FakePool(AsyncPool):
     """Attributes: alive: how many processes there are; peak: the most there were."""
 
-    def __init__(self, size: int, **options: Any) -> None:
+    def __init__(self, size: int, holds: bool = False, **options: Any) -> None:
         options.setdefault("starts", size)
         super().__init__(size, host_memory=None, **options)
         self.alive = self.peak = self.made = 0
         self.failures = 0
         self.fails_to_end = False
         self.delay = 3
+        self.holds = holds  # as if there were a template
 
     async def __aenter__(self) -> FakePool:
         self._store = object()  # type: ignore[assignment]
         self._pump()
         return self
 
-    async def _make(self, options: Any) -> Any:
+    async def _make(self, options: Any, is_held: bool) -> Any:
         self.made += 1
         self.alive += 1
         self.peak = max(self.peak, self.alive)
@@ -79,6 +92,7 @@ class FakePool(AsyncPool):
         except BaseException:
             self.alive -= 1
             raise
+        sandbox.is_held = is_held and self.holds
         sandbox.retire = lambda: self._retire(sandbox)  # type: ignore[arg-type]
         return sandbox
 

@@ -72,6 +72,7 @@ class Chaos:
             if call.done() and not call.cancelled() and call.exception() is None:
                 self.used.add(call.result())
         assert not self.used & set(self.pool._warm), "one that was used is given again"
+        assert not any(sandbox.is_held for sandbox in self.used)
 
     async def settle(self) -> None:
         """Give back whatever comes; then everybody who waits has got one, or an error."""
@@ -83,10 +84,12 @@ class Chaos:
 
 
 @settings(max_examples=200, deadline=None)
-@given(size=st.integers(1, 4), warm=st.integers(0, 2), steps=STEPS)
-def test_the_cap_is_never_passed(size: int, warm: int, steps: list[tuple[str, int, int]]) -> None:
+@given(size=st.integers(1, 4), warm=st.integers(0, 2), holds=st.booleans(), steps=STEPS)
+def test_the_cap_is_never_passed(
+    size: int, warm: int, holds: bool, steps: list[tuple[str, int, int]]
+) -> None:
     async def run() -> None:
-        async with FakePool(size, warm=min(warm, size)) as pool:
+        async with FakePool(size, holds=holds, warm=min(warm, size)) as pool:
             chaos = Chaos(pool)
             for what, which, pause in steps:
                 chaos.do(what, which)
@@ -113,6 +116,47 @@ async def test_what_is_warm_is_given_at_once_and_replaced() -> None:
         assert pool.alive == 3
         await first.kill()
         assert pool.stats().given == 0
+
+
+@in_event_loop
+async def test_one_that_is_held_begins_when_it_is_asked_for_and_not_before() -> None:
+    async with FakePool(3, holds=True, warm=2) as pool:
+        await until(lambda: pool.stats().warm == 2)
+        held: Any = list(pool._warm)
+        await ticks(50)
+        assert [sandbox.begun for sandbox in held] == [0, 0]
+        first: Any = await pool.acquire(0)  # it is there, and so is waited for
+        assert first in held and first.begun == 1 and not first.is_held
+        await until(lambda: pool.stats().warm == 2)
+        assert sum(sandbox.begun for sandbox in held) == 1
+        with pytest.raises(PoolFull):
+            calls = [asyncio.create_task(pool.acquire(0)) for _ in range(2)]
+            await asyncio.gather(*calls)
+            await pool.acquire(0)
+
+
+@in_event_loop
+async def test_one_that_does_not_begin_is_told_and_replaced() -> None:
+    async with FakePool(2, holds=True, warm=1) as pool:
+        await until(lambda: pool.stats().warm == 1)
+        pool.failures = 1
+        with pytest.raises(HostError, match="does not begin"):
+            await pool.acquire()
+        sandbox: Any = await pool.acquire()
+        assert not sandbox.is_held and pool.stats().failed == 1
+
+
+@in_event_loop
+async def test_whoever_leaves_while_one_begins_leaves_it_to_the_next() -> None:
+    async with FakePool(1, holds=True, warm=1) as pool:
+        await until(lambda: pool.stats().warm == 1)
+        (held,) = pool._warm
+        call = asyncio.create_task(pool.acquire())
+        await ticks(1)
+        call.cancel()
+        await until(lambda: pool.stats().warm == 1)
+        assert await pool.acquire(0) is held
+        assert pool.made == 1
 
 
 @in_event_loop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import json
 import os
@@ -29,6 +30,7 @@ from voidbox.sandbox.launch import launch
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.zygote.client import Zygote
 from voidbox.sdk import launching, zygotes
+from voidbox.sdk.aio import AsyncSandbox
 from voidbox.sdk.sync import Sandbox
 
 pytestmark = pytest.mark.slow
@@ -87,6 +89,69 @@ async def test_sandboxes_of_a_pool(options: dict[str, Any], isolated: bool) -> N
         assert await pool.map(say, ["a", "b", "c", "d"]) == ["a\n", "b\n", "c\n", "d\n"]
         assert pool.stats().failed == 0
     assert kept() == []
+
+
+async def _snapshot(options: dict[str, Any]) -> str:
+    given = {name: value for name, value in options.items() if name != "host_memory"}
+    async with await AsyncSandbox.create(**given) as sandbox:
+        return (await sandbox.snapshot("base")).snapshot_id
+
+
+async def _until(condition: Any) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+@in_event_loop
+async def test_a_warm_one_that_is_restored_runs_when_it_is_acquired(
+    options: dict[str, Any],
+) -> None:
+    of_snapshot = {"snapshot": await _snapshot(options), "host_memory": None}
+    async with AsyncPool(2, warm=1, **of_snapshot) as pool:
+        await _until(lambda: pool.stats().warm == 1)
+        (held,) = pool._warm
+        folder = Path(held._store.path(held.sandbox_id))
+        assert held.is_held and (await held.get_info()).state == "creating"
+        assert not (folder / "agent.pid").exists(), "its machine has begun"
+        async with pool.sandbox(0) as sandbox:
+            assert sandbox is held and (await sandbox.get_info()).state == "running"
+            assert (await sandbox.commands.run("echo hello")).stdout == "hello\n"
+        await _until(lambda: pool.stats().warm == 1)
+        (held,) = pool._warm
+        assert await held.kill()  # as whoever takes it for a sandbox like others does
+        await _until(lambda: pool.stats().warm == 1)
+
+
+@pytest.mark.parametrize("problem", ["bad", "killed"])
+@in_event_loop
+async def test_one_that_cannot_be_restored_is_told_to_who_asks(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, problem: str
+) -> None:
+    of_snapshot = {"snapshot": await _snapshot(options), "host_memory": None}
+    monkeypatch.setenv("VOIDBOX_FAKE_RESTORE", problem)
+    async with AsyncPool(1, **of_snapshot) as pool:
+        with pytest.raises((HostError, AgentError)):
+            await pool.acquire()
+    async with AsyncPool(1, warm=1, **of_snapshot) as pool:
+        await _until(lambda: pool.stats().failed)
+        monkeypatch.delenv("VOIDBOX_FAKE_RESTORE")
+
+
+@in_event_loop
+async def test_one_whose_guest_is_lost_as_it_begins_is_told_and_replaced(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_snapshot = {"snapshot": await _snapshot(options), "host_memory": None}
+    monkeypatch.setenv("VOIDBOX_FAKE_RESTORE", "no-adopt")
+    async with AsyncPool(1, warm=1, **of_snapshot) as pool:
+        await _until(lambda: pool.stats().warm == 1)
+        monkeypatch.delenv("VOIDBOX_FAKE_RESTORE")
+        with pytest.raises(AgentError, match="did not become one of its own"):
+            await pool.acquire(0)
+        async with pool.sandbox() as sandbox:
+            assert (await sandbox.commands.run("true")).exit_code == 0
 
 
 @in_event_loop

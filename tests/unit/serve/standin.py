@@ -42,7 +42,12 @@ def main(argv: list[str]) -> int:
         "jail": "off",  # the fake machine is other processes
         "user": str(os.getuid()),
     }
-    config = ServeConfig(host=host, port=port, templates={"base": str(image)}, options=options)
+    config = ServeConfig(
+        host=host,
+        port=port,
+        templates={"base": str(image), "code-interpreter-v1": str(image)},
+        options=options,
+    )
     return serve(config._replace(**settings))
 
 

@@ -95,6 +95,9 @@ class Life:
         self._starting = starting = Starting(
             sandbox, prepared.make_guest, prepared.source, self._own
         )
+        if sandbox.record.is_held and starting.hold(prepared.config):
+            self._report({"held": True})
+            sandbox.start.wait_asked()
         sandbox.client = client = starting.run(prepared.config)
         self._own.callback(self._hang_up)
         if prepared.kept is not None:
@@ -112,6 +115,7 @@ class Life:
                 jail_layers=tuple(sandbox.machine.layers),
             )
             self._is_waking = False
+        sandbox.start.succeed()
         if starting.source is not None:
             self._learn(starting.source)
             if starting.source.is_suspended:
@@ -163,6 +167,7 @@ class Life:
         """End all that runs; return how it ended."""
         sandbox = self._sandbox
         sandbox.ended.set()
+        sandbox.start.fail(error or AgentError(sandbox.decision.reason or "the sandbox has ended"))
         tail = sandbox.guest.machine.console.tail() if sandbox.guest is not None else ""
         self._own.close()
         sandbox.snapshotting.close()

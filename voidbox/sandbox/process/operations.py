@@ -5,6 +5,7 @@ metrics {}                   exits, vcpu_ns, cpu_ns, rss_bytes, uptime_s, boot_n
 stop {timeout}, kill {}      answered when it has begun; wait {} says when it is done
 wait {}                      record, once the sandbox has ended
 set_timeout {timeout}        seconds from now, or null for no limit
+begin {}                     of one that is held; answered once its agent answers
 pause {}, resume {}
 hand_over {envs, metadata}    and it goes on when the process that made it is gone
 limit {…}                    limits, all of them; see resource_limits; null ends one
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from voidbox.errors import AgentError, ConfigError
 from voidbox.sandbox.process.control_server import Answer, Becomes, Handler, Later
+from voidbox.sandbox.process.held_start import HeldStart
 from voidbox.sandbox.process.published import PublishedPorts
 from voidbox.sandbox.process.stopping import AGENT_S
 from voidbox.sandbox.snapshots.record import SnapshotRecord
@@ -48,6 +50,7 @@ class Sandbox(Protocol):
     ended_fd: int
     started_at: float
     ports: PublishedPorts
+    start: HeldStart
 
     @property
     def machine(self) -> WorkerMachine: ...
@@ -80,6 +83,7 @@ class Operations:
             "kill": self._kill,
             "wait": lambda values: Later(self._sandbox.ended_fd, lambda: self._info({})),
             "set_timeout": self._using(self._set_timeout),
+            "begin": self._using(lambda values: self._do(self._sandbox.start.run)),
             "pause": lambda values: self._do(self._sandbox.pause),
             "resume": self._using(lambda values: self._do(self._sandbox.resume)),
             "snapshot": self._using(self._snapshot),

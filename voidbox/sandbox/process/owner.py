@@ -10,7 +10,8 @@ keeper      ── what the worker asks for; its console
 signals     ── SIGTERM, SIGINT: stop; once more: kill
 
 The status descriptor gets JSON, a line each: {"adopted": true} once this process is the sandbox's,
-then {"ok": true} when the agent has answered, or an error as the control socket has it, when
+then {"ok": true} when the agent has answered, or {"held": true} when its machine stands ready and
+is to be asked for (see held_start), or an error as the control socket has it, when
 everything has been cleaned up; "has_begun" in it says whether the guest had started.
 """
 

@@ -15,6 +15,7 @@ from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import AgentClient
 from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout, VoidboxError
 from voidbox.sandbox.process import resource_limits
+from voidbox.sandbox.process.held_start import HeldStart
 from voidbox.sandbox.process.idle import IdleLimit
 from voidbox.sandbox.process.limits import Limits
 from voidbox.sandbox.process.published import PublishedPorts
@@ -46,6 +47,7 @@ class Sandbox:
         record: as it was written last.
         guest, client, is_copy: see starting.
         decision: who has ended it from here.
+        start: lets one that is held go on.
         ended: set once the machine has ended.
         ended_fd: readable once everything has.
     """
@@ -63,6 +65,7 @@ class Sandbox:
         self.limits = Limits(parent_fd, self._on_time, self._on_orphaned)
         self.idle = IdleLimit(record.idle_timeout_s, self._on_idle)
         self.stopping = Stopping(self._ask_agent, self._press_power_button, self.kill, self.ended)
+        self.start = HeldStart()
         self.stop_reason = ""  # why it was asked to stop
         self.relay = TeamRelay(store, record)
         self.ports = PublishedPorts(store, record.id, lambda: self.machine)
@@ -107,6 +110,7 @@ class Sandbox:
         """End it at once. Never blocks."""
         if not self.ended.is_set() and self.decision.end(event, reason):
             log.info("killing the guest: %s", reason)
+        self.start.end()
         guest = self.guest
         if guest is not None:
             guest.machine.stop()

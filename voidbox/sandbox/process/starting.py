@@ -62,8 +62,27 @@ class Starting:
         self._console_log = logs.ConsoleLog(self._store.path(self._id, "console.log"))
         own.callback(self._console_log.close)
         self.source = source
+        self._held: Guest | None = None
         self.has_begun = False
         self.start_time = time.time()
+
+    def hold(self, config: MachineConfig) -> bool:
+        """Make the machine, if it is restored, and let it stand: it costs its memory's mapping.
+
+        Returns:
+            False where it boots: run() makes all of it.
+        Raises:
+            VoidboxError: it cannot be restored, nor boot instead.
+        """
+        if self.source is None:
+            return False
+        self._sandbox.is_copy = True
+        try:
+            self._held = self._make(restoring.closed(config), self.source)
+        except VoidboxError as error:
+            self._check_boots_instead(self.source, error)
+            return False
+        return True
 
     def run(self, config: MachineConfig) -> AgentClient:
         """Return a client of the guest's agent, once it answers.
@@ -82,13 +101,12 @@ class Starting:
         root = recipe.root_of(record)
         if root is not None and root.disk_bytes:
             make_upper(self._store.path(self._id, UPPER_FILE), root.disk_bytes)
-        self._start(config)
+        self._let_go(self._make(config))
         for forward in recipe.ports_to_choose(record):
             self._sandbox.ports.add(forward)
         return self._sandbox.connect(connect.BOOT_TIMEOUT_S)
 
-    def _start(self, config: MachineConfig, source: Source | None = None) -> Guest:
-        """Make the machine, and let it run."""
+    def _make(self, config: MachineConfig, source: Source | None = None) -> Guest:
         sandbox = self._sandbox
         if source is None:
             guest = self._make_guest(config, self._store.secret(self._id))
@@ -99,6 +117,12 @@ class Starting:
         sandbox.guest = guest
         sandbox.decision.check()  # before, kill() found no guest
         log.info("the machine is made")
+        return guest
+
+    def _let_go(self, guest: Guest) -> None:
+        """Have its CPUs run."""
+        sandbox = self._sandbox
+        sandbox.decision.check()
         guest.machine.start()
         record = sandbox.record
         if record.limits:
@@ -109,7 +133,6 @@ class Starting:
         sandbox.started_at = time.monotonic() - record.ran_s
         if record.timeout_s is not None:
             sandbox.limits.set_time(max(0.0, record.timeout_s - record.ran_s))
-        return guest
 
     def _restore(self, source: Source, config: MachineConfig) -> AgentClient | None:
         """Restore the machine, and make its guest one of its own, before anybody reaches it.
@@ -120,15 +143,13 @@ class Starting:
         sandbox, secret = self._sandbox, self._store.secret(self._id)
         sandbox.is_copy = True
         try:
-            guest = self._start(restoring.closed(config), source)
+            guest = self._held or self._make(restoring.closed(config), source)
+            self._let_go(guest)
             limit_s = restoring.ADOPT_S if source.is_template else connect.BOOT_TIMEOUT_S
             client = guest.connect(limit_s, log.info)
             restoring.adopt(client, source, secret, sandbox.record.name)
         except VoidboxError as error:
-            if not source.is_template or sandbox.decision.is_made:
-                raise
-            log.warning("the template could not be restored, so the sandbox boots: %s", error)
-            self._give_up_template(source)
+            self._check_boots_instead(source, error)
             return None
         sandbox.is_copy = False
         guest.secret = secret
@@ -138,6 +159,13 @@ class Starting:
         for forward in recipe.forwards_of(sandbox.record, source.is_suspended):
             sandbox.ports.add(forward)
         return client
+
+    def _check_boots_instead(self, source: Source, error: VoidboxError) -> None:
+        """Have it boot where a template could not be restored; else raise the error."""
+        if not source.is_template or self._sandbox.decision.is_made:
+            raise error
+        log.warning("the template could not be restored, so the sandbox boots: %s", error)
+        self._give_up_template(source)
 
     def _give_up_template(self, source: Source) -> None:
         guest, self._sandbox.guest = self._sandbox.guest, None

@@ -41,6 +41,7 @@ class SandboxRecord(NamedTuple):
         root: where its root is on disks, see voidbox.sandbox.root; None: `image` is an initramfs.
         is_owned: it ends with the process that made it.
         is_pooled: of a pool: nothing of it is kept when its program has died.
+        is_held: if it is restored, its CPUs do not run before somebody asks for that.
         removes_itself: nothing of it is kept once it has ended.
         end: the machine's EndReason by name, such as "PANIC"; "" if it did not end by itself.
         workspace: the host's folder that its guest has at /workspace; None for none of the host's.
@@ -85,6 +86,7 @@ class SandboxRecord(NamedTuple):
     team: str | None = None
     is_owned: bool = False
     is_pooled: bool = False
+    is_held: bool = False
     removes_itself: bool = False
     cmdline: str = ""
     disks: tuple[str, ...] = ()
@@ -236,6 +238,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "team": _is_text_or_none,
     "is_owned": _is_flag,
     "is_pooled": _is_flag,
+    "is_held": _is_flag,
     "removes_itself": _is_flag,
     "cmdline": _is_text,
     "disks": _is_words,

@@ -37,7 +37,6 @@ from voidbox.vmm.config import MachineConfig
 # Beside the guest's memory: thread stacks, Python, what is under way. More is a fault.
 _DATA_BYTES = 2 << 30
 _TASKS_MAX = 1024  # threads, and copies that write a snapshot
-_NPROC_BY_NAMESPACE = (5, 14)  # before, all processes of the user counted
 # C extensions that are imported when they are first needed, and libraries that libc loads then.
 _EXTENSIONS = (
     *("zlib", "bz2", "lzma", "select", "math", "array", "binascii", "unicodedata"),
@@ -157,15 +156,10 @@ class Confinement:
 
     def _limit(self) -> None:
         privileges.limit(data=self._config.memory_bytes + _DATA_BYTES)
-        if "user" in self.layers and _kernel_version() >= _NPROC_BY_NAMESPACE:
+        if "user" in self.layers and namespaces.count_tasks():
             privileges.limit(nproc=_TASKS_MAX)
         if self._walls.file_bytes is not None:
             privileges.limit(fsize=self._walls.file_bytes)
-
-
-def _kernel_version() -> tuple[int, int]:
-    major, minor = os.uname().release.split(".")[:2]
-    return int(major), int("".join(filter(str.isdigit, minor)) or 0)
 
 
 def needs_of(config: MachineConfig) -> allowed.Needs:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from voidbox import signals
 from voidbox.errors import HostError, VoidboxError
 from voidbox.event_loop import EventLoop
+from voidbox.jail import namespaces
 from voidbox.sandbox.jail_level import check_level
 from voidbox.sandbox.keeper.serving import Serving
 from voidbox.sandbox.worker.link import Link, spawn_worker
@@ -104,7 +105,7 @@ class WorkerMachine:
         self._serving = Serving(self.loop, link.asks, link.queries, config.net, path, self._guard)
         answer = self._orders.ask("build", plan=plan.packed())
         self.layers = [str(layer)[:40] for layer in answer.get("layers", ())][:20]
-        self._limits.is_alone = "user" in self.layers
+        self._limits.is_alone = "user" in self.layers and namespaces.count_tasks()
         if link.group is not None:
             self.layers.append("cgroup")
         if path is not None:

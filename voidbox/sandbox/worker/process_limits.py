@@ -5,7 +5,8 @@ threads of all that the machine does, exactly. Elsewhere by what every host has:
 
     cpu                the worker's own throttle, of the vCPUs alone; see vmm.throttle
     host_memory_bytes  RLIMIT_DATA, which counts what is mapped: the guest's memory in full
-    pids               RLIMIT_NPROC, which in a user namespace of its own counts its tasks alone
+    pids               RLIMIT_NPROC, which in a user namespace of its own counts its tasks alone,
+                       but none of root's
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ class ProcessLimits:
     def _limit_tasks(self, value: int | float | None) -> None:
         if value is not None and not self.is_alone:
             raise ConfigError(
-                "the limit pids: this host has neither a control group nor user namespaces for "
-                "it, as voidbox doctor says"
+                "the limit pids: this host has no control group for it, and counts tasks by user "
+                "namespaces neither: voidbox doctor says more"
             )
         self._lower(resource.RLIMIT_NPROC, value)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -45,7 +43,7 @@ class CopyRoutes(Routes):
 
     async def _list(self, request: Request, key: Key) -> Response:
         query = request.query_params
-        found = await asyncio.to_thread(self._registry.templates.snapshots, key)
+        found = await self._registry.templates.snapshots(key)
         if query.get("sandboxID"):
             found = [one for one in found if one.record.sandbox.id == query["sandboxID"]]
         if query.get("name"):

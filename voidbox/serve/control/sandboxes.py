@@ -122,7 +122,7 @@ class SandboxRoutes(Routes):
     def _matching(self, key: Key, states: set[str], wanted: dict[str, str]) -> list[shapes.Shape]:
         found = []
         for served in self._registry:
-            if not key.sees(served.mark.key_id) or served.state.is_final:
+            if not key.sees(served.mark.key_id) or served.mark.is_build or served.state.is_final:
                 continue
             try:
                 record = served.record

@@ -35,9 +35,10 @@ class TemplateRoutes(Routes):
             shapes.template(name, self._registry.started_at, 1, MEMORY_BYTES_DEFAULT >> 20)
             for name in names
         ]
-        for one in await asyncio.to_thread(templates.snapshots, key):
+        built = await templates.built(key)
+        others = [(one.record.name or one.record.id, one) for one in await templates.snapshots(key)]
+        for name, one in [*built, *others]:
             sandbox = one.record.sandbox
-            name = one.record.name or one.record.id
             mib = sandbox.memory_bytes >> 20
             found.append(shapes.template(name, one.record.created_at, sandbox.cpus, mib))
         return JSONResponse(found)
@@ -48,7 +49,7 @@ class TemplateRoutes(Routes):
 
     async def _delete(self, request: Request, key: Key) -> Response:
         name = request.path_params["id"]
-        if not await asyncio.to_thread(self._registry.templates.remove_snapshot, name, key):
-            raise ApiError(404, f"snapshot {name!r} not found; images go by voidbox image rm")
-        self._registry.database.audit(key.name, "remove snapshot", "", name)
+        if not await self._registry.templates.remove(name, key):
+            raise ApiError(404, f"template {name!r} not found; images go by voidbox image rm")
+        self._registry.database.audit(key.name, "remove template", "", name)
         return Response(status_code=204)

@@ -48,7 +48,7 @@ class Pages:
 
     async def sandboxes(self, request: Request, key: Key) -> Response:
         """Show all that the key sees."""
-        names = await asyncio.to_thread(self._registry.templates.names)
+        names = await self._names(key)
         options = join(Html(f"<option>{esc(name)}</option>") for name in names)
         form = Html("")
         if key.may("run"):
@@ -59,6 +59,12 @@ class Pages:
             )
         body = live("/dashboard/part/sandboxes", self._table(key))
         return page("Sandboxes", f"<h1>Sandboxes</h1>{body}<h2>Another one</h2>{form}", key)
+
+    async def _names(self, key: Key) -> list[str]:
+        """Return the names of all templates that the key may use."""
+        templates = self._registry.templates
+        names = await asyncio.to_thread(templates.names)
+        return [*names, *(name for name, _ in await templates.built(key))]
 
     async def sandboxes_part(self, request: Request, key: Key) -> Response:
         """The table alone."""
@@ -196,7 +202,7 @@ class Pages:
 
     async def snapshots(self, request: Request, key: Key) -> Response:
         """Show the key's snapshots."""
-        found = await asyncio.to_thread(self._registry.templates.snapshots, key)
+        found = await self._registry.templates.snapshots(key)
         rows = [
             (
                 one.record.name or one.record.id,
@@ -215,7 +221,7 @@ class Pages:
 
     async def images(self, request: Request, key: Key) -> Response:
         """Show what sandboxes can be made from."""
-        names = await asyncio.to_thread(self._registry.templates.names)
+        names = await self._names(key)
         shown = table(("Template",), [(name,) for name in names], "There is none.")
         return page("Images", f'<h1>Images</h1><div class="card">{shown}</div>', key)
 

@@ -154,7 +154,7 @@ class Dashboard:
 
     async def _remove_snapshot(self, request: Request, key: Key) -> Response:
         name = request.path_params["id"]
-        if not self._registry.templates.remove_snapshot(name, key):
+        if not await self._registry.templates.remove(name, key):
             raise ApiError(404, "there is no such snapshot")
         self._registry.database.audit(key.name, "remove snapshot", "", name)
         return RedirectResponse("/dashboard/snapshots", 303)

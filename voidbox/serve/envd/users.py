@@ -18,14 +18,19 @@ _PATH_CHARACTERS_MAX = 4096
 
 
 class GuestUser(NamedTuple):
-    """A user of a guest."""
+    """A user of a guest.
+
+    Attributes:
+        folder: where relative paths begin; "" for the home.
+    """
 
     name: str
     uid: int
     home: str
+    folder: str = ""
 
     def path(self, path: str) -> str:
-        """Return an absolute path: relative ones, and ~, begin in the user's home.
+        """Return an absolute path: relative ones begin in the user's folder, ~ in the home.
 
         Raises:
             ConnectError: it is no path.
@@ -33,8 +38,8 @@ class GuestUser(NamedTuple):
         if "\0" in path or len(path) > _PATH_CHARACTERS_MAX:
             raise ConnectError("invalid_argument", "that is no path")
         if path == "~" or path.startswith("~/"):
-            path = path[2:]
-        return posixpath.normpath(posixpath.join(self.home, path))
+            return posixpath.normpath(posixpath.join(self.home, path[2:]))
+        return posixpath.normpath(posixpath.join(self.folder or self.home, path))
 
 
 class Users:
@@ -42,9 +47,11 @@ class Users:
 
     Args:
         default: who is meant when nobody is named: a name or a uid.
+        workdir: where everybody's relative paths begin; "" for each one's home.
     """
 
-    def __init__(self, files: AsyncFiles, default: str) -> None:
+    def __init__(self, files: AsyncFiles, default: str, workdir: str = "") -> None:
+        self._workdir = workdir
         self._files = files
         self._default = default
         self._users: dict[str, GuestUser] = {}  # by name, and by uid
@@ -85,7 +92,7 @@ class Users:
         users: dict[str, GuestUser] = {}
         for name, _, uid, _, _, home, _ in await self._table("/etc/passwd", 7):
             if uid.isdecimal():
-                user = GuestUser(name, int(uid), home or "/")
+                user = GuestUser(name, int(uid), home or "/", self._workdir)
                 users.setdefault(name, user)
                 users.setdefault(uid, user)
         users.setdefault("root", GuestUser("root", 0, "/root"))

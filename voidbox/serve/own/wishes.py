@@ -53,10 +53,10 @@ def read(fields: Fields, key: Key, config: ServeConfig) -> tuple[str, Mark, dict
                 options[name] = read(fields, name)
     if fields.get("idle_timeout") is not None:
         options["idle_timeout"] = bodies.number(fields, "idle_timeout", 0, 0.001, config.life_s_max)
-    return template, mark, {**options, **_size(fields, config)}
+    return template, mark, {**options, **size(fields, config)}
 
 
-def _size(fields: Fields, config: ServeConfig) -> dict[str, Any]:
+def size(fields: Fields, config: ServeConfig) -> dict[str, Any]:
     """Return memory and CPUs: at most what the server gives each sandbox."""
     from voidbox.sdk.draft import memory_bytes
 

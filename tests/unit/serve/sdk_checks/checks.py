@@ -9,6 +9,7 @@ wrong} as JSON. Only what all supported versions have; `only` says since when so
 import asyncio
 import importlib.metadata
 import json
+import os
 import sys
 import threading
 import time
@@ -293,6 +294,39 @@ def pause_and_connect(box):
     back = Sandbox.connect(other.sandbox_id)
     assert back.commands.run("echo back").stdout == "back\n"
     back.kill()
+
+
+@only(2, 60)
+def templates(box):
+    from e2b import Template, wait_for_file
+
+    source = f"{FOLDER}/source"
+    os.makedirs(f"{source}/app", exist_ok=True)
+    with open(f"{source}/app/data", "w") as file:
+        file.write("of the context")
+    template = (
+        Template(file_context_path=source)
+        .from_template("base")
+        .set_workdir(f"{FOLDER}/built")
+        .set_envs({"BUILT": "yes"})
+        .copy("app", "app")
+        .run_cmd("echo from the build; cat app/data > copied")
+        .set_start_cmd(f"touch {FOLDER}/up; sleep 1000", wait_for_file(f"{FOLDER}/up"))
+    )
+    lines = []
+    info = Template.build(
+        template, "of-the-sdk", on_build_logs=lambda entry: lines.append(entry.message)
+    )
+    assert info.name == "of-the-sdk" and any("from the build" in line for line in lines), lines
+    assert Template.exists("of-the-sdk") and not Template.exists("of-nobody")
+    other = Sandbox.create("of-the-sdk", timeout=60)
+    try:
+        assert other.commands.run("echo $BUILT; cat copied").stdout == "yes\nof the context"
+    finally:
+        other.kill()
+    failing = Template(file_context_path=source).from_template("base").run_cmd("exit 5")
+    error = raises(e2b.BuildException, Template.build, failing, "failing")
+    assert "exit code 5" in str(error)
 
 
 @only(2, 45)
