@@ -2,6 +2,7 @@
 # Fetch E2B's SDKs from PyPI and, where there is npm, from npm, for the tests of `voidbox serve`:
 # the oldest versions that are promised, some in between, the newest that were tried. Quick when
 # they are there.
+#   scripts/fetch_sdks.sh [frameworks]      frameworks: agents that use the SDKs, too
 set -eu
 . "$(dirname "$0")/../kernel/cache.sh"
 
@@ -38,6 +39,10 @@ python py-interpreter ipykernel==7.1.0 matplotlib pandas
 # The dashboard's test drives a Chromium that is here: it is not fetched.
 if command -v chromium >/dev/null; then
     python py-playwright playwright==1.65.2
+fi
+if [ "${1:-}" = frameworks ]; then
+    python py-smolagents smolagents==1.26.0 e2b-code-interpreter==2.11.5
+    python py-langchain langchain-e2b==0.0.6
 fi
 if command -v npm >/dev/null; then
     javascript js-e2b-2.16.0 e2b@2.16.0

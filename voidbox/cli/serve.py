@@ -57,6 +57,9 @@ def make_options() -> argparse.ArgumentParser:
     parser.add_argument("--memory", metavar="SIZE", help="of each sandbox: 512M (default), 4G")
     parser.add_argument("--cpus", metavar="N", default="1", help="of each sandbox; 1")
     parser.add_argument("--jail", metavar="LEVEL", help="default, strict or off; see run --help")
+    parser.add_argument(
+        "--otlp", metavar="URL", help="tell a collector of OpenTelemetry's, http://127.0.0.1:4318"
+    )
     parser.add_argument("--scope", metavar="S", default="run", help="of a new key; run")
     return parser
 
@@ -88,6 +91,7 @@ def main(argv: list[str]) -> int:
             sandboxes_max=parse_number(options.max_sandboxes, "--max-sandboxes"),
             waiting=parse_number(options.pool, "--pool") if options.pool else 0,
             life_s_max=parse_duration(options.max_timeout, "--max-timeout"),
+            otlp=options.otlp,
             templates=dict(_template(text) for text in options.template),
             options={
                 **{name: value for name, value in given.items() if value is not None},

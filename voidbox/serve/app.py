@@ -65,7 +65,8 @@ def make_app(registry: Registry) -> RequestsLog:
             Exception: _on_bug,
         },
     )
-    log = RequestsLog(Gateway(registry, own))
+    registry.telemetry.observe(registry)
+    log = RequestsLog(Gateway(registry, own), registry.telemetry)
     for part in _PARTS:
         own.router.routes += part(registry).routes()
     own.router.routes += [AgentWay(registry).route(), *Dashboard(registry).routes()]

@@ -26,6 +26,7 @@ class ServeConfig(NamedTuple):
         waiting: how many more of the default template wait for clients.
         life_s_max: the longest timeout that a client may ask for.
         templates: more names of templates, and the images they stand for.
+        otlp: the URL of a collector of OpenTelemetry's; None for none.
         options: of AsyncSandbox.create(), for every sandbox: memory, jail and so on.
     """
 
@@ -40,6 +41,7 @@ class ServeConfig(NamedTuple):
     waiting: int = 0
     life_s_max: float = LIFE_S_MAX
     templates: Mapping[str, str] = {}
+    otlp: str | None = None
     options: Mapping[str, Any] = {}
 
     def check(self) -> None:

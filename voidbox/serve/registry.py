@@ -24,11 +24,13 @@ from voidbox.serve.errors import ApiError, SandboxGone, not_found
 from voidbox.serve.keys import Key, Keys
 from voidbox.serve.marks import Mark
 from voidbox.serve.served import Served
+from voidbox.serve.telemetry import Telemetry
 from voidbox.serve.templates import BASE, Templates
 from voidbox.serve.waiting import Waiting
 
 _SAMPLE_S = 5.0
 _FREE_S, _FREE_PAUSE_S = 300.0, 0.1  # for a snapshot that is being made
+_LOG_CHARACTERS = 64 << 10
 _ENDS_S = 0.5  # how exact the server's own time limits are
 
 T = TypeVar("T")
@@ -39,8 +41,9 @@ _logger = logging.getLogger("voidbox.serve")
 class Registry:
     """The sandboxes. Thread: the event loop's."""
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, telemetry: Telemetry | None = None) -> None:
         self.config = config
+        self.telemetry = telemetry or Telemetry()
         self.store = Store(config.state_folder)
         self.database = Database(self.store.folder)
         self.keys = Keys(self.database)
@@ -89,6 +92,7 @@ class Registry:
             await served.disconnect()
         self.store.close()
         self.database.close()
+        await asyncio.to_thread(self.telemetry.close)  # here: uvicorn ends us by the signal itself
 
     def spawn(self, coroutine: Any) -> None:
         """Have a coroutine run until it or the server ends."""
@@ -164,7 +168,8 @@ class Registry:
             options = {**options, "metadata": {**options["metadata"], **mark.to_metadata()}}
         self._starting += 1
         try:
-            record = await self._make({**base, **found.options, **options}, mark)
+            with self.telemetry.span("create", template=template, key=key.name):
+                record = await self._make({**base, **found.options, **options}, mark)
         except BaseException:
             self.counts["failed"] += 1
             raise
@@ -182,7 +187,10 @@ class Registry:
             return self.store.peek(id)
         box = await AsyncSandbox.create(**options, detached=True, state_folder=self.store.folder)
         await box.close()
-        return self.store.peek(box.sandbox_id)
+        record = self.store.peek(box.sandbox_id)
+        how = await asyncio.to_thread(_how_started, self.store.path(record.id, "owner.log"))
+        self.telemetry.past(how, record.created_at, sandbox=record.id)
+        return record
 
     def _adopt(self, record: SandboxRecord, mark: Mark) -> Served:
         served = self._served[record.id] = Served(self.store, record, mark, self._secret)
@@ -247,7 +255,8 @@ class Registry:
             if served.state is State.SUSPENDED:
                 raise ApiError(409, f"Sandbox {served.id} is already paused")
             box = await served.box()
-            await _when_free(box.suspend)
+            with self.telemetry.span("pause", sandbox=served.id):
+                await _when_free(box.suspend)
             await box.close()
             self.database.set_end(served.id, None)
             await served.disconnect()
@@ -265,7 +274,8 @@ class Registry:
             if state is State.PAUSED:  # halted by our own SDK
                 await served.control("resume")
             elif state is State.SUSPENDED:
-                await wake(self.store, served.id)
+                with self.telemetry.span("resume", sandbox=served.id):
+                    await wake(self.store, served.id)
                 await served.reconnect()
                 self._watch(served)
             else:
@@ -357,6 +367,13 @@ class Registry:
             running = [one for one in self if one.is_running]
             await asyncio.gather(*(one.measure() for one in running))
             await asyncio.sleep(_SAMPLE_S)
+
+
+def _how_started(log: str) -> str:
+    """Return what a sandbox's start was, by the log of its process: "restore" or "boot"."""
+    with contextlib.suppress(OSError), open(log, errors="replace") as file:
+        return "restore" if "restored from " in file.read(_LOG_CHARACTERS) else "boot"
+    return "boot"
 
 
 def _inherited(mark: Mark, snapshot: Snapshot) -> Mark:

@@ -12,6 +12,7 @@ from collections import Counter
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from voidbox.serve.proxy.headers import value_of
+from voidbox.serve.telemetry import Telemetry
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,100}")
 # Upper bounds in seconds of the classes that durations are counted in.
@@ -30,8 +31,9 @@ class RequestsLog:
         under_way: how many are.
     """
 
-    def __init__(self, inner: ASGIApp) -> None:
+    def __init__(self, inner: ASGIApp, telemetry: Telemetry) -> None:
         self._inner = inner
+        self._telemetry = telemetry
         self.counts: Counter[tuple[str, str, int]] = Counter()
         self.durations: Counter[tuple[str, float]] = Counter()
         self.total_s: Counter[str] = Counter()
@@ -45,6 +47,12 @@ class RequestsLog:
         given = value_of(scope["headers"], b"x-request-id")
         request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
         scope["voidbox.request"] = request_id
+        scope["voidbox.telemetry"] = self._telemetry
+        with self._telemetry.request(scope):
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = scope["voidbox.request"]
         status = 0
         began_at = time.monotonic()
 
@@ -66,6 +74,7 @@ class RequestsLog:
             raise
         finally:
             self.under_way -= 1
+            scope["voidbox.status"] = status
             self._note(scope, status, time.monotonic() - began_at)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
@@ -74,6 +83,7 @@ class RequestsLog:
         method = scope.get("method", "WEBSOCKET")
         self.counts[plane, method, status] += 1
         self.total_s[plane] += seconds  # type: ignore[assignment]
+        self._telemetry.answered(plane, method, status, seconds)
         for bound in BUCKETS:
             if seconds <= bound:
                 self.durations[plane, bound] += 1

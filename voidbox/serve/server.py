@@ -11,6 +11,7 @@ from voidbox.errors import ConfigError
 from voidbox.serve.app import make_app
 from voidbox.serve.config import ServeConfig
 from voidbox.serve.registry import Registry
+from voidbox.serve.telemetry import Telemetry
 
 _HEADERS_BYTES_MAX = 64 << 10
 _GRACE_S = 5  # for requests that are under way when the server ends
@@ -42,6 +43,22 @@ class Server(uvicorn.Server):
                 print(f"voidbox serve: {self._scheme}://{shown}:{port}", flush=True)
 
 
+def _telemetry(config: ServeConfig) -> Telemetry:
+    if config.otlp is None:
+        return Telemetry()
+    if not config.otlp.startswith(("http://", "https://")):
+        raise ConfigError(f"--otlp {config.otlp}: give the URL of a collector")
+    try:
+        from voidbox.serve.otlp import Otlp
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("opentelemetry"):
+            raise
+        raise ConfigError(
+            f"the package {error.name} is missing: pip install 'voidbox-kvm[otel]'"
+        ) from error
+    return Otlp(config.otlp)
+
+
 def serve(config: ServeConfig) -> int:
     """Serve until a signal ends it; return the exit status.
 
@@ -49,7 +66,7 @@ def serve(config: ServeConfig) -> int:
         ConfigError: the settings make no sense, or the address cannot be listened on.
     """
     config.check()
-    registry = Registry(config)
+    registry = Registry(config, _telemetry(config))
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     logging.getLogger("uvicorn.error").addFilter(_Quiet())
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

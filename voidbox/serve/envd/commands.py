@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from voidbox.agent import protocol
@@ -79,6 +80,10 @@ class Command:
         """Give a piece to all; where nobody is, it is dropped."""
         for viewer in list(self._viewers):
             await viewer.put((stream, data))
+
+    def when_over(self, action: Callable[[], object]) -> None:
+        """Do something once nothing more comes of it."""
+        self._pump.add_done_callback(lambda pump: action())
 
     def view(self) -> Viewer:
         """Follow it from now on; leave() ends that."""

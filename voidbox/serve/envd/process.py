@@ -6,7 +6,7 @@ import base64
 import binascii
 import signal
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -16,7 +16,7 @@ from voidbox.agent import protocol
 from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import Exit
 from voidbox.sandbox.session import check_words
-from voidbox.serve import bodies
+from voidbox.serve import bodies, telemetry
 from voidbox.serve.bodies import Fields
 from voidbox.serve.envd import access, wire
 from voidbox.serve.envd.commands import Command, Config, quietly_kill
@@ -54,13 +54,27 @@ async def start(served: Served, request: Request) -> Response:
     user = await access.acting_user(served, request)
     limit_s = wire.limit_s(request)
     began_at = time.monotonic()
-    command = await _start(served, fields, user)
+    words = bodies.text(bodies.fields_of(fields, "process"), "cmd", "")
+    span = telemetry.of(request.scope).begin("exec", sandbox=served.id, program=words[:200])
+    try:
+        command = await _start(served, fields, user, span.environment)
+    except BaseException as error:
+        span.end(error=str(error)[:500])
+        raise
+    command.when_over(lambda: span.end(**_how_ended(command)))
     left_s = None if limit_s is None else max(0.001, limit_s - (time.monotonic() - began_at))
     events = _events(served, command, wire.keepalive_s(request), left_s)
     return await wire.StreamResponse.begun(events)
 
 
-async def _start(served: Served, fields: Fields, user: GuestUser) -> Command:
+def _how_ended(command: Command) -> dict[str, int]:
+    end = command.end
+    return {"pid": command.pid} if end is None else {"pid": command.pid, "status": end.status}
+
+
+async def _start(
+    served: Served, fields: Fields, user: GuestUser, environment: Mapping[str, str]
+) -> Command:
     process = bodies.fields_of(fields, "process")
     config = Config(
         bodies.text(process, "cmd"),
@@ -71,7 +85,7 @@ async def _start(served: Served, fields: Fields, user: GuestUser) -> Command:
     if not config.cmd:
         raise ConnectError("invalid_argument", "process.cmd: give a program")
     cwd = user.path(config.cwd or "")
-    envs = {**served.session.envs, **config.envs}
+    envs = {**environment, **served.session.envs, **config.envs}
     check_words("the command", (config.cmd, *config.args))
     check_words("envs", (f"{name}={value}" for name, value in envs.items()))
     values: dict[str, Any] = {
