@@ -5,7 +5,7 @@ export VENV
 
 .PHONY: demo test test-fast test-slow test-lab test-machines test-sandboxes test-long test-pythons test-ray \
 	lint bench setup kernels image runtime network-image \
-	disk-image git-image root-images trixie-host registry sdks frameworks claude-image clean
+	disk-image git-image root-images trixie-host registry sdks frameworks interpreter-image claude-image clean
 
 demo: setup runtime
 	scripts/demo.sh
@@ -122,6 +122,10 @@ registry:
 # E2B's SDKs, for the tests of `voidbox serve`.
 sdks:
 	scripts/fetch_sdks.sh
+
+# The image that E2B's code interpreter runs in, for tests/e2e/test_serve.py; it takes minutes.
+interpreter-image: setup
+	$(WITH_APT) $(PYTHON) -c "from tests.e2e.disk_images import interpreter_image as make; print(make())"
 
 # Agent frameworks that use them; `make test` does without.
 frameworks:

@@ -9,12 +9,15 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import script
+from tests.e2e.disk_images import INTERPRETER_USER, interpreter_image
 from tests.unit.serve.conftest import ROOT, StandIn
-from voidbox import defaults
+from tests.unit.serve.test_builds import new, start, step, wait
+from voidbox import Sandbox, defaults
 
 pytestmark = pytest.mark.boot
 
@@ -43,11 +46,13 @@ class Server(StandIn):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
+    templates = {"base": script("scripts/build_guest_image.sh")}
+    yield from serving({"templates": templates}, {"memory": "256M"})
+
+
+def serving(settings: dict[str, Any], options: dict[str, Any]) -> Iterator[Server]:
     kernel = script("kernel/build_minimal.sh") + "/bzImage"
-    settings = {
-        "templates": {"base": script("scripts/build_guest_image.sh")},
-        "options": {"kernel": kernel, "memory": "256M"},
-    }
+    settings = {**settings, "options": {"kernel": kernel, **options}}
     with tempfile.TemporaryDirectory(prefix="vb-") as folder:
         server = Server(Path(folder), settings)
         try:
@@ -56,11 +61,11 @@ def server() -> Iterator[Server]:
             server.close()
 
 
-def run(server: Server, *command: str, **more: str) -> None:
+def run(server: Server, *command: str, folder: str = "/workspace/checks", **more: str) -> None:
     url = f"http://127.0.0.1:{server.port}"
     own = {"E2B_API_KEY": server.key, "E2B_API_URL": url, "E2B_SANDBOX_URL": url}
     done = subprocess.run(
-        [*command, "/workspace/checks"],
+        [*command, *([folder] if folder else [])],
         env={"PATH": os.environ["PATH"], "HOME": str(server.folder), **own, **more},
         capture_output=True, text=True, timeout=_LIMIT_S, check=False,
     )  # fmt: skip
@@ -120,3 +125,52 @@ def test_a_server_in_the_guest(server: Server) -> None:
         box.run("/bin/sleep", "0.3")
     assert answer.body == b"hello\n"
     box.kill()
+
+
+def test_our_own_sdk_from_afar(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VOIDBOX_API_KEY", server.key)
+    with Sandbox.create(remote=f"http://127.0.0.1:{server.port}", envs={"A": "1"}) as sandbox:
+        assert sandbox.commands.run("echo $A; uname -s").stdout == "1\nLinux\n"
+        data = os.urandom(2_000_000)
+        sandbox.files.write("f", data)
+        assert sandbox.files.read("f", format="bytes") == data
+        sandbox.suspend()
+        sandbox.resume()
+        assert len(sandbox.files.read("f", format="bytes")) == len(data)
+    assert server.records() == []
+
+
+def test_a_template_with_what_its_start_command_started(server: Server) -> None:
+    made = new(server, "started")
+    steps = [
+        step("ENV", "COLOUR", "blue"),
+        step("WORKDIR", "/srv/app"),
+        step("RUN", "echo $COLOUR > colour"),
+    ]
+    begin = "sleep 100000 & echo $! > /tmp/pid; wait"
+    assert (
+        start(server, made, steps=steps, startCmd=begin, readyCmd="[ -s /tmp/pid ]").status == 202
+    )
+    found = wait(server, made)
+    assert found["status"] == "ready", found["reason"]
+    boxes = [server.create(templateID="started", timeout=600) for _ in range(2)]
+    for box in boxes:
+        output = box.run("/bin/sh", "-c", "pwd; cat colour; kill -0 $(cat /tmp/pid) && echo runs")[
+            0
+        ]
+        assert output == b"/srv/app\nblue\nruns\n"
+        box.kill()
+    assert server.api("DELETE", "/templates/started").status == 204
+    assert server.records() == []
+
+
+def test_the_code_interpreter() -> None:
+    """By E2B's own SDK, in the image that docs/serve.md builds."""
+    python, image = SDKS / "py-e2b-2.63.0" / "bin" / "python", interpreter_image(is_made=False)
+    if not python.exists() or not image.exists():
+        pytest.skip("make sdks fetches E2B's SDKs, make interpreter-image makes the image")
+    templates = {"code-interpreter-v1": str(image)}
+    options = {"memory": "1G", "user": INTERPRETER_USER}
+    for server in serving({"templates": templates}, options):
+        checks = str(CHECKS / "interpreter.py")
+        run(server, str(python), checks, "/usr/bin/python3", "real", folder="")

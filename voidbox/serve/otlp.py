@@ -34,6 +34,7 @@ from voidbox.serve.telemetry import Lasting, Telemetry
 from voidbox.version import __version__
 
 _NAME = "voidbox.serve"
+_TIMEOUT_S = 3.0  # for a collector to take it: the server's end waits for that, too
 _W3C = TraceContextTextMapPropagator()
 _SEVERITIES = {"DEBUG": 5, "INFO": 9, "WARNING": 13, "ERROR": 17, "CRITICAL": 21}  # SeverityNumber
 
@@ -67,13 +68,15 @@ class Otlp(Telemetry):
         resource = Resource.create({"service.name": "voidbox", "service.version": __version__})
         self._spans = TracerProvider(resource=resource)
         self._spans.add_span_processor(
-            BatchSpanProcessor(OTLPSpanExporter(endpoint=f"{base}/v1/traces"))
+            BatchSpanProcessor(OTLPSpanExporter(f"{base}/v1/traces", timeout=_TIMEOUT_S))
         )
-        reader = PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=f"{base}/v1/metrics"))
+        reader = PeriodicExportingMetricReader(
+            OTLPMetricExporter(f"{base}/v1/metrics", timeout=_TIMEOUT_S)
+        )
         self._metrics = MeterProvider([reader], resource=resource)
         self._logs = LoggerProvider(resource=resource)
         self._logs.add_log_record_processor(
-            BatchLogRecordProcessor(OTLPLogExporter(endpoint=f"{base}/v1/logs"))
+            BatchLogRecordProcessor(OTLPLogExporter(f"{base}/v1/logs", timeout=_TIMEOUT_S))
         )
         self._tracer = self._spans.get_tracer(_NAME, __version__)
         meter = self._metrics.get_meter(_NAME, __version__)

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -300,7 +301,7 @@ def pause_and_connect(box):
 def templates(box):
     from e2b import Template, wait_for_file
 
-    source = f"{FOLDER}/source"
+    source = tempfile.mkdtemp()  # on the client's side
     os.makedirs(f"{source}/app", exist_ok=True)
     with open(f"{source}/app/data", "w") as file:
         file.write("of the context")

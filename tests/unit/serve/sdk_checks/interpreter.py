@@ -156,9 +156,10 @@ def contexts(box):
 def a_time_limit_interrupts(box):
     box.run_code("z = 0")
     loop = "import time\nwhile True:\n    z += 1; time.sleep(0.05)"
-    raises(TimeoutException, box.run_code, loop, timeout=2)
+    raises(TimeoutException, box.run_code, loop, timeout=3)
     first = box.run_code("z", timeout=DEADLINE_S).text  # which waits for the interrupt
-    assert int(first) > 0 and box.run_code("z").text == first
+    time.sleep(0.5)
+    assert box.run_code("z").text == first
 
 
 @check
