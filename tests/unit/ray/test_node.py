@@ -23,6 +23,7 @@ from voidbox.images.reference import parse_reference
 from voidbox.images.store import Image, ImageStore
 from voidbox.ray.carrier import GatewayCarrier, NodeAddress
 from voidbox.ray.copying import receive
+from voidbox.ray.gateway import STRANGERS_MAX
 from voidbox.ray.node import Node, NodeOptions
 from voidbox.ray.remote import RemoteSandbox
 from voidbox.ray.ticket import Ticket
@@ -144,6 +145,20 @@ async def test_nonsense_at_the_gateway_ends_there(options: dict[str, Any]) -> No
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
         writer.close()
+
+
+@in_event_loop
+async def test_strangers_are_few(options: dict[str, Any]) -> None:
+    async with opened(options) as there, await there.acquire() as sandbox:
+        await sandbox.commands.run("true")
+        at = (there.address.host, there.address.port)
+        silent = [await asyncio.open_connection(*at) for _ in range(STRANGERS_MAX + 10)]
+        for reader, _ in silent[STRANGERS_MAX:]:
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+        assert (await sandbox.commands.run("echo on")).stdout == "on\n"
+        for _, writer in silent:
+            writer.close()
 
 
 @in_event_loop
