@@ -28,7 +28,7 @@ CONNECTIONS_MAX = 8192
 STRANGERS_MAX = 256  # that have not shown a token yet: each may cost a thread, and 64 KiB
 _BACKLOG = 1024
 _HEAD_S = 15.0  # for the one line
-_BYTES = 128 << 10
+_BYTES = 512 << 10
 _ACCEPT_PAUSE_S = 0.1
 # A peer that is gone without a word is noticed within so many seconds.
 _IDLE_S, _PROBE_S, _PROBES, _UNSENT_MS = 2, 1, 2, 4000
