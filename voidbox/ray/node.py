@@ -205,7 +205,10 @@ class Node:
 
     def renew(self, holder: str) -> dict[str, Any]:
         """Go on having what a holder has; return how full it is here."""
-        self._leases[holder] = asyncio.get_running_loop().time() + self._options.lease_s
+        until = asyncio.get_running_loop().time() + self._options.lease_s
+        self._leases[holder] = max(
+            until, self._leases.get(holder, 0.0)
+        )  # a connection's has no end
         held = sum(one.holder == holder for one in self._held.values())
         return {**self.load(), "held": held}
 
@@ -295,9 +298,7 @@ class Node:
         answer: dict[str, Any]
         try:
             if request["op"] == "acquire":
-                found = await self.acquire(holder, request["timeout"])
-                self._leases[holder] = float("inf")
-                answer = {"ok": True, **found}
+                answer = {"ok": True, **await self.acquire(holder, request["timeout"])}
             else:
                 answer = {"ok": True, "was_alive": await self.release(str(request["id"]))}
         except PoolFull as error:

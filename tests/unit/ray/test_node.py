@@ -284,6 +284,21 @@ def add_image(store: ImageStore, name: str) -> Image:
 
 
 @in_event_loop
+async def test_who_waits_on_a_connection_keeps_what_it_has(options: dict[str, Any]) -> None:
+    async with opened(options, size=1, lease_s=0.4) as there:
+        reader, writer = await asyncio.open_connection(there.address.host, there.address.port)
+        writer.write(encode({"op": "hold", "token": there.address.token}))
+        await reader.readline()
+        writer.write(encode({"n": 0, "op": "acquire", "timeout": None}))
+        await reader.readline()
+        writer.write(encode({"n": 1, "op": "acquire", "timeout": None}))
+        await asyncio.sleep(1.5)  # some leases long
+        assert there.node.load()["used"] == 1
+        assert there.node.load()["waiting"] == 1
+        writer.close()
+
+
+@in_event_loop
 async def test_a_queue_is_bounded(options: dict[str, Any]) -> None:
     async with opened(options, size=1, queue_max=2) as there, await there.acquire():
         waiting = [asyncio.create_task(there.acquire()) for _ in range(2)]
