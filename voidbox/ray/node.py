@@ -20,7 +20,7 @@ from voidbox.pool.aio import AsyncPool
 from voidbox.ray import copying, tls
 from voidbox.ray.carrier import GatewayCarrier, NodeAddress
 from voidbox.ray.gateway import Answer, Gateway, refused
-from voidbox.ray.held import Held
+from voidbox.ray.held import Held, is_same
 from voidbox.sandbox.control import describe_error, encode
 from voidbox.sandbox.state.store import Store
 from voidbox.sdk.creating import CreateOptions
@@ -206,9 +206,8 @@ class Node:
     def renew(self, holder: str) -> dict[str, Any]:
         """Go on having what a holder has; return how full it is here."""
         until = asyncio.get_running_loop().time() + self._options.lease_s
-        self._leases[holder] = max(
-            until, self._leases.get(holder, 0.0)
-        )  # a connection's has no end
+        # That of a connection has no end, whoever renews it.
+        self._leases[holder] = max(until, self._leases.get(holder, 0.0))
         held = sum(one.holder == holder for one in self._held.values())
         return {**self.load(), "held": held}
 
@@ -258,7 +257,7 @@ class Node:
         token, id, op = (request.pop(name, None) for name in ("token", "id", "op"))
         if not all(isinstance(text, str) for text in (token, op)):
             raise refused()
-        if op in ("hold", "copy") and secrets.compare_digest(str(token), self._token):
+        if op in ("hold", "copy") and is_same(self._token, token):
             if op == "hold":
                 return self._hold
             kind, key = str(request.get("kind")), str(request.get("key"))

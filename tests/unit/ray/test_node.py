@@ -135,7 +135,14 @@ async def test_a_token_is_for_one_sandbox(options: dict[str, Any]) -> None:
 @in_event_loop
 async def test_nonsense_at_the_gateway_ends_there(options: dict[str, Any]) -> None:
     async with opened(options) as there:
-        for line in (b"\xff\n", b"[]\n", b"{}\n", b'{"op": 3}\n', b"[" * 50_000 + b"\n"):
+        for line in (
+            b"\xff\n",
+            b"[]\n",
+            b"{}\n",
+            b'{"op": 3}\n',
+            b'{"op": "hold", "token": "\\ud800\u00e9"}\n',
+            b"[" * 50_000 + b"\n",
+        ):
             reader, writer = await asyncio.open_connection(there.address.host, there.address.port)
             writer.write(line)
             assert json.loads(await reader.readline())["ok"] is False
