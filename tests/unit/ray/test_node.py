@@ -140,7 +140,7 @@ async def test_nonsense_at_the_gateway_ends_there(options: dict[str, Any]) -> No
             b"[]\n",
             b"{}\n",
             b'{"op": 3}\n',
-            b'{"op": "hold", "token": "\\ud800\u00e9"}\n',
+            b'{"op": "hold", "token": "\\ud800\\u00e9"}\n',
             b"[" * 50_000 + b"\n",
         ):
             reader, writer = await asyncio.open_connection(there.address.host, there.address.port)
