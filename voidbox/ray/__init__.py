@@ -7,7 +7,10 @@
         print(pool.run_near(lambda sandbox: sandbox.commands.run("uname -n").stdout))
 
 aio, sync            AsyncPool, Pool: the nodes of a cluster as one pool
-members, placement   a node as a pool has it; which is chosen
+nodes, members       the nodes that there are; one of them, as a pool has it
+placement, retrying  which is chosen; what begins again
+copying, spreading   images and snapshots from node to node
+demand, announcing   what a cluster that grows is told; what a machine announces
 remote, ticket       a sandbox as its holder has it
 carrier, calls       the way to it: by sockets, by calls of its node's actor
 node, held           a node: a pool, its holders, their leases, and what they may ask for

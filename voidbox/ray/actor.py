@@ -28,6 +28,7 @@ from voidbox.sdk.creating import CreateOptions
 GROUPS = {"make": 4096, "ctl": 256, "data": 4096}
 STREAM_BYTES = 256 << 10
 _REST_S = 60.0
+_LEASES_LEFT = 10
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -91,7 +92,21 @@ class NodePool:
             host = ray.util.get_node_ip_address()
             self._node = type(self).make_node(self._options, host, type(self).make_pool)
             self._listening = asyncio.ensure_future(self._node.listen())
+            if self._options.is_shared:
+                self._watching = asyncio.ensure_future(self._end_when_left(self._node))
         return await asyncio.shield(self._listening)
+
+    async def _end_when_left(self, node: Node) -> None:
+        """End a pool that outlives its makers, once nobody has a lease for long: it would keep its
+        machine from ending.
+        """
+        left_at = self._loop.time()
+        while self._loop.time() - left_at < _LEASES_LEFT * self._options.lease_s:
+            await asyncio.sleep(self._options.lease_s)
+            if node.load()["holders"]:
+                left_at = self._loop.time()
+        await node.close()
+        os._exit(0)  # the actor's own exit is for its threads, which this is none of
 
     @_in_group("ctl")
     async def open(self) -> dict[str, Any]:

@@ -12,33 +12,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar, Unpack
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from voidbox.errors import ConfigError, PoolFull, SandboxLost, VoidboxError
 from voidbox.pool import options as given_options
 from voidbox.pool.giving import Giving
 from voidbox.pool.host_memory import AUTO
 from voidbox.pool.stats import PoolStats
-from voidbox.ray import actor, copying, members, runner, tls
+from voidbox.ray import actor, copying, demand, runner
 from voidbox.ray.members import TRANSPORTS, Member
 from voidbox.ray.node import LEASE_S, NodeOptions
+from voidbox.ray.nodes import LOOK_S, Nodes
 from voidbox.ray.placement import choose
 from voidbox.ray.remote import RemoteSandbox
 from voidbox.ray.retrying import Tries
 from voidbox.ray.spreading import spread
 from voidbox.ray.ticket import Ticket
+from voidbox.ray.tls import is_wanted_by_ray
 from voidbox.sandbox.session import check_seconds
 from voidbox.sandbox.state.names import check_name
 from voidbox.sdk import draft
 from voidbox.sdk.creating import CreateOptions
 
-_LOOK_S = 5.0  # for nodes that come and go
+IDLE_S = 300.0
+_DRAIN_S = 0.2
 _RETRY_S_MAX = 2.0
 
 T = TypeVar("T")
@@ -46,7 +48,7 @@ R = TypeVar("R")
 _logger = logging.getLogger("voidbox")
 
 
-class AsyncPool(Giving[RemoteSandbox]):
+class AsyncPool(Nodes, Giving[RemoteSandbox]):
     """Sandboxes of many machines. Use as a context manager: what it has given ends with it.
 
     Each node with the resource gets one actor, which has that node's sandboxes. Data goes over
@@ -65,6 +67,9 @@ class AsyncPool(Giving[RemoteSandbox]):
         labels: text to text, in the metadata of each sandbox: reap() ends those that have them.
         lease: what this program has taken ends when nothing was heard of it for so many seconds.
         runtime_env: Ray's, of what runs rollouts.
+        autoscale: tell the cluster's autoscaler how many sandboxes are wanted, wait for nodes where
+            there is none, and let go of those that nobody needs, so that they may end.
+        idle: so many seconds a node is kept without a sandbox, then.
         options: of AsyncSandbox.create(), for each of them. Files of "the host" are the node's.
     Raises:
         ConfigError: one of these makes no sense.
@@ -90,6 +95,8 @@ class AsyncPool(Giving[RemoteSandbox]):
         labels: Mapping[str, str] | None = None,
         lease: float = LEASE_S,
         runtime_env: dict[str, Any] | None = None,
+        autoscale: bool = False,
+        idle: float = IDLE_S,
         **options: Unpack[CreateOptions],
     ) -> None:
         if transport not in TRANSPORTS:
@@ -98,28 +105,31 @@ class AsyncPool(Giving[RemoteSandbox]):
             check_name(shared_as)
         _check_for_nodes(options)
         given_options.complete(options)
-        self._resource, self._name, self._transport = nodes, shared_as, transport
-        self._runtime_env = runtime_env
-        self._options = NodeOptions(
-            size=given_options.check_count("per_node", per_node, 1) if per_node is not None else 0,
-            warm=given_options.check_count("warm", warm, 0),
-            starts=starts,
-            host_memory=host_memory,
-            isolated=isolated,
-            request_timeout=request_timeout,
-            state_folder=state_folder,
-            options=options,
-            labels=draft.check_texts("labels", labels),
-            lease_s=check_seconds("lease", lease),
-            is_secured=_is_secured(tls),
+        super().__init__(
+            NodeOptions(
+                size=0 if per_node is None else given_options.check_count("per_node", per_node, 1),
+                warm=given_options.check_count("warm", warm, 0),
+                starts=starts,
+                host_memory=host_memory,
+                isolated=isolated,
+                request_timeout=request_timeout,
+                state_folder=state_folder,
+                options=options,
+                labels=draft.check_texts("labels", labels),
+                lease_s=check_seconds("lease", lease),
+                is_secured=is_wanted_by_ray() if tls is None else tls,
+                is_shared=shared_as is not None,
+            ),
+            nodes,
+            shared_as,
+            transport,
+            actor.remote(type(self).node_pool),
+            demand.find if autoscale else None,
+            check_seconds("idle", idle),
         )
-        self._holder = secrets.token_hex(8)
-        self._members: dict[str, Member] = {}
-        self._watching: asyncio.Task[None] | None = None
-        self._given: set[asyncio.Task[None]] = set()
-        self._closed = ""
-        self._node_pool = actor.remote(type(self).node_pool)
+        self._runtime_env = runtime_env
         self._runner = runner.remote(type(self).rollout_runner)
+        self._given_back: set[asyncio.Task[None]] = set()
 
     @property
     def size(self) -> int:  # type: ignore[override]
@@ -129,13 +139,13 @@ class AsyncPool(Giving[RemoteSandbox]):
     # Its life.
 
     async def __aenter__(self) -> AsyncPool:
-        if self._watching is not None:
+        if self._watching or self._closed:
             raise ConfigError("a pool is opened once: make another one")
         if not ray.is_initialized():
             raise ConfigError("Ray is not connected: call ray.init() first")
         try:
-            await self._look(is_first=True)
-            if not self._members:
+            await self.look(is_first=True)
+            if not self._members and not self.grows:
                 raise ConfigError(
                     f"no node of this cluster announces {self._resource}: `voidbox ray-node` on "
                     "each of them prints how to start it"
@@ -143,7 +153,7 @@ class AsyncPool(Giving[RemoteSandbox]):
         except BaseException:
             await self.close()
             raise
-        self._watching = asyncio.create_task(self._watch())
+        self.watch()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -152,18 +162,19 @@ class AsyncPool(Giving[RemoteSandbox]):
     async def close(self) -> None:
         """End all that it has given, and its nodes' pools if they are nobody else's. Idempotent."""
         self._closed = "the pool is closed"
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
-        ending = [one.end(self._holder, self._name is not None) for one in self._members.values()]
-        self._members.clear()
-        await asyncio.gather(*ending, *self._given, return_exceptions=True)
+        self._closing.set()
+        await self.leave()
+        await asyncio.gather(*self._given_back, return_exceptions=True)
 
     async def drain(self) -> None:
-        """Give out no more, and wait until all that are used here have ended."""
+        """Give out no more, and wait until all that this program uses have ended.
+
+        Whoever waits in acquire() gets ConfigError.
+        """
         self._closed = "the pool is being drained"
-        while any([(await self._load(one)).get("used") for one in self._alive()]):
-            await asyncio.sleep(0.2)
+        self._closing.set()
+        while self._asking or any([(await self.load(one)).get("held") for one in self.alive()]):
+            await asyncio.sleep(_DRAIN_S)
 
     # Taking.
 
@@ -182,18 +193,30 @@ class AsyncPool(Giving[RemoteSandbox]):
         _check_for_nodes(options or {})
         if timeout is not None and timeout != 0:
             check_seconds("timeout", timeout)
+        self._asking += 1
+        try:
+            sandbox = await self._acquire_somewhere(timeout, options)
+        finally:
+            self._asking -= 1
+        self._mine.add(sandbox)
+        return sandbox
+
+    async def _acquire_somewhere(
+        self, timeout: float | None, options: CreateOptions | None
+    ) -> RemoteSandbox:
         deadline = None if timeout is None else time.monotonic() + timeout
         full: set[str] = set()
         while True:
+            await self.wait_for_one(deadline)
             member = self._choose(full, options or {})
             left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
                 if key := copying.wanted(options or {}):
-                    await spread(self._alive(), *key, [member])
+                    await spread(self.alive(), *key, [member])
                 return await self._acquire(member, left_s, options)
             except PoolFull as error:
                 full.add(member.id)
-                if len(full) < len(self._alive()):
+                if len(full) < len(self.alive()):
                     continue
                 if left_s is not None and left_s <= error.retry_after:
                     raise
@@ -207,15 +230,19 @@ class AsyncPool(Giving[RemoteSandbox]):
     ) -> RemoteSandbox:
         member.asked += 1
         calling = asyncio.ensure_future(member.call("acquire", self._holder, timeout, options))
+        closing = asyncio.ensure_future(self._closing.wait())
         try:
-            answer = await asyncio.shield(calling)
-        except asyncio.CancelledError:
-            giving_back = asyncio.create_task(self._give_back(member, calling))
-            self._given.add(giving_back)
-            giving_back.add_done_callback(self._given.discard)
-            raise
+            await asyncio.wait((calling, closing), return_when=asyncio.FIRST_COMPLETED)
         finally:
+            closing.cancel()
             member.asked -= 1
+            if not calling.done():
+                giving_back = asyncio.create_task(self._give_back(member, calling))
+                self._given_back.add(giving_back)
+                giving_back.add_done_callback(self._given_back.discard)
+        if not calling.done():
+            raise ConfigError(self._closed)
+        answer = calling.result()
         member.learn(answer)
         return RemoteSandbox(member.carrier, Ticket.from_json(answer["ticket"]), member.name)
 
@@ -226,7 +253,7 @@ class AsyncPool(Giving[RemoteSandbox]):
             await RemoteSandbox(member.carrier, ticket, member.name).kill()
 
     def _choose(self, full: set[str], options: CreateOptions) -> Member:
-        alive = self._alive()
+        alive = self.alive()
         if not alive:
             raise ConfigError("no node is left") if self._closed else _none_left()
         key = copying.wanted(options)
@@ -253,13 +280,30 @@ class AsyncPool(Giving[RemoteSandbox]):
             Exception: what the function raised.
         """
         self._check_open()
-        member = self._choose(set(), {})
-        member.asked += 1
+        self._asking += 1
         try:
-            there = member.make_runner(self._runner, self._runtime_env)
-            return await there.run.remote(function, *arguments, **named)
+            await self.wait_for_one(None)
+            return await self._run_near(self._choose(set(), {}), function, arguments, named)
+        finally:
+            self._asking -= 1
+
+    async def _run_near(
+        self,
+        member: Member,
+        function: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        named: dict[str, Any],
+    ) -> Any:
+        member.asked += 1
+        there = member.make_runner(self._runner, self._runtime_env)
+        running = there.run.remote(function, *arguments, **named)
+        try:
+            return await running
+        except asyncio.CancelledError:
+            ray.cancel(running)  # and its sandbox ends
+            raise
         except RayTaskError as error:
-            raise error.cause from error
+            raise error.cause or error from error
         except RayActorError as error:
             member.runner = None
             if await self._is_there(member):
@@ -272,21 +316,21 @@ class AsyncPool(Giving[RemoteSandbox]):
 
     async def _is_there(self, member: Member) -> bool:
         try:
-            await asyncio.wait_for(member.call("renew", self._holder), _LOOK_S)
+            await asyncio.wait_for(member.call("renew", self._holder), LOOK_S)
         except (VoidboxError, TimeoutError):
             return False
         return True
 
     def stats(self) -> PoolStats:
         """Return what there is now, of all nodes, as far as they have said."""
-        used = sum(min(one.used, one.size) for one in self._alive())
+        used = sum(min(one.used, one.size) for one in self.alive())
         none = dict.fromkeys(PoolStats._fields, 0)
-        waiting = sum(max(0, one.used - one.size) for one in self._alive())
+        waiting = sum(max(0, one.used - one.size) for one in self.alive())
         return PoolStats(**{**none, "size": self.size, "given": used, "waiting": waiting})  # type: ignore[arg-type]
 
     async def stats_of_nodes(self) -> dict[str, dict[str, Any]]:
         """Return what each node's pool says of itself, by the node's name; see PoolStats."""
-        alive = self._alive()
+        alive = self.alive()
         found = await asyncio.gather(*(one.call("stats") for one in alive), return_exceptions=True)
         return {
             member.name: answer["stats"]
@@ -303,88 +347,18 @@ class AsyncPool(Giving[RemoteSandbox]):
         wanted = draft.check_texts("labels", labels)
         if not wanted:
             raise ConfigError("reap({}) would end everybody's sandboxes: give a label")
-        answers = await asyncio.gather(*(one.call("reap", wanted) for one in self._alive()))
+        answers = await asyncio.gather(*(one.call("reap", wanted) for one in self.alive()))
         return sum(answer["ended"] for answer in answers)
 
     def _check_open(self) -> None:
-        if self._watching is None:
+        if not self._watching and not self._closed:
             raise ConfigError("the pool is not open: use `async with AsyncPool(…) as pool`")
         if self._closed:
             raise ConfigError(self._closed)
 
-    # Nodes that come and go.
-
-    def _alive(self) -> list[Member]:
-        return [one for one in self._members.values() if not one.is_lost]
-
-    async def _load(self, member: Member) -> dict[str, Any]:
-        try:
-            load = await member.call("renew", self._holder)
-        except VoidboxError:
-            return {}
-        member.learn(load)
-        return load
-
-    async def _watch(self) -> None:
-        pause_s = min(_LOOK_S, self._options.lease_s / 4)
-        while True:
-            await asyncio.sleep(pause_s)
-            try:
-                await asyncio.gather(*(self._load(one) for one in self._alive()))
-                await self._look(is_first=False)
-            except (VoidboxError, RayError) as error:
-                _logger.warning("looking for nodes: %s", error)
-
-    async def _look(self, is_first: bool) -> None:
-        """Have a pool on each node; forget what is gone."""
-        nodes = await asyncio.to_thread(members.nodes_with, self._resource)
-        found = {node["NodeID"]: node for node in nodes}
-        for id, member in list(self._members.items()):
-            if member.is_lost or id not in found:
-                member.is_lost = True
-                del self._members[id]
-        new = [node for id, node in found.items() if id not in self._members]
-        begun = [
-            members.begin(
-                self._node_pool,
-                node,
-                self._options,
-                self._resource,
-                self._name,
-                self._transport,
-            )
-            for node in new
-        ]
-        listening = await asyncio.gather(*(self._try(one, one.listen()) for one in begun))
-        listeners = [one for one, problem in zip(begun, listening, strict=True) if not problem]
-        if wanted := copying.wanted(self._options.options):
-            await spread([*self._alive(), *listeners], *wanted, listeners)
-        opening = await asyncio.gather(*(self._try(one, one.call("open")) for one in listeners))
-        for member, problem in zip(listeners, opening, strict=True):
-            if problem is None:
-                self._members[member.id] = member
-        problems = [one for one in (*listening, *opening) if one is not None]
-        for problem in problems:
-            if isinstance(problem, ConfigError) or (is_first and not self._members):
-                raise problem
-            _logger.warning("%s", problem)
-
-    async def _try(self, member: Member, step: Awaitable[object]) -> VoidboxError | None:
-        """Take a step of a member's beginning; return why it could not be, and leave it then."""
-        try:
-            await step
-        except VoidboxError as error:
-            await member.end(self._holder, self._name is not None)
-            return error
-        return None
-
 
 def _none_left() -> SandboxLost:
     return SandboxLost("no node of the pool is left, for now", "node")
-
-
-def _is_secured(wanted: bool | None) -> bool:
-    return tls.is_wanted_by_ray() if wanted is None else wanted
 
 
 def _check_for_nodes(options: CreateOptions) -> None:

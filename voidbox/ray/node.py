@@ -42,6 +42,7 @@ class NodeOptions(NamedTuple):
         lease_s: so long a holder may say nothing.
         queue_max: the most calls of acquire() that wait; more are told that it is full.
         is_secured: whether its gateway wants TLS.
+        is_shared: it outlives whoever made it.
     """
 
     size: int
@@ -56,6 +57,7 @@ class NodeOptions(NamedTuple):
     lease_s: float = LEASE_S
     queue_max: int = QUEUE_MAX
     is_secured: bool = False
+    is_shared: bool = False
 
 
 class Node:
@@ -204,7 +206,8 @@ class Node:
     def renew(self, holder: str) -> dict[str, Any]:
         """Go on having what a holder has; return how full it is here."""
         self._leases[holder] = asyncio.get_running_loop().time() + self._options.lease_s
-        return self.load()
+        held = sum(one.holder == holder for one in self._held.values())
+        return {**self.load(), "held": held}
 
     async def leave(self, holder: str) -> int:
         """End all that a holder has; return how many that were."""

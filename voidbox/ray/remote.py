@@ -210,6 +210,11 @@ class RemoteSandbox(PooledSandbox):
         self._attach(self._remote, ticket.record, False, "")
         self._release: asyncio.Task[bool] | None = None
 
+    @property
+    def is_released(self) -> bool:
+        """Whether its end has begun here."""
+        return self._release is not None
+
     def retire(self) -> asyncio.Task[bool]:
         """Begin its end; return what can be waited for. Idempotent."""
         if self._release is None:

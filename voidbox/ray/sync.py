@@ -14,7 +14,7 @@ from typing import Any, TypeVar, Unpack
 from voidbox.pool.host_memory import AUTO
 from voidbox.pool.sync import BlockingPool
 from voidbox.ray import retrying
-from voidbox.ray.aio import AsyncPool
+from voidbox.ray.aio import IDLE_S, AsyncPool
 from voidbox.ray.node import LEASE_S
 from voidbox.sdk.creating import CreateOptions
 from voidbox.sdk.facade import blocking, documented_by
@@ -48,6 +48,8 @@ class Pool(BlockingPool[AsyncPool]):
         labels: Mapping[str, str] | None = None,
         lease: float = LEASE_S,
         runtime_env: dict[str, Any] | None = None,
+        autoscale: bool = False,
+        idle: float = IDLE_S,
         **options: Unpack[CreateOptions],
     ) -> None:
         """See AsyncPool."""
@@ -67,6 +69,8 @@ class Pool(BlockingPool[AsyncPool]):
                 labels=labels,
                 lease=lease,
                 runtime_env=runtime_env,
+                autoscale=autoscale,
+                idle=idle,
                 **options,
             )
         )

@@ -45,8 +45,8 @@ def started(nodes: int = 2, kvm: int = 8) -> Iterator[Any]:
         cluster.shutdown()
 
 
-def add_node(cluster: Any, kvm: int = 8) -> Any:
-    """Start one more node."""
+def add_node(cluster: Any, kvm: int = 8, resources: dict[str, int] | None = None) -> Any:
+    """Start one more node, which announces kvm, or other resources."""
     return cluster.add_node(
-        num_cpus=0, resources={"kvm": kvm}, object_store_memory=STORE_BYTES, wait=True
+        num_cpus=0, resources=resources or {"kvm": kvm}, object_store_memory=STORE_BYTES, wait=True
     )

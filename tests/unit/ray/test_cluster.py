@@ -345,14 +345,14 @@ def test_a_pool_that_is_shared(options: dict[str, Any], folder: Path) -> None:
         async with pool_of(options, shared_as="both", lease=4.0) as one:
             taken = await one.acquire()
             async with pool_of(options, shared_as="both", lease=4.0) as other:
-                assert {member.id for member in one._alive()} == set(other._members)
+                assert {member.id for member in one.alive()} == set(other._members)
                 async with other.sandbox() as sandbox:
                     assert (await sandbox.commands.run("true")).exit_code == 0
-                for member in other._alive():  # as a driver that is killed: nobody renews
+                for member in other.alive():  # as a driver that is killed: nobody renews
                     await member.call("acquire", "somebody", None, None)
                 await until(lambda: _used(one, 1), "what nobody renews is not ended")
             assert (await taken.commands.run("true")).exit_code == 0
-            for member in one._alive():
+            for member in one.alive():
                 await member.end(one._holder, is_shared=False)
 
     run(test())
@@ -381,6 +381,57 @@ def test_a_reader_that_stops_grows_nobody(options: dict[str, Any]) -> None:
             assert (await sandbox.commands.run("echo on")).stdout == "on\n"
             assert resident() - before < 32 << 20
             await handle.kill()
+
+    run(test())
+
+
+def test_a_cluster_that_grows(options: dict[str, Any], cluster: Any) -> None:
+    async def test() -> None:
+        own = {**options, "nodes": "grown", "autoscale": True, "idle": 1.0, "lease": 8.0}
+        async with pool_of(own) as pool:
+            assert pool.size == 0
+            with pytest.raises(PoolFull, match="no node"):
+                await pool.acquire(timeout=0.1)
+            taking = asyncio.create_task(pool.acquire())
+            await until(lambda: _is(demanded("grown") == 1), "the autoscaler is told nothing")
+            node = add_node(cluster, 0, {"grown": 2})
+            sandbox = await taking
+            assert (await sandbox.commands.run("true")).exit_code == 0
+            assert not pool._resting
+            await sandbox.kill()
+            await until(lambda: _is(pool.size == 0), "the node is not let go")
+            await until(lambda: _is(demanded("grown") == 0), "the autoscaler is told too much")
+            async with pool.sandbox() as another:  # and taken again
+                assert (await another.commands.run("true")).exit_code == 0
+        cluster.remove_node(node)
+
+    run(test())
+
+
+def demanded(resource: str) -> float:
+    """Return how many of a resource the cluster's autoscaler is asked for."""
+    from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    told = json.loads(_internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) or "[]")
+    return sum(bundle.get(resource, 0) for bundle in told)
+
+
+def test_a_pool_that_is_drained(options: dict[str, Any]) -> None:
+    async def test() -> None:
+        async with pool_of(options, per_node=1) as pool:
+            taken = [await pool.acquire() for _ in range(2)]
+            waiting = asyncio.create_task(pool.acquire())
+            near = asyncio.create_task(pool.run_near(name_near, "late"))
+            await asyncio.sleep(0.5)
+            draining = asyncio.create_task(pool.drain())
+            with pytest.raises(ConfigError, match="drained"):
+                await waiting
+            for sandbox in taken:
+                assert not draining.done()
+                await sandbox.kill()
+            assert (await near)[0] == "late\n"
+            await draining
 
     run(test())
 

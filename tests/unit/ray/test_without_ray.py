@@ -94,6 +94,27 @@ def _chosen(used: list[int]) -> int:
     return found.index_of
 
 
+def test_wishes_are_added_up_and_forgotten() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: make test-ray does that")
+    from voidbox.ray.demand import FORGET_S, Wishes
+
+    now = [0.0]
+    wishes = Wishes(lambda: now[0])
+    wishes.put("a", "kvm", 2)
+    wishes.put("b", "kvm", 1)
+    wishes.put("c", "gpu", 1)
+    assert wishes.bundles() == [{"kvm": 1.0}] * 3 + [{"gpu": 1.0}]
+    wishes.put("c", "gpu", 0)
+    now[0] = FORGET_S - 1
+    wishes.put("b", "kvm", 2)
+    now[0] = FORGET_S + 1  # nobody has heard of a since
+    assert wishes.bundles() == [{"kvm": 1.0}] * 2
+    assert not wishes.is_idle()
+    now[0] += 10_000
+    assert wishes.bundles() == []
+    assert wishes.is_idle()
+
+
 def test_what_a_node_announces() -> None:
     small = announcing.announce(512 << 20, 64 << 30)
     assert 90 < small.slots < 110
