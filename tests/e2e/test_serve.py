@@ -15,7 +15,7 @@ import pytest
 
 from tests.e2e.conftest import script
 from tests.e2e.disk_images import INTERPRETER_USER, interpreter_image
-from tests.unit.serve.conftest import ROOT, StandIn
+from tests.unit.serve.conftest import ROOT, StandIn, wait_until
 from tests.unit.serve.test_builds import new, start, step, wait
 from voidbox import Sandbox, defaults
 
@@ -162,6 +162,29 @@ def test_a_template_with_what_its_start_command_started(server: Server) -> None:
         box.kill()
     assert server.api("DELETE", "/templates/started").status == 204
     assert server.records() == []
+
+
+def test_one_that_waited_outlives_the_server() -> None:
+    """It was the pool's, forked off its zygote, and is its client's now."""
+    templates = {"base": script("scripts/build_guest_image.sh")}
+    for server in serving({"templates": templates, "waiting": 1}, {"memory": "256M"}):
+        boss = server.add_key("boss", "admin")
+
+        def figures(server: Server = server, boss: str = boss) -> str:
+            return server.api("GET", "/metrics", key=boss).body.decode()
+
+        warm = 'voidbox_pool_sandboxes{state="warm"} 1\n'
+        wait_until(lambda figures=figures: warm in figures(), "none waits")
+        (waiting,) = server.records()
+        box = server.create(timeout=600, envVars={"A": "1"}, metadata={"of": "me"})
+        assert box.id == waiting
+        assert box.run("/bin/sh", "-c", "echo $A; uname -s")[0] == b"1\nLinux\n"
+        wait_until(lambda figures=figures: warm in figures(), "no other one waits")
+        server.kill()
+        wait_until(lambda box=box, server=server: server.records() == [box.id], "one waits still")
+        server.start()
+        assert box.run("/bin/sh", "-c", "echo $A")[0] == b"1\n"
+        box.kill()
 
 
 def test_the_code_interpreter() -> None:
