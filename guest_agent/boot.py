@@ -51,6 +51,9 @@ _DEVICE_LINKS = (
     ("stdout", "/proc/self/fd/1"),
     ("stderr", "/proc/self/fd/2"),
 )
+# What anybody may open, as udev's own rules (50-udev-default.rules) have it: who opens /dev/fuse or
+# /dev/net/tun gets nothing by that alone, and engines without root want both.
+_EVERYBODYS_DEVICES = ("/dev/fuse", "/dev/net/tun")
 
 
 def prepare() -> tuple[bytes, str]:
@@ -80,6 +83,7 @@ def prepare() -> tuple[bytes, str]:
         _attempt("the kernel's modules", modules.set_up)
     else:
         _attempt("the folders", _own_folders)
+    _attempt("the devices", _open_devices)
     _attempt("the cgroups", cgroups.mount)
     _attempt("the stores of containers", containers.set_up)
     _attempt("the network", network.set_up)
@@ -148,6 +152,12 @@ def load_modules(paths: Iterable[str]) -> None:
             log(f"cannot load the module {path}: {error.strerror}")
         finally:
             os.close(fd)
+
+
+def _open_devices() -> None:
+    for path in _EVERYBODYS_DEVICES:
+        with contextlib.suppress(FileNotFoundError):  # this kernel has none
+            os.chmod(path, 0o666)
 
 
 def _set_hostname() -> None:

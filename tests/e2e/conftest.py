@@ -56,16 +56,10 @@ def no_templates() -> Iterator[None]:
     del os.environ["VOIDBOX_TEMPLATES"]
 
 
-# What makes snapshots forks, which the strict jail does not let it.
-_WITH_SNAPSHOTS = {
-    *("test_snapshots", "test_machine_snapshots", "test_suspended_work", "test_serve", "test_pool"),
-}
-
-
 @pytest.fixture(autouse=True, scope="module")
-def strict_jail(request: pytest.FixtureRequest) -> Iterator[None]:
+def strict_jail() -> Iterator[None]:
     """A system call that the jail does not expect ends the sandbox, and so fails its test."""
-    level = "default" if request.module.__name__.split(".")[-1] in _WITH_SNAPSHOTS else "strict"
+    level = "strict"
     if any(one.problem for one in trial.run_all()):
         level = "default"  # a host that lacks a layer
     before = os.environ.get(levels.VARIABLE)

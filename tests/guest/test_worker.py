@@ -109,21 +109,24 @@ def test_bad_input_leaves_no_process(tmp_path: Path) -> None:
         start_machine(MachineConfig("k"), "loose")
 
 
+@pytest.mark.parametrize("level", ["default", "strict"])
 def test_it_copies_itself_for_a_snapshot_that_was_ordered_and_for_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, level: str
 ) -> None:
+    if level == "strict" and any(one.problem for one in trial.run_all()):
+        pytest.skip("this host lacks a layer of the jail: voidbox doctor says which")
     kernel = tiny.write_elf(tmp_path / "tiny.elf", tiny.say("x") + tiny.SPIN)
     config = MachineConfig(kernel, memory_bytes=64 << 20)
     own = tmp_path / "own"
     own.mkdir()
-    around = walls(config, "default", str(own))
+    around = walls(config, level, str(own))
 
     def save(name: str) -> str:
         return machine.snapshot(
             str(own / name), stop=False, disks="copy", timeout_s=LIMIT_S, extra={}
         )
 
-    with closing(WorkerMachine(spawn_worker("default"), config, around)) as machine:
+    with closing(WorkerMachine(spawn_worker(level), config, around)) as machine:
         machine.start()
         for name in ("one", "two"):
             save(name)

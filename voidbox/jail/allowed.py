@@ -84,7 +84,9 @@ class Needs(NamedTuple):
         snapshots: files of its own, made, copied and removed; a Unix socket of its own to listen on
             once it is restored, and no way to connect one.
         forks: copies of itself, which write its memory out; they are in the same jail. Where the
-            refusal asks another process, that is asked for each; see is_fork().
+            refusal asks another process, that is asked for each, in the strict jail, too; see
+            is_fork().
+        has_pids: signals to other processes, which are those of a pid namespace of its own.
         requests: further ioctl requests.
     """
 
@@ -96,6 +98,7 @@ class Needs(NamedTuple):
     vsock: bool = False
     snapshots: bool = False
     forks: bool = False
+    has_pids: bool = False
     requests: tuple[int, ...] = ()
 
 
@@ -109,7 +112,7 @@ def program(
         is_strict: end the process then, too.
     """
     otherwise = bpf.RET_KILL_PROCESS if is_strict else refusal
-    return bpf.assemble(_rules(needs, otherwise), otherwise, bpf.RET_KILL_PROCESS)
+    return bpf.assemble(_rules(needs, refusal), otherwise, bpf.RET_KILL_PROCESS)
 
 
 def is_fork(number: int, arguments: Sequence[int]) -> bool:
@@ -143,7 +146,7 @@ def keeper_program() -> list[bpf.Instruction]:
     return bpf.assemble(rules, bpf.RET_ALLOW, bpf.RET_KILL_PROCESS)
 
 
-def _rules(needs: Needs, otherwise: int) -> list[Rule]:
+def _rules(needs: Needs, refusal: int) -> list[Rule]:
     allow, kill = bpf.RET_ALLOW, bpf.RET_KILL_PROCESS
     requests = _KVM_RUNNING + _TTY + needs.requests
     requests += _BLOCK if needs.block_devices else ()
@@ -157,7 +160,7 @@ def _rules(needs: Needs, otherwise: int) -> list[Rule]:
         # glibc falls back to clone(2) then, whose flags can be seen.
         Rule(NR["clone3"], bpf.RET_ERRNO | errno.ENOSYS),
         # A process that may not be made is a snapshot that cannot be: no reason to end.
-        Rule(NR["clone"], allow, *_clones(needs, otherwise)),
+        Rule(NR["clone"], allow, *_clones(needs, refusal)),
         _only("fcntl", *((Arg(1, command),) for command in _FCNTL)),
         _only("socketpair", (Arg(0, _AF_UNIX),)),
         _only("prlimit64", (Arg(0, 0), Arg(2, 0, -1 & (1 << 64) - 1, False))),
@@ -171,19 +174,21 @@ def _rules(needs: Needs, otherwise: int) -> list[Rule]:
             rules += [Rule(NR[name], allow) for name in ("bind", "listen")]
     if needs.forks:
         rules += [Rule(NR[name], allow) for name in ("wait4", "waitid")]
+    if needs.has_pids:
+        rules.append(Rule(NR["kill"], allow))
     if needs.live_folder:
         rules += [Rule(NR[name], allow) for name in _LIVE_FOLDER.split()]
     return rules + [Rule(NR[name], kill) for name in _FATAL.split()]
 
 
-def _clones(needs: Needs, otherwise: int) -> tuple[tuple[tuple[Arg, ...], ...], int]:
+def _clones(needs: Needs, refusal: int) -> tuple[tuple[tuple[Arg, ...], ...], int]:
     """Return what may be made without asking, and the action for the rest."""
     threads = (Arg(0, _CLONE_THREAD, _CLONE_THREAD | _CLONE_NEW_ANYTHING),)
     refused = bpf.RET_ERRNO | errno.EPERM
     if not needs.forks:
         return (threads,), refused
-    if otherwise == bpf.RET_USER_NOTIF:
-        return (threads,), otherwise
+    if refusal == bpf.RET_USER_NOTIF:
+        return (threads,), refusal
     return (threads, (Arg(0, _FORK_FLAGS),)), refused
 
 

@@ -32,31 +32,39 @@ _NOTIF_RECV = 0xC0502100  # SECCOMP_IOCTL_NOTIF_RECV, SECCOMP_IOWR(0, struct sec
 _NOTIF_SEND = 0xC0182101  # SECCOMP_IOCTL_NOTIF_SEND, SECCOMP_IOWR(1, struct seccomp_notif_resp)
 
 
-def install(program: Sequence[bpf.Instruction], with_listener: bool = False) -> int | None:
+def install(program: Sequence[bpf.Instruction]) -> None:
     """Put a filter before every system call of all threads, for good.
 
     Needs no_new_privs. It adds to filters that are there: the strictest action wins.
 
-    Args:
-        with_listener: return a descriptor for answer_next(). One filter at a time can have it.
-    Returns:
-        None without a listener: as asked for, or because Linux is older than 5.7.
     Raises:
         OSError: the kernel takes no filter.
     """
+    if result := _set_filter(program, FLAG_TSYNC):
+        raise OSError(errno.EBUSY, f"thread {result} has another filter", "seccomp")
+
+
+def install_with_listener(program: Sequence[bpf.Instruction]) -> int | None:
+    """Do the same; return a descriptor for answer_next(), for what the program says RET_USER_NOTIF.
+
+    Returns:
+        None if none can be had, and nothing is installed: Linux is older than 5.7, or a filter that
+        is there has one, a container's say.
+    Raises:
+        OSError: the kernel takes no filter.
+    """
+    try:
+        return _set_filter(program, FLAG_TSYNC | FLAG_NEW_LISTENER | FLAG_TSYNC_ESRCH)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EBUSY):
+            raise
+    return None
+
+
+def _set_filter(program: Sequence[bpf.Instruction], flags: int) -> int:
     code = system.buffer(bpf.pack(program))
     fprog = system.buffer(_FPROG.pack(len(program), system.address(code)))
-    if with_listener:
-        flags = FLAG_TSYNC | FLAG_NEW_LISTENER | FLAG_TSYNC_ESRCH
-        try:
-            return system.call("seccomp", SET_MODE_FILTER, flags, fprog)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EBUSY):
-                raise
-    result = system.call("seccomp", SET_MODE_FILTER, FLAG_TSYNC, fprog)
-    if result:
-        raise OSError(errno.EBUSY, f"thread {result} has another filter", "seccomp")
-    return None
+    return system.call("seccomp", SET_MODE_FILTER, flags, fprog)
 
 
 class Call(NamedTuple):

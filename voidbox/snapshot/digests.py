@@ -15,6 +15,7 @@ from voidbox.errors import ConfigError
 from voidbox.snapshot import files
 from voidbox.snapshot import format as machine_bin
 from voidbox.snapshot.memory import extents
+from voidbox.storage import durable
 
 NAME = "digests"
 BLOCK_BYTES = 1 << 20
@@ -34,9 +35,9 @@ def seal(folder: str) -> None:
             for name, blocks in _all_blocks(folder)
         }
         files.write(os.path.join(folder, NAME), machine_bin.encode(values))
-        files.sync_folder(folder)
+        durable.sync_folder(folder)
     except OSError as error:
-        raise files.failure("seal", f"snapshot {folder}", error) from error
+        raise durable.failure("seal", f"snapshot {folder}", error) from error
 
 
 def verify(folder: str) -> None:
@@ -63,7 +64,7 @@ def verify(folder: str) -> None:
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: it is damaged") from error
     except OSError as error:
-        raise files.failure("read", f"snapshot {folder}", error) from error
+        raise durable.failure("read", f"snapshot {folder}", error) from error
 
 
 def _compare(where: str, expected: list[Any], found: list[list[Any]]) -> None:

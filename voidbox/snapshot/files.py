@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from voidbox.errors import HostError
 from voidbox.snapshot.memory import copy_some, extents, share_blocks
+from voidbox.storage import durable
 
 _COPY_BYTES = 8 << 20
 READ_ONLY_MODE = 0o400
@@ -22,7 +22,7 @@ def clone(source: str, target: str) -> int:
     try:
         return _clone(source, target)
     except OSError as error:
-        raise failure("copy", f"{source} to {target}", error) from error
+        raise durable.failure("copy", f"{source} to {target}", error) from error
 
 
 def _clone(source: str, target: str) -> int:
@@ -75,17 +75,3 @@ def settle(path: str) -> None:
         os.fchmod(fd, READ_ONLY_MODE)
     finally:
         os.close(fd)
-
-
-def sync_folder(path: str) -> None:
-    """Bring a folder's entries to the disk. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def failure(verb: str, what: str, error: OSError) -> HostError:
-    """Return the error of an operation on a snapshot's files."""
-    return HostError(f"cannot {verb} {what}: {error.strerror or error}", error.errno or 0)

@@ -16,6 +16,7 @@ from voidbox.errors import ConfigError
 from voidbox.snapshot import files
 from voidbox.snapshot import memory as memory_file
 from voidbox.snapshot.format import open_own
+from voidbox.storage import durable
 
 PART = ".part"
 _MODE = 0o700
@@ -48,7 +49,7 @@ class Draft:
             while self._fd < 0:
                 self._fd = self._make()
         except OSError as error:
-            raise files.failure("make", self.path, error) from error
+            raise durable.failure("make", self.path, error) from error
 
     def _make(self) -> int:
         """Make and lock the folder; -1 if somebody else swept it in between."""
@@ -75,11 +76,11 @@ class Draft:
         try:
             for name in os.listdir(self.path):
                 files.settle(self.file(name))
-            files.sync_folder(self.path)
+            durable.sync_folder(self.path)
             os.rename(self.path, self._folder)
-            files.sync_folder(os.path.dirname(self._folder))
+            durable.sync_folder(os.path.dirname(self._folder))
         except OSError as error:
-            raise files.failure("make", f"snapshot {self._folder}", error) from error
+            raise durable.failure("make", f"snapshot {self._folder}", error) from error
         self._close()
 
     def abort(self) -> None:
@@ -131,7 +132,7 @@ def sweep(parent: str) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise files.failure("read", parent, error) from error
+        raise durable.failure("read", parent, error) from error
     for name in names:
         path = os.path.join(parent, name)
         if name.endswith(PART) and os.path.isdir(path) and not os.path.islink(path):

@@ -17,6 +17,7 @@ from voidbox.snapshot import files, pagemap
 from voidbox.snapshot import format as machine_bin
 from voidbox.snapshot.memory import Part, extents
 from voidbox.snapshot.plain import from_plain, to_plain
+from voidbox.storage import durable
 
 NAME = "working-set"
 MADV_POPULATE_READ = 22  # <linux/mman.h>, since Linux 5.14
@@ -114,7 +115,7 @@ def save(path: str, working_set: WorkingSet) -> None:
         finally:
             os.unlink(beside)
     except OSError as error:
-        raise files.failure("write", path, error) from error
+        raise durable.failure("write", path, error) from error
 
 
 def load(folder: str) -> WorkingSet | None:

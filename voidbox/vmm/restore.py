@@ -29,6 +29,7 @@ from voidbox.snapshot import memory as memory_file
 from voidbox.snapshot.checks import Host
 from voidbox.snapshot.plain import from_plain
 from voidbox.snapshot.working_set import Prefetch
+from voidbox.storage import durable
 from voidbox.virtio.device import VIRTIO_ID_VSOCK
 from voidbox.virtio.mmio_regs import MmioState
 from voidbox.vmm import vcpus
@@ -111,7 +112,7 @@ class Restore:
                 memory_file.read(self._memory_fd, memory_parts(memory))
             except OSError as error:
                 memory.close()
-                raise files.failure("read", f"snapshot {self._folder}", error) from error
+                raise durable.failure("read", f"snapshot {self._folder}", error) from error
         self._close_file()
         return memory
 
@@ -212,7 +213,7 @@ def record_working_set(path: str, memory: GuestMemory, bytes_max: int) -> int:
         if found.size_bytes <= bytes_max:
             working_set.save(path, found)
     except OSError as error:
-        raise files.failure("write", path, error) from error
+        raise durable.failure("write", path, error) from error
     return found.size_bytes
 
 

@@ -26,6 +26,7 @@ from voidbox.snapshot import memory as memory_file
 from voidbox.snapshot.checks import Host
 from voidbox.snapshot.helper import Helper
 from voidbox.snapshot.plain import to_plain
+from voidbox.storage import durable
 from voidbox.version import __version__
 from voidbox.vmm.board import Board
 from voidbox.vmm.config import DiskConfig, MachineConfig
@@ -181,7 +182,7 @@ class _Taking:
                     self._helper.close()
             self._finish(state, extra)
         except OSError as error:
-            raise files.failure("write", f"snapshot {self._draft.path}", error) from error
+            raise durable.failure("write", f"snapshot {self._draft.path}", error) from error
         return SnapshotReport(self._pause_ns, helper.fork_ns, 0, memory_bytes, disk_bytes)
 
     def _suspend(self, fd: int, extra: Mapping[str, bytes]) -> SnapshotReport:

@@ -21,7 +21,7 @@ KEYS = {
     "image", "memory_bytes", "cpus", "envs", "metadata", "workdir", "user", "timeout_s", "net",
     "vsock", "team", "is_owned", "removes_itself", "cmdline", "disks", "root", "end",
     "workspace", "workspace_mode", "workspace_cache", "volumes", "secret_envs", "idle_timeout_s",
-    "is_pooled",
+    "is_pooled", "is_held",
     "snapshot", "is_cold", "ran_s", "forwards", "paused_s", "paused_at",
     "limits", "guarded", "jail", "jail_layers",
     "reason", "crash", "folder",

@@ -108,10 +108,30 @@ def test_names_in_a_folder_are_open_with_a_live_folder_alone() -> None:
         assert action(program, name) == ALLOW
 
 
+def test_signals_to_others_are_for_who_has_a_pid_namespace() -> None:
+    program = allowed.program(Needs(PID, has_pids=True))
+    assert (action(BARE, "kill", 7, 9), action(program, "kill", 7, 9)) == (NO, ALLOW)
+    assert action(program, "tgkill", PID + 1, 4712, 9) == NO
+
+
 def test_further_requests() -> None:
     program = allowed.program(Needs(PID, requests=(0xAE11,), block_devices=True))
     assert action(program, "ioctl", 3, 0xAE11) == ALLOW
     assert action(program, "ioctl", 3, 0x127F) == ALLOW
+
+
+def test_who_can_be_asked_is_asked_for_each_copy() -> None:
+    fork, thread = 0x11 | 0x00200000 | 0x01000000, 0x3D0F00
+    needs = Needs(PID, forks=True)
+    for is_strict in (False, True):
+        program = allowed.program(needs, bpf.RET_USER_NOTIF, is_strict)
+        assert action(program, "clone", fork) == bpf.RET_USER_NOTIF
+        assert action(program, "clone", thread) == ALLOW
+        assert action(program, "vfork") == KILL
+    assert action(allowed.program(needs), "clone", fork) == ALLOW  # nobody to be asked
+    assert allowed.is_fork(NR["clone"], (fork, 0, 0, 0, 0, 0))
+    assert not allowed.is_fork(NR["clone"], (fork | 0x10000000, 0, 0, 0, 0, 0))  # CLONE_NEWUSER
+    assert not allowed.is_fork(NR["clone3"], (fork, 0, 0, 0, 0, 0))
 
 
 def test_strict_ends_the_process_at_whatever_is_not_expected() -> None:

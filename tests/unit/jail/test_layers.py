@@ -76,7 +76,8 @@ if not pid:
     os._exit(0)
 privileges.set_no_new_privs()
 needs = allowed.Needs(os.getpid())
-fd = seccomp.install(allowed.program(needs, bpf.RET_USER_NOTIF), with_listener=True)
+fd = seccomp.install_with_listener(allowed.program(needs, bpf.RET_USER_NOTIF))
+assert seccomp.install_with_listener(allowed.without_sending()) is None  # one alone has it
 socket.send_fds(theirs, [b"."], [fd])
 seccomp.install(allowed.without_sending())
 attempt()

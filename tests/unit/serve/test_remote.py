@@ -106,6 +106,14 @@ async def test_a_life(server: StandIn, remote: str) -> None:
         await copy.commands.run("true")
 
 
+def test_an_idle_sandbox_ends(server: StandIn, remote: str) -> None:
+    """What the server itself asks of it is no use of it."""
+    sandbox = Sandbox.create(remote=remote, idle_timeout=7)
+    sandbox.commands.run("true")
+    wait_until(lambda: sandbox.sandbox_id not in server.records(), "it never ended")
+    sandbox.close()
+
+
 @in_event_loop
 async def test_its_end_is_told(server: StandIn, remote: str) -> None:
     sandbox = await AsyncSandbox.create(remote=remote, timeout=600)

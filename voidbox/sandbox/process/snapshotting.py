@@ -34,7 +34,6 @@ from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.worker.machine import WorkerMachine
-from voidbox.snapshot import files
 from voidbox.storage import durable
 from voidbox.version import __version__
 
@@ -233,11 +232,11 @@ def _bring(written: str, folder: str) -> None:
     """Bring a snapshot that is whole to its place, whole."""
     try:
         os.rename(written, folder)
-        files.sync_folder(os.path.dirname(folder))
+        durable.sync_folder(os.path.dirname(folder))
     except OSError as error:
         with suppress(VoidboxError):
             durable.remove_tree(written)
-        raise files.failure("make", f"snapshot {folder}", error) from error
+        raise durable.failure("make", f"snapshot {folder}", error) from error
 
 
 def _pin_image(made: SnapshotRecord, folder: str) -> None:

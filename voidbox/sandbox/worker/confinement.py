@@ -101,15 +101,17 @@ class Confinement:
         if privileges.refuse_writable_code():
             self.layers.append("mdwe")
         is_strict = self._level == STRICT
-        needs = needs_of(self._config)._replace(forks=not is_strict)
+        needs = needs_of(self._config)._replace(forks=True, has_pids=self._has_pids)
         try:
-            program = allowed.program(needs, bpf.RET_USER_NOTIF, is_strict)
-            listener_fd = seccomp.install(program, with_listener=not is_strict)
+            listener_fd = seccomp.install_with_listener(
+                allowed.program(needs, bpf.RET_USER_NOTIF, is_strict)
+            )
             if listener_fd is not None:
                 hand_over("refusals", listener_fd)
                 os.close(listener_fd)
-            elif not is_strict:  # RET_USER_NOTIF without a listener is ENOSYS: libc may try others
-                seccomp.install(allowed.program(needs))
+            else:  # nobody can be asked
+                needs = needs._replace(forks=not is_strict)
+                seccomp.install(allowed.program(needs, is_strict=is_strict))
             seccomp.install(allowed.without_sending())
         except OSError as error:
             raise HostError(
