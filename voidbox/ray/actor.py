@@ -68,6 +68,9 @@ class NodePool:
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(ThreadPoolExecutor(_THREADS, "voidbox-node"))
         threading.Thread(target=self._loop.run_forever, name="voidbox-node", daemon=True).start()
+        raylet_fd = surroundings.open_raylet()
+        if raylet_fd is not None:  # without it nobody can be asked about us, nor end us
+            self._loop.call_soon_threadsafe(self._loop.add_reader, raylet_fd, os._exit, 1)
         self._options = options
         self._node: Node | None = None
         self._opening: asyncio.Future[None] | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,9 @@ class Runner:
         return await asyncio.shield(self._opening)
 
     async def _open(self) -> Holding:
+        raylet_fd = surroundings.open_raylet()
+        if raylet_fd is not None:
+            asyncio.get_running_loop().add_reader(raylet_fd, os._exit, 1)
         holding = type(self).hold(self._address)
         await holding.open()
         return holding

@@ -319,14 +319,20 @@ async def _is(value: bool) -> bool:
     return value
 
 
-def test_execs_of_a_node_that_ends(options: dict[str, Any], cluster: Any, folder: Path) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_execs_of_a_node_that_ends(
+    options: dict[str, Any], cluster: Any, folder: Path, whole: bool
+) -> None:
     async def test() -> None:
         node = add_node(cluster, kvm=7)
         async with pool_of(options) as pool:
             victim = pool._members[node.node_id]
             pool._choose = lambda full, options: victim  # type: ignore[method-assign]
             _, execs = await busy(pool)
-            cluster.remove_node(node, allow_graceful=False)
+            if whole:
+                cluster.remove_node(node, allow_graceful=False)
+            else:
+                os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
             assert await lost(execs) == {"node"}
             await asyncio.to_thread(wait_until, lambda: not alive(folder), "they live on")
 
