@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from voidbox.ray import surroundings
+from voidbox.ray import functions, surroundings
 from voidbox.ray.carrier import NodeAddress
 from voidbox.ray.holding import Holding
 from voidbox.sdk.sync import Sandbox
@@ -34,11 +34,15 @@ class Runner:
         self._address = address
         self._opening: asyncio.Task[Holding] | None = None
 
-    async def run(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    async def run(self, sent: bytes, *arguments: Any, **named: Any) -> Any:
         """Return what `function(sandbox, …)` returns, with a sandbox of its own.
 
         A coroutine is given an AsyncSandbox; a function, which is called on a thread, a Sandbox.
+
+        Args:
+            sent: the function; see functions.
         """
+        function = functions.receive(sent)
         holding = await self._holding()
         async with await holding.acquire() as sandbox:
             if inspect.iscoroutinefunction(function):
