@@ -53,6 +53,9 @@ class Registry:
             ("created", "taken", "killed", "paused", "resumed", "failed"), 0
         )
         self.waiting: Waiting | None = None
+        if config.waiting:
+            options = {**config.options, "image": self.templates.image(BASE)}
+            self.waiting = Waiting(config.waiting, options, self.store.folder)
         self._secret = self.database.secret()
         self._served: dict[str, Served] = {}
         self._interpreters: WeakKeyDictionary[Served, Interpreter] = WeakKeyDictionary()
@@ -73,10 +76,7 @@ class Registry:
             else:
                 self._adopt(record, mark)
         _logger.info("sandboxes found: %d", len(self._served))
-        if self.config.waiting:
-            image = await asyncio.to_thread(self.templates.image, BASE)
-            options = {**self.config.options, "image": image}
-            self.waiting = Waiting(self.config.waiting, options, self.store.folder)
+        if self.waiting is not None:
             await self.waiting.start()
         self.spawn(self._sample_all())
         self.spawn(self._see_to_ends())
