@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.sandbox.conftest import in_event_loop
 from voidbox.errors import AgentError, ConfigError, HostError, PoolFull, SandboxLost
 from voidbox.images.config import ImageConfig
 from voidbox.images.draft import ROOTFS
@@ -34,6 +34,19 @@ from voidbox.sdk.creating import CreateOptions
 pytestmark = pytest.mark.slow
 
 
+DEADLINE_S = 300.0  # for a whole test, on a machine that is busy with others
+
+
+def in_event_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test's coroutine."""
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **fixtures: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(*arguments, **fixtures), DEADLINE_S))
+
+    return run
+
+
 class Opened:
     """A node, and the way to it."""
 
@@ -42,7 +55,9 @@ class Opened:
         self.carrier = GatewayCarrier(address)
 
     async def acquire(self, holder: str = "test", **options: Any) -> RemoteSandbox:
-        found = await self.node.acquire(holder, 60, CreateOptions(**options) if options else None)
+        found = await self.node.acquire(
+            holder, DEADLINE_S, CreateOptions(**options) if options else None
+        )
         return RemoteSandbox(self.carrier, Ticket.from_json(found["ticket"]), "here")
 
 
