@@ -126,11 +126,13 @@ def main() -> None:
     """Measure, print, and write down."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rollouts", type=int, default=10_000)
+    parser.add_argument("--only-rollouts", action="store_true")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     found: dict[str, Any] = {"cpus": os.cpu_count(), "load_before": os.getloadavg()[0]}
     with started(2, kvm=400):
-        asyncio.run(data(found))
+        if not arguments.only_rollouts:
+            asyncio.run(data(found))
         asyncio.run(rollouts(arguments.rollouts, found))
     print(json.dumps(found, indent=1))
     if arguments.output:

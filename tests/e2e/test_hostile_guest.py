@@ -141,7 +141,9 @@ def test_a_console_that_never_rests(guests: tuple[Sandbox, Sandbox], small_disk:
     assert log.stat().st_size > 0
 
 
-def test_more_connections_than_there_may_be(guests: tuple[Sandbox, Sandbox], server: int) -> None:
+def test_more_connections_than_there_may_be(
+    guests: tuple[Sandbox, Sandbox], server: int, small_disk: Path
+) -> None:
     hostile, neighbour = guests
     done = hostile.commands.run(
         ["python3", "-c", OPENER, str(server)], user="root", timeout=DEADLINE_S

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from tests.e2e.conftest import script
 from tests.e2e.disk_images import INTERPRETER_USER, interpreter_image
-from tests.unit.serve.conftest import ROOT, StandIn
+from tests.unit.serve.conftest import ROOT, StandIn, wait_until
 from tests.unit.serve.test_builds import new, start, step, wait
 from voidbox import Sandbox, defaults
 
@@ -47,9 +48,11 @@ class Server(StandIn):
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     templates = {"base": script("scripts/build_guest_image.sh")}
-    yield from serving({"templates": templates}, {"memory": "256M"})
+    with serving({"templates": templates}, {"memory": "256M"}) as server:
+        yield server
 
 
+@contextmanager
 def serving(settings: dict[str, Any], options: dict[str, Any]) -> Iterator[Server]:
     kernel = script("kernel/build_minimal.sh") + "/bzImage"
     settings = {**settings, "options": {"kernel": kernel, **options}}
@@ -164,6 +167,29 @@ def test_a_template_with_what_its_start_command_started(server: Server) -> None:
     assert server.records() == []
 
 
+def test_one_that_waited_outlives_the_server() -> None:
+    """It was the pool's, forked off its zygote, and is its client's now."""
+    templates = {"base": script("scripts/build_guest_image.sh")}
+    with serving({"templates": templates, "waiting": 1}, {"memory": "256M"}) as server:
+        boss = server.add_key("boss", "admin")
+
+        def one_waits() -> bool:
+            figures = server.api("GET", "/metrics", key=boss).body.decode()
+            return 'voidbox_pool_sandboxes{state="warm"} 1\n' in figures
+
+        wait_until(one_waits, "none waits")
+        (waiting,) = server.records()
+        box = server.create(timeout=600, envVars={"A": "1"}, metadata={"of": "me"})
+        assert box.id == waiting
+        assert box.run("/bin/sh", "-c", "echo $A; uname -s")[0] == b"1\nLinux\n"
+        wait_until(one_waits, "no other one waits")
+        server.kill()
+        wait_until(lambda: server.records() == [box.id], "one waits still")
+        server.start()
+        assert box.run("/bin/sh", "-c", "echo $A")[0] == b"1\n"
+        box.kill()
+
+
 def test_the_code_interpreter() -> None:
     """By E2B's own SDK, in the image that docs/serve.md builds."""
     python, image = SDKS / "py-e2b-2.63.0" / "bin" / "python", interpreter_image(is_made=False)
@@ -171,6 +197,6 @@ def test_the_code_interpreter() -> None:
         pytest.skip("make sdks fetches E2B's SDKs, make interpreter-image makes the image")
     templates = {"code-interpreter-v1": str(image)}
     options = {"memory": "1G", "user": INTERPRETER_USER}
-    for server in serving({"templates": templates}, options):
+    with serving({"templates": templates}, options) as server:
         checks = str(CHECKS / "interpreter.py")
         run(server, str(python), checks, "/usr/bin/python3", "real", folder="")

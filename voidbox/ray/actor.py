@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import ray
@@ -28,6 +29,7 @@ from voidbox.sdk.creating import CreateOptions
 GROUPS = {"make": 4096, "ctl": 256, "data": 4096}
 STREAM_BYTES = 256 << 10
 _REST_S = 60.0
+_THREADS = 64  # for what blocks: starts, questions to sandboxes' processes
 _LEASES_LEFT = 10
 
 T = TypeVar("T")
@@ -64,7 +66,11 @@ class NodePool:
     def __init__(self, options: NodeOptions) -> None:
         surroundings.be_a_pool()
         self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(ThreadPoolExecutor(_THREADS, "voidbox-node"))
         threading.Thread(target=self._loop.run_forever, name="voidbox-node", daemon=True).start()
+        raylet_fd = surroundings.open_raylet()
+        if raylet_fd is not None:  # without it nobody can be asked about us, nor end us
+            self._loop.call_soon_threadsafe(self._loop.add_reader, raylet_fd, os._exit, 1)
         self._options = options
         self._node: Node | None = None
         self._opening: asyncio.Future[None] | None = None

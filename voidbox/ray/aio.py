@@ -24,7 +24,7 @@ from voidbox.pool import options as given_options
 from voidbox.pool.giving import Giving
 from voidbox.pool.host_memory import AUTO
 from voidbox.pool.stats import PoolStats
-from voidbox.ray import actor, copying, demand, runner
+from voidbox.ray import actor, copying, demand, functions, runner
 from voidbox.ray.members import TRANSPORTS, Member
 from voidbox.ray.node import LEASE_S, NodeOptions
 from voidbox.ray.nodes import LOOK_S, Nodes
@@ -296,7 +296,7 @@ class AsyncPool(Nodes, Giving[RemoteSandbox]):
     ) -> Any:
         member.asked += 1
         there = member.make_runner(self._runner, self._runtime_env)
-        running = there.run.remote(function, *arguments, **named)
+        running = there.run.remote(functions.send(function), *arguments, **named)
         try:
             return await running
         except asyncio.CancelledError:

@@ -25,9 +25,10 @@ from voidbox.ray import tls
 from voidbox.sandbox.control import BECOMES, REQUEST_BYTES_MAX, describe_error, encode
 
 CONNECTIONS_MAX = 8192
+STRANGERS_MAX = 256  # that have not shown a token yet: each may cost a thread, and 64 KiB
 _BACKLOG = 1024
 _HEAD_S = 15.0  # for the one line
-_BYTES = 128 << 10
+_BYTES = 512 << 10
 _ACCEPT_PAUSE_S = 0.1
 # A peer that is gone without a word is noticed within so many seconds.
 _IDLE_S, _PROBE_S, _PROBES, _UNSENT_MS = 2, 1, 2, 4000
@@ -67,6 +68,7 @@ class Gateway:
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._serving: set[asyncio.Task[None]] = set()
+        self._strangers = 0
 
     async def open(self) -> tuple[str, int]:
         """Listen; return where.
@@ -108,7 +110,7 @@ class Gateway:
                     return
                 await asyncio.sleep(_ACCEPT_PAUSE_S)  # no descriptors: some come free
                 continue
-            if len(self._serving) >= CONNECTIONS_MAX:
+            if len(self._serving) >= CONNECTIONS_MAX or self._strangers >= STRANGERS_MAX:
                 sock.close()
                 continue
             task = asyncio.create_task(self._serve(sock))
@@ -117,12 +119,16 @@ class Gateway:
 
     async def _serve(self, sock: socket.socket) -> None:
         try:
-            watch_peer(sock)
-            if self._context is not None:
-                sock = await _shake_hands(sock, self._context)
-            sock.setblocking(False)
-            async with asyncio.timeout(_HEAD_S):
-                request = await _read_request(sock)
+            self._strangers += 1
+            try:
+                watch_peer(sock)
+                if self._context is not None:
+                    sock = await _shake_hands(sock, self._context)
+                sock.setblocking(False)
+                async with asyncio.timeout(_HEAD_S):
+                    request = await _read_request(sock)
+            finally:
+                self._strangers -= 1
             await self._answer(sock, request)
         except (OSError, TimeoutError):
             pass  # it left, or was too slow

@@ -71,9 +71,13 @@ class Holding:
                 at.host, at.port, ssl=context, limit=_LINE_BYTES_MAX
             )
             writer.write(encode({"op": "hold", "token": at.token}))
-            await reader.readline()
+            line = await reader.readline()
         except OSError as error:
             raise SandboxLost(f"the pool of node {at.node} has ended", "pool") from error
+        answer = json.loads(line or b"{}")
+        if answer.get("ok") is not True:
+            writer.close()
+            raise make_error(answer)
         self._writer = writer
         self._reading = asyncio.create_task(self._read(reader))
 

@@ -30,19 +30,21 @@ _ASKED_AT_ONCE = 32
 _logger = logging.getLogger("voidbox")
 
 
-def nodes_with(resource: str) -> list[dict[str, Any]]:
+def nodes_with(resource: str) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the live nodes of the cluster that announce a resource, as ray.nodes() has them.
+
+    And the addresses of all live nodes.
 
     Thread: any; it asks each of them, for Ray knows of a node's end many seconds later.
     """
-    known = [
-        node for node in ray.nodes() if node["Alive"] and node["Resources"].get(resource, 0) >= 1
-    ]
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    addresses = [node["NodeManagerAddress"] for node in alive]
+    known = [node for node in alive if node["Resources"].get(resource, 0) >= 1]
     if not known:
-        return []
+        return [], addresses
     with ThreadPoolExecutor(min(_ASKED_AT_ONCE, len(known))) as threads:
         answers = list(threads.map(lambda node: is_there(_raylet(node)), known))
-    return [node for node, answer in zip(known, answers, strict=True) if answer]
+    return [node for node, answer in zip(known, answers, strict=True) if answer], addresses
 
 
 def _raylet(node: dict[str, Any]) -> tuple[str, int]:

@@ -20,7 +20,7 @@ from voidbox.pool.aio import AsyncPool
 from voidbox.ray import copying, tls
 from voidbox.ray.carrier import GatewayCarrier, NodeAddress
 from voidbox.ray.gateway import Answer, Gateway, refused
-from voidbox.ray.held import Held
+from voidbox.ray.held import Held, is_same
 from voidbox.sandbox.control import describe_error, encode
 from voidbox.sandbox.state.store import Store
 from voidbox.sdk.creating import CreateOptions
@@ -205,7 +205,9 @@ class Node:
 
     def renew(self, holder: str) -> dict[str, Any]:
         """Go on having what a holder has; return how full it is here."""
-        self._leases[holder] = asyncio.get_running_loop().time() + self._options.lease_s
+        until = asyncio.get_running_loop().time() + self._options.lease_s
+        # That of a connection has no end, whoever renews it.
+        self._leases[holder] = max(until, self._leases.get(holder, 0.0))
         held = sum(one.holder == holder for one in self._held.values())
         return {**self.load(), "held": held}
 
@@ -255,7 +257,7 @@ class Node:
         token, id, op = (request.pop(name, None) for name in ("token", "id", "op"))
         if not all(isinstance(text, str) for text in (token, op)):
             raise refused()
-        if op in ("hold", "copy") and secrets.compare_digest(str(token), self._token):
+        if op in ("hold", "copy") and is_same(self._token, token):
             if op == "hold":
                 return self._hold
             kind, key = str(request.get("kind")), str(request.get("key"))
@@ -295,9 +297,7 @@ class Node:
         answer: dict[str, Any]
         try:
             if request["op"] == "acquire":
-                found = await self.acquire(holder, request["timeout"])
-                self._leases[holder] = float("inf")
-                answer = {"ok": True, **found}
+                answer = {"ok": True, **await self.acquire(holder, request["timeout"])}
             else:
                 answer = {"ok": True, "was_alive": await self.release(str(request["id"]))}
         except PoolFull as error:

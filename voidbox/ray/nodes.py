@@ -8,7 +8,7 @@ import logging
 import secrets
 import time
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from ray.exceptions import RayError
@@ -19,11 +19,24 @@ from voidbox.ray.members import Member
 from voidbox.ray.node import NodeOptions
 from voidbox.ray.remote import RemoteSandbox
 from voidbox.ray.spreading import spread
+from voidbox.sdk.creating import CreateOptions
 
 LOOK_S = 5.0
 _POLL_S = 0.5
 
 _logger = logging.getLogger("voidbox")
+
+
+def without_cluster(options: CreateOptions, addresses: Sequence[str]) -> CreateOptions:
+    """Return the options of sandboxes that do not reach the cluster's machines.
+
+    Whoever reaches Ray's ports may run programs on all of them, and private networks are open to a
+    guest by default. A snapshot has the rules of its sandbox.
+    """
+    if options.get("block_network") or options.get("snapshot") is not None:
+        return options
+    closed = sorted({address for address in addresses if ":" not in address})
+    return CreateOptions(**{**options, "deny": [*(options.get("deny") or ()), *closed]})
 
 
 class Nodes:
@@ -121,7 +134,7 @@ class Nodes:
         Raises:
             VoidboxError: `is_first`, and there is none that could be begun; or nowhere could one.
         """
-        nodes = await asyncio.to_thread(members.nodes_with, self._resource)
+        nodes, addresses = await asyncio.to_thread(members.nodes_with, self._resource)
         found = {node["NodeID"]: node for node in nodes}
         for id, member in list(self._members.items()):
             if member.is_lost or id not in found:
@@ -130,7 +143,7 @@ class Nodes:
         if self._wanted() > sum(one.size for one in self.alive()):
             self._resting.clear()
         begun = [
-            self._begin(node)
+            self._begin(node, addresses)
             for id, node in found.items()
             if id not in self._members and id not in self._resting
         ]
@@ -140,9 +153,11 @@ class Nodes:
                 raise problem
             _logger.warning("%s", problem)
 
-    def _begin(self, node: dict[str, Any]) -> Member:
+    def _begin(self, node: dict[str, Any], addresses: list[str]) -> Member:
+        created = without_cluster(self._options.options, addresses)
+        options = self._options._replace(options=created)
         return members.begin(
-            self._node_pool, node, self._options, self._resource, self._name, self._transport
+            self._node_pool, node, options, self._resource, self._name, self._transport
         )
 
     async def _open(self, begun: list[Member]) -> list[VoidboxError]:

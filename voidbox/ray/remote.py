@@ -155,11 +155,15 @@ class RemotePlace:
         """See Place. What is lost is gone."""
         limit_s = None if timeout_s is None else timeout_s + _GRACE_S
         values = {"timeout": timeout_s}
-        try:
-            answer = await asyncio.to_thread(self._ask, "wait", limit_s, values)
-        except AgentError:
-            return True
-        return answer.get("gone") is True
+        while True:
+            try:
+                answer = await asyncio.to_thread(self._ask, "wait", limit_s, values)
+            except AgentError:
+                return True
+            if answer.get("gone") is True:
+                return True
+            if timeout_s is not None:  # else the node only waits for so long at a time
+                return False
 
     async def wait_or_kill(self, limit_s: float) -> None:
         """See Place."""

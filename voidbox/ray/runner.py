@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
 import ray
 
-from voidbox.ray import surroundings
+from voidbox.ray import functions, surroundings
 from voidbox.ray.carrier import NodeAddress
 from voidbox.ray.holding import Holding
 from voidbox.sdk.sync import Sandbox
@@ -34,11 +35,15 @@ class Runner:
         self._address = address
         self._opening: asyncio.Task[Holding] | None = None
 
-    async def run(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    async def run(self, sent: bytes, *arguments: Any, **named: Any) -> Any:
         """Return what `function(sandbox, …)` returns, with a sandbox of its own.
 
         A coroutine is given an AsyncSandbox; a function, which is called on a thread, a Sandbox.
+
+        Args:
+            sent: the function; see functions.
         """
+        function = functions.receive(sent)
         holding = await self._holding()
         async with await holding.acquire() as sandbox:
             if inspect.iscoroutinefunction(function):
@@ -51,6 +56,9 @@ class Runner:
         return await asyncio.shield(self._opening)
 
     async def _open(self) -> Holding:
+        raylet_fd = surroundings.open_raylet()
+        if raylet_fd is not None:
+            asyncio.get_running_loop().add_reader(raylet_fd, os._exit, 1)
         holding = type(self).hold(self._address)
         await holding.open()
         return holding

@@ -35,3 +35,21 @@ def expose_to_oom(pid: int) -> None:
     with contextlib.suppress(OSError, ValueError), open(path) as file:
         for child in map(int, file.read().split()):
             expose_to_oom(child)
+
+
+def open_raylet() -> int | None:
+    """Return a pidfd of the raylet that this process is a worker of; None if its parent is none.
+
+    It gets readable when the raylet ends. Ray's workers do not always notice that by themselves.
+    """
+    pid = os.getppid()
+    try:
+        fd = os.pidfd_open(pid)
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            program = file.read().partition(b"\0")[0]
+    except OSError:
+        return None
+    if os.path.basename(program) == b"raylet" and os.getppid() == pid:
+        return fd
+    os.close(fd)
+    return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -19,7 +18,6 @@ from voidbox.errors import VoidboxError
 from voidbox.serve.envd import access, service
 from voidbox.serve.errors import ApiError, SandboxGone, as_api_error, gone
 from voidbox.serve.interpreter import starting
-from voidbox.serve.interpreter.starting import Interpreter
 from voidbox.serve.proxy import http, websocket
 from voidbox.serve.proxy.headers import TRAFFIC_TOKEN, value_of
 from voidbox.serve.registry import Registry
@@ -47,7 +45,6 @@ class Gateway:
     def __init__(self, registry: Registry, own: ASGIApp) -> None:
         self._registry = registry
         self._own = own
-        self._interpreters: WeakKeyDictionary[Served, Interpreter] = WeakKeyDictionary()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; see ASGI."""
@@ -105,9 +102,6 @@ class Gateway:
                 return _Target(served.id, service.PORT)
         raise ApiError(401, "invalid signature")
 
-    def _interpreter(self, served: Served) -> Interpreter:
-        return self._interpreters.setdefault(served, Interpreter(served))
-
     async def _to_sandbox(
         self, target: _Target, scope: Scope, receive: Receive, send: Send
     ) -> None:
@@ -115,7 +109,7 @@ class Gateway:
         if target.port != service.PORT:
             _check_traffic(served, scope)
             if target.port == starting.PORT:
-                await self._interpreter(served).ready()
+                await self._registry.interpreter(served).ready(served)
             proxy = http if scope["type"] == "http" else websocket
             await proxy.forward(served, target.port, scope, receive, send)
         elif scope["type"] == "http":

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
 
-from voidbox.errors import ConfigError, VoidboxError
-from voidbox.sandbox.snapshots.record import BUSY
+from voidbox.errors import VoidboxError
 from voidbox.sandbox.snapshots.shelf import Snapshot
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
@@ -21,19 +21,19 @@ from voidbox.sdk.snapshots import SnapshotInfo, wake
 from voidbox.serve.config import ServeConfig
 from voidbox.serve.database import Database
 from voidbox.serve.errors import ApiError, SandboxGone, not_found
+from voidbox.serve.interpreter.starting import Interpreter
 from voidbox.serve.keys import Key, Keys
 from voidbox.serve.marks import Mark
 from voidbox.serve.served import Served
 from voidbox.serve.telemetry import Telemetry
 from voidbox.serve.templates import BASE, Templates
 from voidbox.serve.waiting import Waiting
+from voidbox.serve.when_free import when_free
 
 _SAMPLE_S = 5.0
-_FREE_S, _FREE_PAUSE_S = 300.0, 0.1  # for a snapshot that is being made
+_INTERPRETERS = "code-interpreter-v1"  # the template
 _LOG_CHARACTERS = 64 << 10
 _ENDS_S = 0.5  # how exact the server's own time limits are
-
-T = TypeVar("T")
 
 _logger = logging.getLogger("voidbox.serve")
 
@@ -53,8 +53,12 @@ class Registry:
             ("created", "taken", "killed", "paused", "resumed", "failed"), 0
         )
         self.waiting: Waiting | None = None
+        if config.waiting:
+            options = {**config.options, "image": self.templates.image(BASE)}
+            self.waiting = Waiting(config.waiting, options, self.store.folder)
         self._secret = self.database.secret()
         self._served: dict[str, Served] = {}
+        self._interpreters: WeakKeyDictionary[Served, Interpreter] = WeakKeyDictionary()
         self._starting = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -72,10 +76,7 @@ class Registry:
             else:
                 self._adopt(record, mark)
         _logger.info("sandboxes found: %d", len(self._served))
-        if self.config.waiting:
-            image = await asyncio.to_thread(self.templates.image, BASE)
-            options = {**self.config.options, "image": image}
-            self.waiting = Waiting(self.config.waiting, options, self.store.folder)
+        if self.waiting is not None:
             await self.waiting.start()
         self.spawn(self._sample_all())
         self.spawn(self._see_to_ends())
@@ -176,9 +177,20 @@ class Registry:
         finally:
             self._starting -= 1
         served = self._adopt(record, Mark.of(record.metadata) or mark)
+        if template.partition(":")[0] == _INTERPRETERS:
+            self.spawn(self._warm_interpreter(served))
         self.counts["created"] += 1
         self.database.audit(key.name, "create", served.id, template)
         return served
+
+    def interpreter(self, served: Served) -> Interpreter:
+        """Return what runs code in a sandbox."""
+        return self._interpreters.setdefault(served, Interpreter())
+
+    async def _warm_interpreter(self, served: Served) -> None:
+        """Start it before anybody needs it; who does is told what is wrong."""
+        with contextlib.suppress(ApiError, SandboxGone, VoidboxError):
+            await self.interpreter(served).ready(served)
 
     async def _make(self, options: dict[str, Any], mark: Mark) -> SandboxRecord:
         """Take one that waits, or start one."""
@@ -256,7 +268,7 @@ class Registry:
                 raise ApiError(409, f"Sandbox {served.id} is already paused")
             box = await served.box()
             with self.telemetry.span("pause", sandbox=served.id):
-                await _when_free(box.suspend)
+                await when_free(box.suspend)
             await box.close()
             self.database.set_end(served.id, None)
             await served.disconnect()
@@ -289,7 +301,7 @@ class Registry:
         """Save a sandbox as it is now."""
         async with served.life:
             box = await served.box()
-            info = await _when_free(lambda: box.snapshot(name))
+            info = await when_free(lambda: box.snapshot(name))
             await box.close()
         self.database.audit(by, "snapshot", served.id, info.name)
         return info
@@ -304,7 +316,7 @@ class Registry:
             raise ApiError(503, "that would be too many sandboxes", {"Should-Retry": "false"})
         async with served.life:
             box = await served.box()
-            forks = await _when_free(lambda: box.fork(count))
+            forks = await when_free(lambda: box.fork(count))
             await box.close()
         self.database.audit(by, "fork", served.id, str(count))
         found: list[Served | VoidboxError] = []
@@ -364,7 +376,7 @@ class Registry:
 
     async def _sample_all(self) -> None:
         while True:
-            running = [one for one in self if one.is_running]
+            running = [one for one in self if one.is_sampled and one.is_running]
             await asyncio.gather(*(one.measure() for one in running))
             await asyncio.sleep(_SAMPLE_S)
 
@@ -380,15 +392,3 @@ def _inherited(mark: Mark, snapshot: Snapshot) -> Mark:
     """Return a mark with what a template that was built says of its sandboxes."""
     old = Mark.of(snapshot.record.sandbox.metadata)
     return mark if old is None else mark._replace(user=old.user, workdir=old.workdir)
-
-
-async def _when_free(action: Callable[[], Awaitable[T]]) -> T:
-    """Do what makes a snapshot, once no other one is made: a new sandbox may become a template."""
-    deadline = time.monotonic() + _FREE_S
-    while True:
-        try:
-            return await action()
-        except ConfigError as error:
-            if not str(error).startswith(BUSY) or time.monotonic() > deadline:
-                raise
-        await asyncio.sleep(_FREE_PAUSE_S)

@@ -61,6 +61,7 @@ class Served:
         session: the way to its agent, for everything but the machine itself.
         life: held by whoever pauses, resumes or ends it.
         samples: what it used, the newest last.
+        is_sampled: whether it is measured unasked; which would be use of one with an idle timeout.
     """
 
     def __init__(self, store: Store, record: SandboxRecord, mark: Mark, secret: bytes) -> None:
@@ -75,6 +76,7 @@ class Served:
 
     def _connect(self, record: SandboxRecord) -> None:
         """Have a session that has not been used."""
+        self.is_sampled = record.idle_timeout_s is None
         agent = AsyncAgent(StoredEndpoint(self._store, record), self._store.secret(record.id))
         envs = {
             **self._store.envs(record),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 
@@ -67,6 +68,8 @@ def serve(config: ServeConfig) -> int:
     """
     config.check()
     registry = Registry(config, _telemetry(config))
+    if registry.waiting is not None:
+        asyncio.run(registry.waiting.check())
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     logging.getLogger("uvicorn.error").addFilter(_Quiet())
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from voidbox.errors import ConfigError, PoolFull, VoidboxError
 from voidbox.pool.aio import AsyncPool
+from voidbox.pool.options import complete
 from voidbox.pool.stats import PoolStats
+from voidbox.sandbox.state.store import Store
+from voidbox.sdk import creating
+from voidbox.sdk.creating import CreateOptions
 from voidbox.serve.marks import Mark
 
 # What can be said of a sandbox once it has started. With other options it is a start of its own.
@@ -29,15 +33,21 @@ class Waiting:
     """
 
     def __init__(self, count: int, options: Mapping[str, Any], state_folder: str) -> None:
-        self._options = dict(options)
+        self._options: dict[str, Any] = dict(options)
+        self._store = Store(state_folder)
         self._pool = AsyncPool(count, warm=count, state_folder=state_folder, **options)
 
-    async def start(self) -> None:
-        """Begin to start them.
+    async def check(self) -> None:
+        """See that they can be, before anything has begun.
 
         Raises:
-            ConfigError: the options make no sense.
+            ConfigError: the options make no sense, or there is no kernel.
         """
+        given = cast(CreateOptions, self._options)
+        await creating.make_record(self._store, complete(given), is_owned=True)
+
+    async def start(self) -> None:
+        """Begin to start them."""
         await self._pool.__aenter__()
 
     async def stop(self) -> None:

@@ -233,7 +233,7 @@ from voidbox.sandbox.zygote.client import Zygote
 from voidbox.sdk import launching
 
 launching.make_zygote = lambda: Zygote(FAKE_OWNER, environment())
-with Pool(3, warm=2, starts=3, memory="64M", **eval(sys.argv[1])) as pool:
+with Pool(3, warm=2, starts=3, **eval(sys.argv[1])) as pool:
     one = pool.acquire()
     while pool.stats().warm < 2:
         time.sleep(0.01)
@@ -242,12 +242,13 @@ with Pool(3, warm=2, starts=3, memory="64M", **eval(sys.argv[1])) as pool:
 """
 
 
-def test_a_program_that_is_killed_leaves_nothing(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_program_that_is_killed_leaves_nothing(options: dict[str, Any], is_held: bool) -> None:
     plain = {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in options.items()
-        if key != "memory"
+        key: str(value) if isinstance(value, Path) else value for key, value in options.items()
     }
+    if is_held:  # its warm ones have never run
+        plain = {"snapshot": asyncio.run(_snapshot(options)), "host_memory": None}
     program = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, repr(plain)],
         stdout=subprocess.PIPE,

@@ -176,6 +176,30 @@ def pools() -> list[int]:
     return found
 
 
+def count_near(sandbox: Any, number: int) -> int:
+    return int(sandbox.commands.run(f"echo $(({number} + 1))").stdout)
+
+
+def test_a_pool_that_blocks(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.unit.ray.stand_ins import StandInPool
+    from voidbox.ray import sync
+
+    monkeypatch.setattr(sync, "AsyncPool", StandInPool)
+    with sync.Pool(per_node=1, **options) as pool:
+        assert pool.stats().size == 2
+        with pool.sandbox() as sandbox:
+            assert sandbox.commands.run("echo hello").stdout == "hello\n"
+            sandbox.files.write("x", "y")
+            assert sandbox.files.read("x") == "y"
+        assert pool.map(count_near, range(3)) == [1, 2, 3]
+        assert pool.run_near(count_near, 6) == 7
+        assert pool.reap({"a": "b"}) == 0
+        assert len(pool.stats_of_nodes()) == 2
+        pool.drain()
+        with pytest.raises(ConfigError, match="drained"):
+            pool.acquire()
+
+
 def test_what_makes_no_sense_is_told(options: dict[str, Any]) -> None:
     async def test() -> None:
         for wrong, message in (
@@ -295,14 +319,20 @@ async def _is(value: bool) -> bool:
     return value
 
 
-def test_execs_of_a_node_that_ends(options: dict[str, Any], cluster: Any, folder: Path) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_execs_of_a_node_that_ends(
+    options: dict[str, Any], cluster: Any, folder: Path, whole: bool
+) -> None:
     async def test() -> None:
         node = add_node(cluster, kvm=7)
         async with pool_of(options) as pool:
             victim = pool._members[node.node_id]
             pool._choose = lambda full, options: victim  # type: ignore[method-assign]
             _, execs = await busy(pool)
-            cluster.remove_node(node, allow_graceful=False)
+            if whole:
+                cluster.remove_node(node, allow_graceful=False)
+            else:
+                os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
             assert await lost(execs) == {"node"}
             await asyncio.to_thread(wait_until, lambda: not alive(folder), "they live on")
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import socket
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.unit.sandbox.conftest import in_event_loop
 from voidbox.errors import AgentError, ConfigError, HostError, PoolFull, SandboxLost
 from voidbox.images.config import ImageConfig
 from voidbox.images.draft import ROOTFS
@@ -23,6 +23,7 @@ from voidbox.images.reference import parse_reference
 from voidbox.images.store import Image, ImageStore
 from voidbox.ray.carrier import GatewayCarrier, NodeAddress
 from voidbox.ray.copying import receive
+from voidbox.ray.gateway import STRANGERS_MAX
 from voidbox.ray.node import Node, NodeOptions
 from voidbox.ray.remote import RemoteSandbox
 from voidbox.ray.ticket import Ticket
@@ -33,6 +34,19 @@ from voidbox.sdk.creating import CreateOptions
 pytestmark = pytest.mark.slow
 
 
+DEADLINE_S = 300.0  # for a whole test, on a machine that is busy with others
+
+
+def in_event_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test's coroutine."""
+
+    @functools.wraps(test)
+    def run(*arguments: Any, **fixtures: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(*arguments, **fixtures), DEADLINE_S))
+
+    return run
+
+
 class Opened:
     """A node, and the way to it."""
 
@@ -41,7 +55,9 @@ class Opened:
         self.carrier = GatewayCarrier(address)
 
     async def acquire(self, holder: str = "test", **options: Any) -> RemoteSandbox:
-        found = await self.node.acquire(holder, 60, CreateOptions(**options) if options else None)
+        found = await self.node.acquire(
+            holder, DEADLINE_S, CreateOptions(**options) if options else None
+        )
         return RemoteSandbox(self.carrier, Ticket.from_json(found["ticket"]), "here")
 
 
@@ -134,7 +150,14 @@ async def test_a_token_is_for_one_sandbox(options: dict[str, Any]) -> None:
 @in_event_loop
 async def test_nonsense_at_the_gateway_ends_there(options: dict[str, Any]) -> None:
     async with opened(options) as there:
-        for line in (b"\xff\n", b"[]\n", b"{}\n", b'{"op": 3}\n', b"[" * 50_000 + b"\n"):
+        for line in (
+            b"\xff\n",
+            b"[]\n",
+            b"{}\n",
+            b'{"op": 3}\n',
+            b'{"op": "hold", "token": "\\ud800\\u00e9"}\n',
+            b"[" * 50_000 + b"\n",
+        ):
             reader, writer = await asyncio.open_connection(there.address.host, there.address.port)
             writer.write(line)
             assert json.loads(await reader.readline())["ok"] is False
@@ -144,6 +167,20 @@ async def test_nonsense_at_the_gateway_ends_there(options: dict[str, Any]) -> No
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
         writer.close()
+
+
+@in_event_loop
+async def test_strangers_are_few(options: dict[str, Any]) -> None:
+    async with opened(options) as there, await there.acquire() as sandbox:
+        await sandbox.commands.run("true")
+        at = (there.address.host, there.address.port)
+        silent = [await asyncio.open_connection(*at) for _ in range(STRANGERS_MAX + 10)]
+        for reader, _ in silent[STRANGERS_MAX:]:
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+        assert (await sandbox.commands.run("echo on")).stdout == "on\n"
+        for _, writer in silent:
+            writer.close()
 
 
 @in_event_loop
@@ -266,6 +303,21 @@ def add_image(store: ImageStore, name: str) -> Image:
         Path(draft.rootfs).write_bytes(os.urandom(1 << 20) + bytes(1 << 20))
         record = ImageRecord(id, ImageConfig(), 2 << 20, None, 1.0, "a test")
         return store.add(draft, parse_reference(name), record)
+
+
+@in_event_loop
+async def test_who_waits_on_a_connection_keeps_what_it_has(options: dict[str, Any]) -> None:
+    async with opened(options, size=1, lease_s=0.4) as there:
+        reader, writer = await asyncio.open_connection(there.address.host, there.address.port)
+        writer.write(encode({"op": "hold", "token": there.address.token}))
+        await reader.readline()
+        writer.write(encode({"n": 0, "op": "acquire", "timeout": None}))
+        await reader.readline()
+        writer.write(encode({"n": 1, "op": "acquire", "timeout": None}))
+        await asyncio.sleep(1.5)  # some leases long
+        assert there.node.load()["used"] == 1
+        assert there.node.load()["waiting"] == 1
+        writer.close()
 
 
 @in_event_loop

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from ipaddress import IPv4Address
 from typing import NamedTuple
 
 import pytest
@@ -113,6 +114,35 @@ def test_wishes_are_added_up_and_forgotten() -> None:
     now[0] += 10_000
     assert wishes.bundles() == []
     assert wishes.is_idle()
+
+
+def test_guests_do_not_reach_the_cluster() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: make test-ray does that")
+    from voidbox.net.policy import Policy
+    from voidbox.ray.nodes import without_cluster
+    from voidbox.sdk.draft import make_net
+
+    addresses = ["10.0.0.2", "10.0.0.1", "fd00::1"]
+    closed = without_cluster({"deny": ["10.9.0.0/16"]}, addresses)
+    assert closed["deny"] == ["10.9.0.0/16", "10.0.0.1", "10.0.0.2"]
+    for options in ({"block_network": True}, {"snapshot": "prepared"}):
+        assert without_cluster(options, addresses) == options  # type: ignore[arg-type]
+    rest = dict.fromkeys(
+        (
+            "allow",
+            "allow_host_ports",
+            "publish",
+            "rate_bytes_s",
+            "pcap",
+            "outbound_domain_allowlist",
+        )
+    )
+    net = make_net(deny=closed["deny"], block_network=False, **rest)  # type: ignore[arg-type]
+    assert net is not None
+    policy = Policy(deny=net["deny"])  # type: ignore[arg-type]
+    for address, is_open in (("10.0.0.1", False), ("10.0.0.2", False), ("10.0.0.3", True)):
+        verdict = policy.check("tcp", int(IPv4Address(address)), 6379, 0)
+        assert verdict[0] is is_open, address
 
 
 def test_what_a_node_announces() -> None:

@@ -86,7 +86,7 @@ class StandIn:
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        assert line.startswith("voidbox serve: http://"), self.log.read_text()
+        assert line.startswith("voidbox serve: http"), self.log.read_text()
         self.port = int(line.rpartition(":")[2])
 
     def kill(self) -> None:

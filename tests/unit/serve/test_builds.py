@@ -60,6 +60,7 @@ def upload(server: StandIn, made: dict[str, Any], body: bytes, files_hash: str =
     return server.request("PUT", f"{url.path}?{url.query}", body)
 
 
+@pytest.mark.slow
 def test_a_template(server: StandIn, tmp_path: Path) -> None:
     made = new(server, "mine")
     assert made["names"] == made["aliases"] == ["mine"] and made["public"] is False
@@ -100,6 +101,7 @@ def test_a_template(server: StandIn, tmp_path: Path) -> None:
     assert server.api("GET", "/snapshots").json == []
 
 
+@pytest.mark.slow
 def test_it_is_its_keys_and_the_next_replaces_it(server: StandIn) -> None:
     other = server.add_key("builder2", "run")
     for number in range(2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from datetime import UTC, datetime
 from urllib.parse import quote, urlencode
 
 import pytest
@@ -245,6 +246,20 @@ def test_metrics_logs_and_templates(server: StandIn, box: Box) -> None:
     assert "base" in names
     assert server.api("GET", "/templates/aliases/base").status == 200
     assert server.api("GET", "/templates/aliases/none").status == 404
+
+
+@pytest.mark.parametrize("skew_s", [-86400, 86400])
+def test_a_client_whose_clock_is_wrong(server: StandIn, box: Box, skew_s: int) -> None:
+    """It gets what is in its range, or nothing; what has no times of its own is not affected."""
+    now = int(time.time()) + skew_s
+    range_of = f"start={now - 60}&end={now + 60}"
+    assert server.api("GET", f"/sandboxes/{box.id}/metrics?{range_of}").json == []
+    after = datetime.fromtimestamp(now, UTC).isoformat().replace("+", "%2B")
+    found = server.api("GET", f"/v2/sandboxes?startedAfter={after}").json
+    assert (box.id in [one["sandboxID"] for one in found]) == (skew_s < 0)
+    assert server.api("POST", f"/sandboxes/{box.id}/timeout", {"timeout": 600}).status == 204
+    end = datetime.fromisoformat(server.api("GET", f"/sandboxes/{box.id}").json["endAt"])
+    assert 500 < end.timestamp() - time.time() < 700
 
 
 def test_no_more_than_may_be(server: StandIn) -> None:

@@ -73,6 +73,7 @@ def test_the_environment_names_the_server(
     assert Sandbox.list(state_folder=str(tmp_path / "here")) == []
 
 
+@pytest.mark.slow
 @in_event_loop
 async def test_a_life(server: StandIn, remote: str) -> None:
     sandbox = await AsyncSandbox.create(
@@ -106,6 +107,16 @@ async def test_a_life(server: StandIn, remote: str) -> None:
         await copy.commands.run("true")
 
 
+@pytest.mark.slow
+def test_an_idle_sandbox_ends(server: StandIn, remote: str) -> None:
+    """What the server itself asks of it is no use of it."""
+    sandbox = Sandbox.create(remote=remote, idle_timeout=7)
+    sandbox.commands.run("true")
+    wait_until(lambda: sandbox.sandbox_id not in server.records(), "it never ended")
+    sandbox.close()
+
+
+@pytest.mark.slow
 @in_event_loop
 async def test_its_end_is_told(server: StandIn, remote: str) -> None:
     sandbox = await AsyncSandbox.create(remote=remote, timeout=600)
@@ -216,6 +227,7 @@ def test_many_at_once_and_one_that_vanishes(server: StandIn, shared: Sandbox, re
     assert not problems
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tempfile
 

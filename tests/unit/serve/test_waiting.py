@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -9,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.serve.conftest import Box, StandIn, wait_until
+from tests.unit.serve.conftest import ROOT, Box, StandIn, wait_until
 from tests.unit.serve.test_dashboard import Visitor
 
 pytestmark = pytest.mark.slow
@@ -93,6 +96,17 @@ def test_more_variables_than_can_be_handed_over(server: StandIn) -> None:
     box = server.create(envVars=envs, timeout=600)
     assert box.run("/bin/sh", "-c", "echo ${#NAME99}")[0] == b"1000\n"
     box.kill()
+
+
+def test_what_cannot_wait_is_said_in_a_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "voidbox", "serve", "--listen", "127.0.0.1:0"]
+    done = subprocess.run(
+        [*command, "--pool", "1", "--jail", "nonsense"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        env={"PATH": os.environ["PATH"], "VOIDBOX_STATE": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "choose default, strict, off" in done.stderr or "kernel" in done.stderr
 
 
 def test_the_dashboard_tells(server: StandIn) -> None:

@@ -65,6 +65,8 @@ class Life:
             try:
                 client = self._begin()
                 self._report({"ok": True})
+                if self._prepared.kept is not None:
+                    self._prepared.kept.end_spare()
                 self._watch(client)
                 outcome = sandbox.machine.wait()
             except VoidboxError as problem:
@@ -100,8 +102,6 @@ class Life:
             sandbox.start.wait_asked()
         sandbox.client = client = starting.run(prepared.config)
         self._own.callback(self._hang_up)
-        if prepared.kept is not None:
-            prepared.kept.end_spare()
         if prepared.source is None and prepared.template_key and not client.is_serial:
             sandbox.snapshotting.leave_template(prepared.template_key)
         if prepared.secrets is not None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from voidbox.errors import VoidboxError
+from voidbox.serve.both_ways import until_one_ends
 from voidbox.serve.dashboard.sessions import Sessions, check_origin
 from voidbox.serve.envd.commands import Command, Config, quietly_kill
 from voidbox.serve.errors import ApiError, ConnectError, SandboxGone
@@ -42,16 +42,9 @@ class Terminal:
             return
         self._registry.database.audit(key.name, "terminal", served.id)
         await socket.accept()
-        tasks = [
-            asyncio.create_task(_show(command, socket)),
-            asyncio.create_task(_type(served, command, socket)),
-        ]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await until_one_ends(_show(command, socket), _type(served, command, socket))
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             await quietly_kill(served.commands, command.pid)
         with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # the page has gone
             await socket.close(_GOING_AWAY, "the shell has ended")

@@ -36,65 +36,67 @@ exit {_NO_KERNEL}
 
 
 class Interpreter:
-    """The interpreter of one sandbox. Thread: the event loop's."""
+    """The interpreter of one sandbox, which it knows by each call. Thread: the event loop's."""
 
-    def __init__(self, served: Served) -> None:
-        self._served = served
+    def __init__(self) -> None:
         self._lock = asyncio.Lock()
         self._session: object = None  # the one that it was seen by: after a pause there is another
 
-    async def ready(self) -> None:
+    async def ready(self, served: Served) -> None:
         """Return once it answers; start it if nothing listens on its port.
 
         Raises:
             ApiError: the image has no ipykernel, or it does not start.
         """
-        if self._session is self._served.session:
+        if self._session is served.session:
             return
         async with self._lock:
-            session = self._served.session
-            if not await self._answers():
-                await self._start()
+            session = served.session
+            if not await _answers(served):
+                await _start(served)
             self._session = session
 
-    async def _answers(self) -> bool:
-        try:
-            (await GuestStream.open(self._served, PORT)).close()
-        except ApiError as error:
-            if error.more.get("port") == PORT:
-                return False
-            raise
-        return True
 
-    async def _start(self) -> None:
-        try:
-            user = await self._served.users.find("")
-            handle = await AsyncCommands(self._served.session).run(
-                _SCRIPT,
-                cwd=user.home,
-                user=str(user.uid),
-                envs={"HOME": user.home, "USER": user.name},
-                background=True,
-                stdin=_packed(),
-            )
-        except (VoidboxError, ConnectError) as error:
-            raise ApiError(500, f"the interpreter does not start: {error}") from error
-        end = asyncio.ensure_future(_end_of(handle))
-        try:
-            await self._await_port(end)
-        finally:
-            end.cancel()
-            await asyncio.gather(end, return_exceptions=True)
+async def _answers(served: Served) -> bool:
+    try:
+        (await GuestStream.open(served, PORT)).close()
+    except ApiError as error:
+        if error.more.get("port") == PORT:
+            return False
+        raise
+    return True
 
-    async def _await_port(self, end: asyncio.Future[CommandResult | None]) -> None:
-        deadline, pause_s = time.monotonic() + _START_S, _PAUSE_S_MIN
-        while not await self._answers():
-            if end.done():
-                raise _why(end.result())
-            if time.monotonic() > deadline:
-                raise ApiError(504, f"the interpreter did not answer within {_START_S:g} s")
-            await asyncio.wait([end], timeout=pause_s)
-            pause_s = min(2 * pause_s, _PAUSE_S_MAX)
+
+async def _start(served: Served) -> None:
+    try:
+        user = await served.users.find("")
+        handle = await AsyncCommands(served.session).run(
+            _SCRIPT,
+            cwd=user.home,
+            user=str(user.uid),
+            envs={"HOME": user.home, "USER": user.name},
+            background=True,
+            stdin=_packed(),
+        )
+    except (VoidboxError, ConnectError) as error:
+        raise ApiError(500, f"the interpreter does not start: {error}") from error
+    end = asyncio.ensure_future(_end_of(handle))
+    try:
+        await _await_port(served, end)
+    finally:
+        end.cancel()
+        await asyncio.gather(end, return_exceptions=True)
+
+
+async def _await_port(served: Served, end: asyncio.Future[CommandResult | None]) -> None:
+    deadline, pause_s = time.monotonic() + _START_S, _PAUSE_S_MIN
+    while not await _answers(served):
+        if end.done():
+            raise _why(end.result())
+        if time.monotonic() > deadline:
+            raise ApiError(504, f"the interpreter did not answer within {_START_S:g} s")
+        await asyncio.wait([end], timeout=pause_s)
+        pause_s = min(2 * pause_s, _PAUSE_S_MAX)
 
 
 async def _end_of(handle: AsyncCommandHandle) -> CommandResult | None:

@@ -11,6 +11,7 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from voidbox.errors import VoidboxError
+from voidbox.serve.both_ways import until_one_ends
 from voidbox.serve.control.auth import key_of
 from voidbox.serve.errors import ApiError, as_api_error
 from voidbox.serve.own.routes import BASE
@@ -40,16 +41,7 @@ class AgentWay:
             return
         with guest:
             await client.accept()
-            tasks = [
-                asyncio.create_task(_to_guest(client, guest)),
-                asyncio.create_task(_to_client(guest, client)),
-            ]
-            try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            await until_one_ends(_to_guest(client, guest), _to_client(guest, client))
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it has gone
                 await client.close()
 

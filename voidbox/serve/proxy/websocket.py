@@ -9,6 +9,7 @@ import wsproto
 from starlette.types import Receive, Scope, Send
 from wsproto import events
 
+from voidbox.serve.both_ways import until_one_ends
 from voidbox.serve.errors import ApiError, SandboxGone
 from voidbox.serve.proxy.headers import masked, passed_on, value_of
 from voidbox.serve.proxy.stream import GuestStream
@@ -40,16 +41,7 @@ async def forward(served: Served, port: int, scope: Scope, receive: Receive, sen
         except (TimeoutError, ConnectionError, SandboxGone, wsproto.utilities.ProtocolError) as e:
             raise ApiError(502, f"what listens on the port accepts no WebSocket: {e}") from e
         await send({"type": "websocket.accept", "subprotocol": accepted.subprotocol})
-        tasks = [
-            asyncio.create_task(_to_guest(guest, receive)),
-            asyncio.create_task(_to_client(guest, send)),
-        ]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await until_one_ends(_to_guest(guest, receive), _to_client(guest, send))
 
 
 class _Guest:
