@@ -24,7 +24,7 @@ from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
-pytestmark = pytest.mark.kvm
+pytestmark = [pytest.mark.kvm, pytest.mark.slow]
 
 DEADLINE_S = 60
 

@@ -13,6 +13,8 @@ from voidbox.cli.parser import Parser, parse_duration
 from voidbox.cli.verbs import VERBS, module_of
 from voidbox.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 
 def parser_of(verb: str) -> Parser:
     parser: Parser = __import__(module_of(verb), fromlist=["make_options"]).make_options()

@@ -19,6 +19,8 @@ from voidbox.cli.pool_run import words_of
 from voidbox.errors import ConfigError
 from voidbox.pool.aio import AsyncPool
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["options", "state_folder"]
 
 

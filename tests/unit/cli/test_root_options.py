@@ -13,6 +13,8 @@ from tests.unit.images.made import StoreFolder
 from voidbox.images.config import ImageConfig
 from voidbox.sandbox.root import UPPER_FILE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def images(cli: Cli) -> StoreFolder:

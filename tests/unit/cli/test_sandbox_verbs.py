@@ -26,6 +26,8 @@ from voidbox.errors import ConfigError
 from voidbox.sandbox.process.control_server import ControlServer, Handler
 from voidbox.sandbox.state.lifecycle import Event
 
+pytestmark = pytest.mark.slow
+
 
 def ids(cli: Cli) -> list[str]:
     return os.listdir(cli.folder / "state/sandboxes")

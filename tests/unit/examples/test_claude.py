@@ -17,6 +17,8 @@ import pytest
 
 from tests.unit.examples.conftest import EXAMPLES, ROOT
 
+pytestmark = pytest.mark.slow
+
 FAKE_CLAUDE = Path(__file__).with_name("fake_claude.py")
 
 

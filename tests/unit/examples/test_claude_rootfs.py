@@ -13,6 +13,8 @@ import pytest
 
 from tests.unit.examples.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "scripts/build_claude_rootfs.sh"
 NPM = """\
 #!/bin/sh

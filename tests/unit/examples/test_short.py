@@ -15,6 +15,8 @@ from tests.unit.test_docs import fake_machines
 from voidbox.mcp_server.server import make_server
 from voidbox.mcp_server.shelf import Shelf
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["agent_path", "fake_machines"]
 
 

@@ -22,6 +22,8 @@ from voidbox.errors import ConfigError, HostError
 from voidbox.mcp_server.server import make_server
 from voidbox.mcp_server.shelf import Shelf
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["agent_path"]
 ROOT = Path(__file__).parents[3]
 

@@ -8,6 +8,8 @@ import pytest
 
 from voidbox.mcp_server.text import page
 
+pytestmark = pytest.mark.slow
+
 MORE = re.compile(r"\n\[(.*): read on with offset=(\d+)\]\Z")
 
 

@@ -10,6 +10,8 @@ from voidbox.errors import ConfigError
 from voidbox.pool.host_memory import AUTO, HostMemory, available_and_total
 from voidbox.pool.start_limit import StartLimit
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 
 

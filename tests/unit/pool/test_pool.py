@@ -14,6 +14,8 @@ from tests.unit.sandbox.conftest import in_event_loop
 from voidbox.errors import ConfigError, HostError, PoolFull
 from voidbox.pool.aio import AsyncPool
 
+pytestmark = pytest.mark.slow
+
 
 async def until(condition: Any) -> None:
     while not condition():

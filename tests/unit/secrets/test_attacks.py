@@ -17,6 +17,8 @@ from tests.unit.secrets.conftest import HOST, OTHER_VALUE, VALUE, World
 from tests.unit.secrets.servers import exchange, https_server
 from voidbox.secrets.authority import issue, make_authority
 
+pytestmark = pytest.mark.slow
+
 # In these H is the host, A its authority, P the placeholder. What has to come, and how many
 # requests the host may have seen.
 RAW = {

@@ -16,6 +16,8 @@ from tests.unit.secrets.conftest import HOST, OTHER_VALUE, VALUE, World
 from tests.unit.secrets.servers import exchange
 from voidbox.errors import ConfigError
 
+pytestmark = pytest.mark.slow
+
 
 def client(world: World, http2: bool = False) -> httpx.Client:
     return httpx.Client(

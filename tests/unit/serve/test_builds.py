@@ -13,6 +13,8 @@ import pytest
 
 from tests.unit.serve.conftest import DEADLINE_S, Answer, StandIn
 
+pytestmark = pytest.mark.slow
+
 HASH = "a" * 64
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from tests.unit.serve.conftest import ROOT, Box, StandIn, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_a_created_sandbox_is(box: Box) -> None:
     assert box.made["templateID"] == "base" and box.made["envdVersion"] == "0.6.13"

@@ -16,6 +16,8 @@ import pytest
 from tests.unit.serve.conftest import Answer, StandIn
 from voidbox import defaults
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent / "sdk_checks"
 PLAYWRIGHT = Path(defaults.cache_folder()) / "sdks" / "py-playwright" / "bin" / "python"
 _LIMIT_S = 600

@@ -30,6 +30,8 @@ from tests.unit.serve.conftest import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow
+
 START = "/process.Process/Start"
 
 

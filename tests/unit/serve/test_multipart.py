@@ -16,6 +16,8 @@ from voidbox.serve.envd.multipart import (
     boundary_of,
 )
 
+pytestmark = pytest.mark.slow
+
 BOUNDARY = b"xYz"
 HEAD = b'Content-Disposition: form-data; name="file"; filename="%b"\r\n\r\n'
 

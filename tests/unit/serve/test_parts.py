@@ -20,6 +20,8 @@ from voidbox.serve.errors import ApiError, SandboxGone
 from voidbox.serve.keys import Keys
 from voidbox.serve.marks import Mark, users_own
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Keys:

@@ -14,6 +14,8 @@ from tests.unit.serve.conftest import DEADLINE_S, StandIn, wait_until
 from voidbox import AsyncSandbox, Sandbox
 from voidbox.errors import AgentError, ConfigError, HostError, VoidboxError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def remote(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> str:
