@@ -10,15 +10,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, TypeVar, Unpack
+from typing import Any, TypeVar
 
 from voidbox.pool.aio import AsyncPool
 from voidbox.pool.giving import Giving
-from voidbox.pool.host_memory import AUTO
 from voidbox.pool.options import check_count
 from voidbox.pool.stats import PoolStats
 from voidbox.sdk.creating import CreateOptions
-from voidbox.sdk.facade import Facade, blocking, documented_by
+from voidbox.sdk.facade import Facade, blocking, constructing, documented_by
 from voidbox.sdk.loop_thread import run
 from voidbox.sdk.sync import Sandbox
 
@@ -102,31 +101,8 @@ class Pool(BlockingPool[AsyncPool]):
     See AsyncPool, which all of this is the blocking form of.
     """
 
-    def __init__(
-        self,
-        size: int,
-        *,
-        warm: int = 0,
-        starts: int | None = None,
-        host_memory: int | str | None = AUTO,
-        isolated: bool = False,
-        request_timeout: float | None = None,
-        state_folder: str | None = None,
-        **options: Unpack[CreateOptions],
-    ) -> None:
-        """See AsyncPool."""
-        super().__init__(
-            AsyncPool(
-                size,
-                warm=warm,
-                starts=starts,
-                host_memory=host_memory,
-                isolated=isolated,
-                request_timeout=request_timeout,
-                state_folder=state_folder,
-                **options,
-            )
-        )
+    @constructing(AsyncPool)
+    def __init__(self) -> None: ...
 
 
 def _check(running: set[Future[None]]) -> set[Future[None]]:

@@ -7,6 +7,7 @@ them by __wrapped__.
     blocking      the same result
     blocking_as   an object's blocking form: for watch_dir(), say
     making        a class method that makes the facade's object: create(), connect()
+    constructing  __init__, of what its core's takes
     telling       calls the caller's `progress` on the caller's thread
     documented_by for what remains: methods with overloads, of which a ParamSpec carries but one. Of
                   those the options stand once, in a TypedDict that all overloads unpack.
@@ -33,6 +34,21 @@ class Facade(Generic[C]):
 
     def __init__(self, core: C) -> None:
         self._core = core
+
+
+def constructing(
+    core: Callable[P, C],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Facade[C], P], None]]:
+    """Return a decorator: an __init__, whose body does not count, takes what `core` does."""
+
+    def decorate(_: Callable[..., None]) -> Callable[Concatenate[Facade[C], P], None]:
+        @functools.wraps(core.__init__)
+        def make(self: Facade[C], /, *arguments: P.args, **options: P.kwargs) -> None:
+            Facade.__init__(self, core(*arguments, **options))
+
+        return make
+
+    return decorate
 
 
 def blocking(
