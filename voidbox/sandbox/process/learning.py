@@ -58,7 +58,8 @@ class Learning:
         try:
             touched = self._machine.record_working_set(self._written, BYTES_MAX)
             if touched <= BYTES_MAX:
-                os.rename(self._written, self._path)
+                os.link(self._written, self._path)  # a rename would replace what another wrote
+                os.unlink(self._written)
         except OSError as error:  # another was first, say, or the snapshot is gone
             log.info("no working set: %s", error.strerror)
             return
