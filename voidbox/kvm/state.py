@@ -242,7 +242,9 @@ def _write_vcpu(vcpu: Vcpu, state: VcpuState) -> None:
     vcpu.set_regs(_struct("struct kvm_regs *", state.regs))
     vcpu.set_sregs(_struct("struct kvm_sregs *", state.sregs))
     vcpu.set_xsave(_struct("struct kvm_xsave *", state.xsave))
-    vcpu.set_xcrs(_struct("struct kvm_xcrs *", state.xcrs))
+    xcrs = _struct("struct kvm_xcrs *", state.xcrs)
+    if xcrs.nr_xcrs:  # a host without XSAVE has none, and KVM refuses to set none
+        vcpu.set_xcrs(xcrs)
     vcpu.set_debugregs(_struct("struct kvm_debugregs *", state.debugregs))
     vcpu.set_lapic(_struct("struct kvm_lapic_state *", state.lapic))  # after apic_base, in sregs
     try:
