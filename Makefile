@@ -49,7 +49,7 @@ test-lab: setup kernels
 test-machines: LAB_TESTS = $(LAB_MACHINES)
 test-sandboxes: LAB_TESTS = $(LAB_SANDBOXES)
 test-long: LAB_TESTS = $(LAB_LONG)
-test-long: setup kernels trixie-host
+test-long: setup kernels root-images trixie-host
 test-machines test-sandboxes test-long:
 	$(LAB_PYTEST) $(LAB_TESTS) || $(LAB_PYTEST) $(LAB_TESTS) --last-failed || \
 		$(LAB_PYTEST) $(LAB_TESTS) --last-failed
@@ -63,7 +63,7 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: setup kernels registry
+bench: setup kernels root-images registry
 	$(PYTHON) benchmarks/images.py
 	scripts/with-kvm --mem 8192 --timeout 3000 --rw benchmarks/results -- \
 		$(PYTHON) benchmarks/boot.py --output benchmarks/results/boot.json
@@ -81,7 +81,7 @@ bench: setup kernels registry
 # This host's apt, if it has one, fetches for what needs packages: as it is configured.
 WITH_APT = scripts/with-apt
 
-kernels: setup image runtime network-image disk-image git-image root-images
+kernels: setup image runtime network-image disk-image git-image
 	$(WITH_APT) kernel/fetch_debian.sh cloud
 	$(WITH_APT) kernel/fetch_debian.sh generic
 	kernel/build_minimal.sh
