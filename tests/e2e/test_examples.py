@@ -101,7 +101,7 @@ def test_claude_code_against_a_stand_in_for_its_api() -> None:
     )
     in_order(
         run("claude_in_voidbox.py", "--real", "--mock-api", timeout_s=500),
-        "the key stays here: the guest reaches 127.0.0.1:",
+        "the key stays here: the guest has a placeholder, and reaches host.voidbox.internal:",
         "[vsock] attempt 1 connect OK (cid=", "handshake OK (Pong received)",
         "(Claude Code), uid 1000",
         "plan: $ claude -p ", "api: Read", "api: PLAN", "ExecResponse received exit_code=0",
