@@ -139,6 +139,28 @@ def test_it_copies_itself_for_a_snapshot_that_was_ordered_and_for_nothing_else(
         assert machine.metrics()["vcpu_ns"] > 0  # it goes on
 
 
+def test_a_snapshot_outlives_the_guest_that_it_is_of(tmp_path: Path) -> None:
+    """A template of a sandbox that lives for a moment is written to its end."""
+    kernel = tiny.write_elf(tmp_path / "tiny.elf", tiny.say("x") + tiny.SPIN)
+    config = MachineConfig(kernel, memory_bytes=64 << 20)
+    own = tmp_path / "own"
+    own.mkdir()
+
+    with closing(
+        WorkerMachine(spawn_worker("default"), config, walls(config, "default", str(own)))
+    ) as machine:
+        machine.start()
+
+        def end() -> None:
+            machine.stop()
+            assert machine.wait(LIMIT_S)
+
+        machine.snapshot(
+            str(own / "one"), stop=False, disks="copy", timeout_s=LIMIT_S, extra={}, on_frozen=end
+        )
+    assert (own / "one" / "machine.bin").stat().st_size
+
+
 @pytest.mark.skipif(
     bool(trial.problem_of_pids()), reason="no pid namespace here: voidbox doctor says why"
 )

@@ -63,6 +63,7 @@ class FakeMachine:
         self.agent_path = f"{self._folder}/agent.sock"
         self._secret = secret
         self._ended = threading.Event()
+        self._closed = threading.Event()
         self._outcome: Outcome | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._listener = socket.socket(socket.AF_UNIX)
@@ -117,8 +118,9 @@ class FakeMachine:
             os.kill(os.getpid(), signal.SIGKILL)
         if not stop:
             on_frozen()
-        if mode == "slow":
-            time.sleep(1)
+        if mode == "slow" and self._closed.wait(1):
+            draft.abort()
+            raise HostError("the machine's process has ended")
         if mode == "waits":
             _await_go()
         for name, content in {"memory": b"", "machine.bin": b"", **extra}.items():
@@ -210,6 +212,7 @@ class FakeMachine:
             sock.sendall(b"hello from the line")
 
     def close(self) -> None:
+        self._closed.set()
         self.stop()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)

@@ -534,6 +534,31 @@ def test_those_used_longest_ago_go_first(boxes: Sandboxes) -> None:
     assert freed > 0
 
 
+@pytest.mark.parametrize("verb", ["kill", "stop"])
+def test_a_sandbox_that_lives_for_a_moment_leaves_a_template_too(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setenv("VOIDBOX_FAKE_SNAPSHOT", "slow")
+    box = boxes.launch(**kind(boxes))
+    boxes.control(box).request(verb)
+    boxes.wait_ended(box)
+    assert wait_for_template(boxes)
+    second = boxes.launch(**kind(boxes))
+    assert "restored from" in log_of(boxes, second)
+
+
+def test_a_program_that_is_gone_is_not_waited_for(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VOIDBOX_FAKE_SNAPSHOT", "slow")
+    reader, writer = os.pipe()
+    box = boxes.launch(parent_fd=reader, is_owned=True, **kind(boxes))
+    os.close(reader)
+    os.close(writer)
+    boxes.wait_ended(box)
+    assert "no template: the machine's process has ended" in log_of(boxes, box)
+
+
 def test_a_sandbox_killed_while_its_template_is_written(
     boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

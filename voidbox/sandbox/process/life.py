@@ -169,6 +169,10 @@ class Life:
         sandbox.ended.set()
         sandbox.start.fail(error or AgentError(sandbox.decision.reason or "the sandbox has ended"))
         tail = sandbox.guest.machine.console.tail() if sandbox.guest is not None else ""
+        if (
+            sandbox.decision.is_made or sandbox.stopping.has_begun
+        ):  # else somebody wants to know why
+            sandbox.snapshotting.finish_template()
         self._own.close()
         sandbox.snapshotting.close()
         sandbox.stopping.join()

@@ -131,6 +131,7 @@ class Sandbox:
         self._end("its time limit ran out")
 
     def _on_orphaned(self) -> None:
+        self.snapshotting.give_template_up()  # nothing is to be left of it
         if self.record.is_pooled:
             with contextlib.suppress(VoidboxError):  # on a full disk, say: its record stays
                 self.record = self.store.update(self.record.id, removes_itself=True)

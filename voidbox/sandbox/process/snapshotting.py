@@ -39,6 +39,7 @@ from voidbox.version import __version__
 
 WRITE_S = 300.0  # the longest that a snapshot may take
 _AGENT_S = 10.0
+_LAST_S = 5.0  # for a template whose sandbox ends meanwhile
 _FREEZE_S = 60.0  # after which the guest goes on by itself, whatever became of us
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Snapshotting:
         self._sandbox = sandbox
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None  # that makes a template
+        self._is_settled = threading.Event()  # it is made, or nobody waits for it any more
 
     def create(self, name: str, is_fork: bool) -> SnapshotRecord:
         """Make a snapshot; the sandbox goes on.
@@ -141,10 +143,24 @@ class Snapshotting:
                 log.exception("no template")
             finally:
                 held.set()
+                self._is_settled.set()
 
         self._thread = threading.Thread(target=make, name="voidbox-template")
         self._thread.start()
         held.wait()
+
+    def finish_template(self) -> None:
+        """Have a template that is being written come to its end, if that is soon.
+
+        The guest may have ended: its memory, as it was, is a process's of its own. Otherwise
+        sandboxes that live for a moment would never leave one, and all of them boot.
+        """
+        if self._thread is not None:
+            self._is_settled.wait(_LAST_S)
+
+    def give_template_up(self) -> None:
+        """Wait for no template any more. Thread: any."""
+        self._is_settled.set()
 
     def close(self) -> None:
         """Wait for what is being made, which ends with the machine. Idempotent.
