@@ -25,13 +25,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.unit.sandbox.states import wanted  # noqa: E402
-from voidbox.pool.aio import AsyncPool  # noqa: E402
-from voidbox.sandbox.child_environment import environment  # noqa: E402
-from voidbox.sandbox.launch import launch  # noqa: E402
-from voidbox.sandbox.state.store import Store  # noqa: E402
-from voidbox.sandbox.zygote.client import Zygote  # noqa: E402
-from voidbox.sdk import launching  # noqa: E402
+from tests.unit.sandbox.states import wanted
+from voidbox.pool.aio import AsyncPool
+from voidbox.sandbox.child_environment import environment
+from voidbox.sandbox.launch import launch
+from voidbox.sandbox.state.store import Store
+from voidbox.sandbox.zygote.client import Zygote
+from voidbox.sdk import launching
 
 STAND_IN = "tests.unit.sandbox.fake_owner"
 CREATES = 100

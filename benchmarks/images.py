@@ -28,13 +28,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.unit.images.oci import CONFIG_TYPE, LAYER_TYPE, OciImage, descriptor  # noqa: E402
-from tests.unit.images.real_registry import real_registry  # noqa: E402
-from voidbox.images.importing import import_  # noqa: E402
-from voidbox.images.manifest import OCI_MANIFEST  # noqa: E402
-from voidbox.images.progress import ImageProgress  # noqa: E402
-from voidbox.images.pulling import pull  # noqa: E402
-from voidbox.images.store import ImageStore  # noqa: E402
+from tests.unit.images.oci import CONFIG_TYPE, LAYER_TYPE, OciImage, descriptor
+from tests.unit.images.real_registry import real_registry
+from voidbox.images.importing import import_
+from voidbox.images.manifest import OCI_MANIFEST
+from voidbox.images.progress import ImageProgress
+from voidbox.images.pulling import pull
+from voidbox.images.store import ImageStore
 
 FOLDERS = ("usr/share/doc", "usr/bin", "usr/lib/python3", "usr/include")
 PARTS = {"download": "download", "layer": "download", "unpack": "unpack", "write": "write"}

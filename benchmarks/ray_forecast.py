@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 sys.path[0] = str(Path(__file__).parents[1])
 
-from voidbox.ray.placement import choose  # noqa: E402
+from voidbox.ray.placement import choose
 
 
 class Costs(NamedTuple):

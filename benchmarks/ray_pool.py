@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[0] = str(ROOT)  # this folder has modules that are called as others are
 os.environ["PYTHONPATH"] = str(ROOT)  # of Ray's workers
 
-from tests.unit.ray.cluster import started  # noqa: E402
+from tests.unit.ray.cluster import started
 
 ROUNDS, BYTES = 200, 100_000_000
 WAYS = ("unix", "gateway", "actor")

@@ -11,9 +11,9 @@ import json
 from typing import Any
 
 from voidbox.errors import PoolFull, SandboxLost
-from voidbox.pool.member import PooledSandbox
 from voidbox.ray import tls
 from voidbox.ray.carrier import NodeAddress
+from voidbox.ray.taken import TakenSandbox
 from voidbox.ray.ticket import Ticket
 from voidbox.sandbox.control import encode, make_error
 from voidbox.sandbox.state.store import Store
@@ -22,20 +22,13 @@ _LINE_BYTES_MAX = 8 << 20  # a ticket with a large environment
 _RETRY_S_MAX = 5.0
 
 
-class NearSandbox(PooledSandbox):
+class NearSandbox(TakenSandbox):
     """A sandbox of this machine that a node gave to another process: it is used directly."""
 
     def __init__(self, store: Store, ticket: Ticket, holding: Holding) -> None:
         """Use Holding.acquire()."""
         super().__init__(store, ticket.record, keep=False)
         self._holding = holding
-        self._release: asyncio.Task[bool] | None = None
-
-    def retire(self) -> asyncio.Task[bool]:
-        """Begin its end; return what can be waited for. Idempotent."""
-        if self._release is None:
-            self._release = asyncio.create_task(self.end())
-        return self._release
 
     async def end(self) -> bool:
         """See PooledSandbox."""

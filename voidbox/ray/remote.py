@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from voidbox.errors import AgentError, ConfigError, SandboxLost, VoidboxError
-from voidbox.pool.member import PooledSandbox
 from voidbox.ray.carrier import Carrier
 from voidbox.ray.held import PIECE
+from voidbox.ray.taken import TakenSandbox
 from voidbox.ray.ticket import Ticket
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sdk.place import Log, PlacedEndpoint
@@ -197,7 +197,7 @@ class _RemoteLog:
         self._sock.close()
 
 
-class RemoteSandbox(PooledSandbox):
+class RemoteSandbox(TakenSandbox):
     """A sandbox of a pool on another machine. All of AsyncSandbox's methods are there.
 
     Files of "the host" are its node's in `volumes=` and in what `ports` publishes; those that
@@ -212,18 +212,6 @@ class RemoteSandbox(PooledSandbox):
         self.node = node
         self._remote = RemotePlace(carrier, ticket)
         self._attach(self._remote, ticket.record, False, "")
-        self._release: asyncio.Task[bool] | None = None
-
-    @property
-    def is_released(self) -> bool:
-        """Whether its end has begun here."""
-        return self._release is not None
-
-    def retire(self) -> asyncio.Task[bool]:
-        """Begin its end; return what can be waited for. Idempotent."""
-        if self._release is None:
-            self._release = asyncio.create_task(self.end())
-        return self._release
 
     async def end(self) -> bool:
         """See PooledSandbox."""

@@ -169,10 +169,8 @@ class Life:
         sandbox.ended.set()
         sandbox.start.fail(error or AgentError(sandbox.decision.reason or "the sandbox has ended"))
         tail = sandbox.guest.machine.console.tail() if sandbox.guest is not None else ""
-        if (
-            sandbox.decision.is_made or sandbox.stopping.has_begun
-        ):  # else somebody wants to know why
-            sandbox.snapshotting.finish_template()
+        if sandbox.decision.is_made or sandbox.stopping.has_begun:
+            sandbox.snapshotting.finish_template()  # else somebody waits to be told why
         self._own.close()
         sandbox.snapshotting.close()
         sandbox.stopping.join()

@@ -8,27 +8,20 @@ wrong} as JSON. Only what all supported versions have; `only` says since when so
 
 import asyncio
 import importlib.metadata
-import json
 import os
 import sys
 import tempfile
 import threading
 import time
-import traceback
 import urllib.request
 
 import e2b
+from checking import CHECKS, check, raises, run_all
 from e2b import AsyncSandbox, CommandExitException, FileType, Sandbox
 
 VERSION = tuple(int(word) for word in importlib.metadata.version("e2b").split("."))
 FOLDER = sys.argv[1]
 DEADLINE_S = 60
-CHECKS = []
-
-
-def check(function):
-    CHECKS.append(function)
-    return function
 
 
 def only(*version):
@@ -45,14 +38,6 @@ def wait_until(condition, what):
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.1)
-
-
-def raises(kind, function, *arguments, **options):
-    try:
-        function(*arguments, **options)
-    except kind as error:
-        return error
-    raise AssertionError(f"no {kind.__name__}")
 
 
 # Commands.
@@ -371,19 +356,4 @@ def asynchronous(box):
     asyncio.run(run())
 
 
-def main():
-    results = {}
-    box = Sandbox.create(timeout=600, metadata={"check": "a & b=ü"})
-    try:
-        for function in CHECKS:
-            try:
-                function(box)
-                results[function.__name__] = ""
-            except BaseException:
-                results[function.__name__] = traceback.format_exc()[-3000:]
-    finally:
-        box.kill()
-    print(json.dumps(results))
-
-
-main()
+run_all(Sandbox.create(timeout=600, metadata={"check": "a & b=ü"}))

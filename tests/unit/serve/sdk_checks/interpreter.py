@@ -7,31 +7,16 @@ PYTHON is what has ipykernel, in the sandbox. Prints {name of a check: "" or wha
 
 import asyncio
 import base64
-import json
 import sys
 import threading
 import time
-import traceback
 
+from checking import check, raises, run_all
 from e2b import NotFoundException, SandboxException, TimeoutException
 from e2b_code_interpreter import AsyncSandbox, Sandbox
 
 ENVS = {"VOIDBOX_INTERPRETER": sys.argv[1], "OF_THE_SANDBOX": "yes"}
 DEADLINE_S = 120
-CHECKS = []
-
-
-def check(function):
-    CHECKS.append(function)
-    return function
-
-
-def raises(kind, function, *arguments, **options):
-    try:
-        function(*arguments, **options)
-    except kind as error:
-        return error
-    raise AssertionError(f"no {kind.__name__}")
 
 
 @check
@@ -212,21 +197,4 @@ def asynchronous(box):
     asyncio.run(run())
 
 
-def main():
-    results = {}
-    box = Sandbox.create(timeout=900, envs=ENVS)
-    try:
-        for function in CHECKS:
-            began_at = time.monotonic()
-            try:
-                function(box)
-                results[function.__name__] = ""
-            except BaseException:
-                results[function.__name__] = traceback.format_exc()[-3000:]
-            print(function.__name__, round(time.monotonic() - began_at, 1), file=sys.stderr)
-    finally:
-        box.kill()
-    print(json.dumps(results))
-
-
-main()
+run_all(Sandbox.create(timeout=900, envs=ENVS))

@@ -1,0 +1,38 @@
+"""What the checks of all SDKs share, run by their interpreters."""
+
+import json
+import sys
+import time
+import traceback
+
+CHECKS = []
+
+
+def check(function):
+    CHECKS.append(function)
+    return function
+
+
+def raises(kind, function, *arguments, **options):
+    try:
+        function(*arguments, **options)
+    except kind as error:
+        return error
+    raise AssertionError(f"no {kind.__name__}")
+
+
+def run_all(box):
+    """Do all checks with a sandbox, end it, and print {name: "" or what went wrong} as JSON."""
+    results = {}
+    try:
+        for function in CHECKS:
+            began_at = time.monotonic()
+            try:
+                function(box)
+                results[function.__name__] = ""
+            except BaseException:
+                results[function.__name__] = traceback.format_exc()[-3000:]
+            print(function.__name__, round(time.monotonic() - began_at, 1), file=sys.stderr)
+    finally:
+        box.kill()
+    print(json.dumps(results))
