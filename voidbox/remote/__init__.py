@@ -2,8 +2,7 @@
 
 address    which server: $VOIDBOX_REMOTE, and the key for it
 server     its requests, in JSON over HTTP
-websocket  frames of RFC 6455, without I/O
-tunnel     a socket to a guest's agent, through a WebSocket of the server
+tunnel     a socket to a guest's agent, through a WebSocket of the server (extra `[remote]`)
 endpoint   a guest as its agent's client sees it
 
 What runs, reads and writes in the guest is the agent's protocol, end to end: the server passes its

@@ -9,13 +9,33 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Iterable, Iterator
 
-from voidbox.errors import AgentError
+from voidbox.errors import AgentError, ConfigError
 from voidbox.remote.server import BASE, Server
-from voidbox.remote.websocket import Frames, Opcode, Opening, Refused, encode
+
+try:
+    from wsproto import WSConnection
+    from wsproto.connection import ConnectionType
+    from wsproto.events import (
+        AcceptConnection,
+        BytesMessage,
+        CloseConnection,
+        Event,
+        Ping,
+        RejectConnection,
+        RejectData,
+        Request,
+    )
+    from wsproto.utilities import ProtocolError
+except ImportError as error:
+    raise ConfigError(
+        f"the package {error.name} is missing: pip install 'voidbox-kvm[remote]'"
+    ) from error
 
 _READ_BYTES = 64 << 10
 _BUFFER_BYTES_MAX = 256 << 10  # each way; who sends more waits
+_ANSWER_BYTES_MAX = 16 << 10  # of why a server refuses
 _PING_S = 30.0  # what stands between may forget connections that are silent for long
 _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -28,54 +48,81 @@ def connect(server: Server, path: str, timeout_s: float) -> socket.socket:
     """
     sock = server.dial(timeout_s)
     try:
-        rest = _open(server, sock, path, timeout_s)
+        websocket = _open(server, sock, path, timeout_s)
         ours, theirs = socket.socketpair()
     except AgentError as error:
         sock.close()
-        raise ConnectionRefusedError(_why(error)) from error
+        raise ConnectionRefusedError(str(error)) from error
     except BaseException:
         sock.close()
         raise
-    pump = _Pump(sock, ours, rest)
+    pump = _Pump(sock, ours, websocket)
     threading.Thread(target=pump.run, name="voidbox-tunnel", daemon=True).start()
     return theirs
 
 
-def _open(server: Server, sock: socket.socket, path: str, timeout_s: float) -> bytes:
-    """Have the WebSocket opened; return what came behind the answer."""
-    address, opening = server.address, Opening()
+def _open(server: Server, sock: socket.socket, path: str, timeout_s: float) -> WSConnection:
+    """Return the WebSocket, once the server has accepted it; RFC 6455 §4.1."""
+    address = server.address
     deadline = time.monotonic() + timeout_s
-    host = address.url.partition("://")[2].partition("/")[0]
+    websocket = WSConnection(ConnectionType.CLIENT)
+    request = Request(
+        host=address.url.partition("://")[2].partition("/")[0],
+        target=f"{address.prefix}{BASE}{path}",
+        extra_headers=[(name.encode(), value.encode()) for name, value in server.headers.items()],
+    )
     sock.settimeout(timeout_s)
-    sock.sendall(opening.request(host, f"{address.prefix}{BASE}{path}", server.headers))
+    sock.sendall(websocket.send(request))
+    status, body = 0, b""
     while True:
         sock.settimeout(max(0.001, deadline - time.monotonic()))
         data = sock.recv(_READ_BYTES)
         if not data:
-            raise AgentError("the server closed the connection")
-        rest = opening.feed(data)
-        if rest is not None:
-            return rest
+            raise AgentError(_why(status, body) if status else "the server closed the connection")
+        for event in _events(websocket, data):
+            if isinstance(event, AcceptConnection):
+                return websocket
+            if isinstance(event, RejectConnection):
+                status = event.status_code
+            if isinstance(event, RejectData):
+                body += bytes(event.data)
+            is_over = isinstance(event, RejectData) and event.body_finished
+            if is_over or len(body) > _ANSWER_BYTES_MAX:
+                raise AgentError(_why(status, body))
 
 
-def _why(error: AgentError) -> str:
-    if isinstance(error, Refused):
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            return str(json.loads(error.body)["message"])
-    return str(error)
+def _events(websocket: WSConnection, data: bytes) -> Iterator[Event]:
+    """Yield what comes of the server's bytes.
+
+    Raises:
+        AgentError: it breaks the protocol.
+    """
+    try:
+        websocket.receive_data(data)
+        yield from websocket.events()
+    except ProtocolError as error:
+        raise AgentError(f"the server speaks no WebSocket: {error}") from error
+
+
+def _why(status: int, body: bytes) -> str:
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return str(json.loads(body)["message"])
+    return f"the server refuses the connection: {status}"
 
 
 class _Pump:
     """Moves bytes between both, until either ends. Thread: its own."""
 
-    def __init__(self, server: socket.socket, local: socket.socket, rest: bytes) -> None:
+    def __init__(
+        self, server: socket.socket, local: socket.socket, websocket: WSConnection
+    ) -> None:
         self._server = server
         self._local = local
-        self._frames = Frames()
+        self._websocket = websocket
         self._to_server = bytearray()
         self._to_local = bytearray()
         self._is_over = False
-        self._take(rest)
+        self._take(websocket.events())  # what came behind the answer
 
     def run(self) -> None:
         self._server.setblocking(False)
@@ -83,12 +130,12 @@ class _Pump:
         try:
             while not self._is_over:
                 self._step()
-        except (OSError, AgentError):
+        except (OSError, AgentError, ProtocolError):
             pass  # whoever uses the other end sees that it is over
         finally:
             self._local.close()
-            with contextlib.suppress(OSError):
-                self._server.send(encode(Opcode.CLOSE, b""))
+            with contextlib.suppress(OSError, ProtocolError):  # or it was the server that closed
+                self._server.send(self._websocket.send(CloseConnection(code=1000)))
             self._server.close()
 
     def _step(self) -> None:
@@ -103,7 +150,7 @@ class _Pump:
         poll.register(self._local, wants | (select.POLLOUT if self._to_local else 0))
         ready = poll.poll(0 if is_pending else _PING_S * 1000)
         if not ready and not is_pending:
-            self._to_server += encode(Opcode.PING, b"")
+            self._to_server += self._websocket.send(Ping())
             return
         for fd, _ in ready:
             if fd == self._local.fileno():
@@ -119,7 +166,7 @@ class _Pump:
                 data = self._local.recv(_READ_BYTES)
                 self._is_over |= not data
                 if data:
-                    self._to_server += encode(Opcode.BINARY, data)
+                    self._to_server += self._websocket.send(BytesMessage(data))
 
     def _move_server(self, may_read: bool) -> None:
         with contextlib.suppress(*_AGAIN):
@@ -129,16 +176,17 @@ class _Pump:
             with contextlib.suppress(*_AGAIN):
                 data = self._server.recv(_READ_BYTES)
                 self._is_over |= not data
-                self._take(data)
+                if data:
+                    self._take(_events(self._websocket, data))
 
-    def _take(self, data: bytes) -> None:
-        for opcode, payload in self._frames.feed(data):
-            if opcode is Opcode.CLOSE:
+    def _take(self, events: Iterable[Event]) -> None:
+        for event in events:
+            if isinstance(event, CloseConnection):
                 self._is_over = True
-            elif opcode is Opcode.PING:
-                self._to_server += encode(Opcode.PONG, payload)
-            elif opcode in (Opcode.BINARY, Opcode.CONTINUATION):
-                self._to_local += payload
+            elif isinstance(event, Ping):
+                self._to_server += self._websocket.send(event.response())
+            elif isinstance(event, BytesMessage):
+                self._to_local += event.data
         if self._is_over and self._to_local:
             with contextlib.suppress(OSError):  # the last bytes, as far as they are taken
                 self._local.send(self._to_local)
