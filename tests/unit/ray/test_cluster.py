@@ -27,6 +27,7 @@ from voidbox.errors import CommandFailed, ConfigError, PoolFull, SandboxLost
 from voidbox.ray.aio import AsyncPool
 from voidbox.ray.remote import RemoteSandbox
 from voidbox.sandbox.state.store import Store
+from voidbox.sdk.facade import constructing
 
 pytestmark = pytest.mark.slow
 
@@ -180,12 +181,15 @@ def count_near(sandbox: Any, number: int) -> int:
     return int(sandbox.commands.run(f"echo $(({number} + 1))").stdout)
 
 
-def test_a_pool_that_blocks(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pool_that_blocks(options: dict[str, Any]) -> None:
     from tests.unit.ray.stand_ins import StandInPool
-    from voidbox.ray import sync
+    from voidbox.ray.sync import Pool
 
-    monkeypatch.setattr(sync, "AsyncPool", StandInPool)
-    with sync.Pool(per_node=1, **options) as pool:
+    class Blocking(Pool):
+        @constructing(StandInPool)
+        def __init__(self) -> None: ...
+
+    with Blocking(per_node=1, **options) as pool:
         assert pool.stats().size == 2
         with pool.sandbox() as sandbox:
             assert sandbox.commands.run("echo hello").stdout == "hello\n"
