@@ -122,6 +122,7 @@ def test_nobody_notices(
         before = counts(box)
         for number in range(1, suspensions + 1):
             time.sleep(chance.uniform(0, 3))
+            print(f"{number}: {counts(box)}", flush=True)
             box.suspend()
             box.resume()
             with box.commands.connect(shell.pid) as handle:
