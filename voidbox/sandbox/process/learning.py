@@ -1,7 +1,8 @@
 """A snapshot that many guests are restored from learns which of its pages they touch first.
 
-The first of them is looked at once, a while after its start or at its end; the next have those pages fetched by a
-thread while they start. What is written down says where memory was touched, and nothing of it.
+The first of them is looked at once, a while after its start or at its end; the next have those
+pages fetched by a thread while they start. What is written down says where memory was touched, and
+nothing of it.
 """
 
 from __future__ import annotations
