@@ -31,7 +31,7 @@ PRELOADED = (
     *("voidbox.nat.backend", "voidbox.vsock.unix", "voidbox.snapshot.working_set"),
     *("voidbox.sandbox.keeper.network", "voidbox.sandbox.keeper.outside"),
     *("voidbox.sandbox.process.life", "voidbox.sandbox.process.preparing"),
-    *("voidbox.sandbox.guest", "voidbox.sandbox.worker.serving"),
+    *("voidbox.sandbox.guest", "voidbox.sandbox.worker.serving", "voidbox.sandbox.worker.process"),
     *("voidbox.sandbox.state.recalling", "concurrent.futures", "shutil", "subprocess", "zlib"),
     *("encodings.idna", "ctypes", "random", "hashlib"),
 )
