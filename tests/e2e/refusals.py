@@ -21,7 +21,7 @@ import sys
 
 REFUSED = "jail: refused "  # voidbox.sandbox.keeper.serving
 AUDIT_SECCOMP = "type=1326 "  # linux/audit.h
-_POLL_S = 0.5  # no sandbox lives as short as that
+_POLL_S = 1.0  # no sandbox lives as short as that
 _PIECE_BYTES = 1 << 20
 
 
