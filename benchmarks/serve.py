@@ -1,4 +1,4 @@
-"""What `voidbox serve` costs above the SDK: creates, commands and files, with everything but the VM.
+"""What `voidbox serve` costs above the SDK: creates, commands, files, with everything but the VM.
 
     python benchmarks/serve.py [--rounds N] [--creates N] [--megabytes N] [--json FILE]
 

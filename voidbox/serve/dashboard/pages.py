@@ -64,7 +64,7 @@ class Pages:
         """Return the names of all templates that the key may use."""
         templates = self._registry.templates
         names = await asyncio.to_thread(templates.names)
-        return [*names, *(name for name, _ in await templates.built(key))]
+        return [*names, *(tag.title for tag, _ in await templates.built(key))]
 
     async def sandboxes_part(self, request: Request, key: Key) -> Response:
         """The table alone."""
