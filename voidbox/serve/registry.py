@@ -69,6 +69,7 @@ class Registry:
     async def start(self) -> None:
         """Find what an earlier server left, and see to what happens by itself."""
         await asyncio.to_thread(self.store.clean)
+        await self.cache.trim()
         await self.templates.sweep(self.cache.snapshots())
         for record in await asyncio.to_thread(self.store.list):
             mark = Mark.of(record.metadata)

@@ -52,11 +52,6 @@ class Tags:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def find(self, key_id: str, name: str, tag: str) -> Tag | None:
-        """Return a key's tag; None if there is none."""
-        found = [one for one in self.of(key_id, name) if one.tag == tag]
-        return found[0] if found else None
-
     def of(self, key_id: str, name: str) -> list[Tag]:
         """Return all tags of a key's template, the newest first; none if there is no such."""
         where = "WHERE key = ? AND name = ? ORDER BY assigned_at DESC, tag"

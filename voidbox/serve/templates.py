@@ -63,10 +63,21 @@ class Templates:
         Raises:
             ApiError: 404.
         """
-        tag = self.tags.find(key.id, *split_tag(name))
-        return await asyncio.to_thread(self._find, name, key, tag)
+        plain, wanted = split_tag(name)
+        tags = {one.tag: one for one in self.tags.of(key.id, plain)}
+        found = await asyncio.to_thread(self._find, name, key, tags.get(wanted))
+        if found is not None:
+            return found
+        if tags:
+            raise ApiError(404, f"template {plain!r} has no tag {wanted!r}: {', '.join(tags)}")
+        more = " (a template of E2B's cloud)" if plain in _CLOUDS_OWN else ""
+        raise ApiError(
+            404,
+            f"template {name!r} not found{more}: it is the name of an image (voidbox image ls), a "
+            "snapshot of this key, what it has built, or given by voidbox serve --template",
+        )
 
-    def _find(self, name: str, key: Key, tag: Tag | None) -> Template:
+    def _find(self, name: str, key: Key, tag: Tag | None) -> Template | None:
         plain = name.removesuffix(_DEFAULT_TAG)
         if tag is not None and not self.is_given(plain):
             built = self._snapshot(tag.snapshot, key)
@@ -76,14 +87,7 @@ class Templates:
         if snapshot is not None and not _is_of_build(snapshot):
             return Template(plain, {"snapshot": snapshot.record.id}, snapshot)
         image = self.image(plain, key)
-        if image is None:
-            more = " (a template of E2B's cloud)" if plain in _CLOUDS_OWN else ""
-            raise ApiError(
-                404,
-                f"template {name!r} not found{more}: it is the name of an image (voidbox image "
-                "ls), a snapshot of this key, or given by voidbox serve --template",
-            )
-        return Template(plain, {"image": image})
+        return None if image is None else Template(plain, {"image": image})
 
     def is_given(self, name: str) -> bool:
         """Whether the server's settings say what a name stands for."""

@@ -87,7 +87,7 @@ class Cache:
             "INSERT OR REPLACE INTO layers VALUES (?, ?, ?, ?)",
             (layer, snapshot_id, found.sizes.disk_bytes, time.time()),
         )
-        await self.trim(self._bytes_max)
+        await self.trim()
 
     async def drop(self, layer: str) -> None:
         """Delete a layer. Sandboxes that were made of it go on."""
@@ -99,12 +99,12 @@ class Cache:
             except VoidboxError as error:
                 _logger.warning("a build's layer cannot be deleted: %s", error)
 
-    async def trim(self, bytes_max: int) -> None:
-        """Delete those that were used longest ago, until so many bytes are left."""
+    async def trim(self) -> None:
+        """Delete those that were used longest ago, as far as they are too much."""
         total = 0
         for layer, size in self._database.rows(
             "SELECT id, bytes FROM layers ORDER BY used_at DESC"
         ):
             total += size
-            if total > bytes_max:
+            if total > self._bytes_max:
                 await self.drop(layer)

@@ -6,7 +6,7 @@ import assert from 'node:assert/strict'
 import process from 'node:process'
 
 const require = createRequire(`${process.env.SDK_FOLDER}/package.json`)
-const { Sandbox, CommandExitError, NotFoundError, AuthenticationError } = require('e2b')
+const { Sandbox, Template, CommandExitError, NotFoundError, AuthenticationError } = require('e2b')
 const folder = process.argv[2]
 const DEADLINE_MS = 60_000
 
@@ -96,6 +96,35 @@ const checks = {
     assert.equal(await other.isRunning(), false)
     await assert.rejects(other.commands.run('true'))
     assert.equal(await Sandbox.kill('nosuchsandbox'), false)
+  },
+  async templates() {
+    if (!Template?.assignTags) return // of older ones
+    const build = async (name, options = {}) => {
+      const template = Template()
+        .fromTemplate('base')
+        .runCmd(`mkdir -p ${folder}; cat /proc/sys/kernel/random/uuid > ${folder}/dice-js`)
+      const lines = []
+      const onBuildLogs = (entry) => lines.push(entry.message)
+      await Template.build(template, name, { ...options, onBuildLogs })
+      return lines.some((line) => line.startsWith('CACHED RUN'))
+    }
+    const look = async (name) => {
+      const other = await Sandbox.create(name, { timeoutMs: 60_000 })
+      const { stdout } = await other.commands.run(`cat ${folder}/dice-js`)
+      await other.kill()
+      return stdout
+    }
+    assert.equal(await build('of-js:v1'), false)
+    const dice = await look('of-js:v1')
+    assert.equal(await build('of-js', { tags: ['v2'] }), true)
+    assert.equal(await look('of-js:v2'), dice)
+    assert.equal(await build('of-js:v3', { skipCache: true }), false)
+    assert.notEqual(await look('of-js:v3'), dice)
+    assert.deepEqual((await Template.assignTags('of-js:v1', 'default')).tags, ['default'])
+    await Template.removeTags('of-js', ['v1', 'v3'])
+    const tags = (await Template.getTags('of-js')).map((one) => one.tag)
+    assert.deepEqual(tags.sort(), ['default', 'v2'])
+    assert.equal(await look('of-js'), dice)
   },
   async pause() {
     const other = await Sandbox.create({ timeoutMs: 60_000 })
