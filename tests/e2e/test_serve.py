@@ -17,13 +17,13 @@ import pytest
 from tests.e2e.conftest import script
 from tests.e2e.disk_images import INTERPRETER_USER, interpreter_image
 from tests.unit.serve.conftest import ROOT, StandIn, wait_until
+from tests.unit.serve.sdk_versions import Fetched, with_package
 from tests.unit.serve.test_builds import new, start, step, wait
-from voidbox import Sandbox, defaults
+from voidbox import Sandbox
 
 pytestmark = pytest.mark.boot
 
 CHECKS = ROOT / "tests" / "unit" / "serve" / "sdk_checks"
-SDKS = Path(defaults.cache_folder()) / "sdks"
 _LIMIT_S = 900
 _SERVE = """
 import json, sys
@@ -79,18 +79,19 @@ def run(server: Server, *command: str, folder: str = "/workspace/checks", **more
     assert "Traceback" not in server.log.read_text()
 
 
-def test_python(server: Server) -> None:
-    python = SDKS / "py-e2b-2.63.0" / "bin" / "python"
-    if not python.exists():
+@pytest.mark.parametrize("sdk", with_package("python", "e2b"), ids=lambda sdk: sdk.name)
+def test_python(server: Server, sdk: Fetched) -> None:
+    if not sdk.program.exists():
         pytest.skip("make sdks fetches E2B's SDKs")
-    run(server, str(python), str(CHECKS / "checks.py"))
+    run(server, str(sdk.program), str(CHECKS / "checks.py"), folder=f"/workspace/{sdk.name}")
 
 
-def test_javascript(server: Server) -> None:
-    folder = SDKS / "js-e2b-2.51.0"
-    if not (folder / "node_modules").exists():
+@pytest.mark.parametrize("sdk", with_package("javascript", "e2b"), ids=lambda sdk: sdk.name)
+def test_javascript(server: Server, sdk: Fetched) -> None:
+    if not sdk.program.exists():
         pytest.skip("make sdks fetches E2B's SDKs, where there is npm")
-    run(server, "node", str(CHECKS / "checks.mjs"), SDK_FOLDER=str(folder))
+    folder = f"/workspace/{sdk.name}"
+    run(server, "node", str(CHECKS / "checks.mjs"), folder=folder, SDK_FOLDER=str(sdk.folder))
 
 
 def test_memory_outlives_a_pause_and_the_server(server: Server) -> None:
@@ -192,7 +193,8 @@ def test_one_that_waited_outlives_the_server() -> None:
 
 def test_the_code_interpreter() -> None:
     """By E2B's own SDK, in the image that docs/serve.md builds."""
-    python, image = SDKS / "py-e2b-2.63.0" / "bin" / "python", interpreter_image(is_made=False)
+    python = with_package("python", "e2b-code-interpreter")[-1].program
+    image = interpreter_image(is_made=False)
     if not python.exists() or not image.exists():
         pytest.skip("make sdks fetches E2B's SDKs, make interpreter-image makes the image")
     templates = {"code-interpreter-v1": str(image)}

