@@ -304,6 +304,7 @@ class FakeGuest:
         self.machine = FakeMachine(config, secret)
 
     def connect(self, timeout_s: float, log: Callable[[str], None]) -> AgentClient:
+        log(f"the agent has {timeout_s:g} s")
         if self._options.mode == "panic":
             time.sleep(0.3)
             self.machine._signal(signal.SIGKILL)
