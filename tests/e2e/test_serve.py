@@ -164,6 +164,23 @@ def test_a_template_with_what_its_start_command_started(server: Server) -> None:
         ]
         assert output == b"/srv/app\nblue\nruns\n"
         box.kill()
+    # The next build goes on from what the last RUN left; what its ENV says counts.
+    again = new(server, "started", tags=["red"])
+    steps[0] = step("ENV", "COLOUR", "red")
+    moved = [steps[1], steps[2], steps[0]]
+    assert start(server, again, steps=moved).status == 202
+    assert wait(server, again)["status"] == "ready"
+    last = new(server, "started", tags=["last"])
+    assert (
+        start(server, last, steps=moved, startCmd=begin, readyCmd="[ -s /tmp/pid ]").status == 202
+    )
+    found = wait(server, last)
+    lines = [one["message"] for one in found["logEntries"]]
+    assert found["status"] == "ready" and "CACHED RUN echo $COLOUR > colour" in lines, found
+    box = server.create(templateID="started:last", timeout=600)
+    words = "pwd; wc -c < colour; echo $COLOUR; kill -0 $(cat /tmp/pid) && echo runs"
+    assert box.run("/bin/sh", "-c", words)[0] == b"/srv/app\n1\nred\nruns\n"
+    box.kill()
     assert server.api("DELETE", "/templates/started").status == 204
     assert server.records() == []
 
@@ -189,6 +206,25 @@ def test_one_that_waited_outlives_the_server() -> None:
         server.start()
         assert box.run("/bin/sh", "-c", "echo $A")[0] == b"1\n"
         box.kill()
+        sdk = with_package("python", "e2b")[-1]
+        if sdk.program.exists():  # it is given one, too
+            wait_until(one_waits, "none waits for the SDK")
+            run(server, str(sdk.program), "-c", _ONE_THAT_WAITED, *server.records(), folder="")
+
+
+# What E2B's own SDK makes of a sandbox that has waited.
+_ONE_THAT_WAITED = """
+import json, sys
+from e2b import Sandbox
+with Sandbox.create(envs={"A": "1"}, metadata={"of": "the SDK"}, timeout=120) as box:
+    found = box.commands.run("echo $A; uname -s").stdout, box.get_info().metadata
+    is_it = box.sandbox_id == sys.argv[1]
+    box.files.write("note", "n")
+    read = box.files.read("note")
+    box.kill()
+right = (("1\\nLinux\\n", {"of": "the SDK"}), True, "n")
+print(json.dumps({"one that waited": "" if (found, is_it, read) == right else str((found, is_it))}))
+"""
 
 
 def test_the_code_interpreter() -> None:
