@@ -17,7 +17,7 @@ from voidbox.serve.control import tags as tag_routes
 from voidbox.serve.control.routes import Routes
 from voidbox.serve.control.shapes import Shape, time_text
 from voidbox.serve.control.wishes import refuse_unknown
-from voidbox.serve.errors import bad
+from voidbox.serve.errors import ApiError, bad
 from voidbox.serve.keys import Key
 from voidbox.serve.own.wishes import size
 from voidbox.serve.registry import Registry
@@ -82,8 +82,11 @@ class BuildRoutes(Routes):
 
     async def _upload(self, request: Request) -> Response:
         """Take an archive. Its URL is signed: SDKs send no key with it."""
-        signature = request.query_params.get("signature", "")
-        await self._builder.uploads.take(signature, self._hash(request), request.stream())
+        uploads, files_hash = self._builder.uploads, self._hash(request)
+        key_id = uploads.signer(request.query_params.get("signature", ""), files_hash)
+        if self._registry.keys.by_id(key_id) is None:
+            raise ApiError(403, "the key of this URL is removed")
+        await uploads.take(key_id, files_hash, request.stream())
         return Response(status_code=200)
 
     def _hash(self, request: Request) -> str:
