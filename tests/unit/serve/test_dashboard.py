@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.unit.serve.conftest import DEADLINE_S, Answer, StandIn
+from tests.unit.serve.conftest import DEADLINE_S, Answer, StandIn, wait_until
 from voidbox import defaults
 
 pytestmark = pytest.mark.slow
@@ -168,6 +168,23 @@ def test_a_terminal_ends_with_its_key(server: StandIn, visitor: Visitor) -> None
     connection.close()
     boss = server.add_key(f"boss-{visitor.name}", "admin")
     assert server.api("DELETE", f"/sandboxes/{made.rpartition('/')[2]}", key=boss).status == 204
+
+
+def test_what_a_sandbox_uses(server: StandIn, visitor: Visitor) -> None:
+    made = visitor.post("/sandboxes", template="base").headers["location"]
+    sandbox_id = made.rpartition("/")[2]
+
+    def shows() -> bool:
+        return "↓ 3.0 MiB ↑ 5.0 KiB" in visitor.get("/part/sandboxes").body.decode()
+
+    wait_until(shows, "it is measured")
+    facts = visitor.get(f"/part/sandboxes/{sandbox_id}/facts").body.decode()
+    assert "<span>Network</span>↓ 3.0 MiB" in facts and "<span>Disk</span>" in facts
+    boss = server.add_key(f"boss-{visitor.name}", "admin")
+    text = server.api("GET", "/metrics", key=boss).body.decode()
+    line = f'voidbox_sandbox_network_sent_bytes_total{{sandbox="{sandbox_id}"}} 5120\n'
+    assert line in text
+    visitor.post(f"/sandboxes/{sandbox_id}/kill")
 
 
 @pytest.mark.slow
