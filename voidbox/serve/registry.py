@@ -18,6 +18,7 @@ from voidbox.sandbox.state.store import Store
 from voidbox.sdk.aio import AsyncSandbox
 from voidbox.sdk.launching import wait_gone
 from voidbox.sdk.snapshots import SnapshotInfo, wake
+from voidbox.serve.builds.cache import Cache
 from voidbox.serve.config import ServeConfig
 from voidbox.serve.database import Database
 from voidbox.serve.errors import ApiError, SandboxGone, not_found
@@ -26,7 +27,7 @@ from voidbox.serve.keys import Key, Keys
 from voidbox.serve.marks import Mark
 from voidbox.serve.served import Served
 from voidbox.serve.telemetry import Telemetry
-from voidbox.serve.templates import BASE, Templates
+from voidbox.serve.templates import BASE, Template, Templates
 from voidbox.serve.waiting import Waiting
 from voidbox.serve.when_free import when_free
 
@@ -56,6 +57,7 @@ class Registry:
         if config.waiting:
             options = {**config.options, "image": self.templates.image(BASE)}
             self.waiting = Waiting(config.waiting, options, self.store.folder)
+        self.cache = Cache(self.store.folder, self.database, config.build_cache_bytes)
         self._secret = self.database.secret()
         self._served: dict[str, Served] = {}
         self._interpreters: WeakKeyDictionary[Served, Interpreter] = WeakKeyDictionary()
@@ -67,19 +69,27 @@ class Registry:
     async def start(self) -> None:
         """Find what an earlier server left, and see to what happens by itself."""
         await asyncio.to_thread(self.store.clean)
+        await self.cache.trim()
+        await self.templates.sweep(self.cache.snapshots())
         for record in await asyncio.to_thread(self.store.list):
             mark = Mark.of(record.metadata)
             if mark is None:
                 continue
             if record.state.is_final:
                 await self._remove(record.id)
-            else:
-                self._adopt(record, mark)
+                continue
+            served = self._adopt(record, mark)
+            if mark.is_build:  # nobody waits for what it would become
+                self.spawn(self._end_build(served))
         _logger.info("sandboxes found: %d", len(self._served))
         if self.waiting is not None:
             await self.waiting.start()
         self.spawn(self._sample_all())
         self.spawn(self._see_to_ends())
+
+    async def _end_build(self, served: Served) -> None:
+        with contextlib.suppress(ApiError, VoidboxError):  # it has ended by itself
+            await self.kill(served, "a server that was killed")
 
     async def stop(self) -> None:
         """Leave the sandboxes to the next server."""
@@ -148,14 +158,24 @@ class Registry:
 
     # Making.
 
-    async def create(self, key: Key, template: str, mark: Mark, options: dict[str, Any]) -> Served:
+    async def create(
+        self,
+        key: Key,
+        template: str,
+        mark: Mark,
+        options: dict[str, Any],
+        found: Template | None = None,
+    ) -> Served:
         """Make a sandbox.
 
+        Args:
+            found: what the template is; None: to be found by its name.
         Raises:
             ApiError: there are too many, or no such template.
             VoidboxError: it could not be started.
         """
-        found = await self.templates.find(template, key)
+        if found is None:
+            found = await self.templates.find(template, key)
         running = sum(1 for one in self if one.state is not State.SUSPENDED)
         if running + self._starting >= self.config.sandboxes_max:
             raise ApiError(
@@ -298,12 +318,17 @@ class Registry:
         return True
 
     async def snapshot(self, served: Served, name: str | None, by: str) -> SnapshotInfo:
+        """Save a sandbox as it is now, for its client."""
+        info = await self.save(served, name)
+        self.database.audit(by, "snapshot", served.id, info.name)
+        return info
+
+    async def save(self, served: Served, name: str | None) -> SnapshotInfo:
         """Save a sandbox as it is now."""
         async with served.life:
             box = await served.box()
             info = await when_free(lambda: box.snapshot(name))
             await box.close()
-        self.database.audit(by, "snapshot", served.id, info.name)
         return info
 
     async def fork(self, served: Served, count: int, by: str) -> list[Served | VoidboxError]:
@@ -389,6 +414,11 @@ def _how_started(log: str) -> str:
 
 
 def _inherited(mark: Mark, snapshot: Snapshot) -> Mark:
-    """Return a mark with what a template that was built says of its sandboxes."""
+    """Return a mark with what a template that was built says of its sandboxes.
+
+    Not that of a build, which knows it.
+    """
     old = Mark.of(snapshot.record.sandbox.metadata)
-    return mark if old is None else mark._replace(user=old.user, workdir=old.workdir)
+    if old is None or mark.is_build:
+        return mark
+    return mark._replace(user=old.user, workdir=old.workdir)
