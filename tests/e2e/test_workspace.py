@@ -154,8 +154,8 @@ def test_links_that_are_swapped(machine: dict[str, str], host: Path, tmp_path: P
             found = sh(
                 sandbox,
                 "i=0; seen=; while [ $i -lt 150 ] || [ -z $seen ]; do f=$(cat d/f 2>/dev/null); "
-                "echo evil >d/new 2>/dev/null; [ -z $f ] || echo $f; case $f in mine) seen=1;; esac; "
-                "i=$((i + 1)); done 2>/dev/null | sort | uniq -c",
+                "echo evil >d/new 2>/dev/null; [ -z $f ] || echo $f; "
+                "case $f in mine) seen=1;; esac; i=$((i + 1)); done 2>/dev/null | sort | uniq -c",
             )
         finally:
             ended.set()
