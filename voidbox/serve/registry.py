@@ -11,7 +11,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from voidbox.errors import VoidboxError
-from voidbox.sandbox.snapshots.shelf import Snapshot
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
@@ -26,14 +25,13 @@ from voidbox.serve.interpreter.starting import Interpreter
 from voidbox.serve.keys import Key, Keys
 from voidbox.serve.marks import Mark
 from voidbox.serve.served import Served
-from voidbox.serve.telemetry import Telemetry
-from voidbox.serve.templates import BASE, Template, Templates
+from voidbox.serve.telemetry import Telemetry, how_started
+from voidbox.serve.templates import BASE, Template, Templates, left_by_build
 from voidbox.serve.waiting import Waiting
 from voidbox.serve.when_free import when_free
 
 _SAMPLE_S = 5.0
 _INTERPRETERS = "code-interpreter-v1"  # the template
-_LOG_CHARACTERS = 64 << 10
 _ENDS_S = 0.5  # how exact the server's own time limits are
 
 _logger = logging.getLogger("voidbox.serve")
@@ -185,7 +183,10 @@ class Registry:
             )
         base = self.config.options
         if found.snapshot is not None:
-            base, mark = {}, _inherited(mark, found.snapshot)
+            base = {}
+            if not mark.is_build:  # which knows it
+                user, workdir = left_by_build(found.snapshot)
+                mark = mark._replace(user=user, workdir=workdir)
             options = {**options, "metadata": {**options["metadata"], **mark.to_metadata()}}
         self._starting += 1
         try:
@@ -220,7 +221,7 @@ class Registry:
         box = await AsyncSandbox.create(**options, detached=True, state_folder=self.store.folder)
         await box.close()
         record = self.store.peek(box.sandbox_id)
-        how = await asyncio.to_thread(_how_started, self.store.path(record.id, "owner.log"))
+        how = await asyncio.to_thread(how_started, self.store.path(record.id, "owner.log"))
         self.telemetry.past(how, record.created_at, sandbox=record.id)
         return record
 
@@ -404,21 +405,3 @@ class Registry:
             running = [one for one in self if one.is_sampled and one.is_running]
             await asyncio.gather(*(one.measure() for one in running))
             await asyncio.sleep(_SAMPLE_S)
-
-
-def _how_started(log: str) -> str:
-    """Return what a sandbox's start was, by the log of its process: "restore" or "boot"."""
-    with contextlib.suppress(OSError), open(log, errors="replace") as file:
-        return "restore" if "restored from " in file.read(_LOG_CHARACTERS) else "boot"
-    return "boot"
-
-
-def _inherited(mark: Mark, snapshot: Snapshot) -> Mark:
-    """Return a mark with what a template that was built says of its sandboxes.
-
-    Not that of a build, which knows it.
-    """
-    old = Mark.of(snapshot.record.sandbox.metadata)
-    if old is None or mark.is_build:
-        return mark
-    return mark._replace(user=old.user, workdir=old.workdir)

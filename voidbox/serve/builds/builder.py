@@ -32,7 +32,7 @@ from voidbox.serve.keys import Key
 from voidbox.serve.marks import Mark
 from voidbox.serve.registry import Registry
 from voidbox.serve.served import Served
-from voidbox.serve.templates import Template
+from voidbox.serve.templates import Template, left_by_build
 from voidbox.version import __version__
 
 LIFE_S = 4 * 3600.0  # of a build
@@ -152,7 +152,7 @@ class Builder:
         layers = chain(await self._identity(build.key, base), plan.steps)
         served, done = await self._begin(build, plan, base, layers)
         try:
-            key, (user, workdir) = build.key, _inherited(base)
+            key, (user, workdir) = build.key, _left(base)
             archive = partial(self.uploads.path, key)
             steps = Steps(served, build.log, archive, user, workdir)
             for number, step in enumerate(plan.steps, 1):
@@ -236,7 +236,7 @@ class Builder:
 
     async def _sandbox(self, build: Build, plan: Plan, base: Template, found: Template) -> Served:
         """Start it, of what is found of an earlier build or else its base."""
-        user, workdir = _inherited(base)
+        user, workdir = _left(base)
         mark = Mark(
             build.key.id,
             base.id,
@@ -269,9 +269,5 @@ class Builder:
         self._registry.database.audit(build.key.name, "build", "", build.name)
 
 
-def _inherited(base: Template) -> tuple[str, str]:
-    """Return the user and the folder of a template that was built; "" each for an image's own."""
-    if base.snapshot is None:
-        return "", ""
-    mark = Mark.of(base.snapshot.record.sandbox.metadata)
-    return ("", "") if mark is None else (mark.user, mark.workdir)
+def _left(base: Template) -> tuple[str, str]:
+    return ("", "") if base.snapshot is None else left_by_build(base.snapshot)
