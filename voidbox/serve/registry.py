@@ -174,13 +174,6 @@ class Registry:
         """
         if found is None:
             found = await self.templates.find(template, key)
-        running = sum(1 for one in self if one.state is not State.SUSPENDED)
-        if running + self._starting >= self.config.sandboxes_max:
-            raise ApiError(
-                503,
-                f"{self.config.sandboxes_max} sandboxes run: kill one, or raise --max-sandboxes",
-                {"Should-Retry": "false"},
-            )
         base = self.config.options
         if found.snapshot is not None:
             base = {}
@@ -188,21 +181,39 @@ class Registry:
                 user, workdir = left_by_build(found.snapshot)
                 mark = mark._replace(user=user, workdir=workdir)
             options = {**options, "metadata": {**options["metadata"], **mark.to_metadata()}}
-        self._starting += 1
-        try:
-            with self.telemetry.span("create", template=template, key=key.name):
-                record = await self._make({**base, **found.options, **options}, mark)
-        except BaseException:
-            self.counts["failed"] += 1
-            raise
-        finally:
-            self._starting -= 1
-        served = self._adopt(record, Mark.of(record.metadata) or mark)
+        with self._room(1):
+            try:
+                with self.telemetry.span("create", template=template, key=key.name):
+                    record = await self._make({**base, **found.options, **options}, mark)
+            except BaseException:
+                self.counts["failed"] += 1
+                raise
+            served = self._adopt(record, Mark.of(record.metadata) or mark)
         if template.partition(":")[0] == _INTERPRETERS:
             self.spawn(self._warm_interpreter(served))
         self.counts["created"] += 1
         self.database.audit(key.name, "create", served.id, template)
         return served
+
+    @contextlib.contextmanager
+    def _room(self, count: int) -> Iterator[None]:
+        """Keep room for so many more that run.
+
+        Raises:
+            ApiError: there is not as much.
+        """
+        running = sum(1 for one in self if one.state is not State.SUSPENDED)
+        if running + self._starting + count > self.config.sandboxes_max:
+            raise ApiError(
+                503,
+                f"{self.config.sandboxes_max} sandboxes run: kill one, or raise --max-sandboxes",
+                {"Should-Retry": "false"},
+            )
+        self._starting += count
+        try:
+            yield
+        finally:
+            self._starting -= count
 
     def interpreter(self, served: Served) -> Interpreter:
         """Return what runs code in a sandbox."""
@@ -307,7 +318,7 @@ class Registry:
             if state is State.PAUSED:  # halted by our own SDK
                 await served.control("resume")
             elif state is State.SUSPENDED:
-                with self.telemetry.span("resume", sandbox=served.id):
+                with self._room(1), self.telemetry.span("resume", sandbox=served.id):
                     await wake(self.store, served.id)
                 await served.reconnect()
                 self._watch(served)
@@ -338,20 +349,19 @@ class Registry:
         Raises:
             ApiError: that would be too many.
         """
-        if len(self) + count > self.config.sandboxes_max:
-            raise ApiError(503, "that would be too many sandboxes", {"Should-Retry": "false"})
-        async with served.life:
-            box = await served.box()
-            forks = await when_free(lambda: box.fork(count))
-            await box.close()
-        self.database.audit(by, "fork", served.id, str(count))
-        found: list[Served | VoidboxError] = []
-        for fork in forks:
-            if isinstance(fork, Exception):
-                found.append(fork if isinstance(fork, VoidboxError) else VoidboxError(str(fork)))
-                continue
-            found.append(self._adopt(self.store.peek(fork.sandbox_id), served.mark))
-            await fork.close()
+        with self._room(count):
+            async with served.life:
+                box = await served.box()
+                forks = await when_free(lambda: box.fork(count))
+                await box.close()
+            self.database.audit(by, "fork", served.id, str(count))
+            return [await self._forked(fork, served) for fork in forks]
+
+    async def _forked(self, fork: AsyncSandbox | Exception, of: Served) -> Served | VoidboxError:
+        if isinstance(fork, Exception):
+            return fork if isinstance(fork, VoidboxError) else VoidboxError(str(fork))
+        found = self._adopt(self.store.peek(fork.sandbox_id), of.mark)
+        await fork.close()
         return found
 
     def _timeout_s(self, served: Served) -> float:

@@ -38,7 +38,7 @@ from voidbox.version import __version__
 LIFE_S = 4 * 3600.0  # of a build
 _BUILDS_MAX = 200
 _AT_ONCE = 4
-_LINES_MAX = 20_000  # of one build's log; the rest of it is not kept
+_LINES_MAX, _LOG_CHARACTERS_MAX = 20_000, 1 << 20  # of a build's log; the rest is not kept
 _WORDS_CHARACTERS_MAX = 1000  # of a step, in the log
 _BASE, _FINALIZE = "base", "finalize"  # as the SDK calls the steps around the user's own
 
@@ -70,15 +70,22 @@ class Build:
         self.tags = tags
         self.status = "waiting"
         self.lines: list[Line] = []
+        self._characters = 0
+        self._is_full = False
         self.reason: tuple[str, str] | None = None
         self.step = _BASE
 
     def log(self, text: str, level: str = "info") -> None:
         """Write a line."""
-        if len(self.lines) < _LINES_MAX:
-            self.lines.append(Line(time.time(), level, text, self.step))
-        elif len(self.lines) == _LINES_MAX:
+        if level != "error" and self._is_full:
+            return
+        if len(self.lines) >= _LINES_MAX or self._characters > _LOG_CHARACTERS_MAX:
+            self._is_full = True
             self.lines.append(Line(time.time(), "warn", "what follows is not kept", self.step))
+            if level != "error":  # why it has failed is
+                return
+        self._characters += len(text)
+        self.lines.append(Line(time.time(), level, text, self.step))
 
 
 class Builder:
