@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import select
 import signal
@@ -141,7 +140,6 @@ def fork_worker(level: str, is_spare: bool = False) -> Link:
     (*ours, report), (*theirs, report_theirs) = _pairs()
     parent = os.getpid()
     privileges.inherit_orphans()
-    gc.freeze()  # so that the child's collector touches, and so copies, nothing of it
     try:
         pid = os.fork()
     except OSError as error:
@@ -154,7 +152,6 @@ def fork_worker(level: str, is_spare: bool = False) -> Link:
         from voidbox.sandbox.worker.process import be_worker
 
         be_worker(theirs, level, report_theirs.detach(), is_inherited=True)
-    gc.unfreeze()
     for sock in (*theirs, report_theirs):
         sock.close()
     return Link(pid, ours, report, is_inherited=True, is_spare=is_spare)
