@@ -40,6 +40,7 @@ _BUILDS_MAX = 200
 _AT_ONCE = 4
 _LINES_MAX, _LOG_CHARACTERS_MAX = 20_000, 1 << 20  # of a build's log; the rest is not kept
 _WORDS_CHARACTERS_MAX = 1000  # of a step, in the log
+_STATUSES = ("error", "ready", "waiting", "building")  # those that nobody needs are first
 _BASE, _FINALIZE = "base", "finalize"  # as the SDK calls the steps around the user's own
 
 _logger = logging.getLogger("voidbox.serve")
@@ -105,10 +106,10 @@ class Builder:
         """
         build = Build(key, name, tags)
         if len(self._builds) >= _BUILDS_MAX:
-            over = next((one for one in self._builds.values() if one.status != "building"), None)
-            if over is None:
+            least = min(self._builds.values(), key=lambda one: _STATUSES.index(one.status))
+            if least.status == "building":
                 raise ApiError(503, "too many builds are under way", {"Should-Retry": "false"})
-            del self._builds[over.id]
+            del self._builds[least.id]
         self._builds[build.id] = build
         return build
 
