@@ -20,10 +20,36 @@ _ENVIRONMENT = {
 }
 
 
+# Where processors are emulated, nothing of Ray's is as fast as it expects of itself.
+_PATIENCE = {
+    "RAY_gcs_server_request_timeout_seconds": "{s}",
+    "RAY_gcs_server_port_wait_time_s": "{s}",
+    "RAY_gcs_rpc_server_connect_timeout_s": "{s}",
+    "RAY_worker_register_timeout_seconds": "{s}",
+    "RAY_agent_register_timeout_ms": "{s}000",
+    "RAY_health_check_timeout_ms": "{s}000",
+    "RAY_health_check_initial_delay_ms": "{s}000",
+}
+
+
 @contextlib.contextmanager
-def started(nodes: int = 2, kvm: int = 8) -> Iterator[Any]:
-    """A cluster: a head that has no sandboxes, and nodes that announce kvm; connected."""
+def started(
+    nodes: int = 2,
+    kvm: int = 8,
+    head: dict[str, int] | None = None,
+    patience_s: float | None = None,
+) -> Iterator[Any]:
+    """A cluster: a head, and nodes that announce kvm; connected.
+
+    Args:
+        head: what the head announces; by default it has no sandboxes.
+        patience_s: how long each step of it may take, where Ray's own limits are too short.
+    """
     os.environ.update(_ENVIRONMENT)
+    if patience_s is not None:
+        os.environ.update(
+            {name: text.format(s=int(patience_s)) for name, text in _PATIENCE.items()}
+        )
     import ray
     from ray.cluster_utils import Cluster
 
@@ -33,6 +59,8 @@ def started(nodes: int = 2, kvm: int = 8) -> Iterator[Any]:
             "num_cpus": 0,
             "include_dashboard": False,
             "object_store_memory": STORE_BYTES,
+            "resources": head or {},
+            "wait": patience_s is None,
         },
     )
     try:
