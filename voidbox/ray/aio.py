@@ -17,20 +17,21 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar, Unpack
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from voidbox.errors import ConfigError, PoolFull, SandboxLost, VoidboxError
 from voidbox.pool import options as given_options
 from voidbox.pool.giving import Giving
 from voidbox.pool.host_memory import AUTO
 from voidbox.pool.stats import PoolStats
-from voidbox.ray import actor, copying, demand, functions, runner
+from voidbox.ray import actor, copying, demand, runner
 from voidbox.ray.members import TRANSPORTS, Member
 from voidbox.ray.node import LEASE_S, NodeOptions
 from voidbox.ray.nodes import LOOK_S, Nodes
 from voidbox.ray.placement import choose
 from voidbox.ray.remote import RemoteSandbox
 from voidbox.ray.retrying import Tries
+from voidbox.ray.rollouts import RunnerLost
 from voidbox.ray.spreading import spread
 from voidbox.ray.ticket import Ticket
 from voidbox.ray.tls import is_wanted_by_ray
@@ -295,17 +296,14 @@ class AsyncPool(Nodes, Giving[RemoteSandbox]):
         named: dict[str, Any],
     ) -> Any:
         member.asked += 1
-        there = member.make_runner(self._runner, self._runtime_env)
-        running = there.run.remote(functions.send(function), *arguments, **named)
+        there = member.begin_rollouts(self._runner, self._runtime_env)
         try:
-            return await running
-        except asyncio.CancelledError:
-            ray.cancel(running)  # and its sandbox ends
-            raise
+            return await there.run(function, arguments, named)
         except RayTaskError as error:
             raise error.cause or error from error
-        except RayActorError as error:
-            member.runner = None
+        except RunnerLost as error:
+            if member.rollouts is there:
+                member.rollouts = None
             if await self._is_there(member):
                 raise SandboxLost(
                     f"what runs rollouts on node {member.name} has ended: {error}", "pool"
