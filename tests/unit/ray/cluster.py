@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 STORE_BYTES = 100 << 20
@@ -32,6 +33,21 @@ _PATIENCE = {
 }
 
 
+def _patient(get_node: Callable[..., Any], patience_s: float) -> Callable[..., Any]:
+    deadline = time.monotonic() + patience_s
+
+    def get(*arguments: Any) -> Any:
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+
+    return get
+
+
 @contextlib.contextmanager
 def started(
     nodes: int = 2,
@@ -51,8 +67,11 @@ def started(
             {name: text.format(s=int(patience_s)) for name, text in _PATIENCE.items()}
         )
     import ray
+    from ray._private import services
     from ray.cluster_utils import Cluster
 
+    if patience_s is not None:  # Ray gives a raylet 30 s to be known, whatever it is told
+        services.get_node = _patient(services.get_node, patience_s)
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
