@@ -35,7 +35,6 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-CGROUPS = "/sys/fs/cgroup"
 DEADLINE_S = 600.0
 WORD = "of the snapshot"
 
@@ -48,32 +47,10 @@ def state() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def control_groups() -> Iterator[None]:
-    """Ray's raylet ends where there are none."""
-    is_mounted = os.path.exists(f"{CGROUPS}/cgroup.procs")
-    if not is_mounted:
-        subprocess.run(["mount", "-t", "cgroup2", "none", CGROUPS], check=True)
-    yield
-    if not is_mounted:
-        subprocess.run(["umount", "--lazy", CGROUPS], check=True)
-
-
-@pytest.fixture(scope="module")
-def cluster(control_groups: None, strict_jail: None) -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT))  # of Ray's workers: they are sent these functions
-        with started(0, head={"kvm": 4}, patience_s=DEADLINE_S) as found:
-            from voidbox.ray import members
-
-            patch.setattr(members, "OPEN_S", DEADLINE_S)
-            yield found
-
-
-@pytest.fixture(scope="module")
-def options(
-    cluster: Any, state: Path, kernels: dict[str, str], guest_images: dict[str, str]
-) -> dict[str, Any]:
-    """A pool's, of the snapshot of a guest that has written a word."""
+def snapshot(
+    state: Path, strict_jail: None, kernels: dict[str, str], guest_images: dict[str, str]
+) -> str:
+    """Of a guest that has written a word. Made before Ray's processes take the processors."""
 
     async def prepare() -> str:
         async with await AsyncSandbox.create(
@@ -83,13 +60,25 @@ def options(
             await sandbox.files.write("/tmp/word", WORD)
             return (await sandbox.snapshot("base")).snapshot_id
 
-    return {
-        "snapshot": asyncio.run(prepare()),
-        "per_node": 2,
-        "host_memory": None,
-        "request_timeout": DEADLINE_S,
-        "state_folder": str(state),
-    }
+    return asyncio.run(prepare())
+
+
+@pytest.fixture(scope="module")
+def options(snapshot: str, state: Path) -> Iterator[dict[str, Any]]:
+    """A pool's, with a cluster that is connected."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))  # of Ray's workers: they are sent these functions
+        with started(0, head={"kvm": 4}, patience_s=DEADLINE_S):
+            from voidbox.ray import members
+
+            patch.setattr(members, "OPEN_S", DEADLINE_S)
+            yield {
+                "snapshot": snapshot,
+                "per_node": 2,
+                "host_memory": None,
+                "request_timeout": DEADLINE_S,
+                "state_folder": str(state),
+            }
 
 
 def pool_of(options: dict[str, Any]) -> Any:

@@ -155,10 +155,24 @@ class NodePool:
 
     @_in_group("make")
     async def acquire(
-        self, holder: str, timeout: float | None, options: CreateOptions | None
+        self,
+        holder: str,
+        timeout: float | None,
+        options: CreateOptions | None,
+        number: int | None = None,
     ) -> dict[str, Any]:
         """See Node."""
-        return await self._run(self._opened.acquire(holder, timeout, options))
+        return await self._run(self._opened.acquire(holder, timeout, options, number))
+
+    @_in_group("ctl")
+    async def withdraw(self, holder: str, number: int) -> dict[str, Any]:
+        """See Node."""
+
+        async def withdraw() -> dict[str, Any]:
+            self._opened.withdraw(holder, number)
+            return {}
+
+        return await self._run(withdraw())
 
     @_in_group("ctl")
     async def ask(self, id: str, token: str, op: str, values: dict[str, Any]) -> dict[str, Any]:

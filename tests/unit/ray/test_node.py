@@ -359,3 +359,25 @@ async def test_a_reader_that_stops_holds_up_its_command_alone(options: dict[str,
         assert (await sandbox.commands.run("echo on")).stdout == "on\n"
         assert resident() - before < 32 << 20
         await handle.kill()
+
+
+@in_event_loop
+async def test_who_withdraws_is_given_nothing(options: dict[str, Any]) -> None:
+    async with opened(options, size=1) as there, await there.acquire():
+        waiting = asyncio.create_task(there.node.acquire("test", None, None, 7))
+        while not there.node.load()["waiting"]:
+            await asyncio.sleep(0.01)
+        there.node.withdraw("somebody", 7)
+        there.node.withdraw("test", 8)
+        await asyncio.sleep(0.1)
+        assert not waiting.done(), "it was another's"
+        there.node.withdraw("test", 7)
+        with pytest.raises(PoolFull, match="withdrawn"):
+            await waiting
+        waiting = asyncio.create_task(there.node.acquire("test", None, None, 9))
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        while there.node.load()["waiting"]:
+            await asyncio.sleep(0.01)
+        assert not there.node._asking
