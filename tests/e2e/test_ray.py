@@ -11,7 +11,6 @@ import contextlib
 import importlib.util
 import os
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Coroutine, Iterator
@@ -110,8 +109,8 @@ def test_real_guests_of_a_node(options: dict[str, Any], state: Path, transport: 
             data = os.urandom(3 << 20)
             await sandbox.files.write("/tmp/data", data)
             assert await sandbox.files.read("/tmp/data", "bytes") == data
-            done = await sandbox.commands.run("head -c 5000000 /dev/zero | cksum")
-            assert done.stdout == _cksum_of_zeroes(5_000_000)
+            done = await sandbox.commands.run("head -c 2000000 /dev/zero")
+            assert done.stdout == "\0" * 2_000_000
             handle = await sandbox.commands.start("yes")
             assert (await sandbox.commands.run("echo on")).stdout == "on\n"
             assert await handle.kill()
@@ -124,12 +123,6 @@ def test_real_guests_of_a_node(options: dict[str, Any], state: Path, transport: 
         assert left(state) == []
 
     run(test())
-
-
-def _cksum_of_zeroes(size: int) -> str:
-    with open("/dev/zero", "rb") as zero:
-        data = zero.read(size)
-    return subprocess.run(["cksum"], input=data, capture_output=True, check=True).stdout.decode()
 
 
 def test_what_ends_is_lost(options: dict[str, Any], state: Path) -> None:
