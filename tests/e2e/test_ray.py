@@ -100,60 +100,68 @@ async def read_near(sandbox: AsyncSandbox, more: str) -> tuple[str, int]:
     return done.stdout, os.getpid()
 
 
-@pytest.mark.parametrize("transport", ["socket", "actor"])
-def test_real_guests_of_a_node(options: dict[str, Any], state: Path, transport: str) -> None:
-    async def test() -> None:
-        pool = pool_of({**options, "transport": transport})
-        async with pool, pool.sandbox() as sandbox:
-            assert (await sandbox.commands.run("cat /tmp/word; exit 3")).exit_code == 3
-            data = os.urandom(3 << 20)
-            await sandbox.files.write("/tmp/data", data)
-            assert await sandbox.files.read("/tmp/data", "bytes") == data
-            done = await sandbox.commands.run("head -c 2000000 /dev/zero")
-            assert done.stdout == "\0" * 2_000_000
-            handle = await sandbox.commands.start("yes")
-            assert (await sandbox.commands.run("echo on")).stdout == "on\n"
-            assert await handle.kill()
-            text, pid = await pool.run_near(read_near, "and more")
-            assert text == f"{WORD} and more\n"
-            assert pid != os.getpid()
-            assert await sandbox.kill()
-            with pytest.raises(SandboxLost):
-                await sandbox.commands.run("true")
-        assert left(state) == []
-
-    run(test())
-
-
-def test_what_ends_is_lost(options: dict[str, Any], state: Path) -> None:
-    """A machine's process, and then the pool's: commands under way end with a loss each time."""
-
+def test_real_guests_of_a_node(options: dict[str, Any], state: Path) -> None:
     async def test() -> None:
         async with pool_of(options) as pool:
             first, second = [await pool.acquire() for _ in range(2)]
-            execs = [await one.commands.start("sleep 1000") for one in (first, second)]
-            (worker,) = children(first._remote.peek().pid)
-            os.kill(worker, signal.SIGKILL)
-            with pytest.raises(SandboxLost) as lost:
-                await execs[0].wait()
-            assert lost.value.reason == "guest"
-            assert (await second.commands.run("echo on")).stdout == "on\n"
-
-            (stats,) = (await pool.stats_of_nodes()).values()
-            (member,) = pool.alive()
-            os.kill((await member.call("stats"))["pid"], signal.SIGKILL)
-            with pytest.raises(SandboxLost) as lost:
-                await execs[1].wait()
-            assert (lost.value.reason, stats["given"]) == ("pool", 2)
-            deadline = time.monotonic() + DEADLINE_S
-            while left(state):
-                assert time.monotonic() < deadline, "a machine outlives its pool"
-                await asyncio.sleep(0.1)
-            async with another(pool) as sandbox:
-                assert await sandbox.files.read("/tmp/word") == WORD
+            for way in (first, by_calls_of_the_actor(pool, first)):
+                await use(way)
+            assert await second.kill()
+            text, pid = await pool.run_near(read_near, "and more")
+            assert text == f"{WORD} and more\n"
+            assert pid != os.getpid()
+            await end_everything(pool, first, state)
+        assert left(state) == []
         assert os.listdir(state / "sandboxes") == [], "the next pool cleans up"
 
     run(test())
+
+
+def by_calls_of_the_actor(pool: Any, sandbox: Any) -> Any:
+    """Return the same sandbox, as it is reached where no gateway can be."""
+    from voidbox.ray.calls import ActorCarrier
+    from voidbox.ray.remote import RemoteSandbox
+    from voidbox.ray.ticket import Ticket
+
+    (member,) = pool.alive()
+    place = sandbox._remote
+    ticket = Ticket(place.peek(), place._token, place.secret, dict(place.envs), (), False, "")
+    return RemoteSandbox(ActorCarrier(member.actor, member.address), ticket, member.name)
+
+
+async def use(sandbox: Any) -> None:
+    done = await sandbox.commands.run("cat /tmp/word; exit 3")
+    assert (done.stdout, done.exit_code) == (WORD, 3)
+    data = os.urandom(3 << 20)
+    await sandbox.files.write("/tmp/data", data)
+    assert await sandbox.files.read("/tmp/data", "bytes") == data
+    handle = await sandbox.commands.start("yes")  # nobody reads it
+    assert (await sandbox.commands.run("echo on")).stdout == "on\n"
+    assert await handle.kill()
+
+
+async def end_everything(pool: Any, first: Any, state: Path) -> None:
+    """End a machine's process, and then the pool's: commands under way are lost with them."""
+    second = await pool.acquire()
+    execs = [await one.commands.start("sleep 1000") for one in (first, second)]
+    (worker,) = children(first._remote.peek().pid)
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(SandboxLost) as lost:
+        await execs[0].wait()
+    assert lost.value.reason == "guest"
+    assert (await second.commands.run("echo on")).stdout == "on\n"
+
+    (member,) = pool.alive()
+    os.kill((await member.call("stats"))["pid"], signal.SIGKILL)
+    with pytest.raises(SandboxLost) as lost:
+        await execs[1].wait()
+    assert lost.value.reason == "pool"
+    deadline = time.monotonic() + DEADLINE_S
+    while left(state):
+        assert time.monotonic() < deadline, "a machine outlives its pool"
+        await asyncio.sleep(0.1)
+    async with another(pool) as sandbox:
+        assert await sandbox.files.read("/tmp/word") == WORD
 
 
 @contextlib.asynccontextmanager

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 STORE_BYTES = 100 << 20
+_NATIVE_PATIENCE_S = 300.0
 # Nothing leaves this machine, and nothing that the tests do not need is started.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -60,9 +61,8 @@ def _told_of_agents(start_raylet: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _patient(get_node: Callable[..., Any], patience_s: float) -> Callable[..., Any]:
-    deadline = time.monotonic() + patience_s
-
     def get(*arguments: Any) -> Any:
+        deadline = time.monotonic() + patience_s
         while True:
             try:
                 return get_node(*arguments)
@@ -96,8 +96,9 @@ def started(
     from ray._private import services
     from ray.cluster_utils import Cluster
 
-    if patience_s is not None:  # Ray gives a raylet 30 s to be known, whatever it is told
-        services.get_node = _patient(services.get_node, patience_s)
+    # Ray gives a raylet 30 s to be known, whatever it is told: too short for a busy machine, too.
+    services.get_node = _patient(services.get_node, patience_s or _NATIVE_PATIENCE_S)
+    if patience_s is not None:
         services.start_raylet = _told_of_agents(services.start_raylet)
     cluster = Cluster(
         initialize_head=True,
