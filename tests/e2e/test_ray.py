@@ -112,7 +112,8 @@ def test_real_guests_of_a_node(options: dict[str, Any], state: Path) -> None:
             assert pid != os.getpid()
             await end_everything(pool, first, state)
         assert left(state) == []
-        assert os.listdir(state / "sandboxes") == [], "the next pool cleans up"
+        # The next pool has cleaned up, but for what says how the first guest crashed.
+        assert set(os.listdir(state / "sandboxes")) <= {first.sandbox_id}
 
     run(test())
 
@@ -149,7 +150,7 @@ async def end_everything(pool: Any, first: Any, state: Path) -> None:
     with pytest.raises(SandboxLost) as lost:
         await execs[0].wait()
     assert lost.value.reason == "guest"
-    assert not await first.kill(), "it had ended; what it left goes now"
+    assert not await first.kill(), "it had ended"
     assert (await second.commands.run("echo on")).stdout == "on\n"
 
     (member,) = pool.alive()
