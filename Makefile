@@ -5,7 +5,7 @@ export VENV
 
 .PHONY: demo test test-fast test-slow test-lab test-machines test-sandboxes test-long test-pythons test-ray \
 	lint bench setup kernels image runtime network-image \
-	disk-image git-image root-images trixie-host registry sdks frameworks interpreter-image claude-image clean
+	disk-image git-image root-images trixie-host registry sdks sdk-table frameworks interpreter-image claude-image clean
 
 demo: setup runtime
 	scripts/demo.sh
@@ -122,6 +122,11 @@ registry:
 # E2B's SDKs, for the tests of `voidbox serve`.
 sdks:
 	scripts/fetch_sdks.sh
+
+# Run the checks with each version of the SDKs that is fetched, and then say in docs/serve.md which.
+sdk-table: setup sdks
+	$(PYTHON) -m pytest tests/unit/serve/test_sdks.py tests/unit/serve/test_interpreter.py
+	$(PYTHON) -m tests.unit.serve.sdk_versions
 
 # The image that E2B's code interpreter runs in, for tests/e2e/test_serve.py; it takes minutes.
 interpreter-image: setup

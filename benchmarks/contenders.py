@@ -79,6 +79,7 @@ def run_qemu(
     tail = newc.archive((*sandbox_guest.secret_files(secret), *files))
     initramfs.write_bytes(image + bytes(-len(image) % 4) + tail)
     command = ["qemu-system-x86_64", "-M", "microvm", "-accel", "kvm", "-cpu", "host"]
+    command += ["-global", "virtio-mmio.force-legacy=false"]  # vhost-user speaks virtio 1 alone
     command += [
         "-m",
         str(config.memory_bytes >> 20),

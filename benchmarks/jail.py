@@ -28,7 +28,7 @@ from typing import Any
 
 from tests.guest import tiny
 from voidbox.event_loop import EventLoop
-from voidbox.nat.backend import NatConfig
+from voidbox.nat.config import NatConfig
 from voidbox.nat.sockets import open_connected
 from voidbox.sandbox.keeper import channel
 from voidbox.sandbox.keeper.channel import Channel

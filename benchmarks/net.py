@@ -31,7 +31,7 @@ import contenders
 
 from voidbox.agent.client import AgentClient
 from voidbox.errors import AgentError
-from voidbox.nat.backend import NatConfig
+from voidbox.nat.config import NatConfig
 from voidbox.sandbox.guest import network_files
 from voidbox.vmm.config import MachineConfig
 

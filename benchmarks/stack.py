@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import net
 
 from tests.unit.net.tap import Namespace, TapGuest, why_not
-from voidbox.nat.backend import NatConfig
+from voidbox.nat.config import NatConfig
 
 REQUESTS, CONNECTIONS = 5000, 2000
 PR_SET_PDEATHSIG = 1

@@ -20,6 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from guest_agent.identity import Identity
 
+_ANSWER_S = 0.05  # in which the answer to who asks for the guest's end gets out
 _SHUTDOWN_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPWR)
 
 
@@ -51,7 +52,7 @@ def _run_guest() -> None:
 
     def shut_down(is_reboot: bool) -> None:
         ends.append(is_reboot)
-        loop.call_later(0.05, loop.stop)  # the answer to who asked gets out first
+        loop.call_later(_ANSWER_S, loop.stop)
 
     try:
         secret, init_path = boot.prepare()
@@ -75,12 +76,18 @@ def _run_beside_init(path: str, loop: Loop, secret: bytes) -> None:
     Raises:
         OSError: there is no such init; then this is PID 1 still.
     """
-    from guest_agent import init
+    from guest_agent import boot, init
+
+    def shut_down(is_reboot: bool) -> None:
+        try:
+            init.end(is_reboot)
+        except FileNotFoundError:  # an image that is ended from outside, as s6-overlay's are
+            loop.call_later(_ANSWER_S, lambda: boot.end(is_reboot))
 
     init.hand_over(path)
     loop.catch((signal.SIGTERM,))
     loop.on_signal = lambda number: loop.stop()
-    _serve_guest(Agent(loop, secret, init.end, _load_identity, init.join_cgroup()))
+    _serve_guest(Agent(loop, secret, shut_down, _load_identity, init.join_cgroup()))
     loop.run()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from voidbox.jail import levels, trial
+from tests.e2e.refusals import Refusals
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,16 +56,19 @@ def no_templates() -> Iterator[None]:
     del os.environ["VOIDBOX_TEMPLATES"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def strict_jail() -> Iterator[None]:
-    """A system call that the jail does not expect ends the sandbox, and so fails its test."""
-    level = "strict"
-    if any(one.problem for one in trial.run_all()):
-        level = "default"  # a host that lacks a layer
-    before = os.environ.get(levels.VARIABLE)
-    os.environ[levels.VARIABLE] = level
+@pytest.fixture(scope="session")
+def refusals() -> Iterator[Refusals]:
+    """What jails refuse while the tests run."""
+    with Refusals() as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def nothing_refused(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that boots a guest if a system call was made that the jail does not expect."""
+    if request.node.get_closest_marker("boot") is None:
+        yield
+        return
+    refusals: Refusals = request.getfixturevalue("refusals")
     yield
-    if before is None:
-        del os.environ[levels.VARIABLE]
-    else:
-        os.environ[levels.VARIABLE] = before
+    assert refusals.take() == []

@@ -33,7 +33,15 @@ PACKAGES = ("python3", "python3-pytest", "git", "ca-certificates")
 INITS = {
     "systemd": ("systemd-sysv", "dbus", "procps", "kmod", "udev"),
     "openrc": ("openrc", "sysvinit-core", "procps", "kmod"),
+    "s6": ("s6", "procps"),
 }
+# As s6-overlay has it: an /init that prepares the services' folder, and becomes their supervisor.
+S6_INIT = """#!/bin/sh -e
+mkdir -p /run/service/job
+printf '#!/bin/sh\\nexec sleep 1000\\n' >/run/service/job/run
+chmod +x /run/service/job/run
+exec s6-svscan /run/service
+"""
 CONTAINERS = (
     *("docker.io", "podman", "crun", "netavark", "fuse-overlayfs", "slirp4netns", "uidmap"),
     *("catatonit", "iptables", "nftables", "iproute2", "procps", "kmod", "ca-certificates", "wget"),
@@ -58,8 +66,8 @@ def debian_image() -> Path:
 
 
 def init_image(name: str) -> Path:
-    """Return a Debian 12 with an init: "systemd", or "openrc" on sysvinit."""
-    return _debian(name, INITS[name], 0)
+    """Return a Debian 12 with an init: "systemd", "openrc" on sysvinit, or "s6"."""
+    return _debian(name, INITS[name], 0, init=S6_INIT if name == "s6" else None)
 
 
 def containers_image() -> Path:
@@ -82,8 +90,9 @@ def _debian(
     ballast_mib: int,
     new_user: str | None = None,
     is_made: bool = True,
+    init: str | None = None,
 ) -> Path:
-    what = (packages, _LEFT_OUT, ballast_mib, *([new_user] if new_user else ()))
+    what = (packages, _LEFT_OUT, ballast_mib, *(text for text in (new_user, init) if text))
     key = hashlib.sha256(repr(what).encode()).hexdigest()[:12]
     path = Path(cache_folder(), "images", f"test-{name}-{key}.erofs")
     if path.exists() or not is_made:
@@ -103,6 +112,8 @@ def _debian(
             parent.children.clear()
         if new_user:
             add_user(tree, new_user)
+        if init:
+            tree.put("/init", tree.add_bytes(init.encode(), mode=0o755))
         if ballast_mib:
             tree.put("/srv/ballast", tree.add_bytes(os.urandom(_MIB) * ballast_mib))
         write_tree(tree, str(path))

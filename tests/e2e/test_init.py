@@ -102,6 +102,20 @@ def test_openrc_reaches_its_run_level(
         sandbox.stop(timeout=120)
 
 
+def test_s6_supervises(kernels: dict[str, str], guest_images: object) -> None:
+    with create(kernels, "minimal", "s6", "/init") as sandbox:
+        assert out(sandbox, "ps -o comm= -p 1") == "s6-svscan\n"
+        ready = (
+            "until s6-svstat -u /run/service/job 2>/dev/null | grep -qx true; do sleep 0.2; done"
+        )
+        out(sandbox, ready, timeout=BOOT_S)
+        first = out(sandbox, "s6-svstat -p /run/service/job")
+        out(sandbox, f"kill -9 {first}")
+        line = f"until s6-svstat -p /run/service/job | grep -vx -e -1 -e {first.strip()}"
+        assert out(sandbox, f"{line}; do sleep 0.2; done", timeout=BOOT_S) != first
+        sandbox.stop(timeout=120)
+
+
 @pytest.mark.parametrize(
     ("init", "message"),
     [

@@ -24,7 +24,7 @@ from tests.in_process import InProcessGuest as Guest
 from voidbox.agent import connect
 from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import AgentClient
-from voidbox.nat.backend import NatConfig
+from voidbox.nat.config import NatConfig
 from voidbox.nat.forwards import parse_forward
 from voidbox.sandbox.guest import MachineEndpoint
 from voidbox.sandbox.root import Root, make_upper

@@ -24,7 +24,7 @@ from tests.in_process import InProcessGuest as Guest
 from tests.unit.net.tap import echo_server
 from tests.unit.net.test_nat import RESOLVE, TRY, name_server
 from voidbox.agent.client import AgentClient
-from voidbox.nat.backend import NatConfig
+from voidbox.nat.config import NatConfig
 from voidbox.nat.forwards import parse_forward
 from voidbox.vmm.config import MachineConfig
 

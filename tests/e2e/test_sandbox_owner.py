@@ -41,7 +41,7 @@ class Sandboxes:
 
     def launch(self, name: str = "minimal", **values: object) -> SandboxRecord:
         record = SandboxRecord(
-            "", self._kernels[name], self._images[name], 256 << 20, 1, {}, {}
+            "", self._kernels[name], self._images[name], 256 << 20, 1, {}, {}, start_s=DEADLINE_S
         )._replace(**values)  # type: ignore[arg-type]
         record = self.store.create(record)
         self._ids.append(record.id)

@@ -33,7 +33,6 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     ca = make_ca(HOST)
     (tmp_path / "world.pem").write_text(ca.certificate)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "world.pem"))
-    monkeypatch.setenv("VOIDBOX_JAIL", "default")
     with https_server(issue(ca, HOST)) as found:
         yield found
 

@@ -17,13 +17,13 @@ import pytest
 from tests.e2e.conftest import script
 from tests.e2e.disk_images import INTERPRETER_USER, interpreter_image
 from tests.unit.serve.conftest import ROOT, StandIn, wait_until
+from tests.unit.serve.sdk_versions import Fetched, with_package
 from tests.unit.serve.test_builds import new, start, step, wait
-from voidbox import Sandbox, defaults
+from voidbox import Sandbox
 
 pytestmark = pytest.mark.boot
 
 CHECKS = ROOT / "tests" / "unit" / "serve" / "sdk_checks"
-SDKS = Path(defaults.cache_folder()) / "sdks"
 _LIMIT_S = 900
 _SERVE = """
 import json, sys
@@ -79,18 +79,19 @@ def run(server: Server, *command: str, folder: str = "/workspace/checks", **more
     assert "Traceback" not in server.log.read_text()
 
 
-def test_python(server: Server) -> None:
-    python = SDKS / "py-e2b-2.63.0" / "bin" / "python"
-    if not python.exists():
+@pytest.mark.parametrize("sdk", with_package("python", "e2b"), ids=lambda sdk: sdk.name)
+def test_python(server: Server, sdk: Fetched) -> None:
+    if not sdk.program.exists():
         pytest.skip("make sdks fetches E2B's SDKs")
-    run(server, str(python), str(CHECKS / "checks.py"))
+    run(server, str(sdk.program), str(CHECKS / "checks.py"), folder=f"/workspace/{sdk.name}")
 
 
-def test_javascript(server: Server) -> None:
-    folder = SDKS / "js-e2b-2.51.0"
-    if not (folder / "node_modules").exists():
+@pytest.mark.parametrize("sdk", with_package("javascript", "e2b"), ids=lambda sdk: sdk.name)
+def test_javascript(server: Server, sdk: Fetched) -> None:
+    if not sdk.program.exists():
         pytest.skip("make sdks fetches E2B's SDKs, where there is npm")
-    run(server, "node", str(CHECKS / "checks.mjs"), SDK_FOLDER=str(folder))
+    folder = f"/workspace/{sdk.name}"
+    run(server, "node", str(CHECKS / "checks.mjs"), folder=folder, SDK_FOLDER=str(sdk.folder))
 
 
 def test_memory_outlives_a_pause_and_the_server(server: Server) -> None:
@@ -163,6 +164,23 @@ def test_a_template_with_what_its_start_command_started(server: Server) -> None:
         ]
         assert output == b"/srv/app\nblue\nruns\n"
         box.kill()
+    # The next build goes on from what the last RUN left; what its ENV says counts.
+    again = new(server, "started", tags=["red"])
+    steps[0] = step("ENV", "COLOUR", "red")
+    moved = [steps[1], steps[2], steps[0]]
+    assert start(server, again, steps=moved).status == 202
+    assert wait(server, again)["status"] == "ready"
+    last = new(server, "started", tags=["last"])
+    assert (
+        start(server, last, steps=moved, startCmd=begin, readyCmd="[ -s /tmp/pid ]").status == 202
+    )
+    found = wait(server, last)
+    lines = [one["message"] for one in found["logEntries"]]
+    assert found["status"] == "ready" and "CACHED RUN echo $COLOUR > colour" in lines, found
+    box = server.create(templateID="started:last", timeout=600)
+    words = "pwd; wc -c < colour; echo $COLOUR; kill -0 $(cat /tmp/pid) && echo runs"
+    assert box.run("/bin/sh", "-c", words)[0] == b"/srv/app\n1\nred\nruns\n"
+    box.kill()
     assert server.api("DELETE", "/templates/started").status == 204
     assert server.records() == []
 
@@ -182,17 +200,41 @@ def test_one_that_waited_outlives_the_server() -> None:
         box = server.create(timeout=600, envVars={"A": "1"}, metadata={"of": "me"})
         assert box.id == waiting
         assert box.run("/bin/sh", "-c", "echo $A; uname -s")[0] == b"1\nLinux\n"
+        assert server.api("POST", f"/sandboxes/{box.id}/pause").status == 204
+        path = f"/v2/sandboxes/{box.id}/connect"
+        assert server.api("POST", path, {"timeout": 600}).status == 201
+        assert box.run("/bin/sh", "-c", "echo $A")[0] == b"1\n"
         wait_until(one_waits, "no other one waits")
         server.kill()
         wait_until(lambda: server.records() == [box.id], "one waits still")
         server.start()
         assert box.run("/bin/sh", "-c", "echo $A")[0] == b"1\n"
         box.kill()
+        sdk = with_package("python", "e2b")[-1]
+        if sdk.program.exists():  # it is given one, too
+            wait_until(one_waits, "none waits for the SDK")
+            run(server, str(sdk.program), "-c", _ONE_THAT_WAITED, *server.records(), folder="")
+
+
+# What E2B's own SDK makes of a sandbox that has waited.
+_ONE_THAT_WAITED = """
+import json, sys
+from e2b import Sandbox
+with Sandbox.create(envs={"A": "1"}, metadata={"of": "the SDK"}, timeout=120) as box:
+    found = box.commands.run("echo $A; uname -s").stdout, box.get_info().metadata
+    is_it = box.sandbox_id == sys.argv[1]
+    box.files.write("note", "n")
+    read = box.files.read("note")
+    box.kill()
+right = (("1\\nLinux\\n", {"of": "the SDK"}), True, "n")
+print(json.dumps({"one that waited": "" if (found, is_it, read) == right else str((found, is_it))}))
+"""
 
 
 def test_the_code_interpreter() -> None:
     """By E2B's own SDK, in the image that docs/serve.md builds."""
-    python, image = SDKS / "py-e2b-2.63.0" / "bin" / "python", interpreter_image(is_made=False)
+    python = with_package("python", "e2b-code-interpreter")[-1].program
+    image = interpreter_image(is_made=False)
     if not python.exists() or not image.exists():
         pytest.skip("make sdks fetches E2B's SDKs, make interpreter-image makes the image")
     templates = {"code-interpreter-v1": str(image)}

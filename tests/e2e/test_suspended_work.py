@@ -10,10 +10,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import pytest
 
 from voidbox import Sandbox
+from voidbox.vmm.config import DEFAULT_CMDLINE
 
 pytestmark = [pytest.mark.boot, pytest.mark.slow]
 
@@ -22,7 +24,26 @@ PATIENCE_S = 300.0
 WORK = Path(__file__).with_name("guest_workload.py")
 PARTS = ("compile", "payments", "audits", "timers")
 PLACE = "/mnt/work"
+CLOCKSOURCE = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
 SEED = 12
+
+
+class Kind(NamedTuple):
+    """What works and is suspended; how often, of SUSPENSIONS, and where its clock comes from."""
+
+    kernel: str
+    cpus: int
+    memory: str
+    vsock: Literal["unix", "vhost"]
+    clocksource: str
+    share: int
+
+
+KINDS = {
+    "minimal-2": Kind("minimal", 2, "192M", "unix", "kvm-clock", 1),
+    "cloud-1-tsc-vhost": Kind("cloud", 1, "256M", "vhost", "tsc", 3),
+    "minimal-2-tsc-large": Kind("minimal", 2, "4G", "unix", "tsc", 10),
+}
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -61,22 +82,30 @@ def doubled(box: Sandbox, number: int) -> int | None:
         return None
 
 
-def test_nobody_notices(place: Path, kernels: dict[str, str], guest_images: dict[str, str]) -> None:
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_nobody_notices(
+    kind: Kind, place: Path, kernels: dict[str, str], guest_images: dict[str, str]
+) -> None:
+    suspensions = max(1, SUSPENSIONS // kind.share)
     disk = place / "disk.img"
     with open(disk, "wb") as file:
         file.truncate(64 << 20)
     subprocess.run(["mke2fs", "-q", "-t", "ext4", disk], check=True)
     chance = random.Random(SEED)
     with Sandbox.create(
-        kernel=kernels["minimal"],
-        image=guest_images["minimal"],
-        memory="192M",
-        cpus=2,
+        kernel=kernels[kind.kernel],
+        image=guest_images[kind.kernel],
+        memory=kind.memory,
+        cpus=kind.cpus,
+        vsock=kind.vsock,
+        cmdline=f"{DEFAULT_CMDLINE} clocksource={kind.clocksource}",
         disks=[f"{disk},serial=work"],
         publish=["0:8000"],
         timeout=30_000,
         request_timeout=PATIENCE_S,
     ) as box:
+        clock = box.files.read(CLOCKSOURCE, user="root")
+        assert clock.strip() == kind.clocksource
         ports = box.ports.list()
         box.files.write("/root/work.py", WORK.read_bytes(), user="root")
         box.commands.run(
@@ -91,8 +120,9 @@ def test_nobody_notices(place: Path, kernels: dict[str, str], guest_images: dict
         wait_for(lambda: all(box.files.exists(f"{PLACE}/{part}.count") for part in PARTS), "parts")
         wait_for(lambda: doubled(box, 21) == 42, "the server")
         before = counts(box)
-        for number in range(1, SUSPENSIONS + 1):
+        for number in range(1, suspensions + 1):
             time.sleep(chance.uniform(0, 3))
+            print(f"{number}: {counts(box)}", flush=True)
             box.suspend()
             box.resume()
             with box.commands.connect(shell.pid) as handle:
@@ -114,7 +144,7 @@ def test_nobody_notices(place: Path, kernels: dict[str, str], guest_images: dict
         box.files.write(f"{PLACE}/stop", b"", user="root")
         wait_for(lambda: "work.py" not in _commands(box), "the parts do not end")
         assert not box.files.exists(f"{PLACE}/wrong"), box.files.read(f"{PLACE}/wrong")
-        print(f"\n{SUSPENSIONS} times: {before} → {counts(box)}")
+        print(f"\n{suspensions} times: {before} → {counts(box)}")
         box.commands.run(f"rm {PLACE}/stop && umount {PLACE}", user="root", check=True)
         log = box.commands.run("dmesg", user="root").stdout
         assert "stall" not in log and "lockup" not in log and "I/O error" not in log, log

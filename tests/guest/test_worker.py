@@ -15,7 +15,7 @@ import pytest
 from tests.guest import tiny
 from voidbox.errors import ConfigError, HostError
 from voidbox.jail import trial
-from voidbox.nat.backend import NatConfig
+from voidbox.nat.config import NatConfig
 from voidbox.nat.forwards import parse_forward
 from voidbox.sandbox.worker import machine as machines
 from voidbox.sandbox.worker.link import spawn_worker

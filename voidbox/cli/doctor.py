@@ -13,8 +13,8 @@ from voidbox.cli.doctor_check import FAIL, PASS, WARN, Check
 from voidbox.cli.doctor_files import examine_files
 from voidbox.cli.parser import make_parser
 from voidbox.errors import HostError
-from voidbox.kvm import api
-from voidbox.kvm.kvm import KVM_DEVICE, Kvm
+from voidbox.kvm import KVM_DEVICE, api
+from voidbox.kvm.kvm import Kvm
 from voidbox.vmm import probe, requirements
 
 VHOST_VSOCK_DEVICE = "/dev/vhost-vsock"

@@ -15,7 +15,7 @@ from voidbox.cli.attach import Attachment, Command, status_of
 from voidbox.cli.complain import complain
 from voidbox.cli.sandboxes import check_alive, check_answers
 from voidbox.errors import AgentError, VoidboxError
-from voidbox.sandbox.endpoint import StoredEndpoint
+from voidbox.sandbox.endpoint import StoredEndpoint, first_answer_s
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
@@ -73,7 +73,7 @@ def target_of(store: Store, record: SandboxRecord) -> Target:
         store.envs(record),
         record.workdir,
         record.user,
-        agent_connect.BOOT_TIMEOUT_S if record.state is State.CREATING else _CONNECT_S,
+        first_answer_s(record) if record.state is State.CREATING else _CONNECT_S,
     )
 
 

@@ -10,7 +10,7 @@ from voidbox.cli.parser import parse_number
 from voidbox.errors import ConfigError
 
 if TYPE_CHECKING:
-    from voidbox.nat.backend import NatConfig
+    from voidbox.nat.config import NatConfig
 
 _RATE = re.compile("([0-9]{1,12})([KMG]?)")
 
@@ -85,7 +85,7 @@ def parse(options: argparse.Namespace, is_console: bool) -> NatConfig | None:
         return None
     if options.net is None and is_console and not is_wanted:
         return None
-    from voidbox.nat.backend import NatConfig
+    from voidbox.nat.config import NatConfig
     from voidbox.nat.forwards import parse_forward
 
     return NatConfig(

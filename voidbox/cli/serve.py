@@ -10,7 +10,7 @@ from voidbox.cli.parser import make_parser, parse_duration, parse_number
 from voidbox.errors import ConfigError
 
 _LISTEN = "127.0.0.1:3000"
-_MAX, _LIFE = "100", "24h"
+_MAX, _LIFE, _CACHE = "100", "24h", "10G"
 _PACKAGES = ("starlette", "uvicorn", "wsproto", "h11", "anyio")
 _EPILOG = """\
 Programs that use E2B's SDKs work with it unchanged, by E2B_API_KEY, and E2B_API_URL and
@@ -54,6 +54,12 @@ def make_options() -> argparse.ArgumentParser:
         metavar="NAME=IMAGE",
         help="what a template's name stands for; repeatable",
     )
+    parser.add_argument(
+        "--build-cache",
+        metavar="SIZE",
+        default=_CACHE,
+        help=f"of the disk for what steps of template builds leave; 0: none; {_CACHE}",
+    )
     parser.add_argument("--memory", metavar="SIZE", help="of each sandbox: 512M (default), 4G")
     parser.add_argument("--cpus", metavar="N", default="1", help="of each sandbox; 1")
     parser.add_argument("--jail", metavar="LEVEL", help="default, strict or off; see run --help")
@@ -91,6 +97,7 @@ def main(argv: list[str]) -> int:
             sandboxes_max=parse_number(options.max_sandboxes, "--max-sandboxes"),
             waiting=parse_number(options.pool, "--pool") if options.pool else 0,
             life_s_max=parse_duration(options.max_timeout, "--max-timeout"),
+            build_cache_bytes=_cache_bytes(options.build_cache),
             otlp=options.otlp,
             templates=dict(_template(text) for text in options.template),
             options={
@@ -106,6 +113,15 @@ def _template(text: str) -> tuple[str, str]:
     if not name or not equals or not image:
         raise ConfigError(f"--template {text}: write NAME=IMAGE")
     return name, image
+
+
+def _cache_bytes(text: str) -> int:
+    from voidbox.vmm.config import parse_memory
+
+    try:
+        return parse_memory(text)
+    except ConfigError as error:
+        raise ConfigError(f"--build-cache {text}: {error}") from None
 
 
 def _keys(words: list[str], scope: str) -> int:

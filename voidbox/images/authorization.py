@@ -53,12 +53,20 @@ class Authorizer:
     Args:
         registry: whom the credentials are for.
         repository: that is to be pulled, such as library/python.
+        credentials: who asks; what the user has written down by default.
     """
 
-    def __init__(self, transport: Transport, registry: str, repository: str) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        registry: str,
+        repository: str,
+        credentials: Credentials | None = None,
+    ) -> None:
         self._transport = transport
         self._registry = registry
         self._repository = repository
+        self._credentials = credentials
 
     def answer(self, header: str) -> str:
         """Return the value of the Authorization header that a challenge asks for.
@@ -68,7 +76,7 @@ class Authorizer:
             ConfigError: the user's credentials cannot be read.
         """
         offers = {challenge.scheme: challenge.parameters for challenge in parse_challenges(header)}
-        credentials = find_credentials(self._registry, self._repository)
+        credentials = self._credentials or find_credentials(self._registry, self._repository)
         if "bearer" in offers:
             return f"Bearer {self._token(offers['bearer'], credentials)}"
         if "basic" not in offers:

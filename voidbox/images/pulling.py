@@ -14,6 +14,7 @@ from voidbox.errors import HostError
 from voidbox.images import manifest, progress
 from voidbox.images.assemble import Damaged, LayerSource, make_image
 from voidbox.images.blobs import Blobs
+from voidbox.images.credentials import Credentials
 from voidbox.images.errors import ImageError
 from voidbox.images.flock import OwnedFile
 from voidbox.images.manifest import Descriptor, OciConfig, Platform, parse_platform
@@ -35,6 +36,8 @@ def pull(
     insecure: bool = False,
     timeout_s: float = 30.0,
     progress: OnProgress = progress.ignore,
+    credentials: Credentials | None = None,
+    keep_as: Reference | None = None,
 ) -> Image:
     """Have the store hold what a registry has under a name now. Thread: any, for as long as it is.
 
@@ -47,6 +50,8 @@ def pull(
         insecure: plain http and unknown certificates will do.
         timeout_s: how long the registry may say nothing.
         progress: called with each step, from several threads but by one at a time.
+        credentials: who asks; what `docker login` wrote down by default.
+        keep_as: the store's name for it, if that is another one.
 
     Raises:
         ConfigError: the name or the platform is none.
@@ -55,25 +60,30 @@ def pull(
         HostError: the disk is full, say. What has been downloaded is used by the next pull.
     """
     reference = parse_reference(name)
+    kept = keep_as or reference
     wanted = parse_platform(platform)
     store = store or ImageStore()
     since = time.time()
-    key = hashlib.sha256(f"{reference.name} {wanted}".encode()).hexdigest()
+    key = hashlib.sha256(f"{kept.name} {wanted}".encode()).hexdigest()
     with OwnedFile(
         f"{store.path}/partial/name-{key}",
         lambda: progress(ImageProgress("wait", "", 0, 0)),
     ) as lock:
         try:
-            id = store.look_up(reference, since)
+            id = store.look_up(kept, since)
             if id is not None:
                 image = store.find(id)
                 if wanted.is_served_by(Platform(*image.record.platform.split("/"))):
                     return image  # somebody else has pulled it while we waited
             stop = threading.Event()
             with Registry(
-                reference, is_insecure=insecure, timeout_s=timeout_s, stop=stop
+                reference,
+                is_insecure=insecure,
+                timeout_s=timeout_s,
+                stop=stop,
+                credentials=credentials,
             ) as registry:
-                return _Pull(store, registry, reference, progress, stop).run(wanted)
+                return _Pull(store, registry, reference, kept, progress, stop).run(wanted)
         finally:
             lock.delete()
 
@@ -86,6 +96,7 @@ class _Pull:
         store: ImageStore,
         registry: Registry,
         reference: Reference,
+        kept: Reference,
         report: OnProgress,
         stop: threading.Event,
     ) -> None:
@@ -93,6 +104,7 @@ class _Pull:
         self._blobs = Blobs(store.path)
         self._registry = registry
         self._reference = reference
+        self._kept = kept
         self._report = report
         self._stop = stop
 
@@ -112,7 +124,7 @@ class _Pull:
         self._check(resolved, config, platform)
         with OwnedFile(f"{self._store.path}/partial/image-{id[7:]}") as lock:
             try:
-                if self._store.name(self._reference, id):
+                if self._store.name(self._kept, id):
                     return self._store.find(id)
                 return self._bring(resolved, config)
             finally:
@@ -200,4 +212,4 @@ class _Pull:
                 for layer in resolved.manifest.layers
             ),
         )
-        return make_image(self._store, self._reference, record, layers, self._report)
+        return make_image(self._store, self._kept, record, layers, self._report)

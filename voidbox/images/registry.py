@@ -9,6 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from voidbox.images import manifest
 from voidbox.images.authorization import Authorizer
+from voidbox.images.credentials import Credentials
 from voidbox.images.download import ATTEMPTS, check_range, range_from
 from voidbox.images.manifest import Descriptor, Index, Manifest, Platform
 from voidbox.images.reference import DEFAULT_REGISTRY, Reference
@@ -51,6 +52,7 @@ class Registry:
         is_insecure: http, or certificates that nobody vouches for, will do.
         timeout_s: for any sign of life.
         stop: once it is set, nothing is tried again.
+        credentials: who asks; what the user has written down by default.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Registry:
         is_insecure: bool = False,
         timeout_s: float = 30.0,
         stop: threading.Event | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self.name = reference.registry
         self._repository = reference.repository
@@ -70,7 +73,7 @@ class Registry:
         # Plain first on this machine, where a server without TLS may wait for more of a hello.
         schemes = ["http", "https"] if is_local else ["https", "http"] if is_insecure else ["https"]
         self._bases = [f"{scheme}://{host}/v2/{self._repository}" for scheme in schemes]
-        self._authorizer = Authorizer(self._transport, self.name, self._repository)
+        self._authorizer = Authorizer(self._transport, self.name, self._repository, credentials)
         self._authorization = ""
         self._lock = threading.Lock()  # for whoever gets a token
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import socket
 from collections.abc import Callable, Iterable
@@ -42,16 +43,22 @@ def run_all() -> list[Trial]:
     return [*trials, _try(MOUNT, _try_mount), _try(PID, _try_pid)]
 
 
+@functools.cache
 def problem_of_mounts() -> str:
     """Return why namespaces with a root of their own cannot be had; "" if they can.
 
     To be asked first: a host may give the namespace, and then let nobody do anything in it.
+    It is tried once; what this process forks later knows the answer.
     """
     return _try(MOUNT, _try_mount).problem
 
 
+@functools.cache
 def problem_of_pids() -> str:
-    """Return why there cannot be a pid namespace beside all others; "" if there can."""
+    """Return why there cannot be a pid namespace beside all others; "" if there can.
+
+    See problem_of_mounts().
+    """
     return _try(PID, _try_pid).problem
 
 

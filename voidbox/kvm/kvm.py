@@ -7,12 +7,11 @@ import os
 from typing import Any
 
 from voidbox.errors import HostError
-from voidbox.kvm import api
+from voidbox.kvm import KVM_DEVICE, api
 from voidbox.kvm._abi import ffi
 from voidbox.kvm.handle import Handle
 from voidbox.kvm.vm import Vm
 
-KVM_DEVICE = "/dev/kvm"
 _MAX_CPUID_ENTRIES = 1024
 _MAX_MSRS = 1024
 

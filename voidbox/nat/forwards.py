@@ -10,7 +10,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from voidbox.errors import ConfigError, HostError
 from voidbox.loop_api import Loop, TimerHandle
@@ -18,7 +18,9 @@ from voidbox.nat.sockets import HostSockets
 from voidbox.net.addresses import parse_address
 from voidbox.net.datagram_flows import DATAGRAM_BYTES_MAX
 from voidbox.net.host import DatagramOwner
-from voidbox.net.stack import Stack
+
+if TYPE_CHECKING:  # the keeper has none
+    from voidbox.net.stack import Stack
 
 _ACCEPTS_PER_PASS = 64
 _ACCEPT_PAUSE_S = 0.1

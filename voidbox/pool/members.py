@@ -33,6 +33,7 @@ _REST_S, _REST_S_MAX = 1.0, 30.0  # after a start that nobody waited for has fai
 _ENDS_AT_ONCE = 16
 _SMOOTHING = 0.2
 _RETRY_S_MIN = 0.1
+_REFILL_S_MAX = 1.0
 
 _logger = logging.getLogger("voidbox")
 
@@ -90,6 +91,7 @@ class Members:
         self._timer: asyncio.TimerHandle | None = None
         self._rest_s = 0.0  # no start that nobody waits for, because the last ones failed
         self._is_resting = False
+        self._refill_at = 0.0  # by the loop's time; see _is_too_soon
         self._is_short = False
         self._started = self._failed = 0
         self._used_s = 0.0
@@ -130,9 +132,21 @@ class Members:
                 return (waiter,)
         usual = sum(1 for waiter in self._starting.values() if waiter is None)
         missing = len(self._usual_waiters())
-        if not missing and self._is_resting:
+        if missing + self._warm_size <= usual + len(self._warm):
             return None
-        return (None,) if missing + self._warm_size > usual + len(self._warm) else None
+        if not missing and (self._is_resting or self._is_too_soon()):
+            return None
+        return (None,)
+
+    def _is_too_soon(self) -> bool:
+        """Whether the one that was given last is to have the processors to itself a little longer.
+
+        A start at the same moment would take as much of them as its first command does.
+        """
+        left_s = self._refill_at - asyncio.get_running_loop().time()
+        if left_s > 0:
+            self._pump_later(left_s)
+        return left_s > 0
 
     def _has_room(self) -> bool:
         if len(self._starting) >= self._limit.limit:
@@ -269,7 +283,9 @@ class Members:
     def _give(self, sandbox: PooledSandbox, waiter: Waiter) -> None:
         with contextlib.suppress(ValueError):
             self._waiters.remove(waiter)
-        self._given[sandbox] = asyncio.get_running_loop().time()
+        now = self._given[sandbox] = asyncio.get_running_loop().time()
+        if self._refill_at <= now:  # who is given many at once does not put it off for ever
+            self._refill_at = now + min(self._limit.mean_s, _REFILL_S_MAX)
         waiter.future.set_result(sandbox)
 
     def _take_in(self, sandbox: PooledSandbox, is_usual: bool) -> None:

@@ -8,6 +8,7 @@ import select
 import socket
 import time
 
+from voidbox.agent.connect import BOOT_TIMEOUT_S
 from voidbox.agent.endpoint import UnixEndpoint, connect_vhost
 from voidbox.errors import AgentError, ConfigError, SandboxTimeout
 from voidbox.sandbox.control import ControlClient
@@ -19,6 +20,11 @@ from voidbox.sandbox.state.store import Store
 
 _POST_MORTEM_S = 2.0  # between the loss of a connection and the last word of the sandbox's process
 _POLL_S = 0.01
+
+
+def first_answer_s(record: SandboxRecord) -> float:
+    """Return how long a guest's agent may take until it first answers."""
+    return max(BOOT_TIMEOUT_S, record.start_s or 0.0)
 
 
 class StoredEndpoint:

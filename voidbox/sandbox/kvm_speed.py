@@ -14,8 +14,7 @@ from contextlib import closing, suppress
 
 from voidbox import defaults
 from voidbox.errors import HostError
-from voidbox.kvm.kvm import KVM_DEVICE, Kvm
-from voidbox.vmm import probe, requirements
+from voidbox.kvm import KVM_DEVICE
 
 CACHE_NAME = "kvm-speed.json"
 _FRESH_S = 24 * 3600.0
@@ -51,6 +50,9 @@ def check_host() -> None:
     key = _key()
     if key is not None and _is_known_fast(key):
         return
+    from voidbox.kvm.kvm import Kvm  # most starts know the answer
+    from voidbox.vmm import probe, requirements
+
     with closing(Kvm()) as kvm:
         requirements.check(kvm, cpus=1)
         result = probe.measure(kvm)
@@ -61,7 +63,7 @@ def check_host() -> None:
             "switch on nested virtualisation for this VM (voidbox doctor tells more)"
         )
     if key is not None:
-        _remember(key, result)
+        _remember(key, result.ns_per_loop)
 
 
 def _key() -> str | None:
@@ -83,20 +85,16 @@ def _is_known_fast(key: str) -> bool:
         with open(_path(), "rb") as file:
             known = json.loads(file.read(_CACHE_BYTES_MAX))
         age_s = time.time() - known["at"]
-        ns_per_loop = known["ns_per_loop"]
-        if known["key"] != key or not isinstance(ns_per_loop, int | float):
-            return False
+        return bool(known["key"] == key) and 0 <= age_s < _FRESH_S  # less: the clock was put back
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return False
-    is_emulated = probe.SpeedProbe(ns_per_loop).is_emulated
-    return 0 <= age_s < _FRESH_S and not is_emulated  # a clock that was put back: measured anew
 
 
-def _remember(key: str, result: probe.SpeedProbe) -> None:
-    """Keep a result; where nothing can be kept, the next start measures again."""
+def _remember(key: str, ns_per_loop: float) -> None:
+    """Keep that it is fast; where nothing can be kept, the next start measures again."""
     path = _path()
     beside = f"{path}.{os.getpid()}"
-    values = {"key": key, "ns_per_loop": result.ns_per_loop, "at": time.time()}
+    values = {"key": key, "ns_per_loop": ns_per_loop, "at": time.time()}
     with suppress(OSError):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         try:

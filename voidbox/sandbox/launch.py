@@ -18,6 +18,7 @@ from voidbox.errors import ConfigError, HostError, SandboxTimeout, VoidboxError
 from voidbox.sandbox import host_room
 from voidbox.sandbox.child_environment import environment
 from voidbox.sandbox.control import describe_error, make_error
+from voidbox.sandbox.endpoint import first_answer_s
 from voidbox.sandbox.guarding import send_values
 from voidbox.sandbox.log_file import read_tail
 from voidbox.sandbox.process.logs import open_log
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 OWNER = "voidbox.sandbox.process.owner"
 _END_S = 10.0  # for a process that failed, or was told to end
-_WAKE_S, _POLL_S = 60.0, 0.05
+_POLL_S = 0.05
 _POLL_MS_MAX = (1 << 31) - 1  # of poll(2): some 24 days
 
 _children: dict[int, str] = {}  # of launch(), that nobody has waited for yet, and their sandboxes
@@ -48,10 +49,11 @@ def wake(store: Store, id: str, parent_fd: int | None = None, owner: str = OWNER
         ConfigError: it is not suspended.
         VoidboxError: what it failed with.
     """
-    deadline = time.monotonic() + _WAKE_S
+    limit_s = first_answer_s(store.read(id))
+    deadline = time.monotonic() + limit_s
     while (found := _try_to_wake(store, id)) is None:
         if time.monotonic() > deadline:
-            raise SandboxTimeout(f"{id} is being woken, for more than {_WAKE_S:g} s already")
+            raise SandboxTimeout(f"{id} is being woken, for more than {limit_s:g} s already")
         time.sleep(_POLL_S)
     record = found
     if record.state is not State.CREATING:

@@ -175,7 +175,7 @@ class AsyncSandbox(CopiedSandbox):
             detached: it goes on when this process ends.
             keep: kill() leaves its record and its logs.
             isolated: its process is a program of its own, also inside of voidbox.zygote().
-            request_timeout: for its start.
+            request_timeout: for its start; its guest has a minute to answer, or as long as this.
             state_folder: in place of the user's own.
             remote: the URL of a `voidbox serve` that it is to be a sandbox of; $VOIDBOX_REMOTE if
                 there is no state_folder. See voidbox.sdk.remote.

@@ -42,6 +42,8 @@ class CopiedSandbox(EndingSandbox):
     ) -> Self:
         """Start the sandbox of a record; nothing of it is left if that fails."""
         parent_fd = None if detached else parent_pipe.reading_end()
+        if limit_s is not None:
+            record = record._replace(start_s=limit_s)
         launch = Launch(store, record, parent_fd, secret_envs, zygote, values)
         try:
             async with asyncio.timeout(limit_s):

@@ -19,6 +19,7 @@ from voidbox.serve.control.life import LifeRoutes
 from voidbox.serve.control.observe import ObserveRoutes
 from voidbox.serve.control.routes import guarded
 from voidbox.serve.control.sandboxes import SandboxRoutes
+from voidbox.serve.control.tags import TagRoutes
 from voidbox.serve.control.templates import TemplateRoutes
 from voidbox.serve.dashboard.routes import Dashboard
 from voidbox.serve.errors import ApiError, as_api_error, not_supported
@@ -32,11 +33,11 @@ from voidbox.serve.requests_log import RequestsLog
 # What E2B's cloud has and this server has not: said, rather than "not found".
 _CLOUDS_OWN = (
     "/volumes", "/volumecontent", "/secrets", "/teams", "/nodes", "/admin", "/access-tokens",
-    "/api-keys", "/templates/tags",
+    "/api-keys",
 )  # fmt: skip
 _PARTS = (
     *(SandboxRoutes, LifeRoutes, CopyRoutes, ObserveRoutes),
-    *(BuildRoutes, TemplateRoutes, OwnRoutes),
+    *(BuildRoutes, TagRoutes, TemplateRoutes, OwnRoutes),
 )
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 

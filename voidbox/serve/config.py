@@ -11,6 +11,7 @@ from voidbox.errors import ConfigError
 PORT_DEFAULT = 3000
 SANDBOXES_MAX = 100
 LIFE_S_MAX = 24 * 3600.0
+BUILD_CACHE_BYTES = 10 << 30
 
 
 class ServeConfig(NamedTuple):
@@ -26,6 +27,7 @@ class ServeConfig(NamedTuple):
         waiting: how many more of the default template wait for clients.
         life_s_max: the longest timeout that a client may ask for.
         templates: more names of templates, and the images they stand for.
+        build_cache_bytes: the most disk that steps of template builds take, to be used again.
         otlp: the URL of a collector of OpenTelemetry's; None for none.
         options: of AsyncSandbox.create(), for every sandbox: memory, jail and so on.
     """
@@ -41,6 +43,7 @@ class ServeConfig(NamedTuple):
     waiting: int = 0
     life_s_max: float = LIFE_S_MAX
     templates: Mapping[str, str] = {}
+    build_cache_bytes: int = BUILD_CACHE_BYTES
     otlp: str | None = None
     options: Mapping[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""What the server keeps beside the sandboxes' own records: keys, its secret, ends, an audit."""
+"""What the server keeps beside the sandboxes' records: keys, a secret, ends, tags, an audit."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import os
 import secrets
 import sqlite3
 import time
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from voidbox.errors import ConfigError
 
 _NAME = "serve.sqlite"
-_VERSION = 2
+_VERSION = 3
+_WITHOUT_TAGS = 2
 _AUDIT_MAX = 10_000  # lines
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS keys (
@@ -23,8 +25,11 @@ CREATE TABLE IF NOT EXISTS ends (sandbox TEXT PRIMARY KEY, end_at REAL NOT NULL)
 CREATE TABLE IF NOT EXISTS audit (
     id INTEGER PRIMARY KEY, at REAL NOT NULL, key TEXT NOT NULL, action TEXT NOT NULL,
     sandbox TEXT NOT NULL, detail TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS templates (
-    key TEXT NOT NULL, name TEXT NOT NULL, snapshot TEXT NOT NULL, PRIMARY KEY (key, name));
+CREATE TABLE IF NOT EXISTS tags (
+    key TEXT NOT NULL, name TEXT NOT NULL, tag TEXT NOT NULL, snapshot TEXT NOT NULL,
+    build TEXT NOT NULL, assigned_at REAL NOT NULL, PRIMARY KEY (key, name, tag));
+CREATE TABLE IF NOT EXISTS layers (
+    id TEXT PRIMARY KEY, snapshot TEXT NOT NULL, bytes INTEGER NOT NULL, used_at REAL NOT NULL);
 """
 
 
@@ -57,8 +62,19 @@ class Database:
         if version < _VERSION:
             for statement in filter(str.strip, _SCHEMA.split(";")):
                 self._connection.execute(statement)
+            if version == _WITHOUT_TAGS:
+                self._tag_all()
             self._connection.execute(f"PRAGMA user_version={_VERSION}")
         self._connection.execute("COMMIT")
+
+    def _tag_all(self) -> None:
+        """Give the templates of an older voidbox the tag that means them still."""
+        for key, name, snapshot in self.rows("SELECT key, name, snapshot FROM templates"):
+            self.run(
+                "INSERT INTO tags VALUES (?, ?, 'default', ?, ?, ?)",
+                (key, name, snapshot, str(uuid.uuid4()), time.time()),
+            )
+        self.run("DROP TABLE templates")
 
     def close(self) -> None:
         """Close the file. Idempotent."""
@@ -94,26 +110,6 @@ class Database:
             self.run("DELETE FROM ends WHERE sandbox = ?", (sandbox_id,))
         else:
             self.run("INSERT OR REPLACE INTO ends VALUES (?, ?)", (sandbox_id, end_at))
-
-    # Templates that clients have built: which snapshot is meant by a key's name.
-
-    def template(self, key_id: str, name: str) -> str | None:
-        """Return the snapshot of a template."""
-        statement = "SELECT snapshot FROM templates WHERE key = ? AND name = ?"
-        rows = self.rows(statement, (key_id, name))
-        return str(rows[0][0]) if rows else None
-
-    def templates(self) -> dict[str, str]:
-        """Return the names of all templates, by their snapshots."""
-        return dict(self.rows("SELECT snapshot, name FROM templates"))
-
-    def set_template(self, key_id: str, name: str, snapshot_id: str | None) -> None:
-        """Have a template be a snapshot; None: be none."""
-        if snapshot_id is None:
-            self.run("DELETE FROM templates WHERE key = ? AND name = ?", (key_id, name))
-        else:
-            values = (key_id, name, snapshot_id)
-            self.run("INSERT OR REPLACE INTO templates VALUES (?, ?, ?)", values)
 
     # Who did what.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 import secrets
@@ -18,6 +19,7 @@ _PREFIX = "e2b_"
 _SECRET_BYTES = 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,62}")
 _KEY_CHARACTERS_MAX = 200
+_LOOK_S = 1.0  # how soon a removed key is noticed
 _USED_EVERY_S = 60.0  # how exact last_used_at is
 
 # run: all with one's own sandboxes; read: only look at them; admin: at everybody's, and keys.
@@ -111,6 +113,11 @@ class Keys:
         """Return the key of an ID."""
         rows = self._database.rows(f"{_SELECT} WHERE id = ?", (key_id,))
         return _key(rows[0]) if rows else None
+
+    async def until_removed(self, key: Key) -> None:
+        """Return once a key is removed, by whatever process: what goes on for long ends with it."""
+        while self.by_id(key.id) is not None:
+            await asyncio.sleep(_LOOK_S)
 
     def name_of(self, key_id: str) -> str:
         """Return a key's name; its ID once it is removed."""

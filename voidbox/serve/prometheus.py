@@ -69,13 +69,15 @@ class Metrics:
 
     def _of_sandboxes(self) -> Iterable[str]:
         samples = [(one.id, one.samples[-1]) for one in self._registry if one.samples]
-        for name, field, text in (
-            ("voidbox_sandbox_cpu_percent", "cpu_percent", "Of its CPUs, in use."),
-            ("voidbox_sandbox_memory_used_bytes", "memory_used", "Memory, as the guest sees it."),
-            ("voidbox_sandbox_disk_used_bytes", "disk_used", "Disk, as the guest sees it."),
+        for name, kind, field, text in (
+            ("cpu_percent", "gauge", "cpu_percent", "Of its CPUs, in use."),
+            ("memory_used_bytes", "gauge", "memory_used", "Memory, as the guest sees it."),
+            ("disk_used_bytes", "gauge", "disk_used", "Disk, as the guest sees it."),
+            ("network_received_bytes_total", "counter", "received", "What came by its network."),
+            ("network_sent_bytes_total", "counter", "sent", "What it sent by its network."),
         ):
             values = [({"sandbox": id}, getattr(sample, field)) for id, sample in samples]
-            yield from _metric(name, "gauge", text, values)
+            yield from _metric(f"voidbox_sandbox_{name}", kind, text, values)
 
     def _durations(self) -> Iterable[str]:
         name = "voidbox_request_seconds"

@@ -11,13 +11,13 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from voidbox.errors import VoidboxError
-from voidbox.sandbox.snapshots.shelf import Snapshot
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sdk.aio import AsyncSandbox
 from voidbox.sdk.launching import wait_gone
 from voidbox.sdk.snapshots import SnapshotInfo, wake
+from voidbox.serve.builds.cache import Cache
 from voidbox.serve.config import ServeConfig
 from voidbox.serve.database import Database
 from voidbox.serve.errors import ApiError, SandboxGone, not_found
@@ -25,14 +25,13 @@ from voidbox.serve.interpreter.starting import Interpreter
 from voidbox.serve.keys import Key, Keys
 from voidbox.serve.marks import Mark
 from voidbox.serve.served import Served
-from voidbox.serve.telemetry import Telemetry
-from voidbox.serve.templates import BASE, Templates
+from voidbox.serve.telemetry import Telemetry, how_started
+from voidbox.serve.templates import BASE, Template, Templates, left_by_build
 from voidbox.serve.waiting import Waiting
 from voidbox.serve.when_free import when_free
 
 _SAMPLE_S = 5.0
 _INTERPRETERS = "code-interpreter-v1"  # the template
-_LOG_CHARACTERS = 64 << 10
 _ENDS_S = 0.5  # how exact the server's own time limits are
 
 _logger = logging.getLogger("voidbox.serve")
@@ -56,6 +55,7 @@ class Registry:
         if config.waiting:
             options = {**config.options, "image": self.templates.image(BASE)}
             self.waiting = Waiting(config.waiting, options, self.store.folder)
+        self.cache = Cache(self.store.folder, self.database, config.build_cache_bytes)
         self._secret = self.database.secret()
         self._served: dict[str, Served] = {}
         self._interpreters: WeakKeyDictionary[Served, Interpreter] = WeakKeyDictionary()
@@ -67,19 +67,27 @@ class Registry:
     async def start(self) -> None:
         """Find what an earlier server left, and see to what happens by itself."""
         await asyncio.to_thread(self.store.clean)
+        await self.cache.trim()
+        await self.templates.sweep(self.cache.snapshots())
         for record in await asyncio.to_thread(self.store.list):
             mark = Mark.of(record.metadata)
             if mark is None:
                 continue
             if record.state.is_final:
                 await self._remove(record.id)
-            else:
-                self._adopt(record, mark)
+                continue
+            served = self._adopt(record, mark)
+            if mark.is_build:  # nobody waits for what it would become
+                self.spawn(self._end_build(served))
         _logger.info("sandboxes found: %d", len(self._served))
         if self.waiting is not None:
             await self.waiting.start()
         self.spawn(self._sample_all())
         self.spawn(self._see_to_ends())
+
+    async def _end_build(self, served: Served) -> None:
+        with contextlib.suppress(ApiError, VoidboxError):  # it has ended by itself
+            await self.kill(served, "a server that was killed")
 
     async def stop(self) -> None:
         """Leave the sandboxes to the next server."""
@@ -148,40 +156,64 @@ class Registry:
 
     # Making.
 
-    async def create(self, key: Key, template: str, mark: Mark, options: dict[str, Any]) -> Served:
+    async def create(
+        self,
+        key: Key,
+        template: str,
+        mark: Mark,
+        options: dict[str, Any],
+        found: Template | None = None,
+    ) -> Served:
         """Make a sandbox.
 
+        Args:
+            found: what the template is; None: to be found by its name.
         Raises:
             ApiError: there are too many, or no such template.
             VoidboxError: it could not be started.
         """
-        found = await self.templates.find(template, key)
-        running = sum(1 for one in self if one.state is not State.SUSPENDED)
-        if running + self._starting >= self.config.sandboxes_max:
-            raise ApiError(
-                503,
-                f"{self.config.sandboxes_max} sandboxes run: kill one, or raise --max-sandboxes",
-                {"Should-Retry": "false"},
-            )
+        if found is None:
+            found = await self.templates.find(template, key)
         base = self.config.options
         if found.snapshot is not None:
-            base, mark = {}, _inherited(mark, found.snapshot)
+            base = {}
+            if not mark.is_build:  # which knows it
+                user, workdir = left_by_build(found.snapshot)
+                mark = mark._replace(user=user, workdir=workdir)
             options = {**options, "metadata": {**options["metadata"], **mark.to_metadata()}}
-        self._starting += 1
-        try:
-            with self.telemetry.span("create", template=template, key=key.name):
-                record = await self._make({**base, **found.options, **options}, mark)
-        except BaseException:
-            self.counts["failed"] += 1
-            raise
-        finally:
-            self._starting -= 1
-        served = self._adopt(record, Mark.of(record.metadata) or mark)
+        with self._room(1):
+            try:
+                with self.telemetry.span("create", template=template, key=key.name):
+                    record = await self._make({**base, **found.options, **options}, mark)
+            except BaseException:
+                self.counts["failed"] += 1
+                raise
+            served = self._adopt(record, Mark.of(record.metadata) or mark)
         if template.partition(":")[0] == _INTERPRETERS:
             self.spawn(self._warm_interpreter(served))
         self.counts["created"] += 1
         self.database.audit(key.name, "create", served.id, template)
         return served
+
+    @contextlib.contextmanager
+    def _room(self, count: int) -> Iterator[None]:
+        """Keep room for so many more that run.
+
+        Raises:
+            ApiError: there is not as much.
+        """
+        running = sum(1 for one in self if one.state is not State.SUSPENDED)
+        if running + self._starting + count > self.config.sandboxes_max:
+            raise ApiError(
+                503,
+                f"{self.config.sandboxes_max} sandboxes run: kill one, or raise --max-sandboxes",
+                {"Should-Retry": "false"},
+            )
+        self._starting += count
+        try:
+            yield
+        finally:
+            self._starting -= count
 
     def interpreter(self, served: Served) -> Interpreter:
         """Return what runs code in a sandbox."""
@@ -200,7 +232,7 @@ class Registry:
         box = await AsyncSandbox.create(**options, detached=True, state_folder=self.store.folder)
         await box.close()
         record = self.store.peek(box.sandbox_id)
-        how = await asyncio.to_thread(_how_started, self.store.path(record.id, "owner.log"))
+        how = await asyncio.to_thread(how_started, self.store.path(record.id, "owner.log"))
         self.telemetry.past(how, record.created_at, sandbox=record.id)
         return record
 
@@ -286,7 +318,7 @@ class Registry:
             if state is State.PAUSED:  # halted by our own SDK
                 await served.control("resume")
             elif state is State.SUSPENDED:
-                with self.telemetry.span("resume", sandbox=served.id):
+                with self._room(1), self.telemetry.span("resume", sandbox=served.id):
                     await wake(self.store, served.id)
                 await served.reconnect()
                 self._watch(served)
@@ -298,12 +330,17 @@ class Registry:
         return True
 
     async def snapshot(self, served: Served, name: str | None, by: str) -> SnapshotInfo:
+        """Save a sandbox as it is now, for its client."""
+        info = await self.save(served, name)
+        self.database.audit(by, "snapshot", served.id, info.name)
+        return info
+
+    async def save(self, served: Served, name: str | None) -> SnapshotInfo:
         """Save a sandbox as it is now."""
         async with served.life:
             box = await served.box()
             info = await when_free(lambda: box.snapshot(name))
             await box.close()
-        self.database.audit(by, "snapshot", served.id, info.name)
         return info
 
     async def fork(self, served: Served, count: int, by: str) -> list[Served | VoidboxError]:
@@ -312,20 +349,19 @@ class Registry:
         Raises:
             ApiError: that would be too many.
         """
-        if len(self) + count > self.config.sandboxes_max:
-            raise ApiError(503, "that would be too many sandboxes", {"Should-Retry": "false"})
-        async with served.life:
-            box = await served.box()
-            forks = await when_free(lambda: box.fork(count))
-            await box.close()
-        self.database.audit(by, "fork", served.id, str(count))
-        found: list[Served | VoidboxError] = []
-        for fork in forks:
-            if isinstance(fork, Exception):
-                found.append(fork if isinstance(fork, VoidboxError) else VoidboxError(str(fork)))
-                continue
-            found.append(self._adopt(self.store.peek(fork.sandbox_id), served.mark))
-            await fork.close()
+        with self._room(count):
+            async with served.life:
+                box = await served.box()
+                forks = await when_free(lambda: box.fork(count))
+                await box.close()
+            self.database.audit(by, "fork", served.id, str(count))
+            return [await self._forked(fork, served) for fork in forks]
+
+    async def _forked(self, fork: AsyncSandbox | Exception, of: Served) -> Served | VoidboxError:
+        if isinstance(fork, Exception):
+            return fork if isinstance(fork, VoidboxError) else VoidboxError(str(fork))
+        found = self._adopt(self.store.peek(fork.sandbox_id), of.mark)
+        await fork.close()
         return found
 
     def _timeout_s(self, served: Served) -> float:
@@ -379,16 +415,3 @@ class Registry:
             running = [one for one in self if one.is_sampled and one.is_running]
             await asyncio.gather(*(one.measure() for one in running))
             await asyncio.sleep(_SAMPLE_S)
-
-
-def _how_started(log: str) -> str:
-    """Return what a sandbox's start was, by the log of its process: "restore" or "boot"."""
-    with contextlib.suppress(OSError), open(log, errors="replace") as file:
-        return "restore" if "restored from " in file.read(_LOG_CHARACTERS) else "boot"
-    return "boot"
-
-
-def _inherited(mark: Mark, snapshot: Snapshot) -> Mark:
-    """Return a mark with what a template that was built says of its sandboxes."""
-    old = Mark.of(snapshot.record.sandbox.metadata)
-    return mark if old is None else mark._replace(user=old.user, workdir=old.workdir)

@@ -33,12 +33,17 @@ from voidbox.serve.marks import Mark
 _SAMPLES_MAX = 720  # an hour, at one every 5 s
 _METRICS_S = 10.0
 _DIAL_S = 10.0
+_OUTPUT_BYTES_KEPT = 64 << 10  # of what a build's step says: its log has it
 
 _logger = logging.getLogger("voidbox.serve")
 
 
 class Sample(NamedTuple):
-    """What a sandbox used at one moment; sizes in bytes, `at` in seconds since 1970."""
+    """What a sandbox used at one moment; sizes in bytes, `at` in seconds since 1970.
+
+    Attributes:
+        received, sent: by the guest over its network, since its start.
+    """
 
     at: float
     cpus: int
@@ -48,6 +53,8 @@ class Sample(NamedTuple):
     memory_cache: int
     disk_used: int
     disk_total: int
+    received: int
+    sent: int
 
 
 class Served:
@@ -85,6 +92,7 @@ class Served:
             "E2B_TEMPLATE_ID": self.mark.template,
         }
         self.session = Session(agent, record.name, envs, record.workdir, record.user)
+        self.session.output_bytes_kept = _OUTPUT_BYTES_KEPT
         self.files = AsyncFiles(self.session)
         workdir = "" if self.mark.is_build else self.mark.workdir
         user = "" if self.mark.is_build else self.mark.user
@@ -162,13 +170,14 @@ class Served:
         """Take a sample; None if it does not answer."""
         try:
             guest = await self.session.agent.request(protocol.METRICS, {}, "metrics", _METRICS_S)
-            sample = self._sample(guest)
-        except (VoidboxError, TypeError, ValueError, ArithmeticError):
+            sample = self._sample(guest, await self.control("metrics"))
+        except (VoidboxError, TypeError, ValueError, AttributeError, ArithmeticError):
             return None
         self.samples.append(sample)
         return sample
 
-    def _sample(self, guest: dict[str, Any]) -> Sample:
+    def _sample(self, guest: dict[str, Any], machine: dict[str, Any]) -> Sample:
+        network = machine.get("network") or {}
         times = {name: float(value) for name, value in dict(guest["cpu_ns"]).items()}
         total, idle = sum(times.values()), times.get("idle", 0.0)
         busy = total - idle
@@ -186,6 +195,8 @@ class Served:
             memory_cache=0,
             disk_used=max(0, disk - int(guest["disk_available_bytes"])),
             disk_total=disk,
+            received=int(network.get("bytes_to_guest", 0)),
+            sent=int(network.get("bytes_from_guest", 0)),
         )
 
     async def disconnect(self) -> None:

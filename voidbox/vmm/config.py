@@ -14,7 +14,7 @@ from voidbox.memory import PAGE_BYTES
 if TYPE_CHECKING:  # a machine without a network starts sooner
     import socket
 
-    from voidbox.nat.backend import NatConfig
+    from voidbox.nat.config import NatConfig
 
 CPUS_MAX = 8
 MEMORY_BYTES_MIN = 16 << 20

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from voidbox.boot import cpu, layout, loader, newc
 from voidbox.errors import ConfigError, HostError
 from voidbox.event_loop import EventLoop
-from voidbox.kvm.kvm import KVM_DEVICE, Kvm
+from voidbox.kvm import KVM_DEVICE
+from voidbox.kvm.kvm import Kvm
 from voidbox.memory import GuestMemory
 from voidbox.vmm import requirements, vcpus
 from voidbox.vmm.board import Board

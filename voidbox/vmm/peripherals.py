@@ -21,7 +21,8 @@ from voidbox.vmm.hardware import Hardware
 from voidbox.vmm.virtio_slots import VirtioSlots
 
 if TYPE_CHECKING:  # imported where they are used: a machine without them starts sooner
-    from voidbox.nat.backend import NatBackend, NatConfig
+    from voidbox.nat.backend import NatBackend
+    from voidbox.nat.config import NatConfig
     from voidbox.virtio.balloon import VirtioBalloon
     from voidbox.virtio.device import VirtioDevice
     from voidbox.vmm.disk import Disk

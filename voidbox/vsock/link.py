@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from voidbox.vsock.connection import Connection
 
@@ -76,8 +75,7 @@ class Link:
         return self.connection.local_port, self.connection.peer_port
 
 
-@dataclass(frozen=True, slots=True)
-class MuxerStatistics:
+class MuxerStatistics(NamedTuple):
     """Counters since the start; connections and buffered_bytes are of now."""
 
     connections: int = 0

@@ -13,7 +13,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from voidbox.loop_api import Loop, TimerHandle
 from voidbox.vsock.link import MuxerStatistics, RxBuffers
@@ -36,8 +36,7 @@ ACCEPT_PAUSE_S = 0.1
 _GONE = select.EPOLLHUP | select.EPOLLERR
 
 
-@dataclass(frozen=True, slots=True)
-class UnixStatistics:
+class UnixStatistics(NamedTuple):
     """The muxer's counters, and the listener's."""
 
     muxer: MuxerStatistics

@@ -7,7 +7,6 @@ import errno
 import os
 import socket
 import stat
-from pathlib import Path
 
 from voidbox.errors import ConfigError, HostError
 
@@ -56,7 +55,7 @@ class UnixListener:
         self.socket.close()
         with contextlib.suppress(OSError):
             if _identity(self.path) == self._identity:
-                Path(self.path).unlink()
+                os.unlink(self.path)
 
 
 class HandedListener:
@@ -88,7 +87,7 @@ def _remove_dead(path: str) -> None:
         try:
             probe.connect(path)
         except ConnectionRefusedError:
-            Path(path).unlink()
+            os.unlink(path)
             return
         except FileNotFoundError:
             return

@@ -135,6 +135,7 @@ class VhostVsock:
         self._irq_thread: _IrqThread | None = None
         self._transport: Transport | None = None  # while it has the queues
         self._rings: tuple[Ring, ...] = ()
+        self._is_held = False
         self._eventfds: list[int] = []
         self._fd = _open_device()
         try:
@@ -240,7 +241,14 @@ class VhostVsock:
         os.eventfd_write(self.kick_fds[queue_idx], 1)
 
     def hold_rx(self, held: bool) -> None:
-        """The kernel cannot hold packets; connections of before a restore do not exist in it."""
+        """Have the kernel leave the rings alone while held: it keeps what programs send."""
+        self._is_held = held
+        if held:
+            self.pause()
+        elif self._transport is not None:
+            self.resume()
+            for idx in range(QUEUES):  # kicks of meanwhile found nobody
+                self.kick(idx)
 
     def reset_connections(self) -> None:
         """A restored machine has opened the device anew, and it holds no connection yet."""
@@ -264,8 +272,8 @@ class VhostVsock:
         self._transport.interrupt_queues()
 
     def resume(self) -> None:
-        """Serve the rings (again)."""
-        if self._irq_thread is None and self._transport is not None:
+        """Serve the rings (again), unless they are held."""
+        if self._irq_thread is None and self._transport is not None and not self._is_held:
             # Before the kernel runs: it may call at once.
             self._irq_thread = _IrqThread(self._transport, self._call_fds, self._error_fds)
             self._ioctl("VHOST_VSOCK_SET_RUNNING", VHOST_VSOCK_SET_RUNNING, _INT.pack(1))

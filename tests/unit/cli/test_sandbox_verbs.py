@@ -394,7 +394,7 @@ def test_stats(cli: Cli) -> None:
     assert figures["rss_bytes"] > 1 << 20
     assert figures["cpu_ns"] > 0
     assert figures["exits"] == 7
-    assert figures["network_sent_bytes"] is None
+    assert figures["network_sent_bytes"] == 5 << 10
     process = cli.start("stats", "--json", "box")
     assert process.stdout is not None
     for _ in range(2):

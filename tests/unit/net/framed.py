@@ -33,7 +33,8 @@ from tests.unit.net.world import (
     tcp,
 )
 from voidbox.event_loop import EventLoop
-from voidbox.nat.backend import NatBackend, NatConfig
+from voidbox.nat.backend import NatBackend
+from voidbox.nat.config import NatConfig
 
 _LENGTH = struct.Struct("!I")
 QEMU, PASST = "qemu-system-x86_64", "passt"

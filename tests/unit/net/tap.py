@@ -24,7 +24,8 @@ from typing import NamedTuple, Self
 import pytest
 
 from voidbox.event_loop import EventLoop
-from voidbox.nat.backend import NatBackend, NatConfig
+from voidbox.nat.backend import NatBackend
+from voidbox.nat.config import NatConfig
 
 ROOT = Path(__file__).parents[3]
 TUN = "/dev/net/tun"

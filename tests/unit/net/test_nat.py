@@ -17,7 +17,7 @@ import pytest
 from tests.unit.net.tap import TapGuest, echo_server, needs_tap
 from voidbox.errors import ConfigError, HostError
 from voidbox.nat import resolv_conf_file, sockets
-from voidbox.nat.backend import NatConfig
+from voidbox.nat.config import NatConfig
 from voidbox.nat.forwards import Forward, parse_forward
 from voidbox.net import tcp_outgoing, tcp_table
 from voidbox.net.stack import StackStatistics

@@ -32,7 +32,7 @@ from tests.unit.net.world import (
     ipv4,
     udp,
 )
-from voidbox.nat.backend import NatConfig
+from voidbox.nat.config import NatConfig
 from voidbox.nat.resolv_conf_file import read_resolv_conf
 
 

@@ -121,6 +121,24 @@ async def test_what_is_warm_is_given_at_once_and_replaced() -> None:
 
 
 @in_event_loop
+async def test_the_next_one_is_begun_a_little_after_one_was_given() -> None:
+    async with FakePool(4, warm=1) as pool:
+        await until(lambda: pool.stats().warm == 1)
+        pool._limit.mean_s = 0.3
+        loop = asyncio.get_running_loop()
+        begun_at = loop.time()
+        await pool.acquire(0)
+        await ticks(20)
+        assert pool.made == 1  # the given one's first command has the processors
+        await until(lambda: pool.stats().warm == 1)
+        assert loop.time() - begun_at >= 0.3
+        await pool.acquire(0)
+        waits = asyncio.create_task(pool.acquire())  # who waits is not kept waiting
+        await ticks(20)
+        assert waits.done() and pool.made == 4
+
+
+@in_event_loop
 async def test_one_that_is_held_begins_when_it_is_asked_for_and_not_before() -> None:
     async with FakePool(3, holds=True, warm=2) as pool:
         await until(lambda: pool.stats().warm == 2)

@@ -199,7 +199,10 @@ class FakeMachine:
 
     def metrics(self) -> dict[str, object]:
         exits = {"KVM_EXIT_IO": 7}
-        return {"exits": exits, "cpu_ns": 1, "rss_bytes": 1, "rss_bytes_max": 1, "network": None}
+        network = {"bytes_to_guest": 3 << 20, "bytes_from_guest": 5 << 10}
+        return {
+            "exits": exits, "cpu_ns": 1, "rss_bytes": 1, "rss_bytes_max": 1, "network": network
+        }  # fmt: skip
 
     def limit(self, limits: dict[str, object]) -> None:
         self.console.say(f"limits: {limits}")
@@ -304,6 +307,7 @@ class FakeGuest:
         self.machine = FakeMachine(config, secret)
 
     def connect(self, timeout_s: float, log: Callable[[str], None]) -> AgentClient:
+        log(f"the agent has {timeout_s:g} s")
         if self._options.mode == "panic":
             time.sleep(0.3)
             self.machine._signal(signal.SIGKILL)

@@ -8,7 +8,7 @@ from guest_agent import network
 from voidbox.agent import protocol
 from voidbox.errors import ConfigError
 from voidbox.nat import resolv_conf_file
-from voidbox.nat.backend import NatConfig
+from voidbox.nat.config import NatConfig
 from voidbox.sandbox.guest import check_memory, network_files
 from voidbox.sandbox.mounts import check_mounted, mount_files
 from voidbox.sandbox.root import Root

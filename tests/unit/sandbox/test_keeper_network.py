@@ -15,7 +15,8 @@ from tests.unit.net import tap, test_nat
 from tests.unit.net.tap import needs_tap
 from voidbox.event_loop import EventLoop
 from voidbox.loop_api import Loop
-from voidbox.nat.backend import NatBackend, NatConfig
+from voidbox.nat.backend import NatBackend
+from voidbox.nat.config import NatConfig
 from voidbox.nat.forwards import parse_forward
 from voidbox.sandbox.keeper import channel
 from voidbox.sandbox.keeper.channel import Channel

@@ -12,6 +12,7 @@ import pytest
 from tests.guest import tiny
 from voidbox import defaults
 from voidbox.errors import HostError
+from voidbox.kvm import kvm
 from voidbox.sandbox import kvm_speed
 from voidbox.sandbox.guest import Guest
 from voidbox.vmm import probe, requirements
@@ -48,7 +49,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
     device.touch()
     monkeypatch.setenv("VOIDBOX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(kvm_speed, "KVM_DEVICE", str(device))
-    monkeypatch.setattr(kvm_speed, "Kvm", _FakeKvm)
+    monkeypatch.setattr(kvm, "Kvm", _FakeKvm)
     monkeypatch.setattr(requirements, "check", lambda kvm, cpus: None)
     monkeypatch.setattr(probe, "measure", host.measure)
     return host
@@ -86,9 +87,8 @@ def test_a_slow_kvm_is_refused_in_one_line_and_measured_each_time(host: Host, ke
 
 @pytest.mark.parametrize(
     "change",
-    [{"at": time.time() - 25 * 3600}, {"at": time.time() + 3600}, {"key": "another"}, {"at": "x"},
-     {"ns_per_loop": 900.0}, {"ns_per_loop": "fast"}],
-    ids=["a day old", "of the future", "another kvm", "no time", "slow", "no number"],
+    [{"at": time.time() - 25 * 3600}, {"at": time.time() + 3600}, {"key": "another"}, {"at": "x"}],
+    ids=["a day old", "of the future", "another kvm", "no time"],
 )  # fmt: skip
 def test_what_does_not_hold_any_more_is_measured(
     host: Host, kernel: str, change: dict[str, object]

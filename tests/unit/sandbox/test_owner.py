@@ -50,6 +50,14 @@ def test_a_sandbox_from_its_start_to_its_stop(sandboxes: Sandboxes) -> None:
         os.waitpid(record.pid, os.WNOHANG)
 
 
+@pytest.mark.parametrize(("start_s", "agent_s"), [(None, 60), (1.0, 60), (300.0, 300)])
+def test_a_guest_has_a_minute_to_answer_or_as_long_as_its_start_may_take(
+    sandboxes: Sandboxes, start_s: float | None, agent_s: int
+) -> None:
+    record = sandboxes.launch(start_s=start_s)
+    assert f"the agent has {agent_s} s\n" in sandboxes.file(record, "owner.log")
+
+
 def test_its_output_goes_to_its_log_and_it_reads_nothing(sandboxes: Sandboxes) -> None:
     record = sandboxes.launch()
     targets = [os.readlink(f"/proc/{record.pid}/fd/{number}") for number in range(3)]

@@ -440,6 +440,16 @@ async def test_a_start_that_fails(options: dict[str, Any], tmp_path: Path) -> No
 
 
 @in_event_loop
+async def test_a_start_may_take_as_long_as_is_asked_for(options: dict[str, Any]) -> None:
+    async with await AsyncSandbox.create(**options, request_timeout=300) as box:
+        assert Store().read(box.sandbox_id).start_s == 300
+        (copy,) = await box.fork()
+        assert isinstance(copy, AsyncSandbox)
+        assert Store().read(copy.sandbox_id).start_s == 300
+        await copy.kill()
+
+
+@in_event_loop
 async def test_a_start_that_takes_too_long(options: dict[str, Any], tmp_path: Path) -> None:
     options["image"] = tmp_path / "imageslow"
     with pytest.raises(SandboxTimeout, match=r"did not start within 0\.5 s"):

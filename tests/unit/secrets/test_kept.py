@@ -16,7 +16,7 @@ from tests.unit.secrets.conftest import VALUE
 from tests.unit.secrets.servers import exchange, https_server, make_ca, trusting
 from voidbox.errors import AgentError, ConfigError
 from voidbox.event_loop import EventLoop
-from voidbox.nat.backend import NatConfig
+from voidbox.nat.config import NatConfig
 from voidbox.sandbox.guarding import FILE, authority_files, guard, guarded_of
 from voidbox.sandbox.keeper import channel
 from voidbox.sandbox.keeper.kept_secrets import KeptSecrets

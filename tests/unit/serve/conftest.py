@@ -74,6 +74,11 @@ class StandIn:
         database.close()
         return secret
 
+    def remove_key(self, name: str) -> None:
+        database = Database(self._store.folder)
+        Keys(database).remove(name)
+        database.close()
+
     def start(self) -> None:
         command = [
             *self._prefix,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.unit.serve.conftest import Answer, StandIn
+from tests.unit.serve.conftest import DEADLINE_S, Answer, StandIn, wait_until
 from voidbox import defaults
 
 pytestmark = pytest.mark.slow
@@ -146,6 +147,44 @@ def test_a_terminal_for_no_other_origin(server: StandIn, visitor: Visitor, origi
     }  # fmt: skip
     assert server.request("GET", f"{made}/terminal", None, headers).status == 403
     visitor.post(f"{made.removeprefix('/dashboard')}/kill")
+
+
+def test_a_terminal_ends_with_its_key(server: StandIn, visitor: Visitor) -> None:
+    made = visitor.post("/sandboxes", template="base").headers["location"]
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=DEADLINE_S)
+    headers = {
+        "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==", "Cookie": visitor.cookie,
+        "Origin": visitor.origin,
+    }  # fmt: skip
+    connection.request("GET", f"{made}/terminal", headers=headers)
+    assert connection.getresponse().status == 101
+    server.remove_key(visitor.name)
+    assert connection.sock is not None
+    seen = bytearray()
+    while data := connection.sock.recv(4096):  # what the shell says, and the end
+        seen += data
+    assert b"key is removed" in seen, bytes(seen)
+    connection.close()
+    boss = server.add_key(f"boss-{visitor.name}", "admin")
+    assert server.api("DELETE", f"/sandboxes/{made.rpartition('/')[2]}", key=boss).status == 204
+
+
+def test_what_a_sandbox_uses(server: StandIn, visitor: Visitor) -> None:
+    made = visitor.post("/sandboxes", template="base").headers["location"]
+    sandbox_id = made.rpartition("/")[2]
+
+    def shows() -> bool:
+        return "↓ 3.0 MiB ↑ 5.0 KiB" in visitor.get("/part/sandboxes").body.decode()
+
+    wait_until(shows, "it is measured")
+    facts = visitor.get(f"/part/sandboxes/{sandbox_id}/facts").body.decode()
+    assert "<span>Network</span>↓ 3.0 MiB" in facts and "<span>Disk</span>" in facts
+    boss = server.add_key(f"boss-{visitor.name}", "admin")
+    text = server.api("GET", "/metrics", key=boss).body.decode()
+    line = f'voidbox_sandbox_network_sent_bytes_total{{sandbox="{sandbox_id}"}} 5120\n'
+    assert line in text
+    visitor.post(f"/sandboxes/{sandbox_id}/kill")
 
 
 @pytest.mark.slow

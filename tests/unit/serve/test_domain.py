@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.serve.conftest import DEADLINE_S, ROOT, StandIn
-from tests.unit.serve.test_sdks import _AS_USER, HERE, SDKS
+from tests.unit.serve.sdk_versions import with_package
+from tests.unit.serve.test_sdks import _AS_USER, HERE
 
 pytestmark = pytest.mark.slow
 
@@ -113,7 +114,7 @@ def check_all(found: dict[str, str], server: Domain) -> None:
 
 
 def test_python(server: Domain, certificate: tuple[Path, Path], tmp_path: Path) -> None:
-    python = SDKS / "py-e2b-2.63.0" / "bin" / "python"
+    python = with_package("python", "e2b")[-1].program
     if not python.exists():
         pytest.skip("make sdks fetches E2B's SDKs")
     command = [str(python), str(HERE / "checks.py"), str(tmp_path)]
@@ -121,7 +122,7 @@ def test_python(server: Domain, certificate: tuple[Path, Path], tmp_path: Path) 
 
 
 def test_javascript(server: Domain, certificate: tuple[Path, Path], tmp_path: Path) -> None:
-    folder = SDKS / "js-e2b-2.51.0"
+    folder = with_package("javascript", "e2b")[-1].folder
     if not (folder / "node_modules").exists():
         pytest.skip("make sdks fetches E2B's SDKs, where there is npm")
     command = ["node", str(HERE / "checks.mjs"), str(tmp_path)]

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.serve.conftest import StandIn
+from tests.unit.serve.sdk_versions import SDKS
 from tests.unit.serve.test_interpreter import KERNELS, ended
-from tests.unit.serve.test_sdks import HERE, SDKS, run, server
+from tests.unit.serve.test_sdks import HERE, run, server
 
 __all__ = ["ended", "server"]
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.serve.conftest import StandIn
-from tests.unit.serve.test_sdks import HERE, SDKS, run, server
+from tests.unit.serve.sdk_versions import SDKS, Fetched, with_package
+from tests.unit.serve.test_sdks import check_all, run, server
 
 __all__ = ["server"]
 
@@ -39,28 +40,25 @@ def ended(server: StandIn) -> Iterator[None]:
                 os.kill(int(folder.name), signal.SIGKILL)
 
 
-def check_all(found: dict[str, str], server: StandIn) -> None:
-    wrong = {name: why for name, why in found.items() if why}
-    assert found and not wrong, "\n".join(f"{name}: {why}" for name, why in wrong.items())
-    assert "Traceback" not in server.log.read_text()
-
-
 def needs(*paths: Path) -> None:
     if not all(path.exists() for path in paths):
         pytest.skip("make sdks fetches E2B's SDKs and ipykernel")
 
 
-def test_python(server: StandIn) -> None:
-    python = SDKS / "py-e2b-2.63.0" / "bin" / "python"
-    needs(python, KERNELS)
-    check_all(run(server, [str(python), str(HERE / "interpreter.py"), str(KERNELS)]), server)
+@pytest.mark.parametrize(
+    "sdk", with_package("python", "e2b-code-interpreter"), ids=lambda sdk: sdk.name
+)
+def test_python(server: StandIn, sdk: Fetched) -> None:
+    needs(KERNELS)
+    check_all(server, sdk, "interpreter.py", KERNELS)
 
 
-def test_javascript(server: StandIn) -> None:
-    folder = SDKS / "js-e2b-2.51.0"
-    needs(folder / "node_modules", KERNELS)
-    command = ["node", str(HERE / "interpreter.mjs"), str(KERNELS)]
-    check_all(run(server, command, SDK_FOLDER=str(folder)), server)
+@pytest.mark.parametrize(
+    "sdk", with_package("javascript", "@e2b/code-interpreter"), ids=lambda sdk: sdk.name
+)
+def test_javascript(server: StandIn, sdk: Fetched) -> None:
+    needs(KERNELS)
+    check_all(server, sdk, "interpreter.mjs", KERNELS)
 
 
 def test_an_image_without_ipykernel(server: StandIn, tmp_path: Path) -> None:
@@ -72,7 +70,7 @@ def test_an_image_without_ipykernel(server: StandIn, tmp_path: Path) -> None:
         "except Exception as error:\n    text = str(error)\n"
         "box.kill()\nprint(json.dumps({'text': text}))"
     )
-    python = SDKS / "py-e2b-2.63.0" / "bin" / "python"
+    python = with_package("python", "e2b-code-interpreter")[-1].program
     needs(python)
     found = run(server, [str(python), "-c", script])
     assert "this template has no ipykernel" in found["text"], found

@@ -204,6 +204,31 @@ def test_the_way_to_another_keys_agent(server: StandIn, shared: Sandbox, name: s
     assert answer.status == (404 if name else 401)
 
 
+def test_a_key_that_is_removed_ends_what_goes_on(
+    server: StandIn, remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VOIDBOX_API_KEY", server.add_key("leaver", "run"))
+    sandbox = Sandbox.create(remote=remote)
+    ended: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            sandbox.commands.run("sleep 1000")
+        except VoidboxError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_until(lambda: sandbox.commands.list(), "the command runs")
+    server.remove_key("leaver")
+    thread.join(DEADLINE_S)
+    assert ended and "Invalid API key" in str(ended[0]), ended
+    boss = server.add_key("boss-of-all", "admin")
+    sandbox_id = sandbox.sandbox_id
+    assert server.api("DELETE", f"/sandboxes/{sandbox_id}", key=boss).status == 204
+    sandbox.close()
+
+
 def test_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VOIDBOX_API_KEY", "k")
     with pytest.raises(HostError, match="cannot reach http://127.0.0.1:1: .*refused"):

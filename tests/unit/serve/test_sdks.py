@@ -16,15 +16,14 @@ from pathlib import Path
 import pytest
 
 from tests.unit.serve.conftest import StandIn
-from voidbox import defaults
+from tests.unit.serve.sdk_versions import Fetched, with_package
 
 pytestmark = pytest.mark.slow
 
 HERE = Path(__file__).parent / "sdk_checks"
-SDKS = Path(defaults.cache_folder()) / "sdks"
 # The oldest that is promised, one in the middle, the newest; see docs/serve.md.
-PYTHON = ("2.7.0", "2.30.0", "2.63.0")
-JAVASCRIPT = ("2.16.0", "2.51.0")
+PYTHON = with_package("python", "e2b")
+JAVASCRIPT = with_package("javascript", "e2b")
 _LIMIT_S = 900
 # A network namespace with a loopback alone. Who is not root needs a user namespace for it.
 _AS_USER = () if os.geteuid() == 0 else ("--user", "--map-current-user", "--keep-caps")
@@ -64,24 +63,22 @@ def run(server: StandIn, command: list[str], **environment: str) -> dict[str, st
     return found
 
 
-@pytest.mark.parametrize("version", PYTHON)
-def test_python(server: StandIn, version: str, tmp_path: Path) -> None:
-    python = SDKS / f"py-e2b-{version}" / "bin" / "python"
-    if not python.exists():
-        pytest.skip("make sdks fetches E2B's SDKs")
-    found = run(server, [str(python), str(HERE / "checks.py"), str(tmp_path)])
+def check_all(server: StandIn, sdk: Fetched, checks: str, argument: Path) -> None:
+    """Run the checks of a language with a version of its SDK."""
+    if not sdk.program.exists():
+        pytest.skip("make sdks fetches E2B's SDKs; those of JavaScript where there is npm")
+    program = str(sdk.program) if sdk.language == "python" else "node"
+    found = run(server, [program, str(HERE / checks), str(argument)], SDK_FOLDER=str(sdk.folder))
     wrong = {name: why for name, why in found.items() if why}
     assert not wrong, "\n".join(f"{name}: {why}" for name, why in wrong.items())
     assert "Traceback" not in server.log.read_text()
 
 
-@pytest.mark.parametrize("version", JAVASCRIPT)
-def test_javascript(server: StandIn, version: str, tmp_path: Path) -> None:
-    folder = SDKS / f"js-e2b-{version}"
-    if not (folder / "node_modules").exists():
-        pytest.skip("make sdks fetches E2B's SDKs, where there is npm")
-    command = ["node", str(HERE / "checks.mjs"), str(tmp_path)]
-    found = run(server, command, SDK_FOLDER=str(folder))
-    wrong = {name: why for name, why in found.items() if why}
-    assert not wrong, "\n".join(f"{name}: {why}" for name, why in wrong.items())
-    assert "Traceback" not in server.log.read_text()
+@pytest.mark.parametrize("sdk", PYTHON, ids=lambda sdk: sdk.name)
+def test_python(server: StandIn, sdk: Fetched, tmp_path: Path) -> None:
+    check_all(server, sdk, "checks.py", tmp_path)
+
+
+@pytest.mark.parametrize("sdk", JAVASCRIPT, ids=lambda sdk: sdk.name)
+def test_javascript(server: StandIn, sdk: Fetched, tmp_path: Path) -> None:
+    check_all(server, sdk, "checks.mjs", tmp_path)

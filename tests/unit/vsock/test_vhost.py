@@ -219,6 +219,28 @@ def test_pause_says_how_far_the_rings_are(vhost_machine: VhostMachine) -> None:
 
 
 @needs_vhost
+def test_nothing_is_sent_until_a_transport_reset_is_taken(vhost_machine: VhostMachine) -> None:
+    """Or the driver would drop what was opened after a restore as well."""
+    machine = vhost_machine
+    machine.device.transport_reset()
+    machine.loop.turn()
+    event = machine.driver.queues[EVENT_QUEUE]
+    assert [chain.data for chain in event.completed()] == [bytes(4)]
+    machine.guest.listening.add(22)
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as program:
+        program.setblocking(False)
+        program.connect_ex((GUEST_CID, 22))
+        machine.plane.resume()  # a pause in between changes nothing
+        time.sleep(0.2)
+        assert machine.rx.used_idx == 0
+        event.add(writable=[4])
+        machine.driver.kick(EVENT_QUEUE)
+        machine.until(lambda: select.select([], [program], [], 0)[1])
+        assert program.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        assert len(machine.guest.accepted) == 1
+
+
+@needs_vhost
 def test_a_cid_in_use_is_said_clearly(vhost_machine: VhostMachine) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(HostError, match="CID 42 is another machine's"):

@@ -22,7 +22,7 @@ from voidbox.errors import ConfigError
 from voidbox.event_loop import EventLoop
 from voidbox.loop_api import TimerHandle
 from voidbox.nat import forwards
-from voidbox.nat.backend import NatConfig, host_servers, make_forwarder
+from voidbox.nat.config import NatConfig, host_servers, make_forwarder
 from voidbox.nat.limited_log import LimitedLog
 from voidbox.nat.resolvers import HostResolvers
 from voidbox.nat.sockets import open_connected

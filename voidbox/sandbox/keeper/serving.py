@@ -21,7 +21,7 @@ from voidbox.sandbox.keeper import channel
 from voidbox.vsock.unix import connect_unix
 
 if TYPE_CHECKING:  # a sandbox without a network starts sooner
-    from voidbox.nat.backend import NatConfig
+    from voidbox.nat.config import NatConfig
     from voidbox.nat.forwards import Forward
     from voidbox.sandbox.keeper.network import NetworkKeeper
     from voidbox.secrets.guard import Guard

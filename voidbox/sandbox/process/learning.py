@@ -1,7 +1,8 @@
 """A snapshot that many guests are restored from learns which of its pages they touch first.
 
-The first of them is looked at once, a while after its start; the next have those pages fetched by a
-thread while they start. What is written down says where memory was touched, and nothing of it.
+The first of them is looked at once, a while after its start or at its end; the next have those
+pages fetched by a thread while they start. What is written down says where memory was touched, and
+nothing of it.
 """
 
 from __future__ import annotations
@@ -53,8 +54,7 @@ class Learning:
         self._thread = thread
 
     def _run(self) -> None:
-        if self._is_over.wait(self._after_s):
-            return
+        self._is_over.wait(self._after_s)
         try:
             touched = self._machine.record_working_set(self._written, BYTES_MAX)
             if touched <= BYTES_MAX:
@@ -70,7 +70,7 @@ class Learning:
         log.info("the guest has touched %d KiB: %s", touched >> 10, story)
 
     def close(self) -> None:
-        """Look no more. Idempotent."""
+        """Look now, if it has not been done: the machine is there still. Idempotent."""
         self._is_over.set()
         if self._thread is not None:
             self._thread.join()

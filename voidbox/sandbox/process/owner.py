@@ -18,6 +18,7 @@ everything has been cleaned up; "has_begun" in it says whether the guest had sta
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -52,6 +53,7 @@ def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
         with contextlib.suppress(OSError):  # nobody waits for it any more
             os.write(status_fd, line)
 
+    gc.disable()  # it would look through all that is imported, again and again, and free nothing
     os.umask(0o077)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # whatever terminal it was started from
     try:
@@ -69,6 +71,8 @@ def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
             error = HostError.from_errno("start the sandbox's process", error.errno or 0)
         report({**describe_error(error), "has_begun": False})
         return 1
+    gc.freeze()
+    gc.enable()
     life.run()
     return 0
 

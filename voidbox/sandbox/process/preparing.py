@@ -97,7 +97,7 @@ def _kept_guests(
     if source is None:
         guest.check(config)
     elif source.is_template:
-        links.append(fork_worker(record.jail))  # where it cannot be restored, the sandbox boots
+        links.append(fork_worker(record.jail, is_spare=True))  # it boots if it cannot be restored
     root = recipe.root_of(record)
     around = walls(config, record.jail, store.path(record.id, MACHINE))
     if root is not None:

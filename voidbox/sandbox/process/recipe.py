@@ -16,7 +16,7 @@ from voidbox.sandbox.volumes.spec import parse_volumes
 from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, ShareConfig, VsockConfig, parse_disk
 
 if TYPE_CHECKING:  # a sandbox without a network starts sooner
-    from voidbox.nat.backend import NatConfig
+    from voidbox.nat.config import NatConfig
     from voidbox.nat.forwards import Forward
 
 UNIX, VHOST, NO_VSOCK = "unix", "vhost", "none"
@@ -94,7 +94,7 @@ def _shares(record: SandboxRecord) -> tuple[ShareConfig, ...]:
 def _network(net: dict[str, object] | None) -> NatConfig | None:
     if net is None:
         return None
-    from voidbox.nat.backend import NatConfig
+    from voidbox.nat.config import NatConfig
 
     unknown = net.keys() - _NET_KEYS
     if unknown:

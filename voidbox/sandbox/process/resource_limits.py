@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from voidbox.errors import ConfigError
-from voidbox.sandbox.worker.machine import WorkerMachine
 from voidbox.sandbox.worker.process_limits import CPU, HOST_MEMORY_BYTES, PIDS
 from voidbox.vmm.config import MEMORY_BYTES_MIN
+
+if TYPE_CHECKING:  # whoever makes a sandbox checks its limits, and has no machine
+    from voidbox.sandbox.worker.machine import WorkerMachine
 
 DISK_BYTES_S, DISK_OPS_S, NET_BYTES_S, MEMORY_BYTES = (
     "disk_bytes_s",

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from voidbox.agent import protocol
+from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import AgentClient
 from voidbox.errors import ConfigError, VoidboxError
 from voidbox.sandbox.guarding import authority_files
@@ -39,6 +40,7 @@ from voidbox.version import __version__
 
 WRITE_S = 300.0  # the longest that a snapshot may take
 _AGENT_S = 10.0
+_FIRST_COMMAND_S = 5.0
 _LAST_S = 5.0  # for a template whose sandbox ends meanwhile
 _FREEZE_S = 60.0  # after which the guest goes on by itself, whatever became of us
 
@@ -132,6 +134,7 @@ class Snapshotting:
         def make() -> None:
             try:
                 with self._one():
+                    self._sandbox.with_agent(_run_first_command, _AGENT_S)
                     templates = Templates(self._store.folder)
                     templates.prepare()
                     made = self._describe(self._sandbox.current_record(), key, "", TEMPLATE)
@@ -265,6 +268,16 @@ def _pin_image(made: SnapshotRecord, folder: str) -> None:
             pin(str(root["image"]), folder)
         except VoidboxError as error:  # then its removal is told at the restore
             log.warning("the image is not kept for the snapshot: %s", error)
+
+
+def _run_first_command(client: AgentClient) -> None:
+    """Have the template's guest know what any command needs: the shell's pages, the C library's.
+
+    Those of a new guest would be read from its disk otherwise. An image need not have a shell.
+    """
+    command = client.exec(["/bin/sh", "-c", ":"], cwd="/", timeout_s=_FIRST_COMMAND_S)
+    with suppress(RequestFailed):
+        command.wait()
 
 
 def _quiesce(client: AgentClient, freezes: bool) -> None:

@@ -11,9 +11,9 @@ import os
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from voidbox.agent import connect
 from voidbox.agent.client import AgentClient
 from voidbox.errors import VoidboxError
+from voidbox.sandbox.endpoint import first_answer_s
 from voidbox.sandbox.process import logs, recipe, resource_limits, restoring
 from voidbox.sandbox.process.restoring import Source
 from voidbox.sandbox.process.sandbox import Sandbox
@@ -104,7 +104,7 @@ class Starting:
         self._let_go(self._make(config))
         for forward in recipe.ports_to_choose(record):
             self._sandbox.ports.add(forward)
-        return self._sandbox.connect(connect.BOOT_TIMEOUT_S)
+        return self._sandbox.connect(first_answer_s(record))
 
     def _make(self, config: MachineConfig, source: Source | None = None) -> Guest:
         sandbox = self._sandbox
@@ -145,7 +145,8 @@ class Starting:
         try:
             guest = self._held or self._make(restoring.closed(config), source)
             self._let_go(guest)
-            limit_s = restoring.ADOPT_S if source.is_template else connect.BOOT_TIMEOUT_S
+            usual_s = first_answer_s(sandbox.record)
+            limit_s = restoring.ADOPT_S if source.is_template else usual_s
             client = guest.connect(limit_s, log.info)
             restoring.adopt(client, source, secret, sandbox.record.name)
         except VoidboxError as error:

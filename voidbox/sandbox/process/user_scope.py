@@ -7,7 +7,6 @@ when others make groups among its own.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Sequence
@@ -28,6 +27,8 @@ def make(name: str, pids: Sequence[int]) -> Group | None:
 
     systemd removes it with its last process.
     """
+    import shutil  # three libraries of compression with it; most hosts delegate groups otherwise
+
     busctl, folder = shutil.which("busctl"), os.environ.get("XDG_RUNTIME_DIR")
     if busctl is None or not folder or not os.path.exists(f"{folder}/bus"):
         return None

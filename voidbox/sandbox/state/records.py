@@ -49,6 +49,7 @@ class SandboxRecord(NamedTuple):
         workspace_cache: what the guest may keep of one that is shared live; see fuse/cache.py.
         snapshot: the ID of what it was restored from; "" for one that booted.
         is_cold: it boots, though there may be a template.
+        start_s: how long its start may take, as whoever made it said; None: as long as usual.
         ran_s: for how long it had run when it was last suspended.
         forwards: what it had published when it was suspended.
         limits: what its guest may use of the host; see process.resource_limits.
@@ -99,6 +100,7 @@ class SandboxRecord(NamedTuple):
     workspace_cache: str = "auto"
     snapshot: str = ""
     is_cold: bool = False
+    start_s: float | None = None
     ran_s: float = 0.0
     forwards: tuple[str, ...] = ()
     limits: dict[str, object] = {}
@@ -251,6 +253,7 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "workspace_cache": _is_text,
     "snapshot": _is_text,
     "is_cold": _is_flag,
+    "start_s": _is_number_or_none,
     "ran_s": _is_number,
     "forwards": _is_words,
     "limits": _is_limits,

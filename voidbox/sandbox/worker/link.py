@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import select
 import signal
@@ -19,6 +18,7 @@ from voidbox.sandbox.child_environment import environment
 from voidbox.sandbox.keeper import channel
 
 _MODULE = "voidbox.sandbox.worker"
+_NEEDED = b"!"  # what a spare worker waits for, on the report's socket
 
 
 class Link:
@@ -26,7 +26,9 @@ class Link:
 
     Args:
         pid: of the process that was started.
-        report_fd, is_inherited: see warden; the former is this object's from here on.
+        report: the other end of what warden reports on.
+        is_inherited: see warden.
+        is_spare: see fork_worker.
 
     Attributes:
         orders, asks, queries, console: the keeper's ends; see devices.
@@ -34,11 +36,17 @@ class Link:
     """
 
     def __init__(
-        self, pid: int, socks: Sequence[socket.socket], report_fd: int, is_inherited: bool
+        self,
+        pid: int,
+        socks: Sequence[socket.socket],
+        report: socket.socket,
+        is_inherited: bool,
+        is_spare: bool = False,
     ) -> None:
         self._child_pid = pid
-        self._report_fd = report_fd
+        self._report = report
         self._is_inherited = is_inherited
+        self._is_spare = is_spare
         self._worker_pid = 0
         self._has_pids = False  # in a namespace, where all ends with the worker
         self._pidfd = os.pidfd_open(pid)
@@ -54,7 +62,12 @@ class Link:
         """
         if self._worker_pid:
             return self._worker_pid
-        said = os.read(self._report_fd, 20)
+        said = b""
+        with contextlib.suppress(OSError):  # somebody has killed it
+            if self._is_spare:
+                self._is_spare = False
+                self._report.sendall(_NEEDED)
+            said = self._report.recv(20)
         self._has_pids = bool(said)
         self._worker_pid = int(said) if said else self._child_pid
         if said and self._is_inherited:
@@ -68,7 +81,8 @@ class Link:
         """Wait for its end; False if it does not come in time."""
         if self.status is not None:
             return True
-        self.settle()
+        if not self._is_spare:
+            self.settle()
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         if not poll.poll(timeout_s * 1000):
@@ -80,7 +94,8 @@ class Link:
 
     def kill(self) -> None:
         """End it at once, with what it has forked."""
-        self.settle()
+        if not self._is_spare:
+            self.settle()
         if self.status is None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -90,6 +105,8 @@ class Link:
         if self._is_closed:
             return
         self._is_closed = True
+        if self._is_spare:
+            self._report.shutdown(socket.SHUT_WR)
         if not self.wait(grace_s):
             self.kill()
             self.wait(grace_s)
@@ -97,57 +114,47 @@ class Link:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._child_pid, signal.SIGKILL)  # its copies that write a snapshot
         os.close(self._pidfd)
-        os.close(self._report_fd)
-        for sock in (self.asks, self.queries, self.console):
+        for sock in (self._report, self.asks, self.queries, self.console):
             sock.close()
 
 
 def _pairs() -> tuple[list[socket.socket], list[socket.socket]]:
+    """Return both ends of: orders, asks, queries, console, and the report."""
     try:
         pairs = [channel.pair() for _ in range(3)]
-        pairs.append(socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM))
+        pairs += [socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(2)]
     except OSError as error:
         raise HostError.from_errno("socketpair", error.errno or 0) from error
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def _report() -> tuple[int, int]:
-    try:
-        return os.pipe()
-    except OSError as error:
-        raise HostError.from_errno("pipe", error.errno or 0) from error
-
-
-def fork_worker(level: str) -> Link:
+def fork_worker(level: str, is_spare: bool = False) -> Link:
     """Fork a worker off this process, which has one thread; it ends with this one.
 
     Args:
         level: of its jail; see voidbox.jail.levels.
+        is_spare: it may never be needed, and does nothing until Link.settle().
     Raises:
         HostError: the host gives no process or descriptors.
     """
-    ours, theirs = _pairs()
-    report, report_theirs = _report()
+    (*ours, report), (*theirs, report_theirs) = _pairs()
     parent = os.getpid()
     privileges.inherit_orphans()
-    gc.freeze()  # so that the child's collector touches, and so copies, nothing of it
     try:
         pid = os.fork()
     except OSError as error:
         raise HostError.from_errno("fork the machine's process", error.errno or 0) from error
     if not pid:
-        from voidbox.sandbox.worker.process import be_worker
-
         os.setsid()  # a group of its own, which its copies cannot leave
         privileges.die_with_parent(signal.SIGKILL)
-        if os.getppid() != parent:
+        if os.getppid() != parent or (is_spare and report_theirs.recv(1) != _NEEDED):
             os._exit(1)
-        be_worker(theirs, level, report_theirs, is_inherited=True)
-    gc.unfreeze()
-    os.close(report_theirs)
-    for sock in theirs:
+        from voidbox.sandbox.worker.process import be_worker
+
+        be_worker(theirs, level, report_theirs.detach(), is_inherited=True)
+    for sock in (*theirs, report_theirs):
         sock.close()
-    return Link(pid, ours, report, is_inherited=True)
+    return Link(pid, ours, report, is_inherited=True, is_spare=is_spare)
 
 
 def spawn_worker(level: str, kept_fds: Sequence[int] = ()) -> Link:
@@ -159,9 +166,8 @@ def spawn_worker(level: str, kept_fds: Sequence[int] = ()) -> Link:
     Raises:
         HostError: the host gives no process or descriptors.
     """
-    ours, theirs = _pairs()
-    report, report_theirs = _report()
-    numbers = [report_theirs, *(sock.fileno() for sock in theirs)]
+    (*ours, report), (*theirs, report_theirs) = _pairs()
+    numbers = [sock.fileno() for sock in (report_theirs, *theirs)]
     command = [sys.executable, "-P", "-m", _MODULE, level, *map(str, [*numbers, *kept_fds])]
     try:
         process = subprocess.Popen(
@@ -173,13 +179,11 @@ def spawn_worker(level: str, kept_fds: Sequence[int] = ()) -> Link:
             env=environment(),
         )
     except OSError as error:
-        os.close(report)
-        for sock in ours:
+        for sock in (*ours, report):
             sock.close()
         raise HostError.from_errno(f"start {sys.executable}", error.errno or 0) from error
     finally:
-        os.close(report_theirs)
-        for sock in theirs:
+        for sock in (*theirs, report_theirs):
             sock.close()
     process.returncode = 0  # Link waits for it: no business of the object's
     return Link(process.pid, ours, report, is_inherited=False)

@@ -37,8 +37,8 @@ def be_worker(
     """
     status = 1
     try:
+        gc.disable()  # until the machine is made: what is imported stays
         has_pids = warden.enter(level, report_fd, is_inherited)
-        gc.unfreeze()
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

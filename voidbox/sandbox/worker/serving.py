@@ -6,6 +6,7 @@ others      ── the machine's
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import socket
@@ -113,6 +114,8 @@ class Worker:
             self._machine = Machine(config)
         self._ends.attach(self._machine)
         self._jail.shut(self._ends.asks.hand_over)
+        gc.freeze()
+        gc.enable()
         return {"layers": self._jail.layers}
 
     def _start(self, values: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import voidbox
 from voidbox.errors import ConfigError
-from voidbox.kvm.kvm import KVM_DEVICE
+from voidbox.kvm import KVM_DEVICE
 from voidbox.vmm.config import MachineConfig
 from voidbox.vsock.vhost import VHOST_DEVICE
 

@@ -19,6 +19,7 @@ import socket
 import sys
 from typing import Any
 
+from voidbox.jail import trial
 from voidbox.sandbox.zygote import protocol
 
 # What an owner imports before its guest runs, and would otherwise import in every child. What is
@@ -30,7 +31,7 @@ PRELOADED = (
     *("voidbox.nat.backend", "voidbox.vsock.unix", "voidbox.snapshot.working_set"),
     *("voidbox.sandbox.keeper.network", "voidbox.sandbox.keeper.outside"),
     *("voidbox.sandbox.process.life", "voidbox.sandbox.process.preparing"),
-    *("voidbox.sandbox.guest", "voidbox.sandbox.worker.serving"),
+    *("voidbox.sandbox.guest", "voidbox.sandbox.worker.serving", "voidbox.sandbox.worker.process"),
     *("voidbox.sandbox.state.recalling", "concurrent.futures", "shutil", "subprocess", "zlib"),
     *("encodings.idna", "ctypes", "random", "hashlib"),
 )
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> int:
     for name in (owner, *PRELOADED):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    trial.problem_of_pids()  # every worker would try it for itself
     gc.collect()
     gc.freeze()  # a child's collector touches, and so copies, nothing of this
     signal.signal(signal.SIGCHLD, _reap)

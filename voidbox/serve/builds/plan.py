@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from typing import Any, NamedTuple
 
+from voidbox.images.credentials import Credentials
 from voidbox.serve import bodies
 from voidbox.serve.bodies import Fields
 from voidbox.serve.control.wishes import refuse_unknown
@@ -20,6 +22,8 @@ _KNOWN = frozenset(
 _STEP_KNOWN = frozenset(("type", "args", "filesHash", "force", "forceUpload"))
 # What SDKs call the images of E2B's cloud that have templates of their own here.
 _CLOUDS = {"e2bdev/base": BASE, "e2bdev/code-interpreter": "code-interpreter-v1"}
+_GCP_USER = "_json_key"  # who a service account's JSON is the password of
+_PASSWORD_CHARACTERS_MAX = 16 << 10
 _ARGUMENTS = {"RUN": (1, 2), "COPY": (2, 4), "WORKDIR": (1, 1), "USER": (1, 1), "ENV": (2, 1000)}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MODE = re.compile(r"[0-7]{1,5}")
@@ -31,11 +35,13 @@ class Step(NamedTuple):
     Attributes:
         args: RUN: command, user; COPY: source, target, user, mode; ENV: names and values in turn.
         files_hash: which archive COPY takes; "" for the others.
+        is_forced: it is run, whatever is known of an earlier time.
     """
 
     kind: str
     args: tuple[str, ...]
     files_hash: str = ""
+    is_forced: bool = False
 
 
 class Plan(NamedTuple):
@@ -45,6 +51,8 @@ class Plan(NamedTuple):
         image: of a registry or this machine; "" for a template.
         template: whose name goes on from; "" for an image.
         start, ready: commands; "" for none.
+        credentials: who may pull the image; None: this host's user.
+        is_forced: no step's result of an earlier time is taken.
     """
 
     image: str
@@ -52,6 +60,8 @@ class Plan(NamedTuple):
     steps: tuple[Step, ...]
     start: str
     ready: str
+    credentials: Credentials | None = None
+    is_forced: bool = False
 
     def last(self, kind: str) -> str:
         """Return the argument of the last step of a kind; "" for none."""
@@ -82,14 +92,15 @@ def read(fields: Fields) -> Plan:
         ApiError: it makes no sense, or cannot be had.
     """
     refuse_unknown(fields, _KNOWN)
-    if fields.get("fromImageRegistry"):
-        raise not_supported("fromImageRegistry: voidbox image pull takes the host's credentials")
+    credentials = _credentials(bodies.fields_of(fields, "fromImageRegistry"))
     image = bodies.text(fields, "fromImage", "")
     template = bodies.text(fields, "fromTemplate", "")
     if bool(image) == bool(template):
         raise bad("give fromImage or fromTemplate")
+    if credentials is not None and not image:
+        raise bad("fromImageRegistry is for an image: give fromImage")
     known = _CLOUDS.get(image.removesuffix(":latest"))
-    if known is not None:
+    if known is not None and credentials is None:
         image, template = "", known
     steps = [] if fields.get("steps") is None else fields["steps"]
     if not isinstance(steps, list) or len(steps) > STEPS_MAX:
@@ -100,7 +111,33 @@ def read(fields: Fields) -> Plan:
         tuple(_step(step) for step in steps),
         bodies.text(fields, "startCmd", ""),
         bodies.text(fields, "readyCmd", ""),
+        credentials,
+        bodies.flag(fields, "force"),
     )
+
+
+def _credentials(fields: Fields) -> Credentials | None:
+    """Return who may pull, as the SDKs' from_image() and from_gcp_registry() say it."""
+    if not fields:
+        return None
+    kind = bodies.text(fields, "type", "")
+    if kind == "registry":
+        refuse_unknown(fields, frozenset(("type", "username", "password")))
+        found = Credentials(bodies.text(fields, "username"), bodies.text(fields, "password"))
+    elif kind == "gcp":
+        refuse_unknown(fields, frozenset(("type", "serviceAccountJson")))
+        account = bodies.parse_fields(bodies.text(fields, "serviceAccountJson").encode())
+        found = Credentials(_GCP_USER, json.dumps(account) if account else "")
+    else:
+        raise not_supported(
+            f"fromImageRegistry of the type {kind[:40]!r}: from_image() with a user and a password "
+            "does it, which the registry's own tools give"
+        )
+    if not found.user or not found.password or len(found.password) > _PASSWORD_CHARACTERS_MAX:
+        raise bad("fromImageRegistry: give a user and a password")
+    if ":" in found.user or not (found.user + found.password).isprintable():
+        raise bad("fromImageRegistry: a user has no ':', and a password is one line")  # RFC 7617
+    return found
 
 
 def _step(fields: Any) -> Step:
@@ -113,7 +150,8 @@ def _step(fields: Any) -> Step:
     least, most = _ARGUMENTS[kind]
     if not least <= len(args) <= most or not args[0] or any("\0" in text for text in args):
         raise bad(f"{kind}: these are no arguments for it: {str(args)[:200]}")
-    step = Step(kind, tuple(args), bodies.text(fields, "filesHash", ""))
+    files_hash, is_forced = bodies.text(fields, "filesHash", ""), bodies.flag(fields, "force")
+    step = Step(kind, tuple(args), files_hash, is_forced)
     if kind == "ENV":
         names = args[::2]
         if len(args) % 2 or not all(map(_VARIABLE.fullmatch, names)):

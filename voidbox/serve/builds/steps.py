@@ -54,16 +54,24 @@ class Steps:
     Args:
         log: takes a line, and its level.
         archive: returns the file of a hash; None if there is none.
+        user, cwd: who does them, and where, before a step says so; "" for the image's own.
     """
 
-    def __init__(self, served: Served, log: Log, archive: Callable[[str], str | None]) -> None:
+    def __init__(
+        self,
+        served: Served,
+        log: Log,
+        archive: Callable[[str], str | None],
+        user: str = "",
+        cwd: str = "",
+    ) -> None:
         self._served = served
         self._commands = AsyncCommands(served.session)
         self._log = log
         self._archive = archive
         self._envs: dict[str, str] = {}
-        self._user = ""
-        self._cwd = ""
+        self._user = user
+        self._cwd = cwd
 
     async def do(self, step: Step) -> None:
         """Do one.
@@ -76,19 +84,30 @@ class Steps:
         except (VoidboxError, ConnectError) as error:
             raise StepFailed(str(error).partition("\n")[0]) from error
 
+    async def know(self, step: Step) -> None:
+        """Have a step's words count for the next ones, without doing it: its result is there.
+
+        Raises:
+            StepFailed: with what the user is to read.
+        """
+        if step.kind == "ENV":
+            self._envs.update(zip(step.args[::2], step.args[1::2], strict=True))
+        elif step.kind == "USER":
+            try:
+                self._user = (await self._served.users.find(step.args[0])).name
+            except ConnectError as error:
+                raise StepFailed(str(error)) from error
+        elif step.kind == "WORKDIR":
+            self._cwd = self._place(step.args[0], await self._who(()))
+
     async def _do(self, step: Step) -> None:
+        await self.know(step)
         if step.kind == "RUN":
             await self._run(step.args[0], await self._who(step.args[1:2]))
         elif step.kind == "COPY":
             await self._copy(step)
-        elif step.kind == "ENV":
-            self._envs.update(zip(step.args[::2], step.args[1::2], strict=True))
-        elif step.kind == "USER":
-            self._user = (await self._served.users.find(step.args[0])).name
         elif step.kind == "WORKDIR":
-            user = await self._who(())
-            self._cwd = self._place(step.args[0], user)
-            owner = shlex.quote(f"{user.uid}")
+            owner = shlex.quote(f"{(await self._who(())).uid}")
             path = shlex.quote(self._cwd)
             line = f"[ -d {path} ] || {{ mkdir -p {path} && chown {owner} {path}; }}"
             await self._as_root(["/bin/sh", "-c", line])

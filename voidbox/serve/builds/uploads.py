@@ -17,6 +17,7 @@ from voidbox.serve.keys import Key
 _FOLDER = "serve-uploads"
 _BYTES_MAX = 4 << 30  # of one archive
 _ALL_BYTES_MAX = 16 << 30
+_SIGNED_S = 2 * 3600.0  # SDKs give up after one
 _KEPT_S = 24 * 3600.0
 
 
@@ -33,9 +34,27 @@ class Uploads:
         self._secret = secret
 
     def signature(self, key_id: str, files_hash: str) -> str:
-        """Return what allows an archive to be sent."""
-        text = f"upload:{key_id}:{files_hash}".encode()
-        return f"{key_id}.{hmac.new(self._secret, text, hashlib.sha256).hexdigest()}"
+        """Return what allows an archive to be sent, for a while."""
+        return self._sign(key_id, files_hash, str(int(time.time() + _SIGNED_S)))
+
+    def _sign(self, key_id: str, files_hash: str, end_at: str) -> str:
+        text = f"upload:{key_id}:{files_hash}:{end_at}".encode()
+        return f"{key_id}.{end_at}.{hmac.new(self._secret, text, hashlib.sha256).hexdigest()}"
+
+    def signer(self, signature: str, files_hash: str) -> str:
+        """Return the ID of the key that a signature was made for.
+
+        Raises:
+            ApiError: it is wrong, or too old.
+        """
+        key_id, _, rest = signature.partition(".")
+        end_at = rest.partition(".")[0]
+        wanted = self._sign(key_id, files_hash, end_at)
+        if not hmac.compare_digest(signature.encode("utf-8", "replace"), wanted.encode()):
+            raise ApiError(403, "the signature is wrong")
+        if time.time() > int(end_at):
+            raise ApiError(403, "the signature is too old: ask for another URL")
+        return key_id
 
     def path(self, key: Key, files_hash: str) -> str | None:
         """Return an archive's file; None if it was not sent, or is gone."""
@@ -48,15 +67,12 @@ class Uploads:
     def _path(self, key_id: str, files_hash: str) -> str:
         return os.path.join(self._folder, f"{key_id}-{files_hash}")
 
-    async def take(self, signature: str, files_hash: str, body: AsyncIterator[bytes]) -> None:
+    async def take(self, key_id: str, files_hash: str, body: AsyncIterator[bytes]) -> None:
         """Keep an archive as it comes.
 
         Raises:
-            ApiError: the signature is wrong, it is too large, or the disk is full.
+            ApiError: it is too large, or the disk is full.
         """
-        key_id = signature.partition(".")[0]
-        if not hmac.compare_digest(signature, self.signature(key_id, files_hash)):
-            raise ApiError(403, "the signature is wrong")
         await asyncio.to_thread(self._sweep)
         try:
             with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".part-") as file:

@@ -13,13 +13,15 @@ from starlette.routing import Route
 from voidbox.serve import bodies
 from voidbox.serve.builds import plan
 from voidbox.serve.builds.builder import Build, Builder
+from voidbox.serve.control import tags as tag_routes
 from voidbox.serve.control.routes import Routes
 from voidbox.serve.control.shapes import Shape, time_text
 from voidbox.serve.control.wishes import refuse_unknown
-from voidbox.serve.errors import bad, not_supported
+from voidbox.serve.errors import ApiError, bad
 from voidbox.serve.keys import Key
 from voidbox.serve.own.wishes import size
 from voidbox.serve.registry import Registry
+from voidbox.serve.tags import DEFAULT
 from voidbox.serve.templates import BASE
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
@@ -49,23 +51,22 @@ class BuildRoutes(Routes):
         fields = await bodies.read_fields(request)
         refuse_unknown(fields, _KNOWN)
         given = bodies.text(fields, "name", "") or bodies.text(fields, "alias", "")
-        name, _, tag = given.partition(":")
+        name, colon, tag = given.partition(":")
         if not _NAME.fullmatch(name):
             raise bad("name: small letters, digits, '_', '.' and '-', at most 63")
         if name == BASE or self._registry.templates.is_given(name):
             raise bad(f"{name} is the server's own template: choose another name")
-        tags = {tag, *bodies.texts(fields, "tags")} - {"", "default"}
-        if tags:
-            raise not_supported("tags other than default")
+        named = [*([tag] if colon else []), *bodies.texts(fields, "tags")]
+        tags = tag_routes.checked(named or [DEFAULT])
         limits = {"memory": fields.get("memoryMB"), "cpus": fields.get("cpuCount")}
         size(limits, self._registry.config)  # no more than the server gives
-        build = self._builder.new(key, name)
+        build = self._builder.new(key, name, tags)
         shape = {
             "templateID": name,
             "buildID": build.id,
             "public": False,
             "names": [name],
-            "tags": ["default"],
+            "tags": tags,
             "aliases": [name],
         }
         return JSONResponse(shape, 202)
@@ -81,8 +82,11 @@ class BuildRoutes(Routes):
 
     async def _upload(self, request: Request) -> Response:
         """Take an archive. Its URL is signed: SDKs send no key with it."""
-        signature = request.query_params.get("signature", "")
-        await self._builder.uploads.take(signature, self._hash(request), request.stream())
+        uploads, files_hash = self._builder.uploads, self._hash(request)
+        key_id = uploads.signer(request.query_params.get("signature", ""), files_hash)
+        if self._registry.keys.by_id(key_id) is None:
+            raise ApiError(403, "the key of this URL is removed")
+        await uploads.take(key_id, files_hash, request.stream())
         return Response(status_code=200)
 
     def _hash(self, request: Request) -> str:

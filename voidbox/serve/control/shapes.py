@@ -15,6 +15,7 @@ from voidbox.serve.served import Served
 # What SDKs ask of envd depends on this: everything up to here is served.
 ENVD_VERSION = "0.6.13"
 _CLIENT_ID = "voidbox"
+_NO_BUILD = "00000000-0000-0000-0000-000000000000"
 _DISK_MIB = 8192  # of an image's writable disk, unless said otherwise
 
 Shape = dict[str, Any]
@@ -90,11 +91,15 @@ def snapshot(found: Snapshot) -> Shape:
     return {"snapshotID": f"{name}:default", "names": [name] if found.record.name else []}
 
 
-def template(name: str, created_at: float, cpus: int, memory_mib: int) -> Shape:
-    """Return a template."""
+def template(name: str, created_at: float, cpus: int, memory_mib: int, build: str = "") -> Shape:
+    """Return a template.
+
+    Args:
+        build: the ID of what made it; "" for what no client has built.
+    """
     return {
         "templateID": name,
-        "buildID": "00000000-0000-0000-0000-000000000000",
+        "buildID": build or _NO_BUILD,
         "cpuCount": cpus,
         "memoryMB": memory_mib,
         "diskSizeMB": _DISK_MIB,

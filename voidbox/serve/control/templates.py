@@ -35,12 +35,14 @@ class TemplateRoutes(Routes):
             shapes.template(name, self._registry.started_at, 1, MEMORY_BYTES_DEFAULT >> 20)
             for name in names
         ]
-        built = await templates.built(key)
-        others = [(one.record.name or one.record.id, one) for one in await templates.snapshots(key)]
-        for name, one in [*built, *others]:
+        others = [
+            (one.record.name or one.record.id, "", one) for one in await templates.snapshots(key)
+        ]
+        built = [(tag.title, tag.build, one) for tag, one in await templates.built(key)]
+        for name, build, one in [*built, *others]:
             sandbox = one.record.sandbox
             mib = sandbox.memory_bytes >> 20
-            found.append(shapes.template(name, one.record.created_at, sandbox.cpus, mib))
+            found.append(shapes.template(name, one.record.created_at, sandbox.cpus, mib, build))
         return JSONResponse(found)
 
     async def _alias(self, request: Request, key: Key) -> Response:

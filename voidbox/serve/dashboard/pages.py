@@ -64,7 +64,7 @@ class Pages:
         """Return the names of all templates that the key may use."""
         templates = self._registry.templates
         names = await asyncio.to_thread(templates.names)
-        return [*names, *(name for name, _ in await templates.built(key))]
+        return [*names, *(tag.title for tag, _ in await templates.built(key))]
 
     async def sandboxes_part(self, request: Request, key: Key) -> Response:
         """The table alone."""
@@ -89,7 +89,7 @@ class Pages:
                     _actions(served, key),
                 )
             )
-        heads = ("Name", "State", "Template", "CPU", "Memory", "Age", "Key", "")
+        heads = ("Name", "State", "Template", "CPU", "Memory", "Network", "Age", "Key", "")
         return join([table(heads, rows, "No sandbox runs."), self._waiting()])
 
     def _waiting(self) -> Html:
@@ -139,7 +139,7 @@ class Pages:
         record = served.record
         left_s = self._registry.end_at(served, record) - time.time()
         disk = served.samples[-1] if served.samples else None
-        cpu, memory = _usage(served)
+        cpu, memory, network = _usage(served)
         facts = {
             "ID": served.id,
             "State": _state(served),
@@ -147,6 +147,7 @@ class Pages:
             "CPU": cpu,
             "Memory": memory,
             "Disk": size(disk.disk_used) if disk else "-",
+            "Network": network,
             "Age": age(started_at(served, record)),
             "Ends": f"in {max(0, int(left_s))} s" if served.is_running else "-",
             "Key": self._registry.keys.name_of(served.mark.key_id),
@@ -287,13 +288,14 @@ def _state(served: Served) -> Html:
     return Html(f'<span class="{state}">● {state}</span>')
 
 
-def _usage(served: Served) -> tuple[Html, Html]:
-    """Return processor and memory, as bars with numbers."""
+def _usage(served: Served) -> tuple[Html, Html, Html]:
+    """Return processor and memory, as bars with numbers, and what came and went by the network."""
     if not served.samples or not served.is_running:
-        return Html("-"), Html("-")
+        return Html("-"), Html("-"), Html("-")
     last = served.samples[-1]
     memory = join([meter(last.memory_used, last.memory_total), f" {size(last.memory_used)}"])
-    return join([meter(last.cpu_percent, 100), f" {last.cpu_percent:.0f} %"]), memory
+    cpu = join([meter(last.cpu_percent, 100), f" {last.cpu_percent:.0f} %"])
+    return cpu, memory, Html(f"↓ {size(last.received)} ↑ {size(last.sent)}")
 
 
 def _actions(served: Served, key: Key) -> Html:

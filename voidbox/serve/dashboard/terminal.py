@@ -43,11 +43,15 @@ class Terminal:
         self._registry.database.audit(key.name, "terminal", served.id)
         await socket.accept()
         try:
-            await until_one_ends(_show(command, socket), _type(served, command, socket))
+            await until_one_ends(
+                _show(command, socket),
+                _type(served, command, socket),
+                self._registry.keys.until_removed(key),
+            )
         finally:
             await quietly_kill(served.commands, command.pid)
         with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # the page has gone
-            await socket.close(_GOING_AWAY, "the shell has ended")
+            await socket.close(_GOING_AWAY, "the shell has ended, or the key is removed")
 
 
 async def _start(served: Served, rows: int, columns: int) -> Command:

@@ -14,6 +14,7 @@ from voidbox.errors import VoidboxError
 from voidbox.serve.both_ways import until_one_ends
 from voidbox.serve.control.auth import key_of
 from voidbox.serve.errors import ApiError, as_api_error
+from voidbox.serve.keys import Key
 from voidbox.serve.own.routes import BASE
 from voidbox.serve.registry import Registry
 
@@ -31,8 +32,10 @@ class AgentWay:
         return WebSocketRoute(f"{BASE}/sandboxes/{{id}}/agent", self._serve)
 
     async def _serve(self, client: WebSocket) -> None:
+        keys = self._registry.keys
         try:
-            guest = await self._connect(client)
+            key = key_of(client, keys, "run")
+            guest = await self._connect(client, key)
         except (ApiError, VoidboxError) as error:
             answer = error if isinstance(error, ApiError) else as_api_error(error)
             await client.send_denial_response(
@@ -41,12 +44,13 @@ class AgentWay:
             return
         with guest:
             await client.accept()
-            await until_one_ends(_to_guest(client, guest), _to_client(guest, client))
+            await until_one_ends(
+                _to_guest(client, guest), _to_client(guest, client), keys.until_removed(key)
+            )
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):  # it has gone
                 await client.close()
 
-    async def _connect(self, client: WebSocket) -> socket.socket:
-        key = key_of(client, self._registry.keys, "run")
+    async def _connect(self, client: WebSocket, key: Key) -> socket.socket:
         served = self._registry.find(client.path_params["id"], key)
         client.scope["voidbox.sandbox"] = served.id
         try:

@@ -65,7 +65,10 @@ def size(fields: Fields, config: ServeConfig) -> dict[str, Any]:
         given = config.options.get("memory")
         most = memory_bytes(given) if given is not None else MEMORY_BYTES_DEFAULT
         if memory_bytes(fields["memory"]) > most:
-            raise bad(f"memory: this server gives each sandbox {most >> 20} MiB at most")
+            raise bad(
+                f"memory: this server gives each sandbox {most >> 20} MiB at most: ask for less, "
+                "or give voidbox serve more --memory"
+            )
         found["memory"] = fields["memory"]
     if fields.get("cpus") is not None:
         found["cpus"] = int(bodies.number(fields, "cpus", 1, 1, config.options.get("cpus", 1)))

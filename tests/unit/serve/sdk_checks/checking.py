@@ -1,5 +1,6 @@
 """What the checks of all SDKs share, run by their interpreters."""
 
+import importlib.metadata
 import json
 import sys
 import time
@@ -11,6 +12,17 @@ CHECKS = []
 def check(function):
     CHECKS.append(function)
     return function
+
+
+def only(*version):
+    """Have a check be for this version of the SDK and later ones."""
+
+    def choose(function):
+        if version <= tuple(map(int, importlib.metadata.version("e2b").split("."))):
+            CHECKS.append(function)
+        return function
+
+    return choose
 
 
 def raises(kind, function, *arguments, **options):

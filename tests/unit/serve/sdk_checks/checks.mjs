@@ -6,7 +6,7 @@ import assert from 'node:assert/strict'
 import process from 'node:process'
 
 const require = createRequire(`${process.env.SDK_FOLDER}/package.json`)
-const { Sandbox, CommandExitError, NotFoundError, AuthenticationError } = require('e2b')
+const { Sandbox, Template, CommandExitError, NotFoundError, AuthenticationError } = require('e2b')
 const folder = process.argv[2]
 const DEADLINE_MS = 60_000
 
@@ -96,6 +96,36 @@ const checks = {
     assert.equal(await other.isRunning(), false)
     await assert.rejects(other.commands.run('true'))
     assert.equal(await Sandbox.kill('nosuchsandbox'), false)
+  },
+  async templates() {
+    if (!Template?.assignTags) return // of older ones
+    const size = { cpuCount: 1, memoryMB: 128 } // older ones ask for 2 CPUs and 1 GiB by themselves
+    const build = async (name, options = {}) => {
+      const template = Template()
+        .fromTemplate('base')
+        .runCmd(`mkdir -p ${folder}; cat /proc/sys/kernel/random/uuid > ${folder}/dice-js`)
+      const lines = []
+      const onBuildLogs = (entry) => lines.push(entry.message)
+      await Template.build(template, name, { ...size, ...options, onBuildLogs })
+      return lines.some((line) => line.startsWith('CACHED RUN'))
+    }
+    const look = async (name) => {
+      const other = await Sandbox.create(name, { timeoutMs: 60_000 })
+      const { stdout } = await other.commands.run(`cat ${folder}/dice-js`)
+      await other.kill()
+      return stdout
+    }
+    const name = `of-js-${process.pid}` // others run in the same server
+    assert.equal(await build(`${name}:v1`), false)
+    const dice = await look(`${name}:v1`)
+    assert.equal(await build(name, { tags: ['v2'] }), true)
+    assert.equal(await look(`${name}:v2`), dice)
+    assert.equal(await build(`${name}:v3`, { skipCache: true }), false)
+    assert.notEqual(await look(`${name}:v3`), dice)
+    assert.deepEqual((await Template.assignTags(`${name}:v1`, 'default')).tags, ['default'])
+    await Template.removeTags(name, ['v1', 'v3'])
+    const tags = (await Template.getTags(name)).map((one) => one.tag)
+    assert.deepEqual(tags.sort(), ['default', 'v2'])
   },
   async pause() {
     const other = await Sandbox.create({ timeoutMs: 60_000 })

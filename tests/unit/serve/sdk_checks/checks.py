@@ -7,30 +7,18 @@ wrong} as JSON. Only what all supported versions have; `only` says since when so
 """
 
 import asyncio
-import importlib.metadata
-import os
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
 
+import building  # noqa: F401 - it has checks
 import e2b
-from checking import CHECKS, check, raises, run_all
+from checking import check, only, raises, run_all
 from e2b import AsyncSandbox, CommandExitException, FileType, Sandbox
 
-VERSION = tuple(int(word) for word in importlib.metadata.version("e2b").split("."))
 FOLDER = sys.argv[1]
 DEADLINE_S = 60
-
-
-def only(*version):
-    def choose(function):
-        if version <= VERSION:
-            CHECKS.append(function)
-        return function
-
-    return choose
 
 
 def wait_until(condition, what):
@@ -280,39 +268,6 @@ def pause_and_connect(box):
     back = Sandbox.connect(other.sandbox_id)
     assert back.commands.run("echo back").stdout == "back\n"
     back.kill()
-
-
-@only(2, 60)
-def templates(box):
-    from e2b import Template, wait_for_file
-
-    source = tempfile.mkdtemp()  # on the client's side
-    os.makedirs(f"{source}/app", exist_ok=True)
-    with open(f"{source}/app/data", "w") as file:
-        file.write("of the context")
-    template = (
-        Template(file_context_path=source)
-        .from_template("base")
-        .set_workdir(f"{FOLDER}/built")
-        .set_envs({"BUILT": "yes"})
-        .copy("app", "app")
-        .run_cmd("echo from the build; cat app/data > copied")
-        .set_start_cmd(f"touch {FOLDER}/up; sleep 1000", wait_for_file(f"{FOLDER}/up"))
-    )
-    lines = []
-    info = Template.build(
-        template, "of-the-sdk", on_build_logs=lambda entry: lines.append(entry.message)
-    )
-    assert info.name == "of-the-sdk" and any("from the build" in line for line in lines), lines
-    assert Template.exists("of-the-sdk") and not Template.exists("of-nobody")
-    other = Sandbox.create("of-the-sdk", timeout=60)
-    try:
-        assert other.commands.run("echo $BUILT; cat copied").stdout == "yes\nof the context"
-    finally:
-        other.kill()
-    failing = Template(file_context_path=source).from_template("base").run_cmd("exit 5")
-    error = raises(e2b.BuildException, Template.build, failing, "failing")
-    assert "exit code 5" in str(error)
 
 
 @only(2, 45)
