@@ -21,7 +21,7 @@ import sys
 
 REFUSED = "jail: refused "  # voidbox.sandbox.keeper.serving
 AUDIT_SECCOMP = "type=1326 "  # linux/audit.h
-_POLL_S = 0.5  # no sandbox lives as short as that
+_POLL_S = 1.0  # no sandbox lives as short as that
 _PIECE_BYTES = 1 << 20
 
 
@@ -73,17 +73,24 @@ class _OwnerLogs:
 
     def poll(self) -> list[str]:
         """Return the lines about refusals that are new."""
+        written = set()
         for name in os.listdir("/proc"):
             if name.isdigit():
                 with contextlib.suppress(OSError):  # it is gone, or somebody else's
-                    self._follow(f"/proc/{name}/fd/2")
-        return [line for fd in self._followed.values() for line in _read(fd) if REFUSED in line]
+                    written.add(self._follow(f"/proc/{name}/fd/2"))
+        lines = [line for fd in self._followed.values() for line in _read(fd) if REFUSED in line]
+        for key in self._followed.keys() - written:  # nobody writes it any more
+            os.close(self._followed.pop(key))
+        return lines
 
-    def _follow(self, stderr: str) -> None:
-        if os.readlink(stderr).removesuffix(" (deleted)").endswith("/owner.log"):
-            status = os.stat(stderr)
-            if (status.st_dev, status.st_ino) not in self._followed:
-                self._followed[status.st_dev, status.st_ino] = os.open(stderr, os.O_RDONLY)
+    def _follow(self, stderr: str) -> tuple[int, int] | None:
+        if not os.readlink(stderr).removesuffix(" (deleted)").endswith("/owner.log"):
+            return None
+        status = os.stat(stderr)
+        key = status.st_dev, status.st_ino
+        if key not in self._followed:
+            self._followed[key] = os.open(stderr, os.O_RDONLY)
+        return key
 
 
 class _KernelLog:

@@ -85,6 +85,23 @@ sys.exit(fcntl.ioctl(open("/dev/kvm"), 0xAE00) != 12)' || exit 13
         probe.unlink()
 
 
+def test_its_clock_goes_as_this_machines() -> None:
+    script = "import time; print(time.monotonic()); input(); print(time.monotonic())"
+    process = subprocess.Popen(
+        [LAB, "--", sys.executable, "-u", "-c", script],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    first, began = float(process.stdout.readline()), time.monotonic()
+    time.sleep(5)
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    last, took_s = float(process.stdout.readline()), time.monotonic() - began
+    process.communicate(timeout=LIMIT_S)
+    assert took_s / 2 < last - first < took_s * 2  # what either waited for says little
+
+
 def test_the_time_limit() -> None:
     result = lab("--timeout", "3", "--", "sleep", "100")
     assert result.returncode == 124

@@ -20,7 +20,7 @@ import os, sys, time
 path = sys.argv[1]
 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
 os.unlink(path)
-time.sleep(3)
+time.sleep(5)
 print("2026-01-01 {LINE}", file=sys.stderr)
 """
 KILLED = """

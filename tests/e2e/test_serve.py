@@ -200,6 +200,10 @@ def test_one_that_waited_outlives_the_server() -> None:
         box = server.create(timeout=600, envVars={"A": "1"}, metadata={"of": "me"})
         assert box.id == waiting
         assert box.run("/bin/sh", "-c", "echo $A; uname -s")[0] == b"1\nLinux\n"
+        assert server.api("POST", f"/sandboxes/{box.id}/pause").status == 204
+        path = f"/v2/sandboxes/{box.id}/connect"
+        assert server.api("POST", path, {"timeout": 600}).status == 201
+        assert box.run("/bin/sh", "-c", "echo $A")[0] == b"1\n"
         wait_until(one_waits, "no other one waits")
         server.kill()
         wait_until(lambda: server.records() == [box.id], "one waits still")

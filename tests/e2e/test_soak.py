@@ -179,7 +179,7 @@ def small_disk() -> Iterator[Path]:
     mount = ["mount", "-t", "tmpfs", "-o", f"size={STATE_BYTES},mode=0700", "tmpfs", str(folder)]
     subprocess.run(mount, check=True)
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # logs are still followed
     folder.rmdir()
 
 

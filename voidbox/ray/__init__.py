@@ -16,7 +16,7 @@ carrier, calls       the way to it: by sockets, by calls of its node's actor
 node, held           a node: a pool, its holders, their leases, and what they may ask for
 gateway, tls         a node's port
 actor, surroundings  a node as Ray's actor
-runner, holding, functions   rollouts on their sandboxes' nodes
+rollouts, runner, holding, functions   rollouts on their sandboxes' nodes
 
 Names are looked up when they are first used (PEP 562), and Ray is imported then.
 """

@@ -11,7 +11,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -22,12 +22,12 @@ from voidbox.pool.aio import AsyncPool
 from voidbox.pool.member import PooledSandbox
 from voidbox.ray import surroundings
 from voidbox.ray.carrier import NodeAddress
+from voidbox.ray.gateway import STREAM_BYTES
 from voidbox.ray.node import Node, NodeOptions
 from voidbox.sandbox.control import describe_error
 from voidbox.sdk.creating import CreateOptions
 
 GROUPS = {"make": 4096, "ctl": 256, "data": 4096}
-STREAM_BYTES = 256 << 10
 _REST_S = 60.0
 _THREADS = 64  # for what blocks: starts, questions to sandboxes' processes
 _LEASES_LEFT = 10
@@ -155,10 +155,24 @@ class NodePool:
 
     @_in_group("make")
     async def acquire(
-        self, holder: str, timeout: float | None, options: CreateOptions | None
+        self,
+        holder: str,
+        timeout: float | None,
+        options: CreateOptions | None,
+        number: int | None = None,
     ) -> dict[str, Any]:
         """See Node."""
-        return await self._run(self._opened.acquire(holder, timeout, options))
+        return await self._run(self._opened.acquire(holder, timeout, options, number))
+
+    @_in_group("ctl")
+    async def withdraw(self, holder: str, number: int) -> dict[str, Any]:
+        """See Node."""
+
+        async def withdraw() -> dict[str, Any]:
+            self._opened.withdraw(holder, number)
+            return {}
+
+        return await self._run(withdraw())
 
     @_in_group("ctl")
     async def ask(self, id: str, token: str, op: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -241,14 +255,14 @@ class NodePool:
         return await self._run(open_stream())
 
     @_in_group("data")
-    async def read_stream(self, number: int) -> bytes:
-        """Return what comes next; nothing at the end."""
-        return await self._on_stream(number, lambda stream: stream.read(), b"")
+    async def read_stream(self, number: int, turn: int) -> bytes:
+        """Return what comes next; nothing at the end. Turns are counted: Ray's calls overtake."""
+        return await self._on_stream(number, lambda stream: stream.read(turn), b"")
 
     @_in_group("data")
-    async def write_stream(self, number: int, data: bytes) -> bool:
-        """Write; False once nobody takes it any more."""
-        return await self._on_stream(number, lambda stream: stream.write(data), False)
+    async def write_stream(self, number: int, turn: int, data: bytes) -> bool:
+        """Write; False once nobody takes it any more. Turns are counted: Ray's calls overtake."""
+        return await self._on_stream(number, lambda stream: stream.write(turn, data), False)
 
     @_in_group("ctl")
     async def close_stream(self, number: int) -> None:
@@ -279,22 +293,62 @@ async def _joined(join: Callable[[socket.socket], Any], sock: socket.socket) -> 
         await join(sock)
 
 
+class _Turns:
+    """Has what comes in any order be done in the order of its numbers, from 0."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+
+    @contextlib.asynccontextmanager
+    async def turn(self, number: int) -> AsyncIterator[None]:
+        if number != self._next:
+            future = self._waiting[number] = asyncio.get_running_loop().create_future()
+            await future
+        yield
+        self._next += 1
+        following = self._waiting.pop(self._next, None)
+        if following is not None:
+            following.set_result(None)
+
+    def close(self) -> None:
+        """Have all that wait fail."""
+        for future in self._waiting.values():
+            future.set_exception(ConnectionResetError())
+        self._waiting.clear()
+
+
 class _Stream:
     """One stream of the actor. Thread: the node's event loop."""
 
     def __init__(self, sock: socket.socket, task: asyncio.Task[None]) -> None:
         sock.setblocking(False)
         self._sock, self._task = sock, task
+        self._reads, self._writes = _Turns(), _Turns()
 
-    async def read(self) -> bytes:
-        return await asyncio.get_running_loop().sock_recv(self._sock, STREAM_BYTES)
+    async def read(self, turn: int) -> bytes:
+        async with self._reads.turn(turn):
+            data = await asyncio.get_running_loop().sock_recv(self._sock, STREAM_BYTES)
+            parts, size = [data], len(data)
+            while data and size < STREAM_BYTES:
+                await asyncio.sleep(0)  # whoever fills it may do so
+                try:
+                    data = self._sock.recv(STREAM_BYTES - size)
+                except BlockingIOError:
+                    break
+                parts.append(data)
+                size += len(data)
+            return b"".join(parts)
 
-    async def write(self, data: bytes) -> bool:
-        await asyncio.get_running_loop().sock_sendall(self._sock, data)
-        return True
+    async def write(self, turn: int, data: bytes) -> bool:
+        async with self._writes.turn(turn):
+            await asyncio.get_running_loop().sock_sendall(self._sock, data)
+            return True
 
     def close(self) -> None:
         self._task.cancel()
+        self._reads.close()
+        self._writes.close()
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)  # whoever reads now is told
         asyncio.get_running_loop().call_soon(self._sock.close)

@@ -11,26 +11,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar, Unpack
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from voidbox.errors import ConfigError, PoolFull, SandboxLost, VoidboxError
 from voidbox.pool import options as given_options
 from voidbox.pool.giving import Giving
 from voidbox.pool.host_memory import AUTO
 from voidbox.pool.stats import PoolStats
-from voidbox.ray import actor, copying, demand, functions, runner
+from voidbox.ray import actor, copying, demand, runner
 from voidbox.ray.members import TRANSPORTS, Member
 from voidbox.ray.node import LEASE_S, NodeOptions
 from voidbox.ray.nodes import LOOK_S, Nodes
 from voidbox.ray.placement import choose
+from voidbox.ray.queueing import Queue
 from voidbox.ray.remote import RemoteSandbox
 from voidbox.ray.retrying import Tries
+from voidbox.ray.rollouts import RunnerLost
 from voidbox.ray.spreading import spread
 from voidbox.ray.ticket import Ticket
 from voidbox.ray.tls import is_wanted_by_ray
@@ -42,6 +45,8 @@ from voidbox.sdk.creating import CreateOptions
 IDLE_S = 300.0
 _DRAIN_S = 0.2
 _RETRY_S_MAX = 2.0
+_MOVE_S = 2.0  # so often those who wait for a node look for room on others
+_FIRST = asyncio.FIRST_COMPLETED
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -130,6 +135,8 @@ class AsyncPool(Nodes, Giving[RemoteSandbox]):
         self._runtime_env = runtime_env
         self._runner = runner.remote(type(self).rollout_runner)
         self._given_back: set[asyncio.Task[None]] = set()
+        self._numbers = itertools.count()  # of calls of acquire(), for their nodes
+        self._queue = Queue(lambda roomy: self._pick(roomy, {}), self._left)
 
     @property
     def size(self) -> int:  # type: ignore[override]
@@ -163,6 +170,7 @@ class AsyncPool(Nodes, Giving[RemoteSandbox]):
         """End all that it has given, and its nodes' pools if they are nobody else's. Idempotent."""
         self._closed = "the pool is closed"
         self._closing.set()
+        self._queue.close(ConfigError(self._closed))
         await self.leave()
         await asyncio.gather(*self._given_back, return_exceptions=True)
 
@@ -228,36 +236,59 @@ class AsyncPool(Nodes, Giving[RemoteSandbox]):
     async def _acquire(
         self, member: Member, timeout: float | None, options: CreateOptions | None
     ) -> RemoteSandbox:
+        number = next(self._numbers)
+        asked = member.call("acquire", self._holder, timeout, options, number)
         member.asked += 1
-        calling = asyncio.ensure_future(member.call("acquire", self._holder, timeout, options))
+        calling = asyncio.ensure_future(asked)
         closing = asyncio.ensure_future(self._closing.wait())
         try:
-            await asyncio.wait((calling, closing), return_when=asyncio.FIRST_COMPLETED)
+            while not (calling.done() or closing.done() or self._is_room_beside(member)):
+                await asyncio.wait((calling, closing), timeout=_MOVE_S, return_when=_FIRST)
         finally:
             closing.cancel()
             member.asked -= 1
             if not calling.done():
-                giving_back = asyncio.create_task(self._give_back(member, calling))
+                giving_back = asyncio.create_task(self._give_back(member, calling, number))
                 self._given_back.add(giving_back)
                 giving_back.add_done_callback(self._given_back.discard)
         if not calling.done():
-            raise ConfigError(self._closed)
+            if self._closed:
+                raise ConfigError(self._closed)
+            raise PoolFull("there is room on another node", 0.0)
         answer = calling.result()
         member.learn(answer)
         return RemoteSandbox(member.carrier, Ticket.from_json(answer["ticket"]), member.name)
 
-    async def _give_back(self, member: Member, calling: asyncio.Future[dict[str, Any]]) -> None:
-        """End what comes for somebody who no longer waits."""
+    def _is_room_beside(self, member: Member) -> bool:
+        """Whether who waits for a node would get a sandbox elsewhere at once."""
+        if member.fullness <= 1.0:
+            return False
+        return any(one.fullness < 1.0 for one in self._members.values() if not one.is_lost)
+
+    async def _give_back(
+        self, member: Member, calling: asyncio.Future[dict[str, Any]], number: int
+    ) -> None:
+        """Have a node not begin what nobody waits for any more; end it, where that is too late."""
         with contextlib.suppress(VoidboxError):
+            await member.call("withdraw", self._holder, number)
             ticket = Ticket.from_json((await calling)["ticket"])
             await RemoteSandbox(member.carrier, ticket, member.name).kill()
 
     def _choose(self, full: set[str], options: CreateOptions) -> Member:
-        alive = self.alive()
+        alive = self._left()
         if not alive:
+            raise _none_left()
+        return self._pick([one for one in alive if one.id not in full] or alive, options)
+
+    def _left(self) -> list[Member]:
+        """Return the nodes. Raises SandboxLost: there is none, and none will come."""
+        alive = self.alive()
+        if not alive and not self.grows:
             raise ConfigError("no node is left") if self._closed else _none_left()
+        return alive
+
+    def _pick(self, among: list[Member], options: CreateOptions) -> Member:
         key = copying.wanted(options)
-        among = [one for one in alive if one.id not in full] or alive
         found = choose(among, lambda one: key is None or key[1] in one.has)
         assert found is not None
         return found
@@ -282,8 +313,11 @@ class AsyncPool(Nodes, Giving[RemoteSandbox]):
         self._check_open()
         self._asking += 1
         try:
-            await self.wait_for_one(None)
-            return await self._run_near(self._choose(set(), {}), function, arguments, named)
+            member = await self._queue.enter()
+            try:
+                return await self._run_near(member, function, arguments, named)
+            finally:
+                self._queue.leave(member)
         finally:
             self._asking -= 1
 
@@ -294,25 +328,19 @@ class AsyncPool(Nodes, Giving[RemoteSandbox]):
         arguments: tuple[Any, ...],
         named: dict[str, Any],
     ) -> Any:
-        member.asked += 1
-        there = member.make_runner(self._runner, self._runtime_env)
-        running = there.run.remote(functions.send(function), *arguments, **named)
+        there = member.begin_rollouts(self._runner, self._runtime_env)
         try:
-            return await running
-        except asyncio.CancelledError:
-            ray.cancel(running)  # and its sandbox ends
-            raise
+            return await there.run(function, arguments, named)
         except RayTaskError as error:
             raise error.cause or error from error
-        except RayActorError as error:
-            member.runner = None
+        except RunnerLost as error:
+            if member.rollouts is there:
+                member.rollouts = None
             if await self._is_there(member):
                 raise SandboxLost(
                     f"what runs rollouts on node {member.name} has ended: {error}", "pool"
                 ) from error
             raise await member.lose("RayActorError") from error
-        finally:
-            member.asked -= 1
 
     async def _is_there(self, member: Member) -> bool:
         try:

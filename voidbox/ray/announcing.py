@@ -68,12 +68,6 @@ def _problems_of_ray() -> list[str]:
     else:
         if tuple(map(int, version.split(".")[:2])) < RAY_MIN:
             found.append(f"Ray {version} is too old: pip install 'voidbox-kvm[ray]'")
-    with open("/proc/mounts") as file:
-        if not any(line.split()[2] in ("cgroup", "cgroup2") for line in file):
-            found.append(
-                "no cgroup file system, without which Ray's raylet ends: "
-                "mount -t cgroup2 none /sys/fs/cgroup"
-            )
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         found.append("/dev/kvm cannot be used: voidbox doctor says why")
     return found

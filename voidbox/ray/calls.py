@@ -1,13 +1,16 @@
 """ActorCarrier: a node's sandboxes by calls of its actor, where its gateway cannot be reached.
 
-A stream is a socket pair: two threads move its data by calls, each of which waits for the last.
+A stream is a socket pair: two threads move its data by calls, few of them at a time. Who does not
+read is sent no more than those bring; closing it ends the stream there, and what writes to it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import threading
+from collections import deque
 from typing import Any
 
 import ray
@@ -15,9 +18,11 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from voidbox.errors import SandboxLost, SandboxTimeout
 from voidbox.ray.carrier import NodeAddress, lost_with
+from voidbox.ray.gateway import STREAM_BYTES
 from voidbox.sandbox.control import make_error
 
-_BYTES = 256 << 10
+_UNDER_WAY = 4  # pieces of a stream, each way
+_MUCH_BYTES = 64 << 10
 
 
 class ActorCarrier:
@@ -79,8 +84,7 @@ class _Stream:
 
     def _move(self, move: Any) -> None:
         try:
-            while move():
-                pass
+            move()
         except (OSError, RayError):
             pass
         finally:
@@ -93,11 +97,40 @@ class _Stream:
                 if not self._moving:
                     self._sock.close()
 
-    def _take(self) -> bool:
-        data = self._sock.recv(_BYTES)
-        return bool(data) and ray.get(self._actor.write_stream.remote(self._number, data))
+    def _take(self) -> None:
+        pending: deque[Any] = deque()
+        for turn in itertools.count():
+            if not (data := _gathered(self._sock)):
+                break
+            pending.append(self._actor.write_stream.remote(self._number, turn, data))
+            if len(pending) > _UNDER_WAY and not ray.get(pending.popleft()):
+                return
+        ray.get(list(pending))
 
-    def _give(self) -> bool:
-        data = ray.get(self._actor.read_stream.remote(self._number))
-        self._sock.sendall(data)
-        return bool(data)
+    def _give(self) -> None:
+        turns = itertools.count()
+
+        def ask() -> Any:
+            return self._actor.read_stream.remote(self._number, next(turns))
+
+        pending = deque([ask()])
+        while data := ray.get(pending.popleft()):
+            self._sock.sendall(data)
+            # Who sends much is asked for more before it is there: as much as may wait unread.
+            count = _UNDER_WAY if len(data) >= _MUCH_BYTES else 1
+            while len(pending) < count:
+                pending.append(ask())
+
+
+def _gathered(sock: socket.socket) -> bytes:
+    """Return what there is to read, once there is some; nothing at the end."""
+    data = sock.recv(STREAM_BYTES)
+    parts, size = [data], len(data)
+    while data and size < STREAM_BYTES:
+        try:
+            data = sock.recv(STREAM_BYTES - size, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            break
+        parts.append(data)
+        size += len(data)
+    return b"".join(parts)

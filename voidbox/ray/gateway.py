@@ -25,6 +25,7 @@ from voidbox.ray import tls
 from voidbox.sandbox.control import BECOMES, REQUEST_BYTES_MAX, describe_error, encode
 
 CONNECTIONS_MAX = 8192
+STREAM_BYTES = 1 << 20  # of a piece that a call brings, where nobody reaches the gateway
 STRANGERS_MAX = 256  # that have not shown a token yet: each may cost a thread, and 64 KiB
 _BACKLOG = 1024
 _HEAD_S = 15.0  # for the one line

@@ -18,7 +18,7 @@ from voidbox.ray.calls import ActorCarrier
 from voidbox.ray.carrier import Carrier, GatewayCarrier, NodeAddress, is_there, lost_with
 from voidbox.ray.copying import Found
 from voidbox.ray.node import NodeOptions
-from voidbox.ray.runner import ROLLOUTS_MAX
+from voidbox.ray.rollouts import ROLLOUTS_MAX, Rollouts
 from voidbox.sandbox.control import make_error
 
 NAMESPACE = "voidbox"
@@ -26,6 +26,7 @@ TRANSPORTS = ("auto", "socket", "actor")
 _SAY_S, OPEN_S = 10.0, 120.0
 _CLOSE_S = 30.0
 _ASKED_AT_ONCE = 32
+_CALLS_MAX = 2 * ROLLOUTS_MAX  # of a runner: rollouts alone in theirs, and what is said of others
 
 _logger = logging.getLogger("voidbox")
 
@@ -63,7 +64,7 @@ class Member:
         id, name: Ray's of the node.
         carrier: the way to its sandboxes.
         asked: calls of ours that have not been answered.
-        runner: None before the first rollout.
+        rollouts: None before the first one.
         has: names of images and snapshots that it has, as far as we know.
     """
 
@@ -71,7 +72,7 @@ class Member:
         self.id: str = node["NodeID"]
         self.name: str = f"{node['NodeManagerHostname']}/{self.id[:8]}"
         self.actor = actor
-        self.runner: Any = None
+        self.rollouts: Rollouts | None = None
         self.asked = 0
         self.is_lost = False
         self.has: set[str] = set()
@@ -183,20 +184,25 @@ class Member:
         if self.used:
             self.idle_since = time.monotonic()
 
-    def make_runner(self, cls: Any, runtime_env: dict[str, Any] | None) -> Any:
-        """Return what runs rollouts there."""
-        if self.runner is None:
+    def begin_rollouts(self, cls: Any, runtime_env: dict[str, Any] | None) -> Rollouts:
+        """Return what runs rollouts there.
+
+        Args:
+            cls: Runner's, for Ray.
+        """
+        if self.rollouts is None:
             here = NodeAffinitySchedulingStrategy(self.id, soft=False)
             env = {} if runtime_env is None else {"runtime_env": runtime_env}
-            self.runner = cls.options(
-                num_cpus=0, max_concurrency=ROLLOUTS_MAX, scheduling_strategy=here, **env
+            runner = cls.options(
+                num_cpus=0, max_concurrency=_CALLS_MAX, scheduling_strategy=here, **env
             ).remote(self.address)
-        return self.runner
+            self.rollouts = Rollouts(runner)
+        return self.rollouts
 
     async def end(self, holder: str, is_shared: bool) -> None:
         """Leave it; end it, if it is nobody else's."""
-        if self.runner is not None:
-            ray.kill(self.runner)
+        if self.rollouts is not None:
+            await self.rollouts.close()
         with contextlib.suppress(VoidboxError, TimeoutError, RayError):
             method = ("leave", holder) if is_shared else ("close",)
             await asyncio.wait_for(self.call(*method), _CLOSE_S)

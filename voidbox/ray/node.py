@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from voidbox.errors import PoolFull, VoidboxError
 from voidbox.pool.aio import AsyncPool
+from voidbox.pool.member import PooledSandbox
 from voidbox.ray import copying, tls
 from voidbox.ray.carrier import GatewayCarrier, NodeAddress
 from voidbox.ray.gateway import Answer, Gateway, refused
@@ -95,6 +96,7 @@ class Node:
         self._held: dict[str, Held] = {}
         self._leases: dict[str, float] = {}  # until when
         self._waiting = 0
+        self._asking: dict[tuple[str, int | None], asyncio.Future[PooledSandbox]] = {}
         self._copying = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -168,12 +170,18 @@ class Node:
     # What holders ask for.
 
     async def acquire(
-        self, holder: str, timeout: float | None = None, options: CreateOptions | None = None
+        self,
+        holder: str,
+        timeout: float | None = None,
+        options: CreateOptions | None = None,
+        number: int | None = None,
     ) -> dict[str, Any]:
         """Return a ticket, as JSON has it, and how full it is here.
 
+        Args:
+            number: by which its holder can withdraw() it.
         Raises:
-            PoolFull: none was free in time, or too many wait already.
+            PoolFull: none was free in time, or too many wait already, or it was withdrawn.
             VoidboxError: see AsyncPool.acquire().
         """
         if self._waiting >= self._options.queue_max:
@@ -182,11 +190,21 @@ class Node:
         if options is not None and (labels := self._options.labels):
             metadata = {**(options.get("metadata") or {}), **labels}
             options = CreateOptions(**{**options, "metadata": metadata})
+        asking = asyncio.ensure_future(self._pool.acquire(timeout, options))
+        self._asking[holder, number] = asking
         self._waiting += 1
         try:
-            sandbox = await self._pool.acquire(timeout, options)
+            await asyncio.wait((asking,))
+        except asyncio.CancelledError:
+            asking.cancel()
+            asking.add_done_callback(_end_unwanted)
+            raise
         finally:
             self._waiting -= 1
+            self._asking.pop((holder, number), None)
+        if asking.cancelled():
+            raise PoolFull("it was withdrawn", 0.0)
+        sandbox = asking.result()
         try:
             assert self._store is not None
             record = await asyncio.to_thread(self._store.read, sandbox.sandbox_id)
@@ -197,6 +215,12 @@ class Node:
         self._held[record.id] = held
         self.renew(holder)
         return {"ticket": held.ticket().to_json(), **self.load()}
+
+    def withdraw(self, holder: str, number: int) -> None:
+        """Have an acquire() that waits get nothing. One that has got a sandbox has it."""
+        asking = self._asking.get((holder, number))
+        if asking is not None:
+            asking.cancel()
 
     async def release(self, id: str) -> bool:
         """End a sandbox, and wait for that; False if it had ended."""
@@ -318,3 +342,9 @@ class Node:
             for holder in [one for one, until in self._leases.items() if until < loop.time()]:
                 if count := await self.leave(holder):
                     _logger.warning("ended %d sandboxes: nobody renewed their lease", count)
+
+
+def _end_unwanted(asking: asyncio.Future[PooledSandbox]) -> None:
+    """End a sandbox that came for somebody who left at that moment."""
+    if not asking.cancelled() and asking.exception() is None:
+        asking.result().retire()

@@ -33,6 +33,8 @@ class Session:
     Attributes:
         paused_s: how long it had stood still when a request was made last.
         ended: what to say once this program itself has ended it; "" until then.
+        output_bytes_kept: of each stream of a command, for its result, the last ones; None: as many
+            as the SDK keeps.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Session:
         self.user = user
         self.paused_s = 0.0
         self.ended = ""
+        self.output_bytes_kept: int | None = None
         self._standstill = standstill
         self._shared = dict(shared or {})
 

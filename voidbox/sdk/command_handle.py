@@ -18,7 +18,7 @@ from voidbox.agent.client import Exit, parse_exit
 from voidbox.agent.core import Data
 from voidbox.errors import AgentError, ConfigError, SandboxTimeout
 from voidbox.sandbox.session import Session, check_seconds
-from voidbox.sdk.command_result import Collector, CommandResult, Output
+from voidbox.sdk.command_result import OUTPUT_BYTES_KEPT, Collector, CommandResult, Output
 
 # Takes a piece of output as text.
 OnText: TypeAlias = Callable[[str], object] | Callable[[str], Awaitable[object]]
@@ -60,7 +60,7 @@ class AsyncCommandHandle:
             None if timeout_s is None else time.monotonic() + timeout_s + _TIMEOUT_GRACE_S
         )
         self._callbacks = {"stdout": on_stdout, "stderr": on_stderr}
-        self._collector = Collector()
+        self._collector = Collector(session.output_bytes_kept or OUTPUT_BYTES_KEPT)
         self._reading = asyncio.Lock()
         self._result = self._collector.result(end) if end is not None else None
         self._rest: list[Output] = []  # of output, that comes after the result

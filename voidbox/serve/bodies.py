@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from voidbox.serve.errors import ApiError, bad
 
 JSON_BYTES_MAX = 1 << 20
+SILENCE_S = 60.0  # of a client whose body has not ended
 _TEXTS_MAX = 1000  # of one map
 
 Fields = dict[str, Any]
@@ -21,16 +23,22 @@ async def read_bytes(request: Request, bytes_max: int = JSON_BYTES_MAX) -> bytes
     """Return a body of at most so many bytes.
 
     Raises:
-        ApiError: 413.
+        ApiError: 413; or 408, it does not come.
     """
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > bytes_max:
-                raise ApiError(413, f"a body of more than {bytes_max} bytes")
+        async with asyncio.timeout(SILENCE_S) as limit:
+            async for chunk in request.stream():
+                limit.reschedule(asyncio.get_running_loop().time() + SILENCE_S)
+                body += chunk
+                if len(body) > bytes_max:
+                    raise ApiError(413, f"a body of more than {bytes_max} bytes")
     except ClientDisconnect:
         raise bad("the body ended early") from None
+    except TimeoutError:
+        raise ApiError(
+            408, f"nothing of the body came for {SILENCE_S:g} s", {"Connection": "close"}
+        ) from None
     return bytes(body)
 
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from voidbox.errors import VoidboxError
-from voidbox.sandbox.snapshots.shelf import Snapshot
+from voidbox.errors import ConfigError, VoidboxError
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sdk.aio import AsyncSandbox
 from voidbox.sdk.launching import wait_gone
 from voidbox.sdk.snapshots import SnapshotInfo, wake
+from voidbox.serve import by_itself
 from voidbox.serve.builds.cache import Cache
 from voidbox.serve.config import ServeConfig
 from voidbox.serve.database import Database
@@ -26,26 +26,36 @@ from voidbox.serve.interpreter.starting import Interpreter
 from voidbox.serve.keys import Key, Keys
 from voidbox.serve.marks import Mark
 from voidbox.serve.served import Served
-from voidbox.serve.telemetry import Telemetry
-from voidbox.serve.templates import BASE, Template, Templates
+from voidbox.serve.telemetry import Telemetry, how_started
+from voidbox.serve.templates import BASE, Template, Templates, left_by_build
 from voidbox.serve.waiting import Waiting
 from voidbox.serve.when_free import when_free
+from voidbox.storage.locking import Hold
 
-_SAMPLE_S = 5.0
 _INTERPRETERS = "code-interpreter-v1"  # the template
-_LOG_CHARACTERS = 64 << 10
-_ENDS_S = 0.5  # how exact the server's own time limits are
+_ALIVE = "serve.alive"  # held by the server of a state folder
 
 _logger = logging.getLogger("voidbox.serve")
 
 
 class Registry:
-    """The sandboxes. Thread: the event loop's."""
+    """The sandboxes. Thread: the event loop's.
+
+    Raises:
+        ConfigError: another server has the state folder, or it cannot be used.
+    """
 
     def __init__(self, config: ServeConfig, telemetry: Telemetry | None = None) -> None:
         self.config = config
         self.telemetry = telemetry or Telemetry()
         self.store = Store(config.state_folder)
+        self._alive = Hold(f"{self.store.folder}/{_ALIVE}")
+        if self._alive.is_shared():  # it would end what we begin, and we what it has begun
+            self._alive.close()
+            raise ConfigError(
+                f"another voidbox serve has {self.store.folder}: stop that one, or give this one a "
+                "folder of its own with VOIDBOX_STATE"
+            )
         self.database = Database(self.store.folder)
         self.keys = Keys(self.database)
         self.templates = Templates(config, self.store.folder, self.database)
@@ -84,8 +94,8 @@ class Registry:
         _logger.info("sandboxes found: %d", len(self._served))
         if self.waiting is not None:
             await self.waiting.start()
-        self.spawn(self._sample_all())
-        self.spawn(self._see_to_ends())
+        self.spawn(by_itself.sample_all(self))
+        self.spawn(by_itself.see_to_ends(self))
 
     async def _end_build(self, served: Served) -> None:
         with contextlib.suppress(ApiError, VoidboxError):  # it has ended by itself
@@ -103,6 +113,7 @@ class Registry:
             await served.disconnect()
         self.store.close()
         self.database.close()
+        self._alive.close()
         await asyncio.to_thread(self.telemetry.close)  # here: uvicorn ends us by the signal itself
 
     def spawn(self, coroutine: Any) -> None:
@@ -176,32 +187,46 @@ class Registry:
         """
         if found is None:
             found = await self.templates.find(template, key)
-        running = sum(1 for one in self if one.state is not State.SUSPENDED)
-        if running + self._starting >= self.config.sandboxes_max:
-            raise ApiError(
-                503,
-                f"{self.config.sandboxes_max} sandboxes run: kill one, or raise --max-sandboxes",
-                {"Should-Retry": "false"},
-            )
         base = self.config.options
         if found.snapshot is not None:
-            base, mark = {}, _inherited(mark, found.snapshot)
+            base = {}
+            if not mark.is_build:  # which knows it
+                user, workdir = left_by_build(found.snapshot)
+                mark = mark._replace(user=user, workdir=workdir)
             options = {**options, "metadata": {**options["metadata"], **mark.to_metadata()}}
-        self._starting += 1
-        try:
-            with self.telemetry.span("create", template=template, key=key.name):
-                record = await self._make({**base, **found.options, **options}, mark)
-        except BaseException:
-            self.counts["failed"] += 1
-            raise
-        finally:
-            self._starting -= 1
-        served = self._adopt(record, Mark.of(record.metadata) or mark)
+        with self._room(1):
+            try:
+                with self.telemetry.span("create", template=template, key=key.name):
+                    record = await self._make({**base, **found.options, **options}, mark)
+            except BaseException:
+                self.counts["failed"] += 1
+                raise
+            served = self._adopt(record, Mark.of(record.metadata) or mark)
         if template.partition(":")[0] == _INTERPRETERS:
             self.spawn(self._warm_interpreter(served))
         self.counts["created"] += 1
         self.database.audit(key.name, "create", served.id, template)
         return served
+
+    @contextlib.contextmanager
+    def _room(self, count: int) -> Iterator[None]:
+        """Keep room for so many more that run.
+
+        Raises:
+            ApiError: there is not as much.
+        """
+        running = sum(1 for one in self if one.state is not State.SUSPENDED)
+        if running + self._starting + count > self.config.sandboxes_max:
+            raise ApiError(
+                503,
+                f"{self.config.sandboxes_max} sandboxes run: kill one, or raise --max-sandboxes",
+                {"Should-Retry": "false"},
+            )
+        self._starting += count
+        try:
+            yield
+        finally:
+            self._starting -= count
 
     def interpreter(self, served: Served) -> Interpreter:
         """Return what runs code in a sandbox."""
@@ -220,7 +245,7 @@ class Registry:
         box = await AsyncSandbox.create(**options, detached=True, state_folder=self.store.folder)
         await box.close()
         record = self.store.peek(box.sandbox_id)
-        how = await asyncio.to_thread(_how_started, self.store.path(record.id, "owner.log"))
+        how = await asyncio.to_thread(how_started, self.store.path(record.id, "owner.log"))
         self.telemetry.past(how, record.created_at, sandbox=record.id)
         return record
 
@@ -306,7 +331,7 @@ class Registry:
             if state is State.PAUSED:  # halted by our own SDK
                 await served.control("resume")
             elif state is State.SUSPENDED:
-                with self.telemetry.span("resume", sandbox=served.id):
+                with self._room(1), self.telemetry.span("resume", sandbox=served.id):
                     await wake(self.store, served.id)
                 await served.reconnect()
                 self._watch(served)
@@ -337,20 +362,19 @@ class Registry:
         Raises:
             ApiError: that would be too many.
         """
-        if len(self) + count > self.config.sandboxes_max:
-            raise ApiError(503, "that would be too many sandboxes", {"Should-Retry": "false"})
-        async with served.life:
-            box = await served.box()
-            forks = await when_free(lambda: box.fork(count))
-            await box.close()
-        self.database.audit(by, "fork", served.id, str(count))
-        found: list[Served | VoidboxError] = []
-        for fork in forks:
-            if isinstance(fork, Exception):
-                found.append(fork if isinstance(fork, VoidboxError) else VoidboxError(str(fork)))
-                continue
-            found.append(self._adopt(self.store.peek(fork.sandbox_id), served.mark))
-            await fork.close()
+        with self._room(count):
+            async with served.life:
+                box = await served.box()
+                forks = await when_free(lambda: box.fork(count))
+                await box.close()
+            self.database.audit(by, "fork", served.id, str(count))
+            return [await self._forked(fork, served) for fork in forks]
+
+    async def _forked(self, fork: AsyncSandbox | Exception, of: Served) -> Served | VoidboxError:
+        if isinstance(fork, Exception):
+            return fork if isinstance(fork, VoidboxError) else VoidboxError(str(fork))
+        found = self._adopt(self.store.peek(fork.sandbox_id), of.mark)
+        await fork.close()
         return found
 
     def _timeout_s(self, served: Served) -> float:
@@ -372,53 +396,3 @@ class Registry:
         if record.timeout_s is None or record.started_at is None:
             return time.time() + self.config.life_s_max
         return record.started_at + record.timeout_s + record.stood_still_s()
-
-    # What happens by itself.
-
-    async def _see_to_ends(self) -> None:
-        while True:
-            now = time.time()
-            for sandbox_id, end_at in self.database.ends().items():
-                if end_at > now:
-                    continue
-                served = self._served.get(sandbox_id)
-                if served is None:
-                    self.database.set_end(sandbox_id, None)
-                    continue
-                self.database.set_end(sandbox_id, None)
-                self.spawn(self._pause_in_time(served))
-            await asyncio.sleep(_ENDS_S)
-
-    async def _pause_in_time(self, served: Served) -> None:
-        try:
-            await self.pause(served, "its timeout")
-        except ApiError:
-            pass  # it is
-        except VoidboxError as error:
-            _logger.error("%s cannot be paused at its end, so it is killed: %s", served.id, error)
-            with contextlib.suppress(ApiError):
-                await self.kill(served, "its timeout")
-
-    async def _sample_all(self) -> None:
-        while True:
-            running = [one for one in self if one.is_sampled and one.is_running]
-            await asyncio.gather(*(one.measure() for one in running))
-            await asyncio.sleep(_SAMPLE_S)
-
-
-def _how_started(log: str) -> str:
-    """Return what a sandbox's start was, by the log of its process: "restore" or "boot"."""
-    with contextlib.suppress(OSError), open(log, errors="replace") as file:
-        return "restore" if "restored from " in file.read(_LOG_CHARACTERS) else "boot"
-    return "boot"
-
-
-def _inherited(mark: Mark, snapshot: Snapshot) -> Mark:
-    """Return a mark with what a template that was built says of its sandboxes.
-
-    Not that of a build, which knows it.
-    """
-    old = Mark.of(snapshot.record.sandbox.metadata)
-    if old is None or mark.is_build:
-        return mark
-    return mark._replace(user=old.user, workdir=old.workdir)

@@ -33,6 +33,7 @@ from voidbox.serve.marks import Mark
 _SAMPLES_MAX = 720  # an hour, at one every 5 s
 _METRICS_S = 10.0
 _DIAL_S = 10.0
+_OUTPUT_BYTES_KEPT = 64 << 10  # of what a build's step says: its log has it
 
 _logger = logging.getLogger("voidbox.serve")
 
@@ -91,6 +92,7 @@ class Served:
             "E2B_TEMPLATE_ID": self.mark.template,
         }
         self.session = Session(agent, record.name, envs, record.workdir, record.user)
+        self.session.output_bytes_kept = _OUTPUT_BYTES_KEPT
         self.files = AsyncFiles(self.session)
         workdir = "" if self.mark.is_build else self.mark.workdir
         user = "" if self.mark.is_build else self.mark.user

@@ -14,6 +14,8 @@ from starlette.types import Scope
 if TYPE_CHECKING:
     from voidbox.serve.registry import Registry
 
+_LOG_CHARACTERS = 64 << 10
+
 
 class Lasting:
     """A span that outlives who began it: a command's.
@@ -63,3 +65,10 @@ def of(scope: Mapping[str, Any]) -> Telemetry:
     """Return a request's."""
     found = scope.get("voidbox.telemetry")
     return found if isinstance(found, Telemetry) else Telemetry()
+
+
+def how_started(log: str) -> str:
+    """Return what a sandbox's start was, by the log of its process: "restore" or "boot"."""
+    with contextlib.suppress(OSError), open(log, errors="replace") as file:
+        return "restore" if "restored from " in file.read(_LOG_CHARACTERS) else "boot"
+    return "boot"

@@ -194,6 +194,12 @@ def _is_of_build(snapshot: Snapshot) -> bool:
     return mark is not None and mark.is_build
 
 
+def left_by_build(snapshot: Snapshot) -> tuple[str, str]:
+    """Return the user and the folder that a template's build ended with; "" for the image's."""
+    mark = Mark.of(snapshot.record.sandbox.metadata)
+    return ("", "") if mark is None else (mark.user, mark.workdir)
+
+
 def owner_of(snapshot: Snapshot, key: Key) -> Mark | None:
     """Return the mark of a snapshot that a key may see."""
     mark = Mark.of(snapshot.record.sandbox.metadata)

@@ -108,6 +108,16 @@ def real_registry(
             process.wait()
 
 
+@contextmanager
+def registry_with_password(folder: Path) -> Iterator[Running]:
+    """Run one for HTPASSWD's user alone."""
+    folder.mkdir(exist_ok=True)
+    (folder / "htpasswd").write_text(HTPASSWD)
+    auth = {"htpasswd": {"realm": "tests", "path": str(folder / "htpasswd")}}
+    with real_registry(folder, auth=auth, headers=LOGIN) as registry:
+        yield registry
+
+
 def _wait(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
     host, port = address.split(":")
     deadline = time.monotonic() + _START_S

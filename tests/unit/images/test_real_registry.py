@@ -12,13 +12,13 @@ from tests.unit.images.fake_registry import Handler, Request, fake_registry
 from tests.unit.images.made import StoreFolder
 from tests.unit.images.oci import DOCKER_MANIFEST, OCI_INDEX, make_image, make_index
 from tests.unit.images.real_registry import (
-    HTPASSWD,
     LOGIN,
     PROGRAM,
     Running,
     make_certificate,
     make_token,
     real_registry,
+    registry_with_password,
 )
 from tests.unit.images.test_pull import log_in
 from voidbox.images.errors import ImageError
@@ -89,10 +89,7 @@ def test_a_download_is_gone_on_with(registry: Running, stored: StoreFolder) -> N
 
 
 def test_a_registry_with_passwords(stored: StoreFolder, tmp_path: Path) -> None:
-    htpasswd = tmp_path / "htpasswd"
-    htpasswd.write_text(HTPASSWD)
-    auth = {"htpasswd": {"realm": "tests", "path": str(htpasswd)}}
-    with real_registry(tmp_path / "registry", auth=auth, headers=LOGIN) as registry:
+    with registry_with_password(tmp_path / "registry") as registry:
         registry.push(IMAGE)
         name = f"{registry.address}/team/app"
         with pytest.raises(RegistryError, match="wants a user and a password: docker login"):

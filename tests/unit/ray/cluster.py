@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 import os
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 STORE_BYTES = 100 << 20
+_NATIVE_PATIENCE_S = 300.0
 # Nothing leaves this machine, and nothing that the tests do not need is started.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
@@ -20,19 +25,90 @@ _ENVIRONMENT = {
 }
 
 
+# Where processors are emulated, nothing of Ray's is as fast as it expects of itself.
+_PATIENCE = {
+    "RAY_gcs_server_request_timeout_seconds": "{s}",
+    "RAY_gcs_server_port_wait_time_s": "{s}",
+    "RAY_gcs_rpc_server_connect_timeout_s": "{s}",
+    "RAY_worker_register_timeout_seconds": "{s}",
+    "RAY_agent_register_timeout_ms": "{s}000",
+    "RAY_health_check_timeout_ms": "{s}000",
+    "RAY_health_check_initial_delay_ms": "{s}000",
+}
+
+
+def _agents_ports() -> dict[str, int]:
+    """Ports for a node's agents: a raylet that has not heard of theirs in 15 s ends."""
+    names = [f"{name}_port" for name in ("metrics_agent", "metrics_export", "runtime_env_agent")]
+    names.append("dashboard_agent_listen_port")
+    with contextlib.ExitStack() as stack:
+        free = [stack.enter_context(socket.create_server(("", 0))) for _ in names]
+        return {name: one.getsockname()[1] for name, one in zip(names, free, strict=True)}
+
+
+def _told_of_agents(start_raylet: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a raylet find its dashboard agent's port, which nobody tells it, before that listens."""
+    raylet: Any = importlib.import_module("ray._raylet")
+    name = raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME
+
+    def start(*arguments: Any, **named: Any) -> Any:
+        given = inspect.signature(start_raylet).bind(*arguments, **named).arguments
+        port = given["dashboard_agent_listen_port"]
+        raylet.persist_port(given["session_dir"], given["node_id"], name, port)
+        return start_raylet(*arguments, **named)
+
+    return start
+
+
+def _patient(get_node: Callable[..., Any], patience_s: float) -> Callable[..., Any]:
+    def get(*arguments: Any) -> Any:
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                return get_node(*arguments)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+
+    return get
+
+
 @contextlib.contextmanager
-def started(nodes: int = 2, kvm: int = 8) -> Iterator[Any]:
-    """A cluster: a head that has no sandboxes, and nodes that announce kvm; connected."""
-    os.environ.update(_ENVIRONMENT)
+def started(
+    nodes: int = 2,
+    kvm: int = 8,
+    head: dict[str, int] | None = None,
+    patience_s: float | None = None,
+) -> Iterator[Any]:
+    """A cluster: a head, and nodes that announce kvm; connected.
+
+    Args:
+        head: what the head announces; by default it has no sandboxes.
+        patience_s: how long each step of it may take, where Ray's own limits are too short.
+    """
+    os.environ.update(ENVIRONMENT)
+    if patience_s is not None:
+        os.environ.update(
+            {name: text.format(s=int(patience_s)) for name, text in _PATIENCE.items()}
+        )
     import ray
+    from ray._private import services
     from ray.cluster_utils import Cluster
 
+    # Ray gives a raylet 30 s to be known, whatever it is told: too short for a busy machine, too.
+    services.get_node = _patient(services.get_node, patience_s or _NATIVE_PATIENCE_S)
+    if patience_s is not None:
+        services.start_raylet = _told_of_agents(services.start_raylet)
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
             "num_cpus": 0,
             "include_dashboard": False,
             "object_store_memory": STORE_BYTES,
+            "resources": head or {},
+            "wait": patience_s is None,
+            **(_agents_ports() if patience_s is not None else {}),
         },
     )
     try:

@@ -62,7 +62,7 @@ class StubNode(Node):
     async def open(self) -> None:
         return
 
-    async def acquire(self, holder: str, timeout: Any = None, options: Any = None) -> Any:
+    async def acquire(self, holder: str, *_: Any) -> Any:
         await self._places.acquire()
         await asyncio.sleep(START_S)
         id = str(next(self._numbers))

@@ -168,12 +168,22 @@ def oom_score(pid: int) -> int:
 
 
 def pools() -> list[int]:
-    """Return the processes of NodePools."""
+    """Return the processes of this program's NodePools."""
     found = []
-    for name in filter(str.isdigit, os.listdir("/proc")):
+    for pid in family(os.getpid()):
         with contextlib.suppress(OSError):
-            if b"ray::StandInNodePool" in Path(f"/proc/{name}/cmdline").read_bytes():
-                found.append(int(name))
+            if b"ray::StandInNodePool" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all that descend from it."""
+    found = [pid]
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            children = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
+            found += [each for child in children for each in family(int(child))]
     return found
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.unit.images.fake_registry import fake_registry
+from tests.unit.images.oci import make_image
 from voidbox.errors import AgentError, ConfigError, HostError, PoolFull, SandboxLost
 from voidbox.images.config import ImageConfig
 from voidbox.images.draft import ROOTFS
@@ -297,6 +299,47 @@ async def test_an_image_comes_from_another_node(options: dict[str, Any]) -> None
             assert await here.node.find("image", "tools:2") is None
 
 
+class AsMember:
+    """A node as a pool has it, without the actor between."""
+
+    def __init__(self, opened: Opened) -> None:
+        self._node, self.address = opened.node, opened.address
+        self.has: set[str] = set()
+
+    async def find(self, kind: str, key: str) -> object:
+        return await self._node.find(kind, key)
+
+    async def call(self, method: str, kind: str, key: str, peer: NodeAddress | None) -> None:
+        assert method == "fetch"
+        if peer is None:
+            await self._node.pull(key)
+        else:
+            await self._node.fetch(kind, key, peer)
+
+
+@in_event_loop
+async def test_an_image_that_nobody_has_is_pulled_once(options: dict[str, Any]) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: make test-ray does that")
+    from voidbox.ray.spreading import spread
+
+    async with contextlib.AsyncExitStack() as stack:
+        registry = stack.enter_context(fake_registry())
+        image = make_image({"bin/": b"", "bin/sh": b"#!" * 500}, {"etc/": b"", "etc/motd": b"hi"})
+        registry.add(image, "1.0")
+        name = registry.name(tag="1.0")
+        folders = [stack.enter_context(tempfile.TemporaryDirectory(prefix="vbx")) for _ in "abc"]
+        nodes: Any = [
+            AsMember(await stack.enter_async_context(opened({**options, "state_folder": folder})))
+            for folder in folders
+        ]
+        await asyncio.gather(*(spread(nodes, "image", name, nodes) for _ in range(2)))
+        assert [ImageStore(folder).find(name).id for folder in folders] == [image.id] * 3
+        assert [registry.count(f"/blobs/{digest}") for digest in image.layers] == [1, 1]
+        before = len(registry.requests)
+        await spread(nodes, "image", name, nodes)
+        assert len(registry.requests) == before
+
+
 def add_image(store: ImageStore, name: str) -> Image:
     id = f"sha256:{'7' * 64}"
     with store.draft() as draft:
@@ -359,3 +402,25 @@ async def test_a_reader_that_stops_holds_up_its_command_alone(options: dict[str,
         assert (await sandbox.commands.run("echo on")).stdout == "on\n"
         assert resident() - before < 32 << 20
         await handle.kill()
+
+
+@in_event_loop
+async def test_who_withdraws_is_given_nothing(options: dict[str, Any]) -> None:
+    async with opened(options, size=1) as there, await there.acquire():
+        waiting = asyncio.create_task(there.node.acquire("test", None, None, 7))
+        while not there.node.load()["waiting"]:
+            await asyncio.sleep(0.01)
+        there.node.withdraw("somebody", 7)
+        there.node.withdraw("test", 8)
+        await asyncio.sleep(0.1)
+        assert not waiting.done(), "it was another's"
+        there.node.withdraw("test", 7)
+        with pytest.raises(PoolFull, match="withdrawn"):
+            await waiting
+        waiting = asyncio.create_task(there.node.acquire("test", None, None, 9))
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        while there.node.load()["waiting"]:
+            await asyncio.sleep(0.01)
+        assert not there.node._asking

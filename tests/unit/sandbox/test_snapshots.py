@@ -93,6 +93,21 @@ def test_a_snapshot_becomes_a_sandbox_of_its_own(boxes: Sandboxes) -> None:
     assert shelf(boxes).find(second).record.parent == id
 
 
+def test_one_that_was_held_goes_on_by_itself_from_then_on(boxes: Sandboxes) -> None:
+    """A pool's, that somebody was given: suspended it is woken, and a copy of it starts, as any."""
+    box = boxes.launch(is_held=True, is_pooled=True)  # it boots, so it is not held
+    id = save(boxes, box)
+    suspend(boxes, box)
+    woken = wake(boxes, box)
+    assert woken.state is State.RUNNING
+    with boxes.connect(woken) as client:
+        assert output(client, "echo awake") == b"awake\n"
+    copy = restore(boxes, id)
+    assert (copy.state, copy.is_pooled) == (State.RUNNING, False)
+    with boxes.connect(copy) as client:
+        assert output(client, "echo copy") == b"copy\n"
+
+
 @pytest.mark.parametrize(
     ("name", "host"),
     [("quiet-otter-3fa2", "quiet-otter-3fa2"), ("My_box.2", "My-box-2"), ("a.", "a")],

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
 from tests.unit.sandbox.conftest import in_event_loop
 from voidbox.errors import ConfigError
+from voidbox.serve import bodies
 from voidbox.serve.config import ServeConfig, parse_listen
 from voidbox.serve.control.wishes import rules
 from voidbox.serve.database import Database
@@ -21,6 +23,22 @@ from voidbox.serve.keys import Keys
 from voidbox.serve.marks import Mark, users_own
 
 pytestmark = pytest.mark.slow
+
+
+@in_event_loop
+async def test_a_body_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "SILENCE_S", 0.2)
+    came = [{"type": "http.request", "body": b"{", "more_body": True}] * 3
+
+    async def receive() -> dict[str, Any]:
+        if came:
+            await asyncio.sleep(0.01)
+            return came.pop()
+        return await asyncio.Future()
+
+    with pytest.raises(ApiError) as caught:
+        await bodies.read_bytes(Request({"type": "http"}, receive))
+    assert caught.value.status == 408 and not came
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.images.oci import make_image
-from tests.unit.images.real_registry import HTPASSWD, LOGIN, PROGRAM, real_registry
+from tests.unit.images.real_registry import LOGIN, PROGRAM, registry_with_password
 from tests.unit.serve.conftest import StandIn, server
 from tests.unit.serve.test_builds import new, start, wait
 from voidbox.images.reference import parse_reference
@@ -43,10 +43,7 @@ def test_whose_an_image_is() -> None:
 def test_an_image_for_who_has_the_password(server: StandIn, tmp_path: Path) -> None:
     if not PROGRAM.exists():
         pytest.skip("make registry fetches a registry")
-    htpasswd = tmp_path / "htpasswd"
-    htpasswd.write_text(HTPASSWD)
-    auth = {"htpasswd": {"realm": "tests", "path": str(htpasswd)}}
-    with real_registry(tmp_path / "registry", auth=auth, headers=LOGIN) as registry:
+    with registry_with_password(tmp_path / "registry") as registry:
         registry.push(IMAGE)
         name = f"{registry.address}/team/app"
 

@@ -110,6 +110,7 @@ class Life:
             sandbox.record = self._store.update(
                 self._id,
                 Event.BOOTED,
+                is_held=False,  # that was for this start: after a suspend it goes on by itself
                 started_at=starting.start_time,
                 forwards=(),
                 jail_layers=tuple(sandbox.machine.layers),

@@ -42,6 +42,7 @@ def record_of(snapshot: SnapshotRecord) -> SandboxRecord:
         net=_with_new_ports(saved.net),
         snapshot=snapshot.id,
         is_owned=False,
+        is_pooled=False,
         removes_itself=False,
         timeout_s=None,
         idle_timeout_s=None,

@@ -32,14 +32,15 @@ from voidbox.serve.keys import Key
 from voidbox.serve.marks import Mark
 from voidbox.serve.registry import Registry
 from voidbox.serve.served import Served
-from voidbox.serve.templates import Template
+from voidbox.serve.templates import Template, left_by_build
 from voidbox.version import __version__
 
 LIFE_S = 4 * 3600.0  # of a build
 _BUILDS_MAX = 200
 _AT_ONCE = 4
-_LINES_MAX = 20_000  # of one build's log; the rest of it is not kept
+_LINES_MAX, _LOG_CHARACTERS_MAX = 20_000, 1 << 20  # of a build's log; the rest is not kept
 _WORDS_CHARACTERS_MAX = 1000  # of a step, in the log
+_STATUSES = ("error", "ready", "waiting", "building")  # those that nobody needs are first
 _BASE, _FINALIZE = "base", "finalize"  # as the SDK calls the steps around the user's own
 
 _logger = logging.getLogger("voidbox.serve")
@@ -70,15 +71,22 @@ class Build:
         self.tags = tags
         self.status = "waiting"
         self.lines: list[Line] = []
+        self._characters = 0
+        self._is_full = False
         self.reason: tuple[str, str] | None = None
         self.step = _BASE
 
     def log(self, text: str, level: str = "info") -> None:
         """Write a line."""
-        if len(self.lines) < _LINES_MAX:
-            self.lines.append(Line(time.time(), level, text, self.step))
-        elif len(self.lines) == _LINES_MAX:
+        if level != "error" and self._is_full:
+            return
+        if len(self.lines) >= _LINES_MAX or self._characters > _LOG_CHARACTERS_MAX:
+            self._is_full = True
             self.lines.append(Line(time.time(), "warn", "what follows is not kept", self.step))
+            if level != "error":  # why it has failed is
+                return
+        self._characters += len(text)
+        self.lines.append(Line(time.time(), level, text, self.step))
 
 
 class Builder:
@@ -98,10 +106,10 @@ class Builder:
         """
         build = Build(key, name, tags)
         if len(self._builds) >= _BUILDS_MAX:
-            over = next((one for one in self._builds.values() if one.status != "building"), None)
-            if over is None:
+            least = min(self._builds.values(), key=lambda one: _STATUSES.index(one.status))
+            if least.status == "building":
                 raise ApiError(503, "too many builds are under way", {"Should-Retry": "false"})
-            del self._builds[over.id]
+            del self._builds[least.id]
         self._builds[build.id] = build
         return build
 
@@ -152,7 +160,7 @@ class Builder:
         layers = chain(await self._identity(build.key, base), plan.steps)
         served, done = await self._begin(build, plan, base, layers)
         try:
-            key, (user, workdir) = build.key, _inherited(base)
+            key, (user, workdir) = build.key, _left(base)
             archive = partial(self.uploads.path, key)
             steps = Steps(served, build.log, archive, user, workdir)
             for number, step in enumerate(plan.steps, 1):
@@ -236,7 +244,7 @@ class Builder:
 
     async def _sandbox(self, build: Build, plan: Plan, base: Template, found: Template) -> Served:
         """Start it, of what is found of an earlier build or else its base."""
-        user, workdir = _inherited(base)
+        user, workdir = _left(base)
         mark = Mark(
             build.key.id,
             base.id,
@@ -269,9 +277,5 @@ class Builder:
         self._registry.database.audit(build.key.name, "build", "", build.name)
 
 
-def _inherited(base: Template) -> tuple[str, str]:
-    """Return the user and the folder of a template that was built; "" each for an image's own."""
-    if base.snapshot is None:
-        return "", ""
-    mark = Mark.of(base.snapshot.record.sandbox.metadata)
-    return ("", "") if mark is None else (mark.user, mark.workdir)
+def _left(base: Template) -> tuple[str, str]:
+    return ("", "") if base.snapshot is None else left_by_build(base.snapshot)
