@@ -119,7 +119,7 @@ ALLOWED: dict[str, set[str]] = {
         "setup",
     },
     "mcp_server": {"errors", "version", "sandbox", "sdk", "cli"},  # the last in __main__ alone
-    "serve": {"errors", "version", "agent", "vmm", "sandbox", "sdk", "pool", "images"},
+    "serve": {"errors", "version", "agent", "vmm", "sandbox", "sdk", "pool", "images", "storage"},
     "__main__": {"cli"},
     "__init__": {
         "version",

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from voidbox.errors import VoidboxError
+from voidbox.errors import ConfigError, VoidboxError
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sdk.aio import AsyncSandbox
 from voidbox.sdk.launching import wait_gone
 from voidbox.sdk.snapshots import SnapshotInfo, wake
+from voidbox.serve import by_itself
 from voidbox.serve.builds.cache import Cache
 from voidbox.serve.config import ServeConfig
 from voidbox.serve.database import Database
@@ -29,21 +30,32 @@ from voidbox.serve.telemetry import Telemetry, how_started
 from voidbox.serve.templates import BASE, Template, Templates, left_by_build
 from voidbox.serve.waiting import Waiting
 from voidbox.serve.when_free import when_free
+from voidbox.storage.locking import Hold
 
-_SAMPLE_S = 5.0
 _INTERPRETERS = "code-interpreter-v1"  # the template
-_ENDS_S = 0.5  # how exact the server's own time limits are
+_ALIVE = "serve.alive"  # held by the server of a state folder
 
 _logger = logging.getLogger("voidbox.serve")
 
 
 class Registry:
-    """The sandboxes. Thread: the event loop's."""
+    """The sandboxes. Thread: the event loop's.
+
+    Raises:
+        ConfigError: another server has the state folder, or it cannot be used.
+    """
 
     def __init__(self, config: ServeConfig, telemetry: Telemetry | None = None) -> None:
         self.config = config
         self.telemetry = telemetry or Telemetry()
         self.store = Store(config.state_folder)
+        self._alive = Hold(f"{self.store.folder}/{_ALIVE}")
+        if self._alive.is_shared():  # it would end what we begin, and we what it has begun
+            self._alive.close()
+            raise ConfigError(
+                f"another voidbox serve has {self.store.folder}: stop that one, or give this one a "
+                "folder of its own with VOIDBOX_STATE"
+            )
         self.database = Database(self.store.folder)
         self.keys = Keys(self.database)
         self.templates = Templates(config, self.store.folder, self.database)
@@ -82,8 +94,8 @@ class Registry:
         _logger.info("sandboxes found: %d", len(self._served))
         if self.waiting is not None:
             await self.waiting.start()
-        self.spawn(self._sample_all())
-        self.spawn(self._see_to_ends())
+        self.spawn(by_itself.sample_all(self))
+        self.spawn(by_itself.see_to_ends(self))
 
     async def _end_build(self, served: Served) -> None:
         with contextlib.suppress(ApiError, VoidboxError):  # it has ended by itself
@@ -101,6 +113,7 @@ class Registry:
             await served.disconnect()
         self.store.close()
         self.database.close()
+        self._alive.close()
         await asyncio.to_thread(self.telemetry.close)  # here: uvicorn ends us by the signal itself
 
     def spawn(self, coroutine: Any) -> None:
@@ -383,35 +396,3 @@ class Registry:
         if record.timeout_s is None or record.started_at is None:
             return time.time() + self.config.life_s_max
         return record.started_at + record.timeout_s + record.stood_still_s()
-
-    # What happens by itself.
-
-    async def _see_to_ends(self) -> None:
-        while True:
-            now = time.time()
-            for sandbox_id, end_at in self.database.ends().items():
-                if end_at > now:
-                    continue
-                served = self._served.get(sandbox_id)
-                if served is None:
-                    self.database.set_end(sandbox_id, None)
-                    continue
-                self.database.set_end(sandbox_id, None)
-                self.spawn(self._pause_in_time(served))
-            await asyncio.sleep(_ENDS_S)
-
-    async def _pause_in_time(self, served: Served) -> None:
-        try:
-            await self.pause(served, "its timeout")
-        except ApiError:
-            pass  # it is
-        except VoidboxError as error:
-            _logger.error("%s cannot be paused at its end, so it is killed: %s", served.id, error)
-            with contextlib.suppress(ApiError):
-                await self.kill(served, "its timeout")
-
-    async def _sample_all(self) -> None:
-        while True:
-            running = [one for one in self if one.is_sampled and one.is_running]
-            await asyncio.gather(*(one.measure() for one in running))
-            await asyncio.sleep(_SAMPLE_S)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import time
 from datetime import UTC, datetime
 from urllib.parse import quote, urlencode
 
 import pytest
 
-from tests.unit.serve.conftest import ROOT, Box, StandIn, wait_until
+from tests.unit.serve.conftest import DEADLINE_S, ROOT, Box, StandIn, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +46,13 @@ def test_a_key_sees_its_own_sandboxes_only(server: StandIn, box: Box) -> None:
         answer = server.api(method, path, {} if method == "POST" else None, key=other)
         assert (answer.status, answer.json["code"]) == (404, 404), path
     assert box.id in _ids(server, server.add_key("boss", "admin"))
+
+
+def test_a_state_folder_has_one_server(server: StandIn) -> None:
+    command = [*server.command, server.where, "127.0.0.1:0", "{}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.returncode != 0 and "another voidbox serve has" in done.stderr
+    assert server.api("GET", "/v2/sandboxes").status == 200
 
 
 def test_scopes(server: StandIn, box: Box) -> None:

@@ -95,6 +95,9 @@ def templates_cache_and_tags(box):
     Template.remove_tags(name, ["v2", "stable"])
     assert not Template.exists(f"{name}:v2") and Template.exists(name)
     raises(e2b.exceptions.TemplateException, Template.remove_tags, name, "no-such")
+    closed = Template().from_image("127.0.0.1:9/team/app", username="me", password="pass-word")
+    error = raises(e2b.BuildException, Template.build, closed, "closed", **SIZE)
+    assert "127.0.0.1:9" in str(error) and "pass-word" not in str(error), error
     refused = Template().from_aws_registry("a.example/b", "id", "secret", "eu-west-1")
     error = raises(e2b.BuildException, Template.build, refused, "refused", **SIZE)
     assert "does not support" in str(error)
