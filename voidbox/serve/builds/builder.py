@@ -238,7 +238,7 @@ class Builder:
                 found = base._replace(options={"snapshot": layer.record.id}, snapshot=layer)
                 return await self._sandbox(build, plan, base, found), number
             except VoidboxError as error:  # of another kernel, say
-                await cache.drop(layers[number - 1])
+                await cache.drop(layers[number - 1], layer.record.id)
                 build.log(f"what step {number} had left cannot be used: {error}", "warn")
         return await self._sandbox(build, plan, base, base), 0
 

@@ -89,11 +89,17 @@ class Cache:
         )
         await self.trim()
 
-    async def drop(self, layer: str) -> None:
-        """Delete a layer. Sandboxes that were made of it go on."""
+    async def drop(self, layer: str, of: str = "") -> None:
+        """Delete a layer. Sandboxes that were made of it go on.
+
+        Args:
+            of: only if it is this snapshot: another build may have put another one in its place.
+        """
         rows = self._database.rows("SELECT snapshot FROM layers WHERE id = ?", (layer,))
-        self._database.run("DELETE FROM layers WHERE id = ?", (layer,))
         for (snapshot_id,) in rows:
+            if of and snapshot_id != of:
+                continue
+            self._database.run("DELETE FROM layers WHERE id = ?", (layer,))
             try:
                 await asyncio.to_thread(self._shelf.remove, str(snapshot_id))
             except VoidboxError as error:
