@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import sys
 import time
 import traceback
@@ -34,10 +35,14 @@ def raises(kind, function, *arguments, **options):
 
 
 def run_all(box):
-    """Do all checks with a sandbox, end it, and print {name: "" or what went wrong} as JSON."""
+    """Do all checks with a sandbox, end it, and print {name: "" or what went wrong} as JSON.
+
+    But for those that $WITHOUT names.
+    """
     results = {}
+    without = os.environ.get("WITHOUT", "").split()
     try:
-        for function in CHECKS:
+        for function in [one for one in CHECKS if one.__name__ not in without]:
             began_at = time.monotonic()
             try:
                 function(box)

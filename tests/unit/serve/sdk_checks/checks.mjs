@@ -138,7 +138,9 @@ const checks = {
 
 const results = {}
 const box = await Sandbox.create({ timeoutMs: 600_000, metadata: { check: 'js & ü' } })
+const without = (process.env.WITHOUT ?? '').split(' ')
 for (const [name, run] of Object.entries(checks)) {
+  if (without.includes(name)) continue
   try {
     await run(box)
     results[name] = ''
