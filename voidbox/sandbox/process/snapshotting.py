@@ -275,9 +275,9 @@ def _run_first_command(client: AgentClient) -> None:
 
     Those of a new guest would be read from its disk otherwise. An image need not have a shell.
     """
-    command = client.exec(["/bin/sh", "-c", ":"], cwd="/", timeout_s=_FIRST_COMMAND_S)
+    values = {"argv": ["/bin/sh", "-c", ":"], "cwd": "/", "timeout": _FIRST_COMMAND_S}
     with suppress(RequestFailed):
-        command.wait()
+        client.link.call(protocol.EXEC, values, "exec").result(_AGENT_S)
 
 
 def _quiesce(client: AgentClient, freezes: bool) -> None:
