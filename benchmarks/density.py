@@ -37,6 +37,7 @@ STAND_IN = "tests.unit.sandbox.fake_owner"
 CREATES = 100
 IDLE_S = float(os.environ.get("IDLE_S", "30"))
 FREED_BYTES = 200 << 20
+_IN_KVM_RUN = ["16", "0xae80"]  # ioctl(2) and its request, as /proc/PID/task/TID/syscall has them
 
 
 def main() -> None:
@@ -233,7 +234,7 @@ def wake_ups(sandbox: Any) -> dict[str, int]:
     found = {"owner": 0, "vcpus": 0}
     for pid in processes_of(sandbox):
         for task in Path(f"/proc/{pid}/task").iterdir():
-            is_vcpu = "vcpu" in (task / "comm").read_text()
+            is_vcpu = (task / "syscall").read_text().split()[::2][:2] == _IN_KVM_RUN
             for line in (task / "status").read_text().splitlines():
                 if line.startswith("voluntary_ctxt_switches:"):
                     found["vcpus" if is_vcpu else "owner"] += int(line.split()[1])

@@ -39,7 +39,7 @@ class Kind(NamedTuple):
     share: int
 
 
-# Two busy CPUs are few minutes' work in the lab, whose own CPU ends them: docs/lab.md.
+# Busy guests, those with two CPUs above all, may crash in the lab within minutes: docs/lab.md.
 KINDS = {
     "minimal-1": Kind("minimal", 1, "192M", "unix", "kvm-clock", 1),
     "minimal-2": Kind("minimal", 2, "192M", "unix", "kvm-clock", 6),
