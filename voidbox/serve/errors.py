@@ -41,6 +41,7 @@ _CODE_OF_ERRNO = {
     "ENAMETOOLONG": "invalid_argument",
     "ELOOP": "invalid_argument",
     "EOPNOTSUPP": "unimplemented",
+    "ENOTSUP": "unimplemented",
     "bad-request": "invalid_argument",
 }
 

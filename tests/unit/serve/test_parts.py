@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,25 @@ import pytest
 from starlette.requests import Request
 
 from tests.unit.sandbox.conftest import in_event_loop
+from voidbox.agent.call import RequestFailed
 from voidbox.errors import ConfigError
 from voidbox.serve import bodies
 from voidbox.serve.config import ServeConfig, parse_listen
 from voidbox.serve.control.wishes import rules
 from voidbox.serve.database import Database
-from voidbox.serve.envd import viewers
+from voidbox.serve.envd import files, viewers
 from voidbox.serve.envd.viewers import TooSlow, Viewer
 from voidbox.serve.errors import ApiError, SandboxGone
 from voidbox.serve.keys import Keys
 from voidbox.serve.marks import Mark, users_own
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("code", sorted({"EOPNOTSUPP", "ENOTSUP", errno.errorcode[95]}))
+def test_a_file_system_without_metadata_is_told(code: str) -> None:
+    told = files._as_api_error(RequestFailed(code, "/tmp/x: Operation not supported"))
+    assert told.status == 400 and "keeps no metadata" in str(told)
 
 
 @in_event_loop

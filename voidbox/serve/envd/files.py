@@ -43,7 +43,7 @@ async def _user(served: Served, request: Request) -> GuestUser:
 
 
 def _as_api_error(error: RequestFailed) -> ApiError:
-    if error.code == "EOPNOTSUPP":
+    if error.code in ("EOPNOTSUPP", "ENOTSUP"):  # two names of one number: which is the agent's
         return bad(f"{error}: the file system there keeps no metadata")
     status = _STATUS_OF.get(error.code, 403 if error.code in ("EACCES", "EPERM") else 400)
     return ApiError(status, str(error))

@@ -138,6 +138,7 @@ const checks = {
 
 const results = {}
 const box = await Sandbox.create({ timeoutMs: 600_000, metadata: { check: 'js & ü' } })
+await box.files.makeDir(folder)
 const without = (process.env.WITHOUT ?? '').split(' ')
 for (const [name, run] of Object.entries(checks)) {
   if (without.includes(name)) continue

@@ -311,4 +311,6 @@ def asynchronous(box):
     asyncio.run(run())
 
 
-run_all(Sandbox.create(timeout=600, metadata={"check": "a & b=ü"}))
+box = Sandbox.create(timeout=600, metadata={"check": "a & b=ü"})
+box.files.make_dir(FOLDER)
+run_all(box)
