@@ -22,7 +22,7 @@ KEYS = {
     "vsock", "team", "is_owned", "removes_itself", "cmdline", "disks", "root", "end",
     "workspace", "workspace_mode", "workspace_cache", "volumes", "secret_envs", "idle_timeout_s",
     "is_pooled", "is_held",
-    "snapshot", "is_cold", "ran_s", "forwards", "paused_s", "paused_at",
+    "snapshot", "is_cold", "start_s", "ran_s", "forwards", "paused_s", "paused_at",
     "limits", "guarded", "jail", "jail_layers",
     "reason", "crash", "folder",
 }  # fmt: skip
