@@ -35,7 +35,6 @@ VHOST_CID = 56
 ROUND_TRIPS = 2000
 BUFFER_BYTES = 256 << 10
 LIMIT_S = 120
-TARGETS = {"voidbox/vhost": 0.95, "voidbox/unix": 0.4}
 
 # Runs in the guest. The first byte says what the rest of the connection is.
 SERVER = """
@@ -70,6 +69,13 @@ class Sample(NamedTuple):
     to_guest_mb_s: float
     from_guest_mb_s: float
     round_trips_s: float
+
+
+# Parts of QEMU's.
+TARGETS = {
+    "voidbox/vhost": Sample(0.95, 0.95, 0.95),
+    "voidbox/unix": Sample(to_guest_mb_s=0.7, from_guest_mb_s=0.7, round_trips_s=0.8),
+}
 
 
 class Contender(NamedTuple):
@@ -217,10 +223,11 @@ def report(
         ]
         row = " ".join(f"{cell:>18}" for cell in cells)
         print(f"{name:14} {row} {statistics.median(first[name]):10.2f} s")
-    for name, target in TARGETS.items():
-        worst = min(a / b for a, b in zip(medians[name], reference, strict=True))
-        verdict = "met" if worst >= target else "MISSED"
-        print(f"{name}: at least {worst:.2f} of QEMU's; target {target}: {verdict}")
+    for name, targets in TARGETS.items():
+        for what, target in targets._asdict().items():
+            part = getattr(medians[name], what) / getattr(reference, what)
+            verdict = "met" if part >= target else "MISSED"
+            print(f"{name}, {what}: {part:.2f} of QEMU's; target {target}: {verdict}")
     if output is not None:
         document = {
             name: {"samples": [row._asdict() for row in rows], "first_reply_s": first[name]}
