@@ -41,6 +41,12 @@ def count_calls(on_call: Callable[[], None]) -> None:
         setattr(os, name, call)
 
 
+def _alone(folder: str) -> None:
+    """Have a sandbox there whose process was killed, and no file that says so."""
+    with Store(folder) as store:
+        store.create(wanted("alone"))
+
+
 def _dead(folder: str) -> None:
     """Have a sandbox there whose process was killed, with all it can have."""
     store = Store(folder)
@@ -68,6 +74,7 @@ ACTS: dict[str, tuple[Callable[[str], object], Callable[[Store], object]]] = {
     "adopt": (_dead, lambda store: store.adopt(store.list()[0].id)),
     "boot": (_dead, lambda store: store.update(store.list()[0].id, Event.BOOTED)),
     "end": (_dead, lambda store: store.update(store.list()[0].id, Event.ENDED)),
+    "end alone": (_alone, lambda store: store.update(store.list()[0].id, Event.ENDED)),
     "rename": (_dead, lambda store: store.rename(store.list()[0].id, "other")),
     "remove": (_dead, lambda store: store.remove(store.list()[0].id)),
     "allocate": (_dead, lambda store: store.allocate_port(store.list()[0].id)),

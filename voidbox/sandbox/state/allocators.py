@@ -105,7 +105,11 @@ class Allocations:
 
     def owners(self) -> set[str]:
         """Return the IDs of all that have something."""
-        return {*self.cids.taken.values(), *self.ports.taken.values(), *self.names.values()}
+        return {*self.numbered(), *self.names.values()}
+
+    def numbered(self) -> set[str]:
+        """Return the IDs of all that have a CID or ports."""
+        return {*self.cids.taken.values(), *self.ports.taken.values()}
 
     def release_numbers(self, owner: str) -> None:
         """Have the CID and the ports of a sandbox be free."""

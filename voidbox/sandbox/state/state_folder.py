@@ -381,12 +381,18 @@ class StateFolder:
             return bool(ids)
         except Corrupted:
             return True
-        known = set(ids)
+        known, numbered = set(ids), allocations.numbered()
         return not (
             allocations.owners() <= known
             and known <= set(allocations.names.values())
             and living <= set(allocations.cids.taken.values())
-        )
+        ) or any(map(self._has_ended, numbered - living))
+
+    def _has_ended(self, id: str) -> bool:
+        """Whether a sandbox has, so that its CID and ports are to be free. No lock needed."""
+        with suppress(FileNotFoundError, Corrupted):  # others find it
+            return self.peek(id).state.is_final
+        return False
 
     def _correct(self, allocations: Allocations, found: list[SandboxRecord]) -> None:
         """Have allocations be what the records say, and keep what lives unrecorded."""
