@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,8 @@ def run_voidbox(config: MachineConfig, work: Callable[[AgentClient], Any]) -> An
                 with guest.connect() as client, open(write_fd, "w", encoding="utf-8") as pipe:
                     json.dump(work(client), pipe)
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     os.close(write_fd)
