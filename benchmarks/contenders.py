@@ -97,7 +97,7 @@ def run_qemu(
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         with connect.connect(QemuEndpoint(process, folder / "console"), secret, LIMIT_S) as client:
-            client.exec(["true"]).wait()
+            client.exec(["true"], cwd="/").wait()  # a shared folder may be root's alone
             yield client, time.monotonic() - started
     finally:
         process.kill()
