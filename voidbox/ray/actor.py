@@ -308,13 +308,14 @@ class _Turns:
         yield
         self._next += 1
         following = self._waiting.pop(self._next, None)
-        if following is not None:
+        if following is not None and not following.done():  # its call may be cancelled
             following.set_result(None)
 
     def close(self) -> None:
         """Have all that wait fail."""
         for future in self._waiting.values():
-            future.set_exception(ConnectionResetError())
+            if not future.done():
+                future.set_exception(ConnectionResetError())
         self._waiting.clear()
 
 

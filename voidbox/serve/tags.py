@@ -13,6 +13,7 @@ from voidbox.serve.database import Database
 
 DEFAULT = "default"
 _TAG = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,127}")
+_SELECT = "SELECT name, tag, snapshot, build, assigned_at FROM tags"
 
 
 class Tag(NamedTuple):
@@ -82,6 +83,3 @@ class Tags:
                 "DELETE FROM tags WHERE key = ? AND name = ? AND tag = ?", (key_id, name, tag)
             )
         return before - {one.snapshot for one in self.of(key_id, name)}
-
-
-_SELECT = "SELECT name, tag, snapshot, build, assigned_at FROM tags"

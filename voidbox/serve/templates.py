@@ -79,13 +79,13 @@ class Templates:
 
     def _find(self, name: str, key: Key, tag: Tag | None) -> Template | None:
         plain = name.removesuffix(_DEFAULT_TAG)
-        if tag is not None and not self.is_given(plain):
-            built = self._snapshot(tag.snapshot, key)
-            if built is not None:
-                return Template(plain, {"snapshot": built.record.id}, built)
-        snapshot = None if self.is_given(plain) else self._snapshot(plain, key)
-        if snapshot is not None and not _is_of_build(snapshot):
-            return Template(plain, {"snapshot": snapshot.record.id}, snapshot)
+        if not self.is_given(plain):
+            snapshot = self._snapshot(tag.snapshot, key) if tag is not None else None
+            if snapshot is None:
+                named = self._snapshot(plain, key)
+                snapshot = None if named is None or _is_of_build(named) else named
+            if snapshot is not None:
+                return Template(plain, {"snapshot": snapshot.record.id}, snapshot)
         image = self.image(plain, key)
         return None if image is None else Template(plain, {"image": image})
 

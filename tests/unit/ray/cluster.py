@@ -9,7 +9,10 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+
+from tests.unit.agent.conftest import USER
 
 STORE_BYTES = 100 << 20
 _NATIVE_PATIENCE_S = 300.0
@@ -126,3 +129,18 @@ def add_node(cluster: Any, kvm: int = 8, resources: dict[str, int] | None = None
     return cluster.add_node(
         num_cpus=0, resources=resources or {"kvm": kvm}, object_store_memory=STORE_BYTES, wait=True
     )
+
+
+def of_stand_ins(folder: Path) -> dict[str, Any]:
+    """Return what pools are given of whose sandboxes only the machine is missing."""
+    return {
+        "kernel": str(folder / "kernel"),
+        "image": str(folder / "image"),
+        "user": USER,
+        "workdir": str(folder / "work"),
+        "memory": "64M",
+        "block_network": True,
+        "host_memory": None,
+        "jail": "off",
+        "state_folder": str(folder / "state"),
+    }

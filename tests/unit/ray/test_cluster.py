@@ -20,8 +20,7 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'voidbox-kvm[ray]'")
 
-from tests.unit.agent.conftest import USER
-from tests.unit.ray.cluster import add_node, started
+from tests.unit.ray.cluster import add_node, of_stand_ins, started
 from tests.unit.sandbox.states import ROOT
 from voidbox.errors import CommandFailed, ConfigError, PoolFull, SandboxLost
 from voidbox.ray.aio import AsyncPool
@@ -55,17 +54,7 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture
 def options(cluster: Any, folder: Path) -> Iterator[dict[str, Any]]:
-    yield {
-        "kernel": str(folder / "kernel"),
-        "image": str(folder / "image"),
-        "user": USER,
-        "workdir": str(folder / "work"),
-        "memory": "64M",
-        "block_network": True,
-        "host_memory": None,
-        "jail": "off",
-        "state_folder": str(folder / "state"),
-    }
+    yield of_stand_ins(folder)
     wait_until(lambda: not alive(folder), "a test left sandboxes behind")
 
 

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'voidbox-kvm[ray]'")
 
-from tests.unit.agent.conftest import USER
+from tests.unit.ray.cluster import of_stand_ins
 from tests.unit.ray.growing import growing
 from tests.unit.sandbox.states import ROOT
 
@@ -36,20 +36,7 @@ def options(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
         (folder / "image").write_text(json.dumps({"mode": ""}))
         (folder / "work").mkdir()
         ray.init(address=address, log_to_driver=False)
-        yield {
-            "nodes": "grown",
-            "autoscale": True,
-            "idle": 2.0,
-            "kernel": str(folder / "kernel"),
-            "image": str(folder / "image"),
-            "user": USER,
-            "workdir": str(folder / "work"),
-            "memory": "64M",
-            "block_network": True,
-            "host_memory": None,
-            "jail": "off",
-            "state_folder": str(folder / "state"),
-        }
+        yield {"nodes": "grown", "autoscale": True, "idle": 2.0, **of_stand_ins(folder)}
         ray.shutdown()
 
 

@@ -78,13 +78,13 @@ class Build:
 
     def log(self, text: str, level: str = "info") -> None:
         """Write a line."""
-        if level != "error" and self._is_full:
-            return
-        if len(self.lines) >= _LINES_MAX or self._characters > _LOG_CHARACTERS_MAX:
+        if not self._is_full and (
+            len(self.lines) >= _LINES_MAX or self._characters > _LOG_CHARACTERS_MAX
+        ):
             self._is_full = True
             self.lines.append(Line(time.time(), "warn", "what follows is not kept", self.step))
-            if level != "error":  # why it has failed is
-                return
+        if self._is_full and level != "error":  # why it has failed is
+            return
         self._characters += len(text)
         self.lines.append(Line(time.time(), level, text, self.step))
 
