@@ -59,5 +59,8 @@ def host_servers(config: NatConfig) -> NameServers:
 
 def make_forwarder(policy: Policy, servers: NameServers) -> Forwarder:
     """Return a DNS forwarder, whose identifiers nobody guesses."""
-    random_u16 = lambda: int.from_bytes(os.urandom(2), "little")  # noqa: E731
-    return Forwarder(policy, len(servers.places), random_u16, servers.refresh)
+    return Forwarder(policy, len(servers.places), _random_u16, servers.refresh)
+
+
+def _random_u16() -> int:
+    return int.from_bytes(os.urandom(2), "little")
