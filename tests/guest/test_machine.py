@@ -286,3 +286,21 @@ def test_too_small_memory_is_a_clear_error(tmp_path: Path) -> None:
     kernel = tiny.write_elf(tmp_path / "tiny.elf", bytes(20 << 20))
     with pytest.raises(ConfigError, match="does not fit"):
         Machine(MachineConfig(kernel=kernel, memory_bytes=16 << 20))
+
+
+def test_a_fault_of_a_device_is_told_and_the_machine_closes_all_the_same(tmp_path: Path) -> None:
+    """What the fault's traceback holds of kvm_run must not keep it mapped."""
+
+    class Faulty:
+        def read(self, offset: int, width: int) -> int:
+            raise RuntimeError("a fault of ours")
+
+        def write(self, offset: int, width: int, value: int) -> None: ...
+
+    kernel = tiny.write_elf(tmp_path / "tiny.elf", tiny.in8(0xE1) + tiny.SPIN)
+    with Machine(MachineConfig(kernel, memory_bytes=64 << 20)) as machine:
+        machine._board.ports.attach(0xE1, 1, Faulty())
+        machine.start()
+        outcome = machine.wait(60)
+        assert outcome is not None and outcome.reason is EndReason.ERROR
+        assert "a fault of ours" in outcome.detail

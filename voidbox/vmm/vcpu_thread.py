@@ -16,6 +16,7 @@ import contextlib
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -128,6 +129,7 @@ class VcpuThread:
             self.vcpu.set_signal_mask(everything - {STOP_SIGNAL})
             outcome = self._run()
         except Exception as error:  # whatever it is, the machine ends and says so
+            traceback.clear_frames(error.__traceback__)  # they hold kvm_run, which close() unmaps
             outcome = Outcome(EndReason.ERROR, str(error) or repr(error), error=error)
         with self._gate:
             self._is_waiting = True  # for ever: whoever pauses the machine need not wait for us
