@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -20,10 +21,14 @@ pytestmark = pytest.mark.slow
 
 
 def client(world: World, http2: bool = False) -> httpx.Client:
-    return httpx.Client(
-        verify=world.context, http2=http2, http1=not http2, base_url=world.url, timeout=60,
-        trust_env=False,
-    )  # fmt: skip
+    return httpx.Client(**how(world, http2))
+
+
+def how(world: World, http2: bool) -> dict[str, Any]:
+    return {
+        "verify": world.context, "http2": http2, "http1": not http2, "base_url": world.url,
+        "timeout": 60, "trust_env": False,
+    }  # fmt: skip
 
 
 def test_headers_get_the_value(world: World) -> None:
@@ -264,19 +269,16 @@ def test_http2_bodies(world2: World) -> None:
 
 
 def test_http2_many_streams_at_once(world2: World) -> None:
+    """By one thread: of several of the client's, two may take the same stream."""
     world2.begin()
-    with client(world2, http2=True) as http:
-        found: list[int] = []
-        threads = [
-            threading.Thread(target=lambda: found.append(len(http.get("/big?300000").content)))
-            for _ in range(50)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert found == [300_000] * 50
-        assert world2.guard.connections() == 1
+
+    async def run() -> None:
+        async with httpx.AsyncClient(**how(world2, http2=True)) as http:
+            answers = await asyncio.gather(*(http.get("/big?300000") for _ in range(50)))
+            assert [len(answer.content) for answer in answers] == [300_000] * 50
+            assert world2.guard.connections() == 1
+
+    asyncio.run(run())
 
 
 def test_http2_goaway_lets_what_has_begun_end(world2: World) -> None:
