@@ -253,6 +253,7 @@ def _build(
         python = guest_tree.find_python(tree)
         folders = (f"usr/lib/{python}", guest_tree.AGENT)
         guest_tree.compile_python(tree, work, folders, guest_tree.WHOLE)
+        guest_tree.bundle_agent(tree, work)
         settle(tree)
         guest_tree.boot_tree(boot, tree, own, needed_at_boot)
         _write_cpio(boot, f"{target}/{BOOT}")
