@@ -129,11 +129,11 @@ def begin(tree: Tree) -> None:
     merged_root(tree)
 
 
-def finish(tree: Tree, own: Mapping[str, bytes], modules: Mapping[str, bytes]) -> None:
+def finish(tree: Tree, sources: Mapping[str, bytes], modules: Mapping[str, bytes]) -> None:
     """Make a tree of packages the guest image, but for its compiled files.
 
     Args:
-        own: see sources().
+        sources: what sources() returns.
         modules: files of the kernel's modules, by path.
     Raises:
         SetupError: something of the packages is not as it should be.
@@ -151,11 +151,11 @@ def finish(tree: Tree, own: Mapping[str, bytes], modules: Mapping[str, bytes]) -
         tree.put(f"usr/bin/{name}", Symlink(target=python))
     for path, text in _FILES.items():
         put_bytes(tree, path, text)
-    for name, content in own.items():
+    for name, content in sources.items():
         if name.startswith("guest_agent/"):
             put_bytes(tree, f"{AGENT}/{name}", content)
     programs = {
-        "init": own["agent_init.py"].decode(), "usr/bin/voidbox-relay": _RELAY,
+        "init": sources["agent_init.py"].decode(), "usr/bin/voidbox-relay": _RELAY,
         f"{AGENT}/bin/voidbox-relay": _OTHERS_RELAY, f"{AGENT}/bin/modprobe": _OTHERS_MODPROBE,
     }  # fmt: skip
     for path, text in programs.items():
@@ -318,7 +318,7 @@ def add_disk_tools(tree: Tree, tools: Tree) -> None:
 
 
 def boot_tree(
-    boot: Tree, tree: Tree, own: Mapping[str, bytes], modules: Mapping[str, bytes]
+    boot: Tree, tree: Tree, sources: Mapping[str, bytes], modules: Mapping[str, bytes]
 ) -> None:
     """Fill an empty tree with the initramfs that mounts the image."""
     for folder in _BOOT_FOLDERS:
@@ -329,7 +329,7 @@ def boot_tree(
     put_bytes(boot, "bin/busybox", tree.read(busybox, _BINARY_BYTES_MAX), 0o755)
     for applet in _BOOT_APPLETS:
         boot.put(f"bin/{applet}", Symlink(target="busybox"))
-    put_bytes(boot, "init", own["boot_init.sh"], 0o755)
+    put_bytes(boot, "init", sources["boot_init.sh"], 0o755)
     for path, content in modules.items():
         put_bytes(boot, path, content)
     add_device_nodes(boot, has_urandom=False)
