@@ -50,7 +50,7 @@ def state() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def snapshot(state: Path, strict_jail: None) -> str:
+def snapshot(state: Path) -> str:
     """Of a guest that has written a word. Made before Ray's processes take the processors."""
     kernel, image = script("kernel/build_minimal.sh"), script("scripts/build_guest_image.sh")
     _logger.info("a guest boots")

@@ -12,6 +12,7 @@ from typing import Any
 
 from voidbox.errors import PoolFull, SandboxLost
 from voidbox.ray import tls
+from voidbox.ray.answers import checked
 from voidbox.ray.carrier import NodeAddress
 from voidbox.ray.taken import TakenSandbox
 from voidbox.ray.ticket import Ticket
@@ -79,6 +80,7 @@ class Holding:
 
         Raises:
             SandboxLost: the node is gone.
+            NodeDrains: it gives none any more.
             VoidboxError: what its start failed with.
         """
         while True:
@@ -115,11 +117,7 @@ class Holding:
         except asyncio.CancelledError:
             future.add_done_callback(self._give_back)
             raise
-        if answer.get("ok") is not True:
-            if "retry_after" in answer:
-                raise PoolFull(str(answer.get("error")), float(answer["retry_after"]))
-            raise make_error(answer)
-        return answer
+        return checked(answer)
 
     def _give_back(self, future: asyncio.Future[dict[str, Any]]) -> None:
         """End what came for somebody who no longer waits."""
