@@ -14,6 +14,8 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'voidbox-kvm[ray]'")
 
+import ray
+
 from tests.unit.ray.cluster import add_node, started
 from tests.unit.ray.test_cluster import folder, options, pool_of, run, until, wait_until
 from tests.unit.sandbox.states import ROOT
@@ -62,8 +64,6 @@ async def drained(cluster: Any, pool: Any, node_id: str) -> None:
 
 
 def is_alive(node_id: str) -> bool:
-    import ray
-
     return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
@@ -103,15 +103,11 @@ def test_a_node_that_is_drained(
                 for member in pool.alive():
                     ray.kill(member.actor)
 
-    import ray
-
     run(test())
 
 
 def hold(sandbox: Any, folder: Path, number: int) -> str:
     """Say that this has begun, wait for the word to go on, and return the node's id."""
-    import ray
-
     sandbox.commands.run("true", check=True)
     (folder / f"begun-{number}").touch()
     while not (folder / "go").exists():
