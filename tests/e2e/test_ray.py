@@ -57,7 +57,7 @@ def snapshot(state: Path) -> str:
 
     async def prepare() -> str:
         async with await AsyncSandbox.create(
-            kernel=f"{kernel}/bzImage", image=image, memory="128M",
+            kernel=f"{kernel}/bzImage", image=image, memory="192M",
             request_timeout=DEADLINE_S, state_folder=str(state),
         ) as sandbox:  # fmt: skip
             await sandbox.files.write("/tmp/word", WORD)
