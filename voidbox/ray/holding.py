@@ -17,10 +17,30 @@ from voidbox.ray.carrier import NodeAddress
 from voidbox.ray.taken import TakenSandbox
 from voidbox.ray.ticket import Ticket
 from voidbox.sandbox.control import encode, make_error
+from voidbox.sandbox.endpoint import StoredEndpoint
+from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
+from voidbox.sdk.place import StoredPlace
 
 _LINE_BYTES_MAX = 8 << 20  # a ticket with a large environment
 _RETRY_S_MAX = 5.0
+
+
+class _NearEndpoint(StoredEndpoint):
+    """A guest whose end is told as one of another machine is."""
+
+    def explain_end(self) -> str:
+        """See Endpoint. What is not this program's doing is a SandboxLost."""
+        story = super().explain_end()
+        if story and story != self.own_end:
+            raise SandboxLost(story, "guest")
+        return story
+
+
+class _NearPlace(StoredPlace):
+    def __init__(self, store: Store, record: SandboxRecord) -> None:
+        super().__init__(store, record)
+        self.endpoint = _NearEndpoint(store, record)
 
 
 class NearSandbox(TakenSandbox):
@@ -28,7 +48,9 @@ class NearSandbox(TakenSandbox):
 
     def __init__(self, store: Store, ticket: Ticket, holding: Holding) -> None:
         """Use Holding.acquire()."""
-        super().__init__(store, ticket.record, keep=False)
+        record = ticket.record
+        self._store = store
+        self._attach(_NearPlace(store, record), record, False, store.path(record.id))
         self._holding = holding
 
     async def end(self) -> bool:

@@ -27,6 +27,7 @@ from voidbox.ray.answers import NodeDrains, checked
 from voidbox.ray.carrier import GatewayCarrier, NodeAddress
 from voidbox.ray.copying import receive
 from voidbox.ray.gateway import STRANGERS_MAX
+from voidbox.ray.holding import Holding
 from voidbox.ray.node import Node, NodeOptions
 from voidbox.ray.remote import RemoteSandbox
 from voidbox.ray.ticket import Ticket
@@ -186,10 +187,19 @@ async def test_strangers_are_few(options: dict[str, Any]) -> None:
             writer.close()
 
 
+@pytest.mark.parametrize("is_near", [False, True])
 @in_event_loop
-async def test_a_guest_that_ends_is_lost(options: dict[str, Any]) -> None:
-    async with opened(options) as there:
-        sandbox = await there.acquire()
+async def test_a_guest_that_ends_is_lost(options: dict[str, Any], is_near: bool) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        there = await stack.enter_async_context(opened(options))
+        sandbox: Any
+        if is_near:
+            holding = Holding(there.address)
+            await holding.open()
+            stack.callback(lambda: holding._writer and holding._writer.close())
+            sandbox = await holding.acquire()
+        else:
+            sandbox = await there.acquire()
         running = asyncio.create_task(sandbox.commands.run("sleep 1000"))
         assert (await sandbox.commands.run("true")).exit_code == 0
         folder = Path(os.environ["VOIDBOX_STATE"], "sandboxes", sandbox.sandbox_id)
