@@ -69,9 +69,9 @@ class QueuePair:
             self._serve()
 
     def pending(self) -> None:
-        """There is something for the guest."""
+        """There is something for the guest. What it sent itself has a kick of its own."""
         if not self._busy:
-            self._transport.run(self._serve)
+            self._transport.run(self._serve_rx)
 
     def _serve(self) -> None:
         # A GuestError leaves this set: no pass comes before the reset that it asks for.
@@ -84,6 +84,16 @@ class QueuePair:
         self._interrupt(tx.publish(), rx.publish())
         # A kick for tx is always wanted.
         more = more or tx.enable_notification()
+        self._busy = more
+        if more:
+            self._transport.defer(self._serve)
+
+    def _serve_rx(self) -> None:
+        self._busy = True
+        rx = self._rx
+        rx.disable_notification()
+        more = self._server.serve_rx(rx)
+        self._interrupt(False, rx.publish())
         self._busy = more
         if more:
             self._transport.defer(self._serve)

@@ -99,10 +99,13 @@ class _KeptGate:
 
     def __init__(self, channel: Channel, policy: Policy) -> None:
         self._channel = channel
+        self._policy = policy
         self.is_neighbour = policy.is_neighbour
 
     def target(self, protocol: str, address: int, port: int, now_ns: int) -> int | None:
-        """See Policy."""
+        """See Policy. For TCP the keeper decides when it is asked to connect: once, not twice."""
+        if protocol == "TCP" and address != self._policy.dns:
+            return self._policy.host_address(address)
         try:
             answer, _ = self._channel.ask("target", protocol=protocol, address=address, port=port)
         except OSError:
