@@ -29,6 +29,8 @@ TX_PASS_CHAINS = 32
 RX_PASS_CHAINS = 128
 # What the driver may hear of a little later; see QueuePair.
 TX_FEW_CHAINS = 2
+# Nobody waits for it: what it frees is memory alone.
+TX_PATIENCE_S = 0.02
 
 VIRTIO_VSOCK_EVENT_TRANSPORT_RESET = 0
 
@@ -292,7 +294,7 @@ class PacketQueues:
     ) -> None:
         """Use the queues; the kick that follows every activation starts the traffic."""
         self._rx_ring = _RxRing(rx)
-        self._pair = QueuePair(transport, rx, tx, self, self._call_later)
+        self._pair = QueuePair(transport, rx, tx, self, self._call_later, TX_PATIENCE_S)
 
     def kick(self, queue_idx: int) -> None:
         """Serve both queues, unless a pass that will do so is under way."""
