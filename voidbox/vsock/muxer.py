@@ -139,6 +139,8 @@ class Muxer:
             if header.op == VIRTIO_VSOCK_OP_RW:
                 self._tx_bytes += header.length
                 self._to_host(link, payload, header.length)
+                if not (link.buffered or link.readable or connection.owed):
+                    return  # as for most packets, nothing follows from it
             elif was_requested and connection.state is State.ESTABLISHED:
                 self._deadlines.pop(link, None)
                 if link.stream is not None:
@@ -332,7 +334,8 @@ class Muxer:
     ) -> None:
         """The stream has data (or its end), room, or its program is gone altogether.
 
-        Afterwards see has_pending_rx(), serve the guest's RX queue, and then call update_watch().
+        Afterwards see has_pending_rx(), serve the guest's RX queue, and then call update_watch(),
+        unless nothing but data was ready and has been taken.
         """
         connection = link.connection
         if hung_up:

@@ -286,7 +286,8 @@ class UnixBackend:
         )
         if self._muxer.has_pending_rx():
             self.on_pending()
-        self._muxer.update_watch(link)
+        if link.readable or events != select.EPOLLIN:
+            self._muxer.update_watch(link)
         if self._timer is None:
             self._start_timer()
 
