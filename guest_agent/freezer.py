@@ -31,9 +31,9 @@ class Freezer:
     That one has the commands in it as well, so the agent is in the root while they are frozen.
     """
 
-    def __init__(self, root: str = ROOT, own: str = "/proc/self/cgroup") -> None:
+    def __init__(self, root: str = ROOT, membership: str = "/proc/self/cgroup") -> None:
         self._root = root
-        self._own = own
+        self._membership = membership
         self._frozen: list[str] = []
         self._has_left_own = False
 
@@ -68,7 +68,7 @@ class Freezer:
 
     def _is_ready(self) -> bool:
         cgroups.mount(self._root)
-        with open(self._own, encoding="ascii") as file:
+        with open(self._membership, encoding="ascii") as file:
             lines = file.readlines()
         if f"0::{cgroups.OWN}\n" in lines:
             _write(f"{self._root}/cgroup.procs", b"0")

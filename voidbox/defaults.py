@@ -51,9 +51,9 @@ _HOW_TO_MEND = "pip install --upgrade 'voidbox-kvm[runtime]'"
 
 def cache_folder() -> str:
     """Return where the scripts keep what they build."""
-    own = os.environ.get("VOIDBOX_CACHE")
-    if own:
-        return own
+    folder = os.environ.get("VOIDBOX_CACHE")
+    if folder:
+        return folder
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return f"{home}/voidbox"
 

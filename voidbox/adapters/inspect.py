@@ -72,8 +72,9 @@ class VoidboxConfig(BaseModel):
         Raises:
             ConfigError: an option makes no sense.
         """
-        own = {name: getattr(self, name) for name in ("image", "snapshot", "memory", "cpus")}
-        options = {name: value for name, value in own.items() if value is not None} | self.options
+        fields = {name: getattr(self, name) for name in ("image", "snapshot", "memory", "cpus")}
+        options = {name: value for name, value in fields.items() if value is not None}
+        options |= self.options
         if self.nodes is None:
             return AsyncPool(self.size, warm=self.warm, **options)
         from voidbox.ray.aio import AsyncPool as NodesPool

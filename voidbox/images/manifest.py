@@ -119,11 +119,11 @@ class OciConfig(NamedTuple):
     diff_ids: tuple[str, ...]
     created_at: float | None
 
-    def with_variant(self, told: Platform | None) -> OciConfig:
+    def with_variant(self, platform: Platform | None) -> OciConfig:
         """Return it with the variant that an index tells, if it has none of its own."""
-        if told is None or self.platform.variant or told[:2] != self.platform[:2]:
+        if platform is None or self.platform.variant or platform[:2] != self.platform[:2]:
             return self
-        return self._replace(platform=told)
+        return self._replace(platform=platform)
 
 
 def parse_platform(text: str) -> Platform:

@@ -43,9 +43,9 @@ def enter_root(paths: Iterable[tuple[str, bool]]) -> None:
     Raises:
         OSError: the host refuses it; Linux is older than 5.12.
     """
-    own = system.own_proc()
-    items = _resolve([*paths, (own, True)])
-    items["/proc/self"] = _Item(os.path.basename(own), -1, False)
+    proc_self = system.own_proc()
+    items = _resolve([*paths, (proc_self, True)])
+    items["/proc/self"] = _Item(os.path.basename(proc_self), -1, False)
     try:
         _mount(0, "/", 0, MS_REC | MS_PRIVATE)
         _mount("voidbox", _BASE, "tmpfs", MS_NOSUID | MS_NODEV, "size=1m,mode=0755")

@@ -149,8 +149,8 @@ class AsyncPool(Members, Giving[PooledSandbox]):
         self._check_open()
         if timeout is not None and timeout != 0:
             check_seconds("timeout", timeout)
-        own = given_options.complete(self._options, options) if options else None
-        waiter = Waiter(asyncio.get_running_loop().create_future(), own)
+        own_options = given_options.complete(self._options, options) if options else None
+        waiter = Waiter(asyncio.get_running_loop().create_future(), own_options)
         self._waiters.append(waiter)
         self._pump()
         try:
@@ -208,7 +208,7 @@ class AsyncPool(Members, Giving[PooledSandbox]):
         elif not future.cancelled() and future.exception() is None:
             sandbox = future.result()
             del self._given[sandbox]
-            self._take_in(sandbox, waiter.own is None)
+            self._take_in(sandbox, waiter.options is None)
         with contextlib.suppress(ValueError):
             self._waiters.remove(waiter)
         self._pump()

@@ -42,11 +42,11 @@ class Waiter(NamedTuple):
     """A call of acquire().
 
     Attributes:
-        own: all options of the sandbox, if they are not the pool's.
+        options: all of the sandbox, if they are not the pool's.
     """
 
     future: asyncio.Future[PooledSandbox]
-    own: CreateOptions | None
+    options: CreateOptions | None
 
 
 class Members:
@@ -128,7 +128,7 @@ class Members:
         """Return for whom one is missing: (None,) for whoever comes first; None for nobody."""
         begun = [waiter for waiter in self._starting.values() if waiter is not None]
         for waiter in self._waiters:
-            if waiter.own is not None and waiter not in begun:
+            if waiter.options is not None and waiter not in begun:
                 return (waiter,)
         usual = sum(1 for waiter in self._starting.values() if waiter is None)
         missing = len(self._usual_waiters())
@@ -152,7 +152,7 @@ class Members:
         if len(self._starting) >= self._limit.limit:
             return False
         if self._count() >= self.size:
-            if self._warm and any(waiter.own is not None for waiter in self._waiters):
+            if self._warm and any(waiter.options is not None for waiter in self._waiters):
                 self._retire(self._warm.pop())  # its end makes room for another kind
             return False
         running = len(self._warm) + len(self._given) + len(self._ending)
@@ -168,7 +168,7 @@ class Members:
         self._timer = asyncio.get_running_loop().call_later(delay_s, self._pump)
 
     def _usual_waiters(self) -> list[Waiter]:
-        return [waiter for waiter in self._waiters if waiter.own is None]
+        return [waiter for waiter in self._waiters if waiter.options is None]
 
     def _is_promised(self, waiter: Waiter) -> bool:
         """Whether one that was warm is on its way to who waits."""
@@ -217,7 +217,7 @@ class Members:
         task = asyncio.current_task()
         assert task is not None
         try:
-            options = self._options if waiter is None else waiter.own
+            options = self._options if waiter is None else waiter.options
             sandbox = await self._make(options, is_held)
         except Exception as error:  # of any kind: who waits is to hear of it
             self._starting.pop(task)
@@ -261,7 +261,7 @@ class Members:
         self._failed += 1
         self._limit.failed()
         if waiter is None:
-            waiter = next((one for one in self._waiters if one.own is None), None)
+            waiter = next((one for one in self._waiters if one.options is None), None)
         if waiter is not None:
             with contextlib.suppress(ValueError):
                 self._waiters.remove(waiter)

@@ -139,8 +139,8 @@ def _sender(folder: str, names: list[str], head: dict[str, Any]) -> Stream:
                 await asyncio.to_thread(_describe, name, fd)
                 for name, fd in zip(names, fds, strict=True)
             ]
-            told = {**head, "parts": [part._asdict() for part in parts]}
-            await loop.sock_sendall(sock, json.dumps(told).encode() + b"\n")
+            answer = {**head, "parts": [part._asdict() for part in parts]}
+            await loop.sock_sendall(sock, json.dumps(answer).encode() + b"\n")
             for part, fd in zip(parts, fds, strict=True):
                 for at, size in _blocks(part):
                     data = await asyncio.to_thread(os.pread, fd, size, at)
@@ -235,11 +235,11 @@ def _receive_snapshot(
             if "/" in part.name or part.name.startswith("."):
                 raise HostError(f"a snapshot has no file {part.name!r}")
             _write(source, part, draft.file(part.name))
-        own = records.load(draft.path)._replace(files=files)
+        record = records.load(draft.path)._replace(files=files)
         os.unlink(draft.file(records.FILE))
         with open(draft.file(records.FILE), "xb") as file:
             os.fchmod(file.fileno(), 0o600)
-            file.write(own.encode())
+            file.write(record.encode())
         if digests.NAME in {part.name for part in parts}:
             os.unlink(draft.file(digests.NAME))  # of the record that was: made anew
             digests.seal(draft.path)
@@ -249,7 +249,7 @@ def _receive_snapshot(
     except BaseException:
         draft.abort()
         raise
-    return own.id
+    return record.id
 
 
 def _checked_id(id: object) -> str:

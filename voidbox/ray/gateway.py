@@ -144,8 +144,8 @@ class Gateway:
             return
         except Exception as error:  # a fault of ours: told to both sides
             _logger.exception("a request to the gateway failed")
-            told = HostError(f"voidbox failed: {error!r}")
-            await loop.sock_sendall(sock, encode(describe_error(told)))
+            fault = HostError(f"voidbox failed: {error!r}")
+            await loop.sock_sendall(sock, encode(describe_error(fault)))
             return
         if isinstance(answer, dict):
             await loop.sock_sendall(sock, encode({"ok": True, **answer}))

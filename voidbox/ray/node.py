@@ -262,9 +262,9 @@ class Node:
     async def leave(self, holder: str) -> int:
         """End all that a holder has; return how many that were."""
         self._leases.pop(holder, None)
-        theirs = [id for id, held in self._held.items() if held.holder == holder]
-        await asyncio.gather(*(self.release(id) for id in theirs), return_exceptions=True)
-        return len(theirs)
+        ids = [id for id, held in self._held.items() if held.holder == holder]
+        await asyncio.gather(*(self.release(id) for id in ids), return_exceptions=True)
+        return len(ids)
 
     async def reap(self, labels: Mapping[str, str]) -> int:
         """End all sandboxes that somebody has, with these labels; return how many."""

@@ -36,20 +36,20 @@ class Choice(NamedTuple):
     root: Root | None = None
     config: ImageConfig | None = None
 
-    def envs(self, own: dict[str, str]) -> dict[str, str]:
+    def envs(self, given: dict[str, str]) -> dict[str, str]:
         """Return the variables of every command, of which the user's own count more."""
-        return {**(self.config.env if self.config is not None else {}), **own}
+        return {**(self.config.env if self.config is not None else {}), **given}
 
-    def workdir(self, own: str | None) -> str | None:
+    def workdir(self, given: str | None) -> str | None:
         """Return where commands run; None for what the agent does by itself."""
-        if own is not None or self.root is None or not self.root.image:
-            return own
+        if given is not None or self.root is None or not self.root.image:
+            return given
         return self.root.workdir or WORKDIR
 
-    def user(self, own: str | None) -> str | None:
+    def user(self, given: str | None) -> str | None:
         """Return who commands run as; None for what the agent does by itself."""
-        if own is not None or self.root is None or not self.root.image:
-            return own
+        if given is not None or self.root is None or not self.root.image:
+            return given
         return self.root.user or "root"
 
     def command(self, words: Sequence[str], entrypoint: str | None = None) -> tuple[str, ...]:

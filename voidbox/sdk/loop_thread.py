@@ -44,14 +44,14 @@ def run_telling(
 
     If more is told meanwhile, `progress` is called for the latest alone.
     """
-    told: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
-    job = _Job(make(lambda done, total: told.put((done, total))))
-    job.future.add_done_callback(lambda _: told.put(None))
+    reports: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+    job = _Job(make(lambda done, total: reports.put((done, total))))
+    job.future.add_done_callback(lambda _: reports.put(None))
     try:
         is_over = False
-        while not is_over and (item := told.get()) is not None:
+        while not is_over and (item := reports.get()) is not None:
             with suppress(queue.Empty):
-                while (newer := told.get_nowait()) is not None:
+                while (newer := reports.get_nowait()) is not None:
                     item = newer
                 is_over = True
             progress(*item)

@@ -39,7 +39,7 @@ class HelloReader:
         self._names: list[str | None] = []
         context.sni_callback = self._note
 
-    def _note(self, connection: ssl.SSLObject, name: str | None, own: ssl.SSLContext) -> None:
+    def _note(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         self._names.append(name)
 
     def read(self, data: bytes) -> Hello | None:

@@ -146,14 +146,16 @@ class HttpRules:
         Args:
             path: without the query.
         """
-        own = [(number, rule) for number, rule in enumerate(self.rules) if rule.place.host == host]
-        if not own:
+        of_host = [
+            (number, rule) for number, rule in enumerate(self.rules) if rule.place.host == host
+        ]
+        if not of_host:
             return None
         if len(path) > PATH_BYTES_MAX:
             return Refused(403, f"its path has more than {PATH_BYTES_MAX >> 10} KiB")
         if has_dots(path):
             return Refused(403, "its path has . or .. in it, which may lead elsewhere")
-        fits = [(n, r) for n, r in own if r.matches_path(path)]
+        fits = [(n, r) for n, r in of_host if r.matches_path(path)]
         if not fits:
             return Refused(403, f"no rule for {host} allows this path")
         fits = [(n, r) for n, r in fits if not r.methods or method in r.methods]

@@ -56,7 +56,7 @@ def make_app(registry: Registry) -> RequestsLog:
             await registry.stop()
 
     routes: list[BaseRoute] = []
-    own = Starlette(
+    app = Starlette(
         routes=routes,
         lifespan=lifespan,
         exception_handlers={
@@ -67,12 +67,12 @@ def make_app(registry: Registry) -> RequestsLog:
         },
     )
     registry.telemetry.observe(registry)
-    log = RequestsLog(Gateway(registry, own), registry.telemetry)
+    log = RequestsLog(Gateway(registry, app), registry.telemetry)
     for part in _PARTS:
-        own.router.routes += part(registry).routes()
-    own.router.routes += [AgentWay(registry).route(), *Dashboard(registry).routes()]
+        app.router.routes += part(registry).routes()
+    app.router.routes += [AgentWay(registry).route(), *Dashboard(registry).routes()]
     metrics = Metrics(registry, log)
-    own.router.routes += [
+    app.router.routes += [
         Route("/health", _health, methods=["GET"]),
         guarded(registry, "GET", "/metrics", metrics.answer, "admin"),
         *(Route(path, _refuse, methods=_METHODS) for path in _CLOUDS_OWN),

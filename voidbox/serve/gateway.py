@@ -39,22 +39,22 @@ class Gateway:
     """The whole server as an ASGI application.
 
     Args:
-        own: the control plane and the dashboard.
+        app: the control plane and the dashboard.
     """
 
-    def __init__(self, registry: Registry, own: ASGIApp) -> None:
+    def __init__(self, registry: Registry, app: ASGIApp) -> None:
         self._registry = registry
-        self._own = own
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; see ASGI."""
         if scope["type"] not in ("http", "websocket"):
-            await self._own(scope, receive, send)
+            await self._app(scope, receive, send)
             return
         try:
             target = self._target(scope)
             if target is None:
-                await self._own(scope, receive, send)
+                await self._app(scope, receive, send)
                 return
             scope["voidbox.sandbox"] = target.sandbox_id
             await self._to_sandbox(target, scope, receive, send)

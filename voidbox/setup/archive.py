@@ -95,14 +95,14 @@ def _read_keys(keyring: str | None) -> list[openpgp.Key]:
     if keyring is not None:
         try:
             with open(keyring, "rb") as file:
-                own = openpgp.read_keyring(file.read(openpgp.DOCUMENT_BYTES_MAX))
+                found = openpgp.read_keyring(file.read(openpgp.DOCUMENT_BYTES_MAX))
         except OSError as error:
             raise SetupError(f"--keyring {keyring}: cannot read it: {error.strerror}") from error
         except SetupError as error:
             raise SetupError(f"--keyring {keyring}: {error}") from error
-        if not own:
+        if not found:
             raise SetupError(f"--keyring {keyring}: it has no RSA key of 2048 bits or more")
-        keys += own
+        keys += found
     return keys
 
 

@@ -184,11 +184,11 @@ def _tidy_git(tree: Tree) -> None:
 
 def _add_users(tree: Tree) -> None:
     """Add Debian's users, and ours with a home."""
-    own = {
+    lines = {
         "passwd": f"{USER}:x:{_UID}:{_UID}:{USER}:/home/{USER}:/bin/bash\n",
         "group": f"{USER}:x:{_UID}:\n",
     }
-    for name, line in own.items():
+    for name, line in lines.items():
         masters = read(tree, f"usr/share/base-passwd/{name}.master")
         if masters is None:
             raise SetupError(f"the packages bring no {name}.master")

@@ -115,9 +115,9 @@ def build_guest_image(
     """
     beside = find_modules(kernel)
     base, tools, more = _packages(archive, packages)
-    own = guest_tree.sources()
+    sources = guest_tree.sources()
     folder = f"{cache_folder()}/images"
-    key = _key(own, beside, base, tools, more, added)
+    key = _key(sources, beside, base, tools, more, added)
     target = f"{folder}/guest-{beside.release}-{key}"
     if not os.path.isdir(target):
         report(ImageProgress(INSTALL, "building the guest image: some seconds, once", 0, 0))
@@ -127,7 +127,7 @@ def build_guest_image(
             os.mkdir(f"{work}/image")
             path_of = dict(zip([*base, *tools, *more], paths, strict=True))
             unpacked = _Packages([*base, *more], tools, path_of)
-            _build(f"{work}/image", work, unpacked, own, beside, added)
+            _build(f"{work}/image", work, unpacked, sources, beside, added)
             publish(f"{work}/image", target)
     # What more packages and files make of it is not for everybody.
     if is_current or (is_current is None and not packages and not added):
@@ -175,7 +175,7 @@ def _python(archive: Archive) -> str:
 
 
 def _key(
-    own: dict[str, bytes],
+    sources: dict[str, bytes],
     kernel: Kernel,
     base: Sequence[Package],
     tools: Sequence[Package],
@@ -192,8 +192,8 @@ def _key(
         for entry in sorted(importlib.resources.files(package).iterdir(), key=lambda one: one.name):
             if entry.name.endswith(".py"):
                 take(package, entry.name, hashlib.sha256(entry.read_bytes()).hexdigest())
-    for name in sorted(own):
-        take(name, hashlib.sha256(own[name]).hexdigest())
+    for name in sorted(sources):
+        take(name, hashlib.sha256(sources[name]).hexdigest())
     for kind, packages in (("base", base), ("tools", tools), ("more", more)):
         take(kind, *(package.digest.sha256 for package in packages))
     take(kernel.release)
@@ -232,7 +232,7 @@ def _build(
     target: str,
     work: str,
     packages: _Packages,
-    own: dict[str, bytes],
+    sources: dict[str, bytes],
     kernel: Kernel,
     added: Sequence[Added],
 ) -> None:
@@ -247,14 +247,15 @@ def _build(
         for package in packages.root:
             unpack_deb(tree, packages.paths[package])
         contents = describe(tree, packages.root)
-        guest_tree.finish(tree, own, needed)
+        guest_tree.finish(tree, sources, needed)
         for one in added:
             one.put_into(tree)
         python = guest_tree.find_python(tree)
         folders = (f"usr/lib/{python}", guest_tree.AGENT)
         guest_tree.compile_python(tree, work, folders, guest_tree.WHOLE)
+        guest_tree.bundle_agent(tree, work)
         settle(tree)
-        guest_tree.boot_tree(boot, tree, own, needed_at_boot)
+        guest_tree.boot_tree(boot, tree, sources, needed_at_boot)
         _write_cpio(boot, f"{target}/{BOOT}")
         merged_root(disk_tools)
         for package in packages.tools:

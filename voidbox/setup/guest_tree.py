@@ -15,6 +15,7 @@ from voidbox.setup.host_copy import write_node
 from voidbox.setup.tree_edit import merged_root, names, put_bytes, read, remove, remove_all
 
 AGENT = "usr/lib/voidbox"
+BUNDLE = f"{AGENT}/boot.bundle"
 E2FS = f"{AGENT}/e2fs"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _LOADER = f"{_LIBRARIES}/ld-linux-x86-64.so.2"
@@ -52,17 +53,6 @@ _FILES = {
     "etc/nsswitch.conf": "hosts: files dns\n",
     "etc/os-release": 'NAME="voidbox guest"\nID=voidbox\nID_LIKE=debian\n',
 }
-# -I: neither environment nor user's folder; -S: no site, which costs a third of the start;
-# -B: the compiled files are there already.
-_INIT = """\
-#!/usr/bin/{python} -ISB
-import sys
-
-sys.path.insert(0, __file__.removesuffix("init") + "usr/lib/voidbox")
-from guest_agent.__main__ import main
-
-main(sys.argv[1:])
-"""
 _RELAY = """\
 #!/usr/bin/{python} -ISB
 import sys
@@ -89,6 +79,24 @@ sys.path.insert(0, sys.argv[1])
 import guest_agent.server, guest_agent.boot, guest_agent.relay, hashlib
 import bz2, ctypes, curses, lzma, readline, sqlite3, ssl, uuid, zlib
 """
+# What PID 1 imports until somebody asks for something, as guest/agent_init.py wants it: paths from
+# the root, and code as it was compiled. Version 2 of marshal's format tells nothing but the values.
+_BUNDLE = """\
+import marshal, sys
+at_start = set(sys.modules)
+root = sys.argv[1]
+sys.path.insert(0, f"{root}/usr/lib/voidbox")
+import guest_agent.__main__, guest_agent.boot, guest_agent.cgroups
+found = {}
+for name in sorted(sys.modules.keys() - at_start):
+    spec = sys.modules[name].__spec__
+    if spec.cached:
+        with open(spec.cached, "rb") as file:
+            code = file.read()[16:]
+        path = spec.origin.removeprefix(f"{root}/")
+        found[name] = (path, spec.submodule_search_locations is not None, code)
+sys.stdout.buffer.write(marshal.dumps(found, 2))
+"""
 _BOOT_FOLDERS = (
     "bin", "dev", "etc/voidbox", "image", "proc", "root", "runtime", "sys", "upper", AGENT,
 )  # fmt: skip
@@ -99,7 +107,7 @@ _E2FS_LIBRARIES = ("libext2fs", "libe2p", "libblkid", "libcom_err")
 def sources() -> dict[str, bytes]:
     """Return what of this package goes into an image, by name."""
     folder = importlib.resources.files("voidbox.setup") / "guest"
-    found = {"boot_init.sh": (folder / "boot_init.sh").read_bytes()}
+    found = {name: (folder / name).read_bytes() for name in ("boot_init.sh", "agent_init.py")}
     for entry in _python_files(folder / "guest_agent"):
         found[f"guest_agent/{entry.name}"] = entry.read_bytes()
     if "guest_agent/__main__.py" not in found:
@@ -121,11 +129,11 @@ def begin(tree: Tree) -> None:
     merged_root(tree)
 
 
-def finish(tree: Tree, own: Mapping[str, bytes], modules: Mapping[str, bytes]) -> None:
+def finish(tree: Tree, sources: Mapping[str, bytes], modules: Mapping[str, bytes]) -> None:
     """Make a tree of packages the guest image, but for its compiled files.
 
     Args:
-        own: see sources().
+        sources: what sources() returns.
         modules: files of the kernel's modules, by path.
     Raises:
         SetupError: something of the packages is not as it should be.
@@ -143,11 +151,11 @@ def finish(tree: Tree, own: Mapping[str, bytes], modules: Mapping[str, bytes]) -
         tree.put(f"usr/bin/{name}", Symlink(target=python))
     for path, text in _FILES.items():
         put_bytes(tree, path, text)
-    for name, content in own.items():
+    for name, content in sources.items():
         if name.startswith("guest_agent/"):
             put_bytes(tree, f"{AGENT}/{name}", content)
     programs = {
-        "init": _INIT, "usr/bin/voidbox-relay": _RELAY,
+        "init": sources["agent_init.py"].decode(), "usr/bin/voidbox-relay": _RELAY,
         f"{AGENT}/bin/voidbox-relay": _OTHERS_RELAY, f"{AGENT}/bin/modprobe": _OTHERS_MODPROBE,
     }  # fmt: skip
     for path, text in programs.items():
@@ -238,26 +246,41 @@ def compile_python(tree: Tree, work: str, folders: Sequence[str], check: str) ->
         SetupError: its Python does not run, or something that it needs is missing.
         OSError: writing failed.
     """
-    root, python = f"{work}/root", find_python(tree)
+    root = f"{work}/root"
     write_node(tree.root, root)
-    loader = [f"{root}/{_LOADER}", "--library-path", f"{root}/{_LIBRARIES}"]
-    command = [*loader, f"{root}/usr/bin/{python}"]
     # -B: what it imports for that leaves no files of another kind.
     words = ["-B", "-m", "compileall", "-q", "-s", root, "-p", "/"]
     words += ["--invalidation-mode", "unchecked-hash", *(f"{root}/{name}" for name in folders)]
-    for arguments in (words, ["-IB", "-c", check, f"{root}/{AGENT}"]):
-        environment = {"PYTHONHOME": f"{root}/usr", "LC_ALL": "C.UTF-8"}
-        done = subprocess.run(
-            [*command, *arguments], env=environment, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-            raise SetupError(
-                f"the image's Python does not do its work: {' '.join(last) or done.returncode}"
-            )
+    _run_python(tree, root, words)
+    _run_python(tree, root, ["-IB", "-c", check, f"{root}/{AGENT}"])
     for folder in folders:
         _take_compiled(tree, root, folder)
+
+
+def bundle_agent(tree: Tree, work: str) -> None:
+    """Put what the agent imports at its start into one file, after compile_python().
+
+    Raises:
+        SetupError: its Python does not run.
+    """
+    root = f"{work}/root"
+    put_bytes(tree, BUNDLE, _run_python(tree, root, ["-ISB", "-c", _BUNDLE, root]))
+
+
+def _run_python(tree: Tree, root: str, arguments: Sequence[str]) -> bytes:
+    """Run an image's own Python on its files in a folder of the host; return what it prints."""
+    loader = [f"{root}/{_LOADER}", "--library-path", f"{root}/{_LIBRARIES}"]
+    done = subprocess.run(
+        [*loader, f"{root}/usr/bin/{find_python(tree)}", *arguments],
+        env={"PYTHONHOME": f"{root}/usr", "LC_ALL": "C.UTF-8"},
+        stdin=subprocess.DEVNULL, capture_output=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        last = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()[-1:]
+        raise SetupError(
+            f"the image's Python does not do its work: {' '.join(last) or done.returncode}"
+        )
+    return done.stdout
 
 
 def _take_compiled(tree: Tree, root: str, folder: str) -> None:
@@ -295,7 +318,7 @@ def add_disk_tools(tree: Tree, tools: Tree) -> None:
 
 
 def boot_tree(
-    boot: Tree, tree: Tree, own: Mapping[str, bytes], modules: Mapping[str, bytes]
+    boot: Tree, tree: Tree, sources: Mapping[str, bytes], modules: Mapping[str, bytes]
 ) -> None:
     """Fill an empty tree with the initramfs that mounts the image."""
     for folder in _BOOT_FOLDERS:
@@ -306,7 +329,7 @@ def boot_tree(
     put_bytes(boot, "bin/busybox", tree.read(busybox, _BINARY_BYTES_MAX), 0o755)
     for applet in _BOOT_APPLETS:
         boot.put(f"bin/{applet}", Symlink(target="busybox"))
-    put_bytes(boot, "init", own["boot_init.sh"], 0o755)
+    put_bytes(boot, "init", sources["boot_init.sh"], 0o755)
     for path, content in modules.items():
         put_bytes(boot, path, content)
     add_device_nodes(boot, has_urandom=False)

@@ -97,14 +97,14 @@ def _write_part(
     if part.base_fd < 0:
         runs = _runs(map_fd, part, pagemap.PRESENT)
         return sum(_write_run(fd, part, at, size, False, check) for at, size in runs)
-    own = list(_runs(map_fd, part, pagemap.WRITTEN))
+    written = list(_runs(map_fd, part, pagemap.WRITTEN))
     done = 0
     if not is_cloned:
-        for at, size in _without(extents(part.base_fd, part.base_offset, length), own):
+        for at, size in _without(extents(part.base_fd, part.base_offset, length), written):
             _copy(part.base_fd, part.base_offset + at, fd, part.offset + at, size, check)
             done += size
     # Zeroes must be written over what was cloned.
-    return done + sum(_write_run(fd, part, at, size, is_cloned, check) for at, size in own)
+    return done + sum(_write_run(fd, part, at, size, is_cloned, check) for at, size in written)
 
 
 def _runs(map_fd: int, part: Part, table: bytes) -> Iterator[tuple[int, int]]:

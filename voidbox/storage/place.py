@@ -51,9 +51,9 @@ def make_state_folder(folder: str | None, part: str) -> str:
 
 
 def _default() -> str:
-    own = os.environ.get("VOIDBOX_STATE")
-    if own:
-        return own
+    folder = os.environ.get("VOIDBOX_STATE")
+    if folder:
+        return folder
     from platformdirs import user_state_path  # a slow import, for nothing if we are told
 
     return str(user_state_path("voidbox"))

@@ -19,15 +19,17 @@ class Hardware:
 
     Args:
         memory: guest RAM; it must stay mapped for as long as the VM lives.
-        own: has what is made here closed.
+        resources: has what is made here closed.
     Raises:
         HostError: an ioctl failed.
     """
 
-    def __init__(self, kvm: Kvm, memory: GuestMemory, cpus: int, own: contextlib.ExitStack) -> None:
+    def __init__(
+        self, kvm: Kvm, memory: GuestMemory, cpus: int, resources: contextlib.ExitStack
+    ) -> None:
         self.kvm = kvm
         self.memory = memory
-        self.vm = vm = own.enter_context(contextlib.closing(kvm.create_vm()))
+        self.vm = vm = resources.enter_context(contextlib.closing(kvm.create_vm()))
         vm.set_identity_map_addr(layout.KVM_IDENTITY_MAP_GPA)
         vm.set_tss_addr(layout.KVM_TSS_GPA)
         vm.create_irqchip()
@@ -35,7 +37,8 @@ class Hardware:
         for slot, region in enumerate(memory):
             vm.set_user_memory_region(slot, region.gpa, region.map)
         self.vcpus: list[Vcpu] = [
-            own.enter_context(contextlib.closing(vm.create_vcpu(index))) for index in range(cpus)
+            resources.enter_context(contextlib.closing(vm.create_vcpu(index)))
+            for index in range(cpus)
         ]
         self.has_readonly_memory = bool(kvm.check_extension(api.KVM_CAP_READONLY_MEM))
 

@@ -117,24 +117,24 @@ class Machine:
 
     def _build(self, kvm_path: str) -> None:
         """Make everything, in the order that KVM wants; ExitStack releases it in reverse."""
-        own = self._resources
+        resources = self._resources
         disks = self._open_disks()
-        kvm = own.enter_context(contextlib.closing(Kvm(kvm_path)))
+        kvm = resources.enter_context(contextlib.closing(Kvm(kvm_path)))
         requirements.check(kvm, self.config.cpus)
-        self.memory = own.enter_context(self._make_memory())
+        self.memory = resources.enter_context(self._make_memory())
         if self._restore is not None:
-            own.callback(self._restore.close)
-        self._hardware = Hardware(kvm, self.memory, self.config.cpus, own)
+            resources.callback(self._restore.close)
+        self._hardware = Hardware(kvm, self.memory, self.config.cpus, resources)
         self.loop = EventLoop(on_error=self._on_loop_error)
-        own.callback(self.loop.close)
+        resources.callback(self.loop.close)
         self._board = Board(self._hardware, self.loop, self.config.serial_line, self._on_guest_end)
-        own.callback(self._board.close)
+        resources.callback(self._board.close)
         self.console = self._board.console
         self._peripherals = Peripherals(
-            self.config, disks, self._hardware, self._board, self.loop, self._restore, own,
+            self.config, disks, self._hardware, self._board, self.loop, self._restore, resources,
             self._on_loop_error,
         )  # fmt: skip
-        own.callback(self.loop.stop)  # before anything that it serves goes away
+        resources.callback(self.loop.stop)  # before anything that it serves goes away
         if self._restore is not None:
             self._board.restore(self._restore.state)
             self._restore.check_host(kvm, self._hardware.vcpus[0])

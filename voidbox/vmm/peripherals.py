@@ -39,7 +39,7 @@ class Peripherals:
         disks: opened; they are the caller's.
         loop: the machine's; disks and shared folders have loops of their own.
         restore: the snapshot that the devices go on from, or None.
-        own: has what is made here closed, once the loop has stopped.
+        resources: has what is made here closed, once the loop has stopped.
         on_loop_error: takes what a device's own loop failed with.
 
     Attributes:
@@ -58,13 +58,13 @@ class Peripherals:
         board: Board,
         loop: EventLoop,
         restore: Restore | None,
-        own: contextlib.ExitStack,
+        resources: contextlib.ExitStack,
         on_loop_error: Callable[[BaseException], None],
     ) -> None:
         self._hardware = hardware
         self._loop = loop
         self._restore = restore
-        self._own = own
+        self._resources = resources
         self._on_loop_error = on_loop_error
         self._hang_ups: list[Callable[[], None]] = []
         self.disks = disks
@@ -81,11 +81,11 @@ class Peripherals:
             hardware.vm, hardware.memory, board.mmio, loop, count + len(config.shares),
             board.coalesced, hardware.has_readonly_memory,
         )  # fmt: skip
-        self.slots = own.enter_context(contextlib.closing(slots))
+        self.slots = resources.enter_context(contextlib.closing(slots))
         self._add(VirtioRng())
         for disk in disks:
             self._add(disk.device, loop=disk.loop)
-            own.callback(disk.loop.stop)
+            resources.callback(disk.loop.stop)
             self.loops.append(disk.loop)
         if config.vsock is not None:
             self._attach_vsock(config.vsock)
@@ -114,7 +114,7 @@ class Peripherals:
             from voidbox.vsock.vhost import VhostVsock
 
             plane = VhostVsock(cid, self._hardware.memory, lambda region: host_address(region.map))
-            self._own.callback(plane.close)
+            self._resources.callback(plane.close)
             self._hang_ups.append(plane.hang_up)
             device = VirtioVsock(cid, plane)
             self._add(device, dict(enumerate(plane.kick_fds)))
@@ -124,7 +124,7 @@ class Peripherals:
             saved = self._restore.state.vsock if self._restore is not None else None
             next_port = saved.next_port if saved is not None else 0
             self.unix_backend = UnixBackend(config.path, cid, self._loop, next_port, config.dial)
-            self._own.callback(self.unix_backend.close)
+            self._resources.callback(self.unix_backend.close)
             self._hang_ups.append(self.unix_backend.reset)
             device = VirtioVsock(cid, PacketQueues(self.unix_backend, self._loop.call_later))
             self._add(device)
@@ -136,7 +136,7 @@ class Peripherals:
         from voidbox.virtio.net import VirtioNet
 
         self.network = NatBackend(config, self._loop, lambda line: log.info("%s", line))
-        self._own.callback(self.network.close)
+        self._resources.callback(self.network.close)
         self._hang_ups.append(self.network.reset)
         if self._restore is not None and self._restore.state.net is not None:
             self.network.reset_flows(self._restore.state.net.flows)
@@ -148,11 +148,11 @@ class Peripherals:
         from voidbox.virtio.fs import VirtioFs
 
         device = VirtioFs(Server(share.path, share.is_read_only, share.cache), share.tag)
-        self._own.callback(device.close)
+        self._resources.callback(device.close)
         # Its own, as a disk's: a reset waits for the host's file system.
         loop = EventLoop(self._on_loop_error, name=f"voidbox-{share.tag}")
         self.loops.append(loop)
-        self._own.callback(loop.close)  # before the device's, after which nothing is reset
+        self._resources.callback(loop.close)  # before the device's, after which nothing is reset
         self._add(device, dict.fromkeys((0, 1), device.kick_fd), loop)
 
     def _attach_balloon(self) -> None:

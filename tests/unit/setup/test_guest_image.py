@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import marshal
 import os
+import re
 import shutil
 import signal
 import stat
@@ -147,7 +149,7 @@ def contents(image: Path) -> dict[str, tuple[int, bytes]]:
 
 def test_the_image_has_what_a_guest_needs(built: Built) -> None:
     found = contents(built.image)
-    assert built.image.stat().st_size < 47_000_000
+    assert built.image.stat().st_size < 47_500_000
     assert found["init"][1].startswith(b"#!/usr/bin/python3.11 -ISB\n")
     assert found["usr/bin/python3"] == (stat.S_IFLNK | 0o777, b"python3.11")
     assert found["usr/bin/sh"] == (stat.S_IFLNK | 0o777, b"busybox")
@@ -195,6 +197,42 @@ def test_everything_is_compiled_for_good(built: Built) -> None:
         folder, name = source.rsplit("/", 1)
         compiled = found[f"{folder}/__pycache__/{name[:-3]}.cpython-311.pyc"][1]
         assert compiled[4:8] == b"\x01\0\0\0"
+
+
+def unpack(found: dict[str, tuple[int, bytes]], folder: Path) -> None:
+    for name, (mode, data) in found.items():
+        path = folder / name
+        if stat.S_ISDIR(mode):
+            path.mkdir(parents=True, exist_ok=True)
+        elif stat.S_ISLNK(mode):
+            path.symlink_to(os.fsdecode(data))
+        elif stat.S_ISREG(mode):
+            path.write_bytes(data)
+            path.chmod(mode & 0o777)
+
+
+def test_the_agent_comes_out_of_one_file(built: Built, tmp_path: Path) -> None:
+    """What PID 1 imports is a hundred reads of a disk, if each module is read by itself."""
+    unpack(contents(built.image), tmp_path)
+    libraries = tmp_path / "usr/lib/x86_64-linux-gnu"
+    begun = subprocess.run(
+        [libraries / "ld-linux-x86-64.so.2", "--library-path", libraries,
+         tmp_path / "usr/bin/python3.11", "-ISBv", tmp_path / "init"],
+        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert "Start the agent: as PID 1 of a guest" in begun.stderr  # as a program it wants arguments
+    imported = re.findall(r"^import '(.+)' # <(.+) object at", begun.stderr, re.MULTILINE)
+    readers = {name: loader.rpartition(".")[2] for name, loader in imported}
+    assert readers["guest_agent.server"] == readers["socket"] == "Bundle"
+    from_files = [name for name, reader in readers.items() if reader == "SourceFileLoader"]
+    # What Python reads before it runs anything.
+    assert sorted(from_files) == ["encodings", "encodings.aliases", "encodings.utf_8"]
+    modules = marshal.loads((tmp_path / "usr/lib/voidbox/boot.bundle").read_bytes())
+    assert {"guest_agent.boot", "guest_agent.cgroups", "guest_agent.network"} <= modules.keys()
+    for path, _, code in modules.values():
+        folder, _, name = path.rpartition("/")
+        compiled = tmp_path / folder / "__pycache__" / f"{name[:-3]}.cpython-311.pyc"
+        assert compiled.read_bytes()[16:] == code
 
 
 @pytest.mark.slow

@@ -91,7 +91,7 @@ def apply(machine: WorkerMachine, limits: Limits, changed: Limits) -> None:
         raise ConfigError("the sandbox has no network, so none to limit")
     check_memory(changed.get(MEMORY_BYTES), machine.config.memory_bytes)
     alone = (CPU, NET_BYTES_S, MEMORY_BYTES, HOST_MEMORY_BYTES, PIDS)
-    told = {key: limits.get(key) for key in alone if key in changed}
+    orders = {key: limits.get(key) for key in alone if key in changed}
     if DISK_BYTES_S in changed or DISK_OPS_S in changed:
-        told |= {key: limits.get(key) for key in (DISK_BYTES_S, DISK_OPS_S)}
-    machine.limit(told)
+        orders |= {key: limits.get(key) for key in (DISK_BYTES_S, DISK_OPS_S)}
+    machine.limit(orders)

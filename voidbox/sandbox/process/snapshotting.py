@@ -226,8 +226,8 @@ class Snapshotting:
             extra |= authority_files(self._store.path(self._sandbox.current_record().id))
         written = folder
         if not is_suspend:
-            own = self._store.path(self._sandbox.current_record().id, state_folder.MACHINE)
-            written = f"{own}/{made.id}"
+            id = self._sandbox.current_record().id
+            written = f"{self._store.path(id, state_folder.MACHINE)}/{made.id}"
         try:
             report = self._sandbox.machine.snapshot(
                 written,

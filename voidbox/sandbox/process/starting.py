@@ -39,7 +39,7 @@ class Starting:
     """One start. Thread: main.
 
     Args:
-        own: what ends before the last word is written.
+        resources: closed before the last word is written.
 
     Attributes:
         source: what the guest is restored from, or None.
@@ -52,15 +52,15 @@ class Starting:
         sandbox: Sandbox,
         make_guest: MakeGuest,
         source: Source | None,
-        own: contextlib.ExitStack,
+        resources: contextlib.ExitStack,
     ) -> None:
         self._sandbox = sandbox
         self._make_guest = make_guest
         self._store = sandbox.store
         self._id = sandbox.record.id
-        self._own = own
+        self._resources = resources
         self._console_log = logs.ConsoleLog(self._store.path(self._id, "console.log"))
-        own.callback(self._console_log.close)
+        resources.callback(self._console_log.close)
         self.source = source
         self._held: Guest | None = None
         self.has_begun = False
@@ -112,7 +112,7 @@ class Starting:
             guest = self._make_guest(config, self._store.secret(self._id))
         else:
             guest = self._make_guest(config, source.secret, source.folder)
-        self._own.callback(guest.close)
+        self._resources.callback(guest.close)
         guest.machine.console.attach(self._console_log)
         sandbox.guest = guest
         sandbox.decision.check()  # before, kill() found no guest

@@ -7,7 +7,6 @@ when others make groups among its own.
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 from collections.abc import Sequence
 
@@ -32,6 +31,8 @@ def make(name: str, pids: Sequence[int]) -> Group | None:
     busctl, folder = shutil.which("busctl"), os.environ.get("XDG_RUNTIME_DIR")
     if busctl is None or not folder or not os.path.exists(f"{folder}/bus"):
         return None
+    import subprocess  # nobody else in a sandbox's process needs it
+
     # Delegate: so that it has all controllers, whether or not a limit is asked for at once.
     properties = ["3", "PIDs", "au", str(len(pids)), *map(str, pids), "Delegate", "b", "true"]
     properties += ["CollectMode", "s", "inactive-or-failed"]

@@ -138,8 +138,8 @@ class Confinement:
 
     def _enter_landlock(self, paths: Sequence[Path]) -> None:
         try:
-            own = Path(system.own_proc())
-            version = landlock.restrict((path.path, _rights(path)) for path in [*paths, own])
+            proc_self = Path(system.own_proc())
+            version = landlock.restrict((path.path, _rights(path)) for path in [*paths, proc_self])
         except OSError as error:
             consequence = "" if "mount" in self.layers else "open your files"
             self._miss(f"no Landlock ({error.strerror})", consequence)

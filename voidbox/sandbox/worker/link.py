@@ -7,7 +7,6 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -166,6 +165,8 @@ def spawn_worker(level: str, kept_fds: Sequence[int] = ()) -> Link:
     Raises:
         HostError: the host gives no process or descriptors.
     """
+    import subprocess  # who forks its worker starts sooner without it
+
     (*ours, report), (*theirs, report_theirs) = _pairs()
     numbers = [sock.fileno() for sock in (report_theirs, *theirs)]
     command = [sys.executable, "-P", "-m", _MODULE, level, *map(str, [*numbers, *kept_fds])]

@@ -125,17 +125,17 @@ class Steps:
             raise StepFailed(f"{command[:200]!r} failed with exit code {result.exit_code}")
 
     async def _finish(self, command: str, user: GuestUser, is_logged: bool = True) -> CommandResult:
-        told = _Lines(self._log if is_logged else lambda line, level: None)
+        lines = _Lines(self._log if is_logged else lambda line, level: None)
         result = await self._commands.run(
             [await self._shell(), "-l", "-c", command],
             cwd=self._cwd or user.home,
             user=str(user.uid),
             envs={"HOME": user.home, "USER": user.name, **self._envs},
-            on_stdout=told.out,
-            on_stderr=told.err,
+            on_stdout=lines.out,
+            on_stderr=lines.err,
             timeout=STEP_S,
         )
-        told.end()
+        lines.end()
         return result
 
     async def _shell(self) -> str:

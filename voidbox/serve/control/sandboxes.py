@@ -128,8 +128,8 @@ class SandboxRoutes(Routes):
                 record = served.record
             except VoidboxError:
                 continue  # it is just being removed
-            own = users_own(record.metadata, served.mark)
-            if shapes.state_of(served) in states and wanted.items() <= own.items():
+            metadata = users_own(record.metadata, served.mark)
+            if shapes.state_of(served) in states and wanted.items() <= metadata.items():
                 found.append(shapes.listed(self._registry, served, record))
         return found
 

@@ -241,9 +241,9 @@ class Pages:
             )
             for one in self._registry.keys.list()
         ]  # fmt: skip
-        told = Html("")
+        notice = Html("")
         if secret:
-            told = Html(
+            notice = Html(
                 f'<p class="card">Copy it now, it is shown once: <code>{esc(secret)}</code></p>'
             )
         choices = join(Html(f"<option>{scope}</option>") for scope in SCOPES)
@@ -253,7 +253,7 @@ class Pages:
             f'{choices}</select><button class="main">New key</button></form>'
         )
         shown = table(("Name", "Scopes", "Age", "Last used", ""), rows, "There is none.")
-        body = f'<h1>Keys</h1>{told}<div class="card">{shown}</div><h2>Another one</h2>{form}'
+        body = f'<h1>Keys</h1>{notice}<div class="card">{shown}</div><h2>Another one</h2>{form}'
         return page("Keys", body, key)
 
     async def audit(self, request: Request, key: Key) -> Response:
@@ -265,9 +265,9 @@ class Pages:
 
     def login(self, error: str = "") -> Response:
         """Ask for a key."""
-        told = f'<p class="error" role="alert">{esc(error)}</p>' if error else ""
+        notice = f'<p class="error" role="alert">{esc(error)}</p>' if error else ""
         body = (
-            f'<div class="card login"><h1>voidbox</h1>{told}<form method="post" '
+            f'<div class="card login"><h1>voidbox</h1>{notice}<form method="post" '
             'action="/dashboard/login"><label for="key">API key</label><input id="key" name="key" '
             'type="password" autocomplete="current-password" required autofocus>'
             '<button class="main">Enter</button></form><p class="soft">voidbox serve key add NAME '

@@ -207,8 +207,8 @@ class Commands:
             if not info.is_running:
                 continue
             known = self._commands.get(info.pid)
-            own = Config(info.argv[0] if info.argv else "", info.argv[1:], {}, info.cwd)
-            config = known.config if known is not None else own
+            as_started = Config(info.argv[0] if info.argv else "", info.argv[1:], {}, info.cwd)
+            config = known.config if known is not None else as_started
             item: dict[str, Any] = {
                 "pid": info.pid,
                 "config": {

@@ -60,10 +60,10 @@ def _values(user: GuestUser, path: str, **others: object) -> dict[str, Any]:
 
 
 async def _entry(served: Served, item: dict[str, Any], path: str) -> Entry:
-    own = info_of(item, "")
+    itself = info_of(item, "")
     followed = item.get("followed")
     # A link is shown with what it leads to, which symlinkTarget says; see envd's own EntryInfo.
-    info = info_of({**followed, "name": own.name}, "") if isinstance(followed, dict) else own
+    info = info_of({**followed, "name": itself.name}, "") if isinstance(followed, dict) else itself
     entry: Entry = {
         "name": posixpath.basename(path) or "/",
         "type": _TYPES.get(info.type, "FILE_TYPE_UNSPECIFIED"),
@@ -75,8 +75,8 @@ async def _entry(served: Served, item: dict[str, Any], path: str) -> Entry:
         "group": await served.users.group(info.gid),
         "modifiedTime": _time(info.mtime),
     }
-    if own.type == "link":
-        entry["symlinkTarget"] = str(item.get("resolved", own.target))
+    if itself.type == "link":
+        entry["symlinkTarget"] = str(item.get("resolved", itself.target))
     metadata = _metadata(item.get("attributes"))
     if metadata:
         entry["metadata"] = metadata

@@ -174,8 +174,8 @@ class _Upload:
         """Give the file its name; return what the client is told of it."""
         self._call.end_input({"checksum": self._checksum.digest()})
         await finish_write(self._call, self.path, _REQUEST_S)
-        told = {"path": self.path, "name": posixpath.basename(self.path), "type": "file"}
-        return {**told, "metadata": metadata} if metadata else told
+        entry = {"path": self.path, "name": posixpath.basename(self.path), "type": "file"}
+        return {**entry, "metadata": metadata} if metadata else entry
 
     def give_up(self) -> None:
         if not self._call.is_over:

@@ -41,7 +41,9 @@ for disk in /sys/block/vd*; do
     voidbox-runtime) runtime=/dev/${disk##*/} ;;
     voidbox-image) image=/dev/${disk##*/} ;;
     voidbox-upper) upper=/dev/${disk##*/} ;;
+    *) continue ;;
     esac
+    echo 1024 >"$disk/queue/read_ahead_kb" # a request costs more than what it brings
 done
 [ -n "$runtime" ] || fail "there is no disk voidbox-runtime: does this kernel have virtio_blk?"
 
@@ -58,7 +60,7 @@ else
         e2fs=/runtime/usr/lib/voidbox/e2fs
         attempt "make a file system on the disk" "/runtime/$lib/ld-linux-x86-64.so.2" \
             --inhibit-cache --library-path "$e2fs:/runtime/$lib" "$e2fs/mke2fs" -q -F -t ext4 -m 0 \
-            -e remount-ro -E nodiscard,assume_storage_prezeroed=1 "$upper"
+            -e remount-ro -O ^resize_inode -E nodiscard,assume_storage_prezeroed=1 "$upper"
     fi
     attempt "mount the disk" mount -t ext4 -o discard,noatime "$upper" /upper
 fi
