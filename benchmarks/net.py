@@ -4,8 +4,10 @@ Contenders: voidbox, QEMU microvm with `-netdev user` (libslirp), QEMU microvm w
 in the guest talks to servers on the host's loopback, by way of the gateway: streams in both
 directions, one and four at a time; both directions at once; requests and replies of one byte on one
 connection; the same with a connection each. Rounds are interleaved; quote medians and their ratios.
+A contender that does not come to its end says at what, and is left out from there on.
 
-    python benchmarks/net.py [--rounds N] [--megabytes N] [--output FILE.json]
+    python benchmarks/net.py [--rounds N] [--megabytes N] [--limit SECONDS] [--without NAME]
+        [--output FILE.json]
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import contenders
 
@@ -38,7 +40,6 @@ from voidbox.vmm.config import MachineConfig
 BUFFER_BYTES = 256 << 10
 REQUESTS = 2000
 CONNECTIONS = 300
-PROGRAM_S = 240.0  # a contender that hangs is left out of the round
 # Rows: name, unit, target against libslirp, target against passt.
 ROWS = (
     ("to host, 1 stream", "MB/s", 2.0, 1.0),
@@ -117,9 +118,16 @@ def connect_request_reply():
         sock.close()
     return connections / (time.monotonic() - started)
 send(1000000)
-print(json.dumps([stream(send, 1), stream(send, 4), stream(receive, 1), stream(receive, 4),
-                  *both_ways(3), request_reply(), connect_request_reply()]))
+for found in (lambda: [stream(send, 1)], lambda: [stream(send, 4)], lambda: [stream(receive, 1)],
+              lambda: [stream(receive, 4)], lambda: both_ways(3), lambda: [request_reply()],
+              lambda: [connect_request_reply()]):
+    print(json.dumps(found()), flush=True)
 """
+
+
+def figures(output: bytes | str) -> list[float]:
+    """Return what the program has printed, in the order of ROWS."""
+    return [figure for line in output.splitlines() for figure in json.loads(line)]
 
 
 def serve(listener: socket.socket) -> None:
@@ -149,35 +157,46 @@ def _serve_one(sock: socket.socket) -> None:
                 sock.send(data)
 
 
-def measure(port: int, megabytes: int, client: AgentClient) -> list[float] | None:
-    """Run the program in the guest; None if it does not come to its end, or the guest does."""
-    arguments = [port, megabytes, REQUESTS, CONNECTIONS, BUFFER_BYTES]
+class Work(NamedTuple):
+    """What a guest is to do.
+
+    Attributes:
+        port: of the servers.
+        megabytes: of each stream.
+        limit_s: for the whole program.
+    """
+
+    port: int
+    megabytes: int
+    limit_s: float
+
+
+def measure(work: Work, client: AgentClient) -> list[float]:
+    """Run the program in the guest; fewer figures if one does not come to its end, or the guest."""
+    arguments = [work.port, work.megabytes, REQUESTS, CONNECTIONS, BUFFER_BYTES]
     command = ["python3", "-c", PROGRAM, *map(str, arguments)]
-    process = client.exec(command, timeout_s=PROGRAM_S)
+    process = client.exec(command, timeout_s=work.limit_s)
+    output = b""
     try:
-        output = b"".join(data for _, data in process.output())
+        for _, data in process.output():
+            output += data
         end = process.wait()
     except AgentError as error:
         print(error, file=sys.stderr)
-        return None
-    if end.timed_out:
-        return None
-    if end.status:
-        raise SystemExit(f"the guest's program failed:\n{output.decode()}")
-    found: list[float] = json.loads(output)
-    return found
+    else:
+        if end.status and not end.timed_out:
+            raise SystemExit(f"the guest's program failed:\n{output.decode()}")
+    return figures(output)
 
 
-def run_voidbox(config: MachineConfig, port: int, megabytes: int) -> list[float] | None:
+def run_voidbox(config: MachineConfig, work: Work) -> list[float]:
     """Measure voidbox."""
-    config = config._replace(net=NatConfig(allow_host_ports=(port,)))
-    found: list[float] | None = contenders.run_voidbox(config, partial(measure, port, megabytes))
+    config = config._replace(net=NatConfig(allow_host_ports=(work.port,)))
+    found: list[float] = contenders.run_voidbox(config, partial(measure, work))
     return found
 
 
-def run_qemu(
-    config: MachineConfig, options: list[str], port: int, megabytes: int
-) -> list[float] | None:
+def run_qemu(config: MachineConfig, options: list[str], work: Work) -> list[float]:
     """Measure QEMU with a network device on the netdev n0."""
     with_net = config._replace(net=NatConfig())
     device = ["-device", "virtio-net-device,netdev=n0,mac=52:54:00:12:34:56"]
@@ -187,7 +206,13 @@ def run_qemu(
             with_net, Path(folder), [*options, *device], network_files(with_net)
         ) as (client, _),
     ):
-        return measure(port, megabytes, client)
+        return measure(work, client)
+
+
+def run_passt(config: MachineConfig, work: Work) -> list[float]:
+    """Measure QEMU with passt."""
+    with tempfile.TemporaryDirectory() as folder, passt(Path(folder)) as netdev:
+        return run_qemu(config, netdev, work)
 
 
 @contextlib.contextmanager
@@ -230,29 +255,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--megabytes", type=int, default=100)
+    parser.add_argument("--limit", type=float, default=240, help="seconds for a guest (240)")
+    parser.add_argument("--without", action="append", default=[], choices=("libslirp", "passt"))
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     config = contenders.find_config()
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     port = listener.getsockname()[1]
     threading.Thread(target=serve, args=(listener,), daemon=True).start()
+    runs: dict[str, Callable[[MachineConfig, Work], list[float]]] = {
+        "libslirp": lambda config, work: run_qemu(config, ["-netdev", "user,id=n0"], work),
+        "voidbox": run_voidbox,
+        "passt": run_passt,
+    }
+    if not shutil.which("passt"):
+        print("passt is missing: apt-get install -y passt", file=sys.stderr)
+        del runs["passt"]
+    for name in options.without:
+        runs.pop(name, None)
+    work = Work(port, options.megabytes, options.limit)
     samples: dict[str, list[list[float]]] = {}
-
-    def note(name: str, sample: list[float] | None) -> None:
-        if sample is None:
-            print(name, f"did not finish within {PROGRAM_S:g} s", file=sys.stderr, flush=True)
-            return
-        samples.setdefault(name, []).append(sample)
-        print(name, *(f"{value:.0f}" for value in sample), file=sys.stderr, flush=True)
-
     for _ in range(options.rounds):
-        note("libslirp", run_qemu(config, ["-netdev", "user,id=n0"], port, options.megabytes))
-        note("voidbox", run_voidbox(config, port, options.megabytes))
-        if not shutil.which("passt"):
-            print("passt is missing: apt-get install -y passt", file=sys.stderr)
-        else:
-            with tempfile.TemporaryDirectory() as folder, passt(Path(folder)) as netdev:
-                note("passt", run_qemu(config, netdev, port, options.megabytes))
+        for name, run in list(runs.items()):
+            sample = run(config, work)
+            print(name, *(f"{value:.0f}" for value in sample), file=sys.stderr, flush=True)
+            if len(sample) == len(ROWS):
+                samples.setdefault(name, []).append(sample)
+            else:
+                what = ROWS[len(sample)][0]
+                print(f"{name} did not finish with: {what}", file=sys.stderr, flush=True)
+                del runs[name]
     report(samples, options.output)
     return 0
 
@@ -263,6 +295,8 @@ def report(samples: dict[str, list[list[float]]], output: Path | None) -> None:
         name: [statistics.median(column) for column in zip(*rows, strict=True)]
         for name, rows in samples.items()
     }
+    if "voidbox" not in medians:
+        raise SystemExit("voidbox did not come to its end once")
     ours = medians["voidbox"]
     others = [name for name in ("libslirp", "passt") if name in medians]
     print(

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import cProfile
 import ctypes
-import json
 import os
 import pstats
 import signal
@@ -55,8 +54,7 @@ def start_server() -> int:
 
 def measure(guest: Namespace, sizes: list[int]) -> list[float]:
     """Run the guest's program."""
-    found: list[float] = json.loads(guest.python(net.PROGRAM, *sizes, timeout_s=600))
-    return found
+    return net.figures(guest.python(net.PROGRAM, *sizes, timeout_s=600))
 
 
 def measure_voidbox(sizes: list[int]) -> list[float]:

@@ -84,7 +84,7 @@ class EventLoop:
             self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as error:
             raise HostError.from_errno("epoll", error.errno or 0) from error
-        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._callbacks: dict[int, Callable[[int], None]] = {self._wake_fd: self._drain_soon}
         self._timers: list[TimerHandle] = []
         self._soon: deque[Callable[[], None]] = deque()
         self._soon_lock = Lock()  # covers _awake only; never held while calling out
@@ -156,35 +156,39 @@ class EventLoop:
         return handle
 
     def _run(self) -> None:
+        poll, callbacks, timers = self._epoll.poll, self._callbacks, self._timers
+        timeout_s = 0.0
         while not self._stopping:
-            for fd, ready in self._epoll.poll(self._timeout_s(), _EVENTS_MAX):
-                if fd == self._wake_fd:
-                    self._drain_soon()
-                elif (callback := self._callbacks.get(fd)) is not None:
-                    self._guard(callback, ready)
-            self._run_timers()
+            for fd, ready in poll(timeout_s, _EVENTS_MAX):
+                callback = callbacks.get(fd)
+                if callback is not None:
+                    try:
+                        callback(ready)
+                    except Exception as error:  # handed on, not hidden: the machine ends with it
+                        self._on_error(error)
+            timeout_s = self._run_timers() if timers else -1
         self._drain_soon()
         if self._ends_itself:
             self._free()
             self._drain()  # what came before that
 
-    def _timeout_s(self) -> float:
-        while self._timers and self._timers[0].callback is None:
-            heapq.heappop(self._timers)
-        if not self._timers:
-            return -1
-        return max(0, self._timers[0].when_ns - time.monotonic_ns()) / 1e9
-
-    def _run_timers(self) -> None:
-        if not self._timers:
-            return
+    def _run_timers(self) -> float:
+        """Run what is due; returns for how many seconds to wait then, -1 for ever."""
+        timers = self._timers
         now_ns = time.monotonic_ns()
-        while self._timers and self._timers[0].when_ns <= now_ns:
-            callback = heapq.heappop(self._timers).callback
-            if callback is not None:
-                self._guard(callback)
+        has_run = False
+        while timers:
+            first = timers[0]
+            if first.callback is not None and first.when_ns > now_ns:
+                # What ran took time, and may have added what is due: one pass is bounded.
+                return 0 if has_run else (first.when_ns - now_ns) / 1e9
+            heapq.heappop(timers)
+            if first.callback is not None:
+                self._guard(first.callback)
+                has_run = True
+        return -1
 
-    def _drain_soon(self) -> None:
+    def _drain_soon(self, _ready: int = 0) -> None:
         with self._soon_lock:
             self._awake = False
             with contextlib.suppress(BlockingIOError):
@@ -196,10 +200,10 @@ class EventLoop:
         for _ in range(len(self._soon)):
             self._guard(self._soon.popleft())
 
-    def _guard(self, callback: Callable[..., None], *arguments: int) -> None:
+    def _guard(self, callback: Callable[[], None]) -> None:
         try:
-            callback(*arguments)
-        except Exception as error:  # handed on, not hidden: the machine ends with it
+            callback()
+        except Exception as error:  # as in _run
             self._on_error(error)
 
     def stop(self) -> None:

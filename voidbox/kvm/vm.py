@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from voidbox.errors import HostError
 from voidbox.kvm import api
 from voidbox.kvm._abi import ffi
-from voidbox.kvm.handle import Handle
+from voidbox.kvm.handle import Handle, _ioctl
 from voidbox.kvm.vcpu import Vcpu
 
 if TYPE_CHECKING:
     import mmap
+    from collections.abc import Callable
 
     from voidbox.kvm.kvm import Kvm
 
@@ -76,6 +78,21 @@ class Vm(Handle):
             argument.level = level
             self._irq_levels[gsi, level] = argument
         self.ioctl("KVM_IRQ_LINE", api.KVM_IRQ_LINE, argument)
+
+    def pulser(self, gsi: int) -> Callable[[], None]:
+        """Return a function that raises and lowers a line: two KVM_IRQ_LINE, spelled out.
+
+        Each interrupt of a virtio device calls it.
+        """
+        fd, request = self.fd, api.KVM_IRQ_LINE
+        up = ffi.new("struct kvm_irq_level *", {"irq": gsi, "level": 1})
+        down = ffi.new("struct kvm_irq_level *", {"irq": gsi, "level": 0})
+
+        def pulse() -> None:
+            if _ioctl(fd, request, up) < 0 or _ioctl(fd, request, down) < 0:
+                raise HostError.from_errno("KVM_IRQ_LINE", ffi.errno)
+
+        return pulse
 
     def irqfd(self, fd: int, gsi: int, flags: int = 0, resample_fd: int = 0) -> None:
         """KVM_IRQFD: each write to the eventfd `fd` pulses line `gsi`."""

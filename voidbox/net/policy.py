@@ -133,6 +133,7 @@ class Policy:
             it (ECH), are kept from the guest.
         on_pinned: takes a name, as it was asked for, and the addresses it was answered with.
         gateway: the address that leads to the host's loopback.
+        dns: the name server's.
     """
 
     def __init__(
@@ -146,10 +147,10 @@ class Policy:
         self.hides_services: Callable[[str], bool] = lambda name: False
         self.on_pinned: Callable[[str, Sequence[int]], None] = lambda name, addresses: None
         self.gateway = network.gateway_ip
+        self.dns = network.dns_ip
         self._allow = _parse_rules("allow", allow)
         self._deny = _parse_rules("deny", deny)
         self._host_ports = _parse_host_ports(allow_host_ports)
-        self._dns = network.dns_ip
         self._network, self._mask = network.guest_ip & network.mask, network.mask
         self._nobody = (network.guest_ip, self._network, network.broadcast_ip)
         # "0.0.0.0/0" is said of the world; who wants addresses that hide behind the guest's own
@@ -194,6 +195,10 @@ class Policy:
         """
         if not self.check(protocol, address, port, now_ns).allowed:
             return None
+        return self.host_address(address)
+
+    def host_address(self, address: int) -> int:
+        """Return the host's address for one of the guest's, whether it may be reached or not."""
         return _LOOPBACK if address == self.gateway else address
 
     def _judge(self, address: int, port: int, now_ns: int) -> Verdict:
@@ -214,7 +219,7 @@ class Policy:
     def _judge_own(self, address: int, port: int) -> Verdict:
         if address == self.gateway:
             return _HOST_PORT if port in self._host_ports else _NO_HOST_PORT
-        if address == self._dns:
+        if address == self.dns:
             return _NAME_SERVER if port == _DNS_PORT else _OWN_NETWORK
         if address in self._nobody:
             return _OWN_NETWORK
@@ -232,7 +237,7 @@ class Policy:
 
     def is_neighbour(self, address: int) -> bool:
         """Whether an address of the guest's own network is somebody's: then ARP finds it."""
-        if address in (self.gateway, self._dns):
+        if address in (self.gateway, self.dns):
             return True
         return any(self._judge_own(address, rule.port_low).allowed for rule in self._near_rules)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from voidbox.net.tcp_outgoing import HALF, IDLE_NS, MSS_DEFAULT, RTO_NS, U32, Outgoing
 from voidbox.net.tcp_states import (
     CAN_RECEIVE,
+    CLOSE_WAIT,
     CONNECTING,
     ESTABLISHED,
     SYN_RECEIVED,
@@ -317,6 +318,9 @@ class Connection(Outgoing):
         self.rcv_nxt = (self.rcv_nxt + 1) & U32
         if before(self.rcv_adv, self.rcv_nxt):
             self.rcv_adv = self.rcv_nxt  # it took no room
-        self.ack_due = True
         self._step(Event.GUEST_FIN)
+        if self.state is CLOSE_WAIT:
+            self._delay_ack()  # the host's FIN, which acknowledges it, is often next
+        else:
+            self.ack_due = True
         return True

@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from voidbox.errors import ConfigError, GuestError, HostError
 from voidbox.memory import GuestMemory
@@ -137,6 +138,7 @@ class MmioTransport:
         self._virtqueues: list[Virtqueue] = []
         self._restored: tuple[QueueState, ...] = ()
         self._notifications = 0
+        self._kicks = [partial(device.queue_notify, n) for n in range(len(device.queue_max_sizes))]
 
     def _clear_registers(self) -> None:
         self._status = 0
@@ -448,7 +450,7 @@ class MmioTransport:
         """The driver kicked a queue: what the queue's ioeventfd calls."""
         if queue_idx < len(self._virtqueues) and not self._is_paused:
             self._notifications += 1
-            self.run(lambda: self._device.queue_notify(queue_idx))
+            self.run(self._kicks[queue_idx])
 
     def run(self, work: Callable[[], None]) -> None:
         """Run device work, if the device is live: the one place where a GuestError ends."""

@@ -82,6 +82,9 @@ _HEADERS_REMEMBERED = 256
 
 # What the driver may hear of a little later; see QueuePair.
 TX_FEW_FRAMES, TX_FEW_BYTES = 4, 4096
+# Linux holds back a connection's third small segment while two are neither freed nor acknowledged
+# (TCP small queues).
+TX_PATIENCE_S = 0.005
 
 _MTU_MIN, _MTU_MAX = 68, 65535
 # struct virtio_net_config { __u8 mac[6]; __virtio16 status, max_virtqueue_pairs, mtu; … };
@@ -315,7 +318,7 @@ class VirtioNet:
                 mergeable=bool(driver_features & VIRTIO_NET_F_MRG_RXBUF),
             )
         )
-        self._pair = QueuePair(transport, rx, tx, self, self._call_later)
+        self._pair = QueuePair(transport, rx, tx, self, self._call_later, TX_PATIENCE_S)
         if self._config_is_news:
             self._config_is_news = False
             transport.interrupt_config()

@@ -154,6 +154,8 @@ class Virtqueue:
         # Most buffers are in low RAM: sliced without a call. What is not, view() judges.
         self._low = memory.regions[0].view
         self._low_bytes = memory.regions[0].size_bytes
+        # Where a table of two descriptors may begin that _two() reads in place.
+        self._two_descs_max_gpa = self._low_bytes - _TWO_DESCS.size if indirect else -1
         # The whole of each ring, checked here once: indexing the views needs no check later.
         self._desc = memory.words(desc_gpa, "Q", 2 * size)
         self._avail = memory.words(driver_gpa, "H", 3 + size)
@@ -362,11 +364,10 @@ class Virtqueue:
         desc, low_bytes = self._desc, self._low_bytes
         addr = desc[2 * head_idx]
         if word & _INDIRECT:
-            is_two = word & (_NEXT | _LEN_MASK) == _TWO_DESCS.size
-            if not is_two or addr + _TWO_DESCS.size > low_bytes or not self.indirect:
+            if word & (_NEXT | _LEN_MASK) != _TWO_DESCS.size or addr > self._two_descs_max_gpa:
                 return None
             addr, word, next_addr, next_word = _TWO_DESCS.unpack_from(self._low, addr)
-            if word >> _NEXT_SHIFT != 1 or word & _INDIRECT:
+            if word >> _NEXT_SHIFT != 1:
                 return None
         else:
             next_idx = word >> _NEXT_SHIFT
@@ -375,19 +376,17 @@ class Virtqueue:
             next_addr, next_word = desc[2 * next_idx], desc[2 * next_idx + 1]
         direction = word & _WRITE
         length, next_length = word & _LEN_MASK, next_word & _LEN_MASK
-        end, next_end = addr + length, next_addr + next_length
+        end, next_end, total = addr + length, next_addr + next_length, length + next_length
         if (
-            not word & _NEXT
+            word & _KIND != direction | _NEXT
             or next_word & _KIND != direction
-            or not length
-            or not next_length
             or end > low_bytes
             or next_end > low_bytes
-            or length + next_length > CHAIN_BYTES_MAX
+            or total > CHAIN_BYTES_MAX
+            or not (length and next_length)
         ):
             return None
-        buffers = [self._low[addr:end], self._low[next_addr:next_end]]
-        return direction, length + next_length, buffers
+        return direction, total, [self._low[addr:end], self._low[next_addr:next_end]]
 
     def undo_next(self, count: int = 1) -> None:
         """Hand the chain taken last back to the available ring, and those before it.

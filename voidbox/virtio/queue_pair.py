@@ -8,11 +8,6 @@ from typing import Protocol
 from voidbox.virtio.device import Transport
 from voidbox.virtio.queue import Virtqueue
 
-# How long the driver waits to hear that a few small packets were sent. It frees them with the next
-# interrupt or when it sends more; nobody waits for it. A reply is often there before, and then one
-# interrupt tells of both.
-TX_PATIENCE_S = 0.005
-
 
 class PairServer(Protocol):
     """Who moves the packets. Each call has a budget of its own. Thread: loop.
@@ -44,6 +39,9 @@ class QueuePair:
 
     Args:
         call_later: the loop's; None for interrupts at once.
+        tx_patience_s: how long the driver waits to hear that a few small packets were sent. It
+            frees them with the next interrupt or when it sends more. A reply is often there
+            before, and then one interrupt tells of both.
     """
 
     def __init__(
@@ -52,9 +50,11 @@ class QueuePair:
         rx: Virtqueue,
         tx: Virtqueue,
         server: PairServer,
-        call_later: Callable[[float, Callable[[], None]], object] | None = None,
+        call_later: Callable[[float, Callable[[], None]], object] | None,
+        tx_patience_s: float,
     ) -> None:
         self._call_later = call_later
+        self._tx_patience_s = tx_patience_s
         self._is_interrupt_owed = False
         self._is_timer_set = False
         self._transport = transport
@@ -69,9 +69,9 @@ class QueuePair:
             self._serve()
 
     def pending(self) -> None:
-        """There is something for the guest."""
+        """There is something for the guest. What it sent itself has a kick of its own."""
         if not self._busy:
-            self._transport.run(self._serve)
+            self._transport.run(self._serve_rx)
 
     def _serve(self) -> None:
         # A GuestError leaves this set: no pass comes before the reset that it asks for.
@@ -88,6 +88,16 @@ class QueuePair:
         if more:
             self._transport.defer(self._serve)
 
+    def _serve_rx(self) -> None:
+        self._busy = True
+        rx = self._rx
+        rx.disable_notification()
+        more = self._server.serve_rx(rx)
+        self._interrupt(False, rx.publish())
+        self._busy = more
+        if more:
+            self._transport.defer(self._serve)
+
     def _interrupt(self, for_tx: bool, for_rx: bool) -> None:
         """Tell the driver of what it wants to hear, all in one; of tx alone perhaps later."""
         for_tx = for_tx or self._is_interrupt_owed
@@ -99,7 +109,7 @@ class QueuePair:
             self._is_interrupt_owed = True
             if not self._is_timer_set and self._call_later is not None:
                 self._is_timer_set = True
-                self._call_later(TX_PATIENCE_S, self._on_time)
+                self._call_later(self._tx_patience_s, self._on_time)
 
     def _on_time(self) -> None:
         self._is_timer_set = False

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from voidbox.errors import GuestError
 from voidbox.virtio.device import VIRTIO_ID_VSOCK, Transport, config_value
-from voidbox.virtio.queue import CHAIN_BYTES_MAX, Virtqueue
+from voidbox.virtio.queue import CHAIN_BYTES_MAX, Virtqueue, WritableChain
 from voidbox.virtio.queue_pair import QueuePair
 from voidbox.vsock.packet import HDR_BYTES
 
@@ -29,6 +29,8 @@ TX_PASS_CHAINS = 32
 RX_PASS_CHAINS = 128
 # What the driver may hear of a little later; see QueuePair.
 TX_FEW_CHAINS = 2
+# Nobody waits for it: what it frees is memory alone.
+TX_PATIENCE_S = 0.02
 
 VIRTIO_VSOCK_EVENT_TRANSPORT_RESET = 0
 
@@ -230,7 +232,10 @@ class _RxRing:
 
     def __init__(self, queue: Virtqueue) -> None:
         self._queue = queue
-        self._heads: list[int] = []  # of the buffers that were taken
+        # What was taken last. The first of them may be back on the ring, for want of data: they
+        # are not taken apart again.
+        self._chains: list[WritableChain] = []
+        self._taken = 0  # of these, by take()
         self.budget = 0
 
     def take(self, count: int) -> list[list[memoryview]]:
@@ -239,16 +244,26 @@ class _RxRing:
         Raises:
             GuestError: a buffer that the device may not write, or with no room for data.
         """
-        most = min(count, self.budget)
-        chains, _ = self._queue.next_writable(CHAIN_BYTES_MAX, most, HDR_BYTES + 1)
-        self._heads = [head_idx for head_idx, _, _ in chains]
-        return [buffers for _, _, buffers in chains]
+        wanted = min(count, self.budget)
+        chains = self._chains
+        known = min(wanted, len(chains))
+        self._queue.redo_next(known)
+        if known < wanted:
+            chains += self._queue.next_writable(CHAIN_BYTES_MAX, wanted - known, HDR_BYTES + 1)[0]
+            wanted = len(chains)
+        self._taken = wanted
+        return [chain[2] for chain in chains[:wanted]]
 
     def commit(self, written_bytes: Sequence[int]) -> None:
         """Return the buffers that were filled to the driver, and the others to the ring."""
         count = len(written_bytes)
-        self._queue.add_used_many(self._heads[:count], written_bytes)
-        self._queue.undo_next(len(self._heads) - count)
+        chains = self._chains
+        if count == 1:  # as it is for requests and replies
+            self._queue.add_used(chains[0][0], written_bytes[0])
+        elif count:
+            self._queue.add_used_many([chain[0] for chain in chains[:count]], written_bytes)
+        del chains[:count]
+        self._queue.undo_next(self._taken - count)
         self.budget -= count
 
 
@@ -279,7 +294,7 @@ class PacketQueues:
     ) -> None:
         """Use the queues; the kick that follows every activation starts the traffic."""
         self._rx_ring = _RxRing(rx)
-        self._pair = QueuePair(transport, rx, tx, self, self._call_later)
+        self._pair = QueuePair(transport, rx, tx, self, self._call_later, TX_PATIENCE_S)
 
     def kick(self, queue_idx: int) -> None:
         """Serve both queues, unless a pass that will do so is under way."""
@@ -334,9 +349,10 @@ class PacketQueues:
         if ring is None:
             return False
         ring.budget = RX_PASS_CHAINS
-        while self._backend.has_pending_rx() and not self._held:
+        backend = self._backend
+        while backend.has_pending_rx() and not self._held:
             if ring.budget == 0:
                 return True
-            if self._backend.recv_pkt(ring) == 0:
-                return self._backend.has_pending_rx() and rx.enable_notification()
+            if backend.recv_pkt(ring) == 0:
+                return backend.has_pending_rx() and rx.enable_notification()
         return False

@@ -4,7 +4,10 @@ guest writes QueueNotify ─► ioeventfd ─► event loop ─► MmioTransport
 device ─► MmioTransport.interrupt_queues ─► INTERRUPT_STATUS ─► KVM_IRQ_LINE, up and down
 
 Where KVM can do it, registers are read from a page of memory that the guest cannot write, and
-InterruptAck is queued in the coalesced ring: a kick costs no exit, and an interrupt none either.
+InterruptAck ends in the kernel: a kick costs no exit, and an interrupt none either. The
+acknowledgement of used buffers goes to an eventfd that nobody reads. The bit stays set then, which
+says "look at the rings" once too often at most; what is after a change of the configuration, whose
+bit has to go, is queued in the coalesced ring.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import mmap
 import os
 import select
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 
 from voidbox.boot import acpi, layout
@@ -25,6 +28,7 @@ from voidbox.memory import GuestMemory
 from voidbox.virtio.device import VirtioDevice
 from voidbox.virtio.mmio import MmioTransport
 from voidbox.virtio.mmio_regs import (
+    VIRTIO_MMIO_INT_VRING,
     VIRTIO_MMIO_INTERRUPT_ACK,
     VIRTIO_MMIO_QUEUE_NOTIFY,
     MmioState,
@@ -61,6 +65,7 @@ class VirtioSlots:
         self._bus = bus
         self._loop = loop
         self._coalesced = coalesced
+        self._ack_fd = _eventfd()  # of all devices: it is only written to
         self._pages = self._map_pages(count) if has_readonly_memory else None
         self._transports: list[MmioTransport] = []
         self._loops: list[EventLoop] = []  # each transport's
@@ -91,21 +96,22 @@ class VirtioSlots:
         gpa = layout.MMIO_DEVICES_GPA + index * layout.MMIO_DEVICE_BYTES
         loop = loop or self._loop
 
-        def pulse_irq() -> None:
-            self._vm.irq_line(gsi, True)
-            self._vm.irq_line(gsi, False)
-
         page = self._page(index)
         if state is None:
             transport = MmioTransport(
-                device, self._memory, pulse_irq, loop.call_soon, page, self._perform_writes
+                device,
+                self._memory,
+                self._vm.pulser(gsi),
+                loop.call_soon,
+                page,
+                self._perform_writes,
             )
         else:
             transport = MmioTransport.from_state(
                 state,
                 device=device,
                 memory=self._memory,
-                pulse_irq=pulse_irq,
+                pulse_irq=self._vm.pulser(gsi),
                 loop_call_soon=loop.call_soon,
                 page=page,
                 perform_writes=self._perform_writes,
@@ -113,7 +119,10 @@ class VirtioSlots:
         self._transports.append(transport)
         self._loops.append(loop)
         if self._coalesced is not None:
-            self._vm.register_coalesced_mmio(gpa + VIRTIO_MMIO_INTERRUPT_ACK, _REGISTER_BYTES)
+            ack_gpa = gpa + VIRTIO_MMIO_INTERRUPT_ACK
+            # In this order: KVM asks who came first.
+            self._vm.ioeventfd(self._ack_fd, ack_gpa, _REGISTER_BYTES, VIRTIO_MMIO_INT_VRING)
+            self._vm.register_coalesced_mmio(ack_gpa, _REGISTER_BYTES)
         self._bus.attach(gpa, layout.MMIO_DEVICE_BYTES, transport)
         self.acpi_devices.append(acpi.MmioDevice(gpa, layout.MMIO_DEVICE_BYTES, gsi))
         for queue_idx in range(len(device.queue_max_sizes)):
@@ -145,12 +154,10 @@ class VirtioSlots:
             self._coalesced.drain()
 
     def _watched_eventfd(self, loop: EventLoop, transport: MmioTransport, queue_idx: int) -> int:
-        try:
-            fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        except OSError as error:
-            raise HostError.from_errno("eventfd", error.errno or 0) from error
+        fd = _eventfd()
         self._eventfds.append((loop, fd))
-        loop.watch(fd, select.EPOLLIN, _notifier(fd, transport, queue_idx))
+        # Each kick is an edge, so that nobody has to read the eventfd.
+        loop.watch(fd, select.EPOLLIN | select.EPOLLET, lambda _ready: transport.notify(queue_idx))
         return fd
 
     def __len__(self) -> int:
@@ -198,11 +205,13 @@ class VirtioSlots:
             loop, fd = self._eventfds.pop()
             loop.unwatch(fd)
             os.close(fd)
+        if self._ack_fd >= 0:
+            os.close(self._ack_fd)
+            self._ack_fd = -1
 
 
-def _notifier(fd: int, transport: MmioTransport, queue_idx: int) -> Callable[[int], None]:
-    def on_kick(_ready: int) -> None:
-        os.eventfd_read(fd)
-        transport.notify(queue_idx)
-
-    return on_kick
+def _eventfd() -> int:
+    try:
+        return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    except OSError as error:
+        raise HostError.from_errno("eventfd", error.errno or 0) from error

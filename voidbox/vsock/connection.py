@@ -105,7 +105,6 @@ _SPEAKING = (_REQUESTED, _ESTABLISHED, _CLOSING)
 _EVENT_OF_OP = {
     VIRTIO_VSOCK_OP_RESPONSE: Event.RESPONSE,
     VIRTIO_VSOCK_OP_RST: Event.RST,
-    VIRTIO_VSOCK_OP_RW: Event.DATA,
     VIRTIO_VSOCK_OP_CREDIT_UPDATE: Event.CREDIT,
     VIRTIO_VSOCK_OP_CREDIT_REQUEST: Event.CREDIT,
 }
@@ -203,6 +202,9 @@ class Connection:
             PacketError: the connection is in no state for it, or it exceeds its credit.
         """
         self._note_credit(header)
+        if header.op == VIRTIO_VSOCK_OP_RW:
+            self._receive_data(header.length)
+            return
         if header.op == VIRTIO_VSOCK_OP_SHUTDOWN:
             self.peer_shutdown |= header.flags & SHUTDOWN_MASK
             both = self.peer_shutdown == SHUTDOWN_MASK
@@ -212,9 +214,7 @@ class Connection:
         if event is None:
             raise PacketError(f"op {header.op} on a connection")
         self._step(event)
-        if event is Event.DATA:
-            self._receive_data(header.length)
-        elif header.op == VIRTIO_VSOCK_OP_CREDIT_REQUEST:
+        if header.op == VIRTIO_VSOCK_OP_CREDIT_REQUEST:
             self._owe(VIRTIO_VSOCK_OP_CREDIT_UPDATE)
 
     def _note_credit(self, header: Header) -> None:
@@ -222,6 +222,8 @@ class Connection:
         self._peer_fwd_cnt = header.fwd_cnt
 
     def _receive_data(self, length: int) -> None:
+        if self.state is not _ESTABLISHED:  # there it changes nothing
+            self._step(Event.DATA)
         if self.peer_shutdown & VIRTIO_VSOCK_SHUTDOWN_SEND:
             raise PacketError("data after SHUTDOWN")
         if self.buffered_bytes + length > self.buf_alloc:
@@ -253,8 +255,8 @@ class Connection:
         # Half a window: the guest never runs dry while we forward, and is told seldom. The window
         # is the smaller buffer: Linux has no more under way than it would itself take ("cap TX
         # credit to local buffer size", in the stable series of 2026), whatever we announce.
-        window = min(self.buf_alloc, self._peer_buf_alloc)
-        if (self.fwd_cnt - self._fwd_cnt_told) & _U32 >= max(1, window // 2):
+        untold = (self.fwd_cnt - self._fwd_cnt_told) & _U32
+        if untold and untold >= min(self.buf_alloc, self._peer_buf_alloc) // 2:
             self._owe(VIRTIO_VSOCK_OP_CREDIT_UPDATE)
 
     def host_shutdown(self, flags: int) -> None:

@@ -59,7 +59,16 @@ class HostStream(Protocol):
 class Link:
     """A connection, its host stream, and what waits between the two."""
 
-    __slots__ = ("batch", "buffered", "connection", "hung_up", "queued", "readable", "stream")
+    __slots__ = (
+        "batch",
+        "buffered",
+        "connection",
+        "hung_up",
+        "queued",
+        "readable",
+        "stream",
+        "watched",
+    )
 
     def __init__(self, connection: Connection, stream: HostStream) -> None:
         self.connection = connection
@@ -68,6 +77,8 @@ class Link:
         self.readable = False  # the stream has data or its end for us, as far as we know
         self.hung_up = False  # the program closed; what it wrote may still be there
         self.queued = False  # in the queue of those with something for the guest
+        # What HostStream.watch was told last; None: it is to be told again.
+        self.watched: tuple[bool, bool] | None = None
         self.batch = 1  # RX buffers for the next read: grows while reads fill them
 
     @property

@@ -139,13 +139,14 @@ class Muxer:
             if header.op == VIRTIO_VSOCK_OP_RW:
                 self._tx_bytes += header.length
                 self._to_host(link, payload, header.length)
+                if not (link.buffered or link.readable or connection.owed):
+                    return  # as for most packets, nothing follows from it
             elif was_requested and connection.state is State.ESTABLISHED:
                 self._deadlines.pop(link, None)
                 if link.stream is not None:
                     link.stream.established(connection.local_port)
         self._settle(link, now_ns)
-        if link.stream is not None:
-            self.update_watch(link)
+        self.update_watch(link)
 
     def _to_host(self, link: Link, payload: list[memoryview], length: int) -> None:
         """Hand the guest's data on; keep what is not taken at once."""
@@ -177,58 +178,76 @@ class Muxer:
         Returns:
             The number of packets; 0 if the guest has no buffer or nothing was pending after all.
         """
-        while self.has_pending_rx():
-            link = self._pending[0] if self._pending and not self._resets else None
-            wanted = 1 if link is None else self._buffers_wanted(link)
-            buffers = rx.take(wanted)
+        while self._pending or self._resets:
+            if self._resets:
+                return self._send_reset(rx)
+            link = self._pending[0]
+            connection = link.connection
+            credit_bytes = 0 if connection.owed else connection.credit_bytes
+            buffers = rx.take(min(link.batch, 1 + credit_bytes // self._rx_room_bytes))
             if not buffers:
                 return 0
-            if link is None:
-                (local_port, peer_port), type_ = self._resets.popleft()
-                header = Header(
-                    VMADDR_CID_HOST, self.guest_cid, local_port, peer_port,
-                    type=type_, op=VIRTIO_VSOCK_OP_RST,
-                )  # fmt: skip
-                write_bytes(buffers[0], header.pack())
-                rx.commit([HDR_BYTES])
-                return 1
             self._pending.popleft()
             link.queued = False
-            written = self._fill(link, buffers)
+            written = self._fill(link, buffers, credit_bytes)
             rx.commit(written)
             self._settle(link, now_ns)
-            if link.stream is not None:
-                self.update_watch(link)
+            self.update_watch(link)
             if written:
                 return len(written)
         return 0
 
-    def _buffers_wanted(self, link: Link) -> int:
-        """How many RX buffers the next turn of a connection is likely to fill."""
-        if link.connection.owed:
-            return 1
-        return min(link.batch, 1 + link.connection.credit_bytes // self._rx_room_bytes)
+    def _send_reset(self, rx: RxBuffers) -> int:
+        """Send one of the RSTs that are owed; returns the number of packets, as recv_pkt."""
+        buffers = rx.take(1)
+        if not buffers:
+            return 0
+        (local_port, peer_port), type_ = self._resets.popleft()
+        header = Header(
+            VMADDR_CID_HOST, self.guest_cid, local_port, peer_port,
+            type=type_, op=VIRTIO_VSOCK_OP_RST,
+        )  # fmt: skip
+        write_bytes(buffers[0], header.pack())
+        rx.commit([HDR_BYTES])
+        return 1
 
-    def _fill(self, link: Link, buffers: list[list[memoryview]]) -> list[int]:
+    def _fill(self, link: Link, buffers: list[list[memoryview]], credit_bytes: int) -> list[int]:
         """Write one control packet, or as much data as there is; returns the packets' sizes."""
         connection = link.connection
-        if op := connection.next_op():
-            write_bytes(buffers[0], self._header(connection, op))
+        if connection.owed:
+            write_bytes(buffers[0], self._header(connection, connection.next_op()))
             connection.sent()
             return [HDR_BYTES]
         if link.stream is None or not link.readable or not connection.sends_data:
             return []
-        iov, rooms = self._payload_room(buffers, connection.credit_bytes)
-        return self._fill_data(link, link.stream, buffers, iov, rooms) if iov else []
+        if not credit_bytes:
+            return []
+        iov, rooms, room_bytes = self._payload_room(buffers, credit_bytes)
+        count = link.stream.recv_into(iov)
+        if not count:
+            link.readable = False
+            if count == 0:
+                self._host_ended(link)
+            return []
+        self._rx_bytes += count
+        written = self._write_headers(connection, buffers, rooms, count)
+        if count == room_bytes:
+            link.batch = min(2 * link.batch, RX_BATCH_MAX)
+        else:
+            # A short read left the socket empty; if not, level-triggered epoll says so.
+            link.readable = False
+            link.batch = len(written)
+        return written
 
     def _payload_room(
         self, buffers: list[list[memoryview]], credit_bytes: int
-    ) -> tuple[list[memoryview], list[int]]:
-        """Return where data may go, all buffers in one list, and how much of it is in each."""
+    ) -> tuple[list[memoryview], list[int], int]:
+        """Return where data may go, all buffers in one list; how much in each, and in all."""
         iov: list[memoryview] = []
         rooms: list[int] = []
+        left_bytes = credit_bytes
         for buffer in buffers:
-            if not credit_bytes:
+            if not left_bytes:
                 break
             if len(buffer) == 2 and len(buffer[0]) == HDR_BYTES:  # Linux up to 6.2
                 pieces = buffer[1:]
@@ -236,41 +255,15 @@ class Muxer:
             else:
                 pieces = packet.payload_buffers(buffer)
                 size = sum(map(len, pieces))
-            self._rx_room_bytes = size
-            if size > credit_bytes or size > VIRTIO_VSOCK_MAX_PKT_BUF_SIZE:
-                size = min(credit_bytes, VIRTIO_VSOCK_MAX_PKT_BUF_SIZE)
+            room_bytes = size
+            if size > left_bytes or size > VIRTIO_VSOCK_MAX_PKT_BUF_SIZE:
+                size = min(left_bytes, VIRTIO_VSOCK_MAX_PKT_BUF_SIZE)
                 pieces = clip(pieces, size)
             iov += pieces
             rooms.append(size)
-            credit_bytes -= size
-        return iov, rooms
-
-    def _fill_data(
-        self,
-        link: Link,
-        stream: HostStream,
-        buffers: list[list[memoryview]],
-        iov: list[memoryview],
-        rooms: list[int],
-    ) -> list[int]:
-        """One read into all the buffers, then a header before each part."""
-        connection = link.connection
-        count = stream.recv_into(iov)
-        if not count:
-            link.readable = False
-            if count == 0:
-                self._host_ended(link)
-            return []
-        self._rx_bytes += count
-        if count == sum(rooms):
-            link.batch = min(2 * link.batch, RX_BATCH_MAX)
-        else:
-            # A short read left the socket empty; if not, level-triggered epoll says so.
-            link.readable = False
-        written = self._write_headers(connection, buffers, rooms, count)
-        if not link.readable:
-            link.batch = len(written)
-        return written
+            left_bytes -= size
+        self._rx_room_bytes = room_bytes
+        return iov, rooms, credit_bytes - left_bytes
 
     def _write_headers(
         self,
@@ -341,10 +334,13 @@ class Muxer:
     ) -> None:
         """The stream has data (or its end), room, or its program is gone altogether.
 
-        Afterwards see has_pending_rx(), serve the guest's RX queue, and then call update_watch().
+        Afterwards see has_pending_rx(), serve the guest's RX queue, and then call update_watch(),
+        unless nothing but data was ready and has been taken.
         """
         connection = link.connection
-        link.hung_up |= hung_up
+        if hung_up:
+            link.hung_up = True
+            link.watched = None  # it may leave the loop now
         if writable and link.buffered:
             self._flush(link)
         if connection.sends_data:
@@ -376,7 +372,10 @@ class Muxer:
         a level-triggered loop would spin.
         """
         if link.stream is not None:
-            link.stream.watch(link.connection.sends_data and not link.readable, bool(link.buffered))
+            wanted = not link.readable and link.connection.sends_data, bool(link.buffered)
+            if wanted != link.watched:
+                link.watched = wanted
+                link.stream.watch(*wanted)
 
     # Life and death.
 
@@ -391,6 +390,19 @@ class Muxer:
     def _settle(self, link: Link, now_ns: int) -> None:
         """Draw the consequences of whatever has just happened to a connection."""
         connection = link.connection
+        if connection.state is not State.ESTABLISHED or connection.peer_shutdown:
+            self._settle_closing(link, now_ns)
+        if link.readable and connection.sends_data:
+            if connection.credit_bytes:
+                self._enqueue(link)
+            else:
+                connection.request_credit()
+        if connection.owed:
+            self._enqueue(link)
+
+    def _settle_closing(self, link: Link, now_ns: int) -> None:
+        """Do so for one that is not, or not in both directions, open."""
+        connection = link.connection
         if connection.state in (State.DRAINING, State.ORPHANED):
             if not link.buffered:
                 connection.delivered()
@@ -400,17 +412,9 @@ class Muxer:
         state = connection.state
         if state in (State.RESET, State.CLOSED):
             self._remove(link)
-            return
-        if state is State.CLOSING and link.stream is not None:
+        elif state is State.CLOSING and link.stream is not None:
             self._drop_stream(link)
             self._start_timer(link, now_ns)
-        if link.readable and connection.sends_data:
-            if connection.credit_bytes:
-                self._enqueue(link)
-            else:
-                connection.request_credit()
-        if connection.owed:
-            self._enqueue(link)
 
     def _enqueue(self, link: Link) -> None:
         if not link.queued:

@@ -80,10 +80,13 @@ def parse(buffers: Sequence[memoryview], guest_cid: int) -> tuple[Header, list[m
     """
     if len(buffers) == 0:
         raise PacketError("an empty packet")
-    data = first_bytes(buffers, HDR_BYTES)
+    data: memoryview | bytes = buffers[0]
     if len(data) < HDR_BYTES:
-        raise PacketError(f"a packet of {len(data)} bytes, less than a header")
-    header = Header._make(VIRTIO_VSOCK_HDR.unpack(data))
+        data = first_bytes(buffers, HDR_BYTES)
+        if len(data) < HDR_BYTES:
+            raise PacketError(f"a packet of {len(data)} bytes, less than a header")
+    # What _make() does, without its call: each packet comes here.
+    header = tuple.__new__(Header, VIRTIO_VSOCK_HDR.unpack_from(data))
     if header.src_cid != guest_cid or header.dst_cid != VMADDR_CID_HOST:
         raise PacketError(f"a packet from CID {header.src_cid} to CID {header.dst_cid}")
     length = header.length
@@ -91,8 +94,13 @@ def parse(buffers: Sequence[memoryview], guest_cid: int) -> tuple[Header, list[m
         return header, []
     if length > VIRTIO_VSOCK_MAX_PKT_BUF_SIZE:
         raise PacketError(f"a packet of {length} bytes")
-    payload = clip(payload_buffers(buffers), length)
-    if sum(map(len, payload)) < length:
+    if len(buffers) == 2 and len(buffers[0]) == HDR_BYTES:  # Linux up to 6.2
+        payload = [buffers[1][:length]]
+        payload_bytes = len(payload[0])
+    else:
+        payload = clip(payload_buffers(buffers), length)
+        payload_bytes = sum(map(len, payload))
+    if payload_bytes < length:
         raise PacketError(f"a packet of {length} bytes in a smaller buffer")
     return header, payload
 

@@ -88,6 +88,7 @@ class UnixBackend:
 
     Attributes:
         on_pending: set by the device: serve the guest's RX queue, for has_pending_rx() is true.
+        has_pending_rx: the muxer's: whether recv_pkt may have something.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class UnixBackend:
         self.on_pending: Callable[[], None] = lambda: None
         self._loop = loop
         self._muxer = Muxer(guest_cid, self._connect, next_port)
+        self.has_pending_rx = self._muxer.has_pending_rx
         self._greeters: dict[int, _Greeter] = {}  # by descriptor, in order of deadline
         self._bad_greetings = self._accept_pauses = 0
         self._timer: TimerHandle | None = None
@@ -142,10 +144,6 @@ class UnixBackend:
         if self._timer is None:
             self._start_timer()
         return count
-
-    def has_pending_rx(self) -> bool:
-        """Whether recv_pkt may have something."""
-        return self._muxer.has_pending_rx()
 
     @property
     def next_port(self) -> int:
@@ -288,7 +286,8 @@ class UnixBackend:
         )
         if self._muxer.has_pending_rx():
             self.on_pending()
-        self._muxer.update_watch(link)
+        if link.readable or events != select.EPOLLIN:
+            self._muxer.update_watch(link)
         if self._timer is None:
             self._start_timer()
 

@@ -14,7 +14,7 @@ import pytest
 from tests.unit.net import tap, test_nat
 from tests.unit.net.tap import needs_tap
 from voidbox.event_loop import EventLoop
-from voidbox.loop_api import Loop
+from voidbox.loop_api import Loop, TimerHandle
 from voidbox.nat.backend import NatBackend
 from voidbox.nat.config import NatConfig
 from voidbox.nat.forwards import parse_forward
@@ -102,6 +102,16 @@ def test_names(kept: None, protocol: str) -> None:
     test_nat.test_the_next_resolver_is_asked_when_one_is_dead(protocol)
 
 
+class FakeLoop:
+    """Reports nothing."""
+
+    def watch(self, fd: int, events: int, callback: Callable[[int], None]) -> None: ...
+    def unwatch(self, fd: int) -> None: ...
+    def call_soon(self, callback: Callable[[], None]) -> None: ...
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> TimerHandle:
+        raise AssertionError
+
+
 @pytest.fixture
 def ruled() -> Iterator[InProcess]:
     lines: list[str] = []
@@ -136,6 +146,27 @@ def test_the_loopbacks_open_port_is_connected(ruled: InProcess) -> None:
     assert isinstance(made, socket.socket)
     assert made.getpeername() == ("127.0.0.1", 7)
     made.close()
+
+
+def test_a_tcp_connection_is_one_question(
+    ruled: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest's own 127.0.0.1 is not the gateway's address, though both would be LOOPBACK."""
+    asked: list[str] = []
+    answer = ruled.keeper.answer
+    monkeypatch.setattr(
+        ruled.keeper, "answer", lambda op, values: (asked.append(op), answer(op, values))[1]
+    )
+    gate, _ = ruled.outside.attach(FakeLoop(), lambda message: None)
+    for address, port in ((FAR, 443), (0x0A000202, 8), (0x7F000002, 7)):
+        target = gate.target("TCP", address, port, 0)
+        assert target is not None and not asked
+        assert ruled.outside.open_connected(socket.SOCK_STREAM, 0, target, port) == errno.EACCES
+        assert asked == ["connect"]
+        asked.clear()
+    assert gate.target("TCP", LOOPBACK, 7, 0) is None
+    assert gate.target("TCP", 0x0A000203, 443, 0) is None
+    assert gate.target("UDP", 0x7F000002, 7, 0) is None
 
 
 def test_no_port_is_published_that_nobody_ordered(ruled: InProcess) -> None:

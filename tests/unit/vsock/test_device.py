@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import struct
 from pathlib import Path
 
@@ -179,3 +180,20 @@ def test_rx_buffers_without_room_need_a_reset_and_do_not_spin(
     machine.settle()
     assert machine.loop.calls < 200
     machine.close()
+
+
+def test_buffers_that_a_short_read_leaves_are_the_drivers_and_are_used_next(
+    machine: Machine,
+) -> None:
+    program = machine.open_to_guest()
+    sent = b""
+    for size in (300_000, 1, 70_000, 5, 4096, 262_144, 3):
+        data = random.Random(size).randbytes(size)
+        sent += data
+        machine.send(program, data)
+        machine.settle()
+        rx = machine.transport.state().virtqueues[RX_QUEUE]  # refuses what a device holds
+        assert rx.next_avail_idx == rx.next_used_idx == rx.published_idx
+    assert machine.guest.accepted[-1].data == sent
+    program.close()
+    machine.settle()

@@ -11,8 +11,10 @@ import json
 import os
 import socket
 import threading
+from array import array
 from typing import Any
 
+_ONE_FD = socket.CMSG_LEN(4)
 MESSAGE_BYTES_MAX = 160 << 10  # less than a socket's default buffer, or it would not be taken
 
 
@@ -21,12 +23,37 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
+class Inbox:
+    """Where messages come in: one buffer for all, as a new one of this size costs a map each.
+
+    Thread: one at a time.
+    """
+
+    def __init__(self, sock: socket.socket, size_bytes: int) -> None:
+        self._socket = sock
+        self._buffer = bytearray(size_bytes)
+
+    def receive(self) -> tuple[bytes, list[int]]:
+        """Return the next message, b"" at the end, and the descriptors that came with it.
+
+        Raises:
+            OSError: as recvmsg(2); BlockingIOError if there is none, and the socket does not wait.
+        """
+        count, ancillary, _, _ = self._socket.recvmsg_into([self._buffer], _ONE_FD)
+        fds = array("i")
+        for level, kind, data in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        return bytes(memoryview(self._buffer)[:count]), fds.tolist()
+
+
 class Channel:
     """The asking end. Thread: any; one question at a time."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._lock = threading.Lock()
+        self._inbox = Inbox(sock, MESSAGE_BYTES_MAX)
 
     def ask(self, op: str, **values: object) -> tuple[dict[str, Any], int | None]:
         """Ask; return the answer, and the descriptor that came with it, which is the caller's.
@@ -37,7 +64,7 @@ class Channel:
         message = json.dumps({"op": op, **values}).encode()
         with self._lock:
             os.write(self._socket.fileno(), message)
-            data, fds, _, _ = socket.recv_fds(self._socket, MESSAGE_BYTES_MAX, 1)
+            data, fds = self._inbox.receive()
         if not data:
             raise ConnectionResetError(errno.ECONNRESET, "the sandbox's keeper is gone")
         return json.loads(data), fds[0] if fds else None

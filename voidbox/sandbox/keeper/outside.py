@@ -13,6 +13,7 @@ from typing import cast
 
 from voidbox.loop_api import Loop
 from voidbox.nat.forwards import Forward
+from voidbox.nat.sockets import LOOPBACK
 from voidbox.net.dns import Action, Reply
 from voidbox.net.dns_message import QUERY_BYTES_MAX
 from voidbox.net.name_service import NameForwarder
@@ -99,10 +100,14 @@ class _KeptGate:
 
     def __init__(self, channel: Channel, policy: Policy) -> None:
         self._channel = channel
+        self._policy = policy
         self.is_neighbour = policy.is_neighbour
 
     def target(self, protocol: str, address: int, port: int, now_ns: int) -> int | None:
-        """See Policy."""
+        """See Policy. For TCP the keeper decides when it is asked to connect: once, not twice."""
+        # LOOPBACK is how the gateway is asked for: not what a guest may call by that address.
+        if protocol == "TCP" and address not in (self._policy.dns, LOOPBACK):
+            return self._policy.host_address(address)
         try:
             answer, _ = self._channel.ask("target", protocol=protocol, address=address, port=port)
         except OSError:

@@ -53,6 +53,7 @@ class Serving:
     ) -> None:
         self._loop = loop
         self._asks = asks
+        self._inbox = channel.Inbox(asks, channel.MESSAGE_BYTES_MAX)
         self._listener_fd = -1
         self._refused: set[str] = set()
         self._forks = 0  # that may be made
@@ -82,7 +83,7 @@ class Serving:
 
     def _take(self) -> None:
         try:
-            data, fds, _, _ = socket.recv_fds(self._asks, channel.MESSAGE_BYTES_MAX, 1)
+            data, fds = self._inbox.receive()
         except BlockingIOError:
             return
         except OSError:
