@@ -110,8 +110,10 @@ def serving(server: socketserver.BaseServer) -> Iterator[int]:
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     with server:
-        yield server.server_address[1]  # type: ignore[index]
-        server.shutdown()
+        try:
+            yield server.server_address[1]  # type: ignore[index]
+        finally:
+            server.shutdown()
     thread.join()
 
 
