@@ -1,7 +1,7 @@
 """voidbox.ray with real guests: a cluster of one node on this machine, a pool from one snapshot.
 
 With an emulated processor each of Ray's processes takes half a minute to start: they are few, and
-waits are long.
+waits are long. `-o log_cli=true -o log_cli_level=INFO` says when each step begins.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import os
 import signal
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.conftest import script
 from tests.unit.ray.cluster import started
 from voidbox import AsyncSandbox, SandboxLost
 from voidbox.sandbox.state.store import Store
@@ -37,6 +39,8 @@ ROOT = Path(__file__).parents[2]
 DEADLINE_S = 600.0
 WORD = "of the snapshot"
 
+_logger = logging.getLogger(__name__)
+
 
 @pytest.fixture(scope="module")
 def state() -> Iterator[Path]:
@@ -46,14 +50,14 @@ def state() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def snapshot(
-    state: Path, strict_jail: None, kernels: dict[str, str], guest_images: dict[str, str]
-) -> str:
+def snapshot(state: Path) -> str:
     """Of a guest that has written a word. Made before Ray's processes take the processors."""
+    kernel, image = script("kernel/build_minimal.sh"), script("scripts/build_guest_image.sh")
+    _logger.info("a guest boots")
 
     async def prepare() -> str:
         async with await AsyncSandbox.create(
-            kernel=kernels["minimal"], image=guest_images["minimal"], memory="192M",
+            kernel=f"{kernel}/bzImage", image=image, memory="192M",
             request_timeout=DEADLINE_S, state_folder=str(state),
         ) as sandbox:  # fmt: skip
             await sandbox.files.write("/tmp/word", WORD)
@@ -67,6 +71,7 @@ def options(snapshot: str, state: Path) -> Iterator[dict[str, Any]]:
     """A pool's, with a cluster that is connected."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT))  # of Ray's workers: they are sent these functions
+        _logger.info("Ray starts")
         with started(0, head={"kvm": 4}, patience_s=DEADLINE_S):
             from voidbox.ray import members
 
@@ -102,15 +107,20 @@ async def read_near(sandbox: AsyncSandbox, more: str) -> tuple[str, int]:
 
 def test_real_guests_of_a_node(options: dict[str, Any], state: Path) -> None:
     async def test() -> None:
+        _logger.info("the pool opens")
         async with pool_of(options) as pool:
+            _logger.info("two are taken")
             first, second = [await pool.acquire() for _ in range(2)]
             for way in (first, by_calls_of_the_actor(pool, first)):
+                _logger.info("one is used")
                 await use(way)
             assert await second.kill()
+            _logger.info("a rollout")
             text, pid = await pool.run_near(read_near, "and more")
             assert text == f"{WORD} and more\n"
             assert pid != os.getpid()
             await end_everything(pool, first, state)
+            _logger.info("the pool closes")
         assert left(state) == []
         # The next pool has cleaned up, but for what says how the first guest crashed.
         assert set(os.listdir(state / "sandboxes")) <= {first.sandbox_id}
@@ -143,9 +153,11 @@ async def use(sandbox: Any) -> None:
 
 async def end_everything(pool: Any, first: Any, state: Path) -> None:
     """End a machine's process, and then the pool's: commands under way are lost with them."""
+    _logger.info("one more is taken")
     second = await pool.acquire()
     execs = [await one.commands.start("sleep 1000") for one in (first, second)]
     (worker,) = children(first._remote.peek().pid)
+    _logger.info("a machine's end")
     os.kill(worker, signal.SIGKILL)
     with pytest.raises(SandboxLost) as lost:
         await execs[0].wait()
@@ -154,6 +166,7 @@ async def end_everything(pool: Any, first: Any, state: Path) -> None:
     assert (await second.commands.run("echo on")).stdout == "on\n"
 
     (member,) = pool.alive()
+    _logger.info("the pool's end")
     os.kill((await member.call("stats"))["pid"], signal.SIGKILL)
     with pytest.raises(SandboxLost) as lost:
         await execs[1].wait()
@@ -162,6 +175,7 @@ async def end_everything(pool: Any, first: Any, state: Path) -> None:
     while left(state):
         assert time.monotonic() < deadline, "a machine outlives its pool"
         await asyncio.sleep(0.1)
+    _logger.info("another pool, and another sandbox")
     async with another(pool) as sandbox:
         assert await sandbox.files.read("/tmp/word") == WORD
 

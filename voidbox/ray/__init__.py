@@ -13,8 +13,9 @@ copying, spreading   images and snapshots from node to node
 demand, announcing   what a cluster that grows is told; what a machine announces
 remote, ticket       a sandbox as its holder has it
 carrier, calls       the way to it: by sockets, by calls of its node's actor
+answers              what a node answers, and refuses with
 node, held           a node: a pool, its holders, their leases, and what they may ask for
-gateway, tls         a node's port
+gateway, joining, tls   a node's port
 actor, surroundings  a node as Ray's actor
 rollouts, runner, holding, functions   rollouts on their sandboxes' nodes
 

@@ -17,14 +17,14 @@ from typing import Any, TypeVar
 
 import ray
 
-from voidbox.errors import PoolFull, VoidboxError
+from voidbox.errors import VoidboxError
 from voidbox.pool.aio import AsyncPool
 from voidbox.pool.member import PooledSandbox
 from voidbox.ray import surroundings
+from voidbox.ray.answers import refusal
 from voidbox.ray.carrier import NodeAddress
 from voidbox.ray.gateway import STREAM_BYTES
 from voidbox.ray.node import Node, NodeOptions
-from voidbox.sandbox.control import describe_error
 from voidbox.sdk.creating import CreateOptions
 
 GROUPS = {"make": 4096, "ctl": 256, "data": 4096}
@@ -83,10 +83,8 @@ class NodePool:
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
             found = await asyncio.wrap_future(future)
             return {"ok": True, **found}
-        except PoolFull as error:
-            return {**describe_error(error), "retry_after": error.retry_after}
         except VoidboxError as error:
-            return describe_error(error)
+            return refusal(error)
 
     @_in_group("ctl")
     async def listen(self) -> dict[str, Any]:
@@ -103,12 +101,14 @@ class NodePool:
         return await asyncio.shield(self._listening)
 
     async def _end_when_left(self, node: Node) -> None:
-        """End a pool that outlives its makers, once nobody has a lease for long: it would keep its
-        machine from ending.
+        """End a pool that outlives its makers, once nobody has a lease for long, or it is drained:
+        it would keep its machine from ending.
         """
         left_at = self._loop.time()
         while self._loop.time() - left_at < _LEASES_LEFT * self._options.lease_s:
-            await asyncio.sleep(self._options.lease_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(node.drained.wait(), self._options.lease_s)
+                break
             if node.load()["holders"]:
                 left_at = self._loop.time()
         await node.close()
@@ -193,6 +193,16 @@ class NodePool:
             return self._opened.renew(holder)
 
         return await self._run(renew())
+
+    @_in_group("ctl")
+    async def drain(self) -> dict[str, Any]:
+        """See Node. Idempotent."""
+
+        async def drain() -> dict[str, Any]:
+            self._opened.drain()
+            return {}
+
+        return await self._run(drain())
 
     @_in_group("ctl")
     async def leave(self, holder: str) -> dict[str, Any]:

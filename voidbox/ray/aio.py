@@ -26,6 +26,7 @@ from voidbox.pool.giving import Giving
 from voidbox.pool.host_memory import AUTO
 from voidbox.pool.stats import PoolStats
 from voidbox.ray import actor, copying, demand, runner
+from voidbox.ray.answers import NodeDrains
 from voidbox.ray.members import TRANSPORTS, Member
 from voidbox.ray.node import LEASE_S, NodeOptions
 from voidbox.ray.nodes import LOOK_S, Nodes
@@ -33,7 +34,7 @@ from voidbox.ray.placement import choose
 from voidbox.ray.queueing import Queue
 from voidbox.ray.remote import RemoteSandbox
 from voidbox.ray.retrying import Tries
-from voidbox.ray.rollouts import RunnerLost
+from voidbox.ray.rollouts import RunnerLost, RunnerRefused
 from voidbox.ray.spreading import spread
 from voidbox.ray.ticket import Ticket
 from voidbox.ray.tls import is_wanted_by_ray
@@ -224,12 +225,14 @@ class AsyncPool(Nodes, Giving[RemoteSandbox]):
                 return await self._acquire(member, left_s, options)
             except PoolFull as error:
                 full.add(member.id)
-                if len(full) < len(self.alive()):
+                if len(full) < len(self.ready()):
                     continue
                 if left_s is not None and left_s <= error.retry_after:
                     raise
                 await asyncio.sleep(min(_RETRY_S_MAX, error.retry_after))
                 full.clear()
+            except NodeDrains:
+                member.is_draining = True
             except SandboxLost:
                 self._check_open()  # another one, then
 
@@ -263,7 +266,7 @@ class AsyncPool(Nodes, Giving[RemoteSandbox]):
         """Whether who waits for a node would get a sandbox elsewhere at once."""
         if member.fullness <= 1.0:
             return False
-        return any(one.fullness < 1.0 for one in self._members.values() if not one.is_lost)
+        return any(one.fullness < 1.0 for one in self.ready())
 
     async def _give_back(
         self, member: Member, calling: asyncio.Future[dict[str, Any]], number: int
@@ -275,17 +278,17 @@ class AsyncPool(Nodes, Giving[RemoteSandbox]):
             await RemoteSandbox(member.carrier, ticket, member.name).kill()
 
     def _choose(self, full: set[str], options: CreateOptions) -> Member:
-        alive = self._left()
-        if not alive:
+        ready = self._left()
+        if not ready:
             raise _none_left()
-        return self._pick([one for one in alive if one.id not in full] or alive, options)
+        return self._pick([one for one in ready if one.id not in full] or ready, options)
 
     def _left(self) -> list[Member]:
-        """Return the nodes. Raises SandboxLost: there is none, and none will come."""
-        alive = self.alive()
-        if not alive and not self.grows:
+        """Return nodes that give. Raises SandboxLost: there is none, and none will come."""
+        ready = self.ready()
+        if not ready and not self.grows:
             raise ConfigError("no node is left") if self._closed else _none_left()
-        return alive
+        return ready
 
     def _pick(self, among: list[Member], options: CreateOptions) -> Member:
         key = copying.wanted(options)
@@ -313,11 +316,14 @@ class AsyncPool(Nodes, Giving[RemoteSandbox]):
         self._check_open()
         self._asking += 1
         try:
-            member = await self._queue.enter()
-            try:
-                return await self._run_near(member, function, arguments, named)
-            finally:
-                self._queue.leave(member)
+            while True:
+                member = await self._queue.enter()
+                try:
+                    return await self._run_near(member, function, arguments, named)
+                except NodeDrains:  # before it began
+                    member.is_draining = True
+                finally:
+                    self._queue.leave(member)
         finally:
             self._asking -= 1
 
@@ -333,6 +339,8 @@ class AsyncPool(Nodes, Giving[RemoteSandbox]):
             return await there.run(function, arguments, named)
         except RayTaskError as error:
             raise error.cause or error from error
+        except RunnerRefused as error:
+            raise NodeDrains(str(error)) from error
         except RunnerLost as error:
             if member.rollouts is there:
                 member.rollouts = None
@@ -355,28 +363,6 @@ class AsyncPool(Nodes, Giving[RemoteSandbox]):
         none = dict.fromkeys(PoolStats._fields, 0)
         waiting = sum(max(0, one.used - one.size) for one in self.alive())
         return PoolStats(**{**none, "size": self.size, "given": used, "waiting": waiting})  # type: ignore[arg-type]
-
-    async def stats_of_nodes(self) -> dict[str, dict[str, Any]]:
-        """Return what each node's pool says of itself, by the node's name; see PoolStats."""
-        alive = self.alive()
-        found = await asyncio.gather(*(one.call("stats") for one in alive), return_exceptions=True)
-        return {
-            member.name: answer["stats"]
-            for member, answer in zip(alive, found, strict=True)
-            if isinstance(answer, dict)
-        }
-
-    async def reap(self, labels: Mapping[str, str]) -> int:
-        """End all sandboxes with these labels, whoever has them; return how many.
-
-        Raises:
-            ConfigError: that would be all of them.
-        """
-        wanted = draft.check_texts("labels", labels)
-        if not wanted:
-            raise ConfigError("reap({}) would end everybody's sandboxes: give a label")
-        answers = await asyncio.gather(*(one.call("reap", wanted) for one in self.alive()))
-        return sum(answer["ended"] for answer in answers)
 
     def _check_open(self) -> None:
         if not self._watching and not self._closed:

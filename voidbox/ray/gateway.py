@@ -11,7 +11,6 @@ fits is sent away with the same words, whatever it asked for.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import json
 import logging
@@ -22,6 +21,7 @@ from typing import Any
 
 from voidbox.errors import AgentError, ConfigError, HostError, VoidboxError
 from voidbox.ray import tls
+from voidbox.ray.joining import join
 from voidbox.sandbox.control import BECOMES, REQUEST_BYTES_MAX, describe_error, encode
 
 CONNECTIONS_MAX = 8192
@@ -29,7 +29,6 @@ STREAM_BYTES = 1 << 20  # of a piece that a call brings, where nobody reaches th
 STRANGERS_MAX = 256  # that have not shown a token yet: each may cost a thread, and 64 KiB
 _BACKLOG = 1024
 _HEAD_S = 15.0  # for the one line
-_BYTES = 512 << 10
 _ACCEPT_PAUSE_S = 0.1
 # A peer that is gone without a word is noticed within so many seconds.
 _IDLE_S, _PROBE_S, _PROBES, _UNSENT_MS = 2, 1, 2, 4000
@@ -164,7 +163,7 @@ async def _read_request(sock: socket.socket) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     line = b""
     while not line.endswith(b"\n"):
-        data = await loop.sock_recv(sock, _BYTES)
+        data = await loop.sock_recv(sock, REQUEST_BYTES_MAX)
         if not data or len(line) + len(data) > REQUEST_BYTES_MAX:
             raise ConnectionResetError
         line += data
@@ -178,31 +177,12 @@ async def _read_request(sock: socket.socket) -> dict[str, Any]:
 def forward_to(guest: socket.socket) -> Stream:
     """Return what joins a connection to a guest's, and owns the latter."""
 
-    async def join(sock: socket.socket) -> None:
+    async def joined(sock: socket.socket) -> None:
         with guest:
             guest.setblocking(False)
-            ways = [
-                asyncio.create_task(_copy(sock, guest)),
-                asyncio.create_task(_copy(guest, sock)),
-            ]
-            try:
-                await asyncio.gather(*ways)
-            finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
+            await join(sock, guest)
 
-    return join
-
-
-async def _copy(source: socket.socket, sink: socket.socket) -> None:
-    """Copy until the source ends. What the sink does not take, the source is not asked for."""
-    loop = asyncio.get_running_loop()
-    buffer = memoryview(bytearray(_BYTES))
-    while size := await loop.sock_recv_into(source, buffer):
-        await loop.sock_sendall(sink, buffer[:size])
-    with contextlib.suppress(OSError):
-        sink.shutdown(socket.SHUT_WR)
+    return joined
 
 
 def refused() -> AgentError:

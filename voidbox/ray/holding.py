@@ -12,14 +12,35 @@ from typing import Any
 
 from voidbox.errors import PoolFull, SandboxLost
 from voidbox.ray import tls
+from voidbox.ray.answers import checked
 from voidbox.ray.carrier import NodeAddress
 from voidbox.ray.taken import TakenSandbox
 from voidbox.ray.ticket import Ticket
 from voidbox.sandbox.control import encode, make_error
+from voidbox.sandbox.endpoint import StoredEndpoint
+from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
+from voidbox.sdk.place import StoredPlace
 
 _LINE_BYTES_MAX = 8 << 20  # a ticket with a large environment
 _RETRY_S_MAX = 5.0
+
+
+class _NearEndpoint(StoredEndpoint):
+    """A guest whose end is told as one of another machine is."""
+
+    def explain_end(self) -> str:
+        """See Endpoint. What is not this program's doing is a SandboxLost."""
+        story = super().explain_end()
+        if story and story != self.own_end:
+            raise SandboxLost(story, "guest")
+        return story
+
+
+class _NearPlace(StoredPlace):
+    def __init__(self, store: Store, record: SandboxRecord) -> None:
+        super().__init__(store, record)
+        self.endpoint = _NearEndpoint(store, record)
 
 
 class NearSandbox(TakenSandbox):
@@ -27,7 +48,9 @@ class NearSandbox(TakenSandbox):
 
     def __init__(self, store: Store, ticket: Ticket, holding: Holding) -> None:
         """Use Holding.acquire()."""
-        super().__init__(store, ticket.record, keep=False)
+        record = ticket.record
+        self._store = store
+        self._attach(_NearPlace(store, record), record, False, store.path(record.id))
         self._holding = holding
 
     async def end(self) -> bool:
@@ -79,6 +102,7 @@ class Holding:
 
         Raises:
             SandboxLost: the node is gone.
+            NodeDrains: it gives none any more.
             VoidboxError: what its start failed with.
         """
         while True:
@@ -115,11 +139,7 @@ class Holding:
         except asyncio.CancelledError:
             future.add_done_callback(self._give_back)
             raise
-        if answer.get("ok") is not True:
-            if "retry_after" in answer:
-                raise PoolFull(str(answer.get("error")), float(answer["retry_after"]))
-            raise make_error(answer)
-        return answer
+        return checked(answer)
 
     def _give_back(self, future: asyncio.Future[dict[str, Any]]) -> None:
         """End what came for somebody who no longer waits."""

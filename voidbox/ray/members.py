@@ -10,16 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
+from ray._private.state import state
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from voidbox.errors import ConfigError, HostError, PoolFull, SandboxLost, VoidboxError
+from voidbox.errors import ConfigError, HostError, SandboxLost, VoidboxError
+from voidbox.ray.answers import checked
 from voidbox.ray.calls import ActorCarrier
 from voidbox.ray.carrier import Carrier, GatewayCarrier, NodeAddress, is_there, lost_with
 from voidbox.ray.copying import Found
 from voidbox.ray.node import NodeOptions
 from voidbox.ray.rollouts import ROLLOUTS_MAX, Rollouts
-from voidbox.sandbox.control import make_error
 
 NAMESPACE = "voidbox"
 TRANSPORTS = ("auto", "socket", "actor")
@@ -48,6 +49,14 @@ def nodes_with(resource: str) -> tuple[list[dict[str, Any]], list[str]]:
     return [node for node, answer in zip(known, answers, strict=True) if answer], addresses
 
 
+def draining() -> set[str]:
+    """Return the ids of nodes that are to end: that the autoscaler, or `ray drain-node`, drains.
+
+    Ray puts no actor there any more, and ends the node when none is left. Thread: any.
+    """
+    return set(state.get_draining_nodes())
+
+
 def _raylet(node: dict[str, Any]) -> tuple[str, int]:
     return node["NodeManagerAddress"], node["NodeManagerPort"]
 
@@ -65,6 +74,7 @@ class Member:
         carrier: the way to its sandboxes.
         asked: calls of ours that have not been answered.
         rollouts: None before the first one.
+        is_draining: it gives no more sandboxes, for its machine is to end.
         has: names of images and snapshots that it has, as far as we know.
     """
 
@@ -75,6 +85,7 @@ class Member:
         self.rollouts: Rollouts | None = None
         self.asked = 0
         self.is_lost = False
+        self.is_draining = False
         self.has: set[str] = set()
         self.idle_since = time.monotonic()
         self._probe = _raylet(node)
@@ -121,7 +132,7 @@ class Member:
             ) from None
         except RayError as error:
             raise HostError(f"the pool of node {self.name} does not start: {error}") from error
-        found = _checked(answer)
+        found = checked(answer)
         self._size = int(found["size"])
         self.address = NodeAddress(
             self.name,
@@ -171,12 +182,17 @@ class Member:
             answer: dict[str, Any] = await getattr(self.actor, method).remote(*arguments)
         except RayError as error:
             raise await self.lose(type(error).__name__) from error
-        return _checked(answer)
+        return checked(answer)
 
     async def lose(self, why: str) -> SandboxLost:
         """Know that it is gone; return the error for it."""
         self.is_lost = True
         return await asyncio.to_thread(lost_with, self.address, why)
+
+    async def drain(self) -> None:
+        """Have it give no more sandboxes, to nobody; those that it has given stay."""
+        self.is_draining = True
+        await self.call("drain")
 
     def learn(self, load: dict[str, Any]) -> None:
         """Take note of how full it said it is."""
@@ -248,11 +264,3 @@ def begin(
         **kept,
     ).remote(options)
     return Member(node, actor, transport)
-
-
-def _checked(answer: dict[str, Any]) -> dict[str, Any]:
-    if answer.get("ok") is not True:
-        if "retry_after" in answer:
-            raise PoolFull(str(answer.get("error")), float(answer["retry_after"]))
-        raise make_error(answer)
-    return answer

@@ -19,10 +19,11 @@ from voidbox.errors import PoolFull, VoidboxError
 from voidbox.pool.aio import AsyncPool
 from voidbox.pool.member import PooledSandbox
 from voidbox.ray import copying, tls
+from voidbox.ray.answers import NodeDrains, refusal
 from voidbox.ray.carrier import GatewayCarrier, NodeAddress
 from voidbox.ray.gateway import Answer, Gateway, refused
 from voidbox.ray.held import Held, is_same
-from voidbox.sandbox.control import describe_error, encode
+from voidbox.sandbox.control import encode
 from voidbox.sandbox.state.store import Store
 from voidbox.sdk.creating import CreateOptions
 
@@ -67,6 +68,9 @@ class Node:
     Args:
         host: the address at which others reach this host.
         make_pool: makes the pool, of AsyncPool's arguments.
+
+    Attributes:
+        drained: set once all that was used has ended, after drain().
     """
 
     def __init__(
@@ -99,6 +103,8 @@ class Node:
         self._asking: dict[tuple[str, int | None], asyncio.Future[PooledSandbox]] = {}
         self._copying = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self.drained = asyncio.Event()
 
     # Its life.
 
@@ -128,10 +134,23 @@ class Node:
         """
         await self._pool.__aenter__()
 
+    def drain(self) -> None:
+        """Give out no more, and end what is warm: the machine is to end. Idempotent.
+
+        Whoever waits is told so; what is used may be used on.
+        """
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        await self._pool.drain()
+        self.drained.set()
+
     async def close(self) -> None:
         """End everything. Idempotent."""
-        if self._sweeping is not None:
-            self._sweeping.cancel()
+        for task in (self._sweeping, self._draining):
+            if task is not None:
+                task.cancel()
         await self._gateway.close()
         self._held.clear()
         await self._pool.close()
@@ -182,8 +201,11 @@ class Node:
             number: by which its holder can withdraw() it.
         Raises:
             PoolFull: none was free in time, or too many wait already, or it was withdrawn.
+            NodeDrains: it gives none any more.
             VoidboxError: see AsyncPool.acquire().
         """
+        if self._draining is not None:
+            raise _drains()
         if self._waiting >= self._options.queue_max:
             raise PoolFull(f"{self._waiting} wait for a sandbox of this node already", 1.0)
         self.renew(holder)
@@ -204,6 +226,8 @@ class Node:
             self._asking.pop((holder, number), None)
         if asking.cancelled():
             raise PoolFull("it was withdrawn", 0.0)
+        if self._draining is not None and (error := asking.exception()):
+            raise _drains() from error
         sandbox = asking.result()
         try:
             assert self._store is not None
@@ -324,10 +348,8 @@ class Node:
                 answer = {"ok": True, **await self.acquire(holder, request["timeout"])}
             else:
                 answer = {"ok": True, "was_alive": await self.release(str(request["id"]))}
-        except PoolFull as error:
-            answer = {**describe_error(error), "retry_after": error.retry_after}
         except VoidboxError as error:
-            answer = describe_error(error)
+            answer = refusal(error)
         async with lock:  # whole lines
             with contextlib.suppress(OSError):
                 await asyncio.get_running_loop().sock_sendall(
@@ -342,6 +364,10 @@ class Node:
             for holder in [one for one, until in self._leases.items() if until < loop.time()]:
                 if count := await self.leave(holder):
                     _logger.warning("ended %d sandboxes: nobody renewed their lease", count)
+
+
+def _drains() -> NodeDrains:
+    return NodeDrains("the node gives no more sandboxes: Ray drains it")
 
 
 def _end_unwanted(asking: asyncio.Future[PooledSandbox]) -> None:

@@ -8,21 +8,23 @@ import logging
 import secrets
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from ray.exceptions import RayError
 
-from voidbox.errors import ConfigError, PoolFull, VoidboxError
+from voidbox.errors import ConfigError, PoolFull, SandboxLost, VoidboxError
 from voidbox.ray import copying, members
 from voidbox.ray.members import Member
 from voidbox.ray.node import NodeOptions
 from voidbox.ray.remote import RemoteSandbox
 from voidbox.ray.spreading import spread
+from voidbox.sdk import draft
 from voidbox.sdk.creating import CreateOptions
 
 LOOK_S = 5.0
 _POLL_S = 0.5
+_DRAINING_S = 1.0
 
 _logger = logging.getLogger("voidbox")
 
@@ -83,12 +85,17 @@ class Nodes:
         """Return the nodes that are not lost, as far as we know."""
         return [one for one in self._members.values() if not one.is_lost]
 
+    def ready(self) -> list[Member]:
+        """Return those of them that give sandboxes: that are not about to end."""
+        return [one for one in self.alive() if not one.is_draining]
+
     def watch(self) -> None:
         """Begin to renew what is ours, and to look for nodes."""
         # Apart: a node that takes its time to begin must not cost what others have its lease.
         self._watching = [
             asyncio.create_task(self._repeat(self._options.lease_s / 4, self._renew)),
             asyncio.create_task(self._repeat(LOOK_S, self._look_again)),
+            asyncio.create_task(self._repeat(_DRAINING_S, self._drain_those_that_end)),
         ]
 
     async def leave(self) -> None:
@@ -135,17 +142,18 @@ class Nodes:
             VoidboxError: `is_first`, and there is none that could be begun; or nowhere could one.
         """
         nodes, addresses = await asyncio.to_thread(members.nodes_with, self._resource)
+        draining = await asyncio.to_thread(members.draining)
         found = {node["NodeID"]: node for node in nodes}
         for id, member in list(self._members.items()):
             if member.is_lost or id not in found:
                 member.is_lost = True
                 del self._members[id]
-        if self._wanted() > sum(one.size for one in self.alive()):
+        if self._wanted() > sum(one.size for one in self.ready()):
             self._resting.clear()
         begun = [
             self._begin(node, addresses)
             for id, node in found.items()
-            if id not in self._members and id not in self._resting
+            if id not in self._members and id not in self._resting and id not in draining
         ]
         problems = await self._open(begun)
         for problem in problems:
@@ -181,6 +189,51 @@ class Nodes:
             return error
         return None
 
+    # What all of them are asked.
+
+    async def stats_of_nodes(self) -> dict[str, dict[str, Any]]:
+        """Return what each node's pool says of itself, by the node's name; see PoolStats."""
+        alive = self.alive()
+        found = await asyncio.gather(*(one.call("stats") for one in alive), return_exceptions=True)
+        return {
+            member.name: answer["stats"]
+            for member, answer in zip(alive, found, strict=True)
+            if isinstance(answer, dict)
+        }
+
+    async def reap(self, labels: Mapping[str, str]) -> int:
+        """End all sandboxes with these labels, whoever has them; return how many.
+
+        Raises:
+            ConfigError: that would be all of them.
+        """
+        wanted = draft.check_texts("labels", labels)
+        if not wanted:
+            raise ConfigError("reap({}) would end everybody's sandboxes: give a label")
+        answers = await asyncio.gather(*(one.call("reap", wanted) for one in self.alive()))
+        return sum(answer["ended"] for answer in answers)
+
+    # Machines that are to end.
+
+    async def _drain_those_that_end(self) -> None:
+        """Have nodes that Ray drains give no more, and leave each when all there has ended."""
+        draining = await asyncio.to_thread(members.draining)
+        ending = [one for one in self.alive() if one.is_draining or one.id in draining]
+        await asyncio.gather(*(self._drain(one) for one in ending))
+
+    async def _drain(self, member: Member) -> None:
+        if not member.is_draining:
+            _logger.warning("Ray drains node %s: it gets no more sandboxes", member.name)
+        with contextlib.suppress(SandboxLost):
+            await member.drain()
+            is_asked = member.asked > 0  # before it is asked what it has: answers may overtake
+            if not (await self.load(member)).get("used") and not is_asked:
+                await self._end(member)
+
+    async def _end(self, member: Member) -> None:
+        member.is_lost = True
+        await member.end(self._holder, self._name is not None)
+
     # A cluster that grows.
 
     def _wanted(self) -> int:
@@ -198,7 +251,7 @@ class Nodes:
             PoolFull: none came in time.
             ConfigError: the pool is closed.
         """
-        while self.grows and not self.alive():
+        while self.grows and not self.ready():
             if self._closed:
                 raise ConfigError(self._closed)
             left_s = LOOK_S if deadline is None else deadline - time.monotonic()
@@ -214,5 +267,4 @@ class Nodes:
             if not member.used and now - member.idle_since > self._idle_s:
                 _logger.info("nobody needs node %s: letting it go", member.name)
                 self._resting.add(member.id)
-                member.is_lost = True
-                await member.end(self._holder, self._name is not None)
+                await self._end(member)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnschedulableError, RayActorError, RayError
 
 from voidbox.ray import functions
 
@@ -29,6 +29,10 @@ _OF_RAY = (ray.ObjectRef, ray.actor.ActorHandle)
 
 class RunnerLost(Exception):
     """What runs the rollouts has ended."""
+
+
+class RunnerRefused(RunnerLost):
+    """What is to run the rollouts cannot begin: the node ends, or is to end."""
 
 
 class _Sent(NamedTuple):
@@ -84,7 +88,7 @@ class Rollouts:
         """Return what the function returns there.
 
         Raises:
-            RunnerLost: that has ended.
+            RunnerLost: that has ended, or cannot begin.
             RayTaskError: of what the function raised.
         """
         sent = functions.send(function)
@@ -93,8 +97,8 @@ class Rollouts:
             if given is None:
                 return await self._run_alone(self._runner.run.remote(sent, *arguments, **named))
             return await self._run_with_others(_Sent(next(self._numbers), sent, given))
-        except RayActorError as error:
-            raise RunnerLost(str(error)) from error
+        except (RayActorError, ActorUnschedulableError) as error:
+            raise _lost(error) from error
 
     async def close(self) -> None:
         """End the runner, and all that it runs. Idempotent."""
@@ -102,7 +106,7 @@ class Rollouts:
         if self._collecting is not None:
             self._collecting.cancel()
             await asyncio.gather(self._collecting, return_exceptions=True)
-        self._fail("the pool was closed")
+        self._fail(RunnerLost("the pool was closed"))
 
     async def _run_alone(self, running: Any) -> Any:
         try:
@@ -156,13 +160,18 @@ class Rollouts:
                         future.set_result(data)
                 self._send()
         except RayError as error:
-            self._fail(str(error))
+            self._fail(_lost(error))
         finally:
             self._collecting = None
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, error: RunnerLost) -> None:
         self._waiting.clear()
         for future in self._futures.values():
             if not future.done():
-                future.set_exception(RunnerLost(why))
+                future.set_exception(type(error)(str(error)))
         self._futures.clear()
+
+
+def _lost(error: RayError) -> RunnerLost:
+    kind = RunnerRefused if isinstance(error, ActorUnschedulableError) else RunnerLost
+    return kind(str(error))

@@ -63,6 +63,16 @@ def _told_of_agents(start_raylet: Callable[..., Any]) -> Callable[..., Any]:
     return start
 
 
+def _be_frugal(services: Any) -> dict[str, Any]:
+    """Have Ray start only what its actors need; return what its head is told, too.
+
+    Each of its processes in Python costs a second of a processor's, or 20 s of an emulated one's.
+    """
+    services.start_raylet = _told_of_agents(services.start_raylet)
+    services.start_api_server = lambda *_, **__: (None, None)  # whatever include_dashboard says
+    return {"wait": False, "no_monitor": True, "include_log_monitor": False, **_agents_ports()}
+
+
 def _patient(get_node: Callable[..., Any], patience_s: float) -> Callable[..., Any]:
     def get(*arguments: Any) -> Any:
         deadline = time.monotonic() + patience_s
@@ -101,8 +111,9 @@ def started(
 
     # Ray gives a raylet 30 s to be known, whatever it is told: too short for a busy machine, too.
     services.get_node = _patient(services.get_node, patience_s or _NATIVE_PATIENCE_S)
+    slow: dict[str, Any] = {}
     if patience_s is not None:
-        services.start_raylet = _told_of_agents(services.start_raylet)
+        slow = _be_frugal(services)
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
@@ -110,8 +121,7 @@ def started(
             "include_dashboard": False,
             "object_store_memory": STORE_BYTES,
             "resources": head or {},
-            "wait": patience_s is None,
-            **(_agents_ports() if patience_s is not None else {}),
+            **slow,
         },
     )
     try:

@@ -23,9 +23,11 @@ from voidbox.images.draft import ROOTFS
 from voidbox.images.record import ImageRecord
 from voidbox.images.reference import parse_reference
 from voidbox.images.store import Image, ImageStore
+from voidbox.ray.answers import NodeDrains, checked
 from voidbox.ray.carrier import GatewayCarrier, NodeAddress
 from voidbox.ray.copying import receive
 from voidbox.ray.gateway import STRANGERS_MAX
+from voidbox.ray.holding import Holding
 from voidbox.ray.node import Node, NodeOptions
 from voidbox.ray.remote import RemoteSandbox
 from voidbox.ray.ticket import Ticket
@@ -185,10 +187,19 @@ async def test_strangers_are_few(options: dict[str, Any]) -> None:
             writer.close()
 
 
+@pytest.mark.parametrize("is_near", [False, True])
 @in_event_loop
-async def test_a_guest_that_ends_is_lost(options: dict[str, Any]) -> None:
-    async with opened(options) as there:
-        sandbox = await there.acquire()
+async def test_a_guest_that_ends_is_lost(options: dict[str, Any], is_near: bool) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        there = await stack.enter_async_context(opened(options))
+        sandbox: Any
+        if is_near:
+            holding = Holding(there.address)
+            await holding.open()
+            stack.callback(lambda: holding._writer and holding._writer.close())
+            sandbox = await holding.acquire()
+        else:
+            sandbox = await there.acquire()
         running = asyncio.create_task(sandbox.commands.run("sleep 1000"))
         assert (await sandbox.commands.run("true")).exit_code == 0
         folder = Path(os.environ["VOIDBOX_STATE"], "sandboxes", sandbox.sandbox_id)
@@ -424,3 +435,31 @@ async def test_who_withdraws_is_given_nothing(options: dict[str, Any]) -> None:
         while there.node.load()["waiting"]:
             await asyncio.sleep(0.01)
         assert not there.node._asking
+
+
+@in_event_loop
+async def test_a_node_that_drains_gives_no_more(options: dict[str, Any]) -> None:
+    async with opened(options, warm=1) as there:
+        used = [await there.acquire() for _ in range(2)]
+        reader, writer = await asyncio.open_connection(there.address.host, there.address.port)
+        writer.write(encode({"op": "hold", "token": there.address.token}))
+        await reader.readline()
+        writer.write(encode({"n": 1, "op": "acquire", "timeout": None}))
+        waiting = asyncio.create_task(there.acquire())
+        while there.node.load()["waiting"] < 2:
+            await asyncio.sleep(0.01)
+        for _ in range(2):
+            there.node.drain()
+        with pytest.raises(NodeDrains):
+            checked(json.loads(await reader.readline()))
+        writer.close()
+        with pytest.raises(NodeDrains):
+            await waiting
+        with pytest.raises(NodeDrains):
+            await there.acquire()
+        for sandbox in used:
+            assert (await sandbox.commands.run("echo on")).stdout == "on\n"
+            assert not there.node.drained.is_set()
+            assert await sandbox.kill()
+        await there.node.drained.wait()
+        assert there.node.stats()["warm"] == 0
