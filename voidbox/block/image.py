@@ -6,12 +6,16 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from typing import NamedTuple
 
 from voidbox.block import host_io
 from voidbox.errors import ConfigError
 
 SECTOR_BYTES = 512
+
+_FREED_S = 3.0  # in which a machine whose process was killed has let go of its disks
+_LOOK_S = 0.02
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -93,7 +97,7 @@ def open_file(path: str, is_read_only: bool, what: str = "disk") -> int:
     try:
         if stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFMT(mode):
             raise ConfigError(f"{what}: it was replaced while it was opened: try again")
-        fcntl.flock(fd, (fcntl.LOCK_SH if is_read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        _lock(fd, fcntl.LOCK_SH if is_read_only else fcntl.LOCK_EX)
     except BlockingIOError:
         os.close(fd)
         hint = ""
@@ -109,6 +113,22 @@ def open_file(path: str, is_read_only: bool, what: str = "disk") -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _lock(fd: int, operation: int) -> None:
+    """Lock a file as flock(2) does, and wait for a machine that ends just now.
+
+    Raises:
+        BlockingIOError: another one has it.
+    """
+    deadline = time.monotonic() + _FREED_S
+    while True:
+        try:
+            return fcntl.flock(fd, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK_S)
 
 
 def _explain(error: OSError, path: str, is_read_only: bool) -> str:

@@ -6,18 +6,26 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from voidbox.block import image
 from voidbox.block.backend import Backend
 from voidbox.block.open_disk import open_backend
 from voidbox.block.overlay_format import BITMAP_OFFSET
 from voidbox.errors import ConfigError
 
 MIB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has a disk keeps it: nobody waits."""
+    monkeypatch.setattr(image, "_FREED_S", 0.0)
 
 
 @contextmanager
@@ -157,6 +165,24 @@ def test_one_writer_or_many_readers(disk: Path, tmp_path: Path) -> None:
         assert message == (f"overlay {tmp_path}/a: it is in use by another machine: end that first")
     with opened(disk):
         pass
+
+
+def test_a_machine_that_is_ending_is_waited_for(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one whose keeper was killed does: its worker notices, and ends a moment later."""
+    monkeypatch.setattr(image, "_FREED_S", 60.0)
+    ending = open_backend(str(disk), False, None)
+    looks: list[float] = []
+
+    def look(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            ending.close()
+
+    monkeypatch.setattr(time, "sleep", look)
+    with opened(disk):
+        assert len(looks) == 3
 
 
 def test_a_lock_is_gone_with_its_process(disk: Path) -> None:
