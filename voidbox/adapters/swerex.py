@@ -235,8 +235,8 @@ class VoidboxRuntime(AbstractRuntime):
             words = words[0]
         if command.merge_output_streams:
             line = words if isinstance(words, str) else None
-            command = ["sh", "-c", line] if line is not None else list(words)
-            words = ["sh", "-c", 'exec 2>&1; exec "$@"', "sh", *command]
+            merged = ["sh", "-c", line] if line is not None else list(words)
+            words = ["sh", "-c", 'exec 2>&1; exec "$@"', "sh", *merged]
         try:
             done = await self.sandbox.commands.run(
                 words, cwd=command.cwd, envs=command.env, timeout=command.timeout

@@ -83,8 +83,8 @@ _HEADERS_REMEMBERED = 256
 # What the driver may hear of a little later; see QueuePair.
 TX_FEW_FRAMES, TX_FEW_BYTES = 4, 4096
 # Linux holds back a connection's third small segment while two are neither freed nor acknowledged
-# (TCP small queues).
-TX_PATIENCE_S = 0.005
+# (TCP small queues): no longer, then, than an acknowledgement may be delayed.
+TX_PATIENCE_S = 0.01
 
 _MTU_MIN, _MTU_MAX = 68, 65535
 # struct virtio_net_config { __u8 mac[6]; __virtio16 status, max_virtqueue_pairs, mtu; … };
