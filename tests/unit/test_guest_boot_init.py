@@ -21,7 +21,7 @@ class Guest(NamedTuple):
     root: Path
 
     def disk(self, name: str, serial: str, content: bytes = bytes(8192)) -> None:
-        (self.root / f"sys/block/{name}").mkdir(parents=True)
+        (self.root / f"sys/block/{name}/queue").mkdir(parents=True)
         (self.root / f"sys/block/{name}/serial").write_text(serial)
         (self.root / "dev").mkdir(exist_ok=True)
         (self.root / f"dev/{name}").write_bytes(content)
@@ -93,6 +93,8 @@ def test_an_image_gets_its_disks_by_their_serial_numbers(guest: Guest) -> None:
     made = next(line for line in commands if line.startswith("ld "))
     assert "/mke2fs " in made and made.endswith(" /dev/vdb")
     assert "lowerdir=/image,upperdir=/upper/root,workdir=/upper/work" in text
+    ours = {path.parts[-3] for path in guest.root.glob("sys/block/*/queue/read_ahead_kb")}
+    assert ours == {"vdb", "vdc", "vdd"}
     for folder in ("dev", "sys", "proc", ".voidbox"):
         assert (guest.root / "root" / folder).is_dir()
         assert not (guest.root / "root" / folder).is_symlink()
