@@ -16,6 +16,7 @@ import pytest
 from tests.guest import tiny
 from voidbox.boot import layout
 from voidbox.errors import ConfigError, HostError
+from voidbox.kvm.kvm import Kvm
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.console import CallbackOutput
 from voidbox.vmm.machine import Machine
@@ -304,3 +305,17 @@ def test_a_fault_of_a_device_is_told_and_the_machine_closes_all_the_same(tmp_pat
         outcome = machine.wait(60)
         assert outcome is not None and outcome.reason is EndReason.ERROR
         assert "a fault of ours" in outcome.detail
+
+
+def test_an_interrupt_for_a_vm_that_is_closed_reaches_no_other() -> None:
+    """Whose descriptor has its number by then."""
+    with Kvm() as kvm:
+        closed = kvm.create_vm()
+        number = closed.fd
+        pulse = closed.pulser(5)
+        closed.close()
+        with kvm.create_vm() as other:
+            other.create_irqchip()
+            assert other.fd == number
+            with pytest.raises(HostError, match="EBADF"):
+                pulse()

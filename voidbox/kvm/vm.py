@@ -84,11 +84,12 @@ class Vm(Handle):
 
         Each interrupt of a virtio device calls it.
         """
-        fd, request = self.fd, api.KVM_IRQ_LINE
+        request = api.KVM_IRQ_LINE
         up = ffi.new("struct kvm_irq_level *", {"irq": gsi, "level": 1})
         down = ffi.new("struct kvm_irq_level *", {"irq": gsi, "level": 0})
 
         def pulse() -> None:
+            fd = self.fd  # -1 once it is closed: its number may be somebody else's then
             if _ioctl(fd, request, up) < 0 or _ioctl(fd, request, down) < 0:
                 raise HostError.from_errno("KVM_IRQ_LINE", ffi.errno)
 

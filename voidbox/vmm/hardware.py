@@ -59,5 +59,4 @@ class Hardware:
 
     def pulse(self, gsi: int) -> None:
         """Raise an interrupt line, and lower it. Thread: any, while the VM lives."""
-        self.vm.irq_line(gsi, True)
-        self.vm.irq_line(gsi, False)
+        self.vm.pulser(gsi)()
