@@ -20,9 +20,11 @@ import os, sys
 from voidbox.jail import landlock, privileges
 here = sys.argv[1]
 privileges.set_no_new_privs()
+os.close(unused := os.dup(0))
 landlock.restrict(
     [(f"{here}/open", landlock.WRITE), (f"{here}/read", landlock.READ), ("/nowhere", landlock.READ)]
 )
+assert os.dup(0) == unused  # no descriptor is left open
 def attempt(what, *arguments):
     try:
         what(*arguments)
