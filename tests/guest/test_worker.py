@@ -66,6 +66,22 @@ def test_no_signal_is_for_its_threads(tmp_path: Path) -> None:
             assert blocked >> (signal.SIGTERM - 1) & 1, status.splitlines()[0]
 
 
+def test_its_keeper_s_loop_ends_before_what_it_watches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it reads from a descriptor that is closed, or by now somebody else's."""
+    sockets_open: list[bool] = []
+    with running(tmp_path, tiny.SPIN) as machine:
+        stop, link = machine.loop.stop, machine._link
+
+        def stop_and_look() -> None:
+            stop()
+            sockets_open.append(min(link.asks.fileno(), link.console.fileno()) >= 0)
+
+        monkeypatch.setattr(machine.loop, "stop", stop_and_look)
+    assert sockets_open[0]
+
+
 def test_what_may_be_ordered(tmp_path: Path) -> None:
     with running(tmp_path, tiny.SPIN) as machine:
         machine.pause()
