@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from tests.host_jail import has_namespaces, landlock_version, needs_landlock, needs_namespaces
 from tests.unit.jail import child
-from voidbox.jail import trial
+from voidbox.jail import namespaces, trial
 
 
 @needs_landlock
@@ -191,6 +195,24 @@ print(0 < len(made) < 10 or len(made) == 20 and __import__("os").geteuid() == 0)
 """
     )
     assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("release", "uid", "counts"),
+    [
+        ("5.14.0-rc1", 1000, True),
+        ("5.13.19-2-pve", 1000, False),
+        ("5.4-custom1", 1000, False),
+        ("6.1.0-18-cloud-amd64", 1000, True),
+        ("6.1.0-18-cloud-amd64", 0, False),
+    ],
+)
+def test_whose_tasks_are_counted(
+    monkeypatch: pytest.MonkeyPatch, release: str, uid: int, counts: bool
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    assert namespaces.count_tasks() == counts
 
 
 def test_each_layer_is_tried_and_its_failure_told() -> None:
