@@ -161,6 +161,25 @@ except OSError as error:
     assert done.stdout == f"{['0' * 16] * 5}\n1\n101\n", done.stderr
 
 
+def test_what_is_asked_of_the_kernel_for_a_process_is_in_force() -> None:
+    done = child.run(
+        """
+import signal
+from voidbox.jail import privileges, system
+PR_GET_PDEATHSIG, PR_GET_CHILD_SUBREAPER, PR_GET_MDWE = 2, 37, 66
+said = system.buffer(bytes(4))
+privileges.die_with_parent(signal.SIGTERM)
+system.prctl(PR_GET_PDEATHSIG, said)
+print(said[0] == bytes([signal.SIGTERM]))
+privileges.inherit_orphans()
+system.prctl(PR_GET_CHILD_SUBREAPER, said)
+print(said[0] == b"\\1")
+print(not privileges.refuse_writable_code() or system.prctl(PR_GET_MDWE) == 1)
+"""
+    )
+    assert done.stdout == "True\nTrue\nTrue\n", done.stderr
+
+
 def test_limits_are_lowered_and_never_raised() -> None:
     done = child.run(
         """
