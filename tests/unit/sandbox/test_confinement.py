@@ -9,8 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.host_jail import landlock_version, needs_namespaces
+from tests.host_jail import has_mdwe, landlock_version, needs_namespaces
 from tests.unit.jail import child
+from voidbox.jail import namespaces
 
 # Prints which C extensions come with modules that are imported when they are first needed.
 LATE = """
@@ -77,10 +78,16 @@ print(*(int(status()[name], 16) for name in ("CapPrm", "CapEff", "CapBnd")))
 print(resource.getrlimit(resource.RLIMIT_DATA)[1] - (64 << 20) < 1 << 40,
       resource.getrlimit(resource.RLIMIT_FSIZE)[1])
 # Root's tasks are counted by nobody.
-print(os.geteuid() == 0 or resource.getrlimit(resource.RLIMIT_NPROC)[1] == 1024)
+print(os.geteuid() == 0 or 0 < resource.getrlimit(resource.RLIMIT_NPROC)[1] <= 1024)
+print(*jail.layers, sep=",")
 """
     )
-    assert done.stdout == "0\n1 2 (0, 0)\n0 0 0\nTrue 7777\nTrue\n", done.stderr
+    *found, layers = done.stdout.splitlines()
+    assert found == ["0", "1 2 (0, 0)", "0 0 0", "True 7777", "True"], done.stderr
+    optional = [f"landlock {landlock_version()}"] if landlock_version() else []
+    optional += ["mdwe"] if has_mdwe() else []
+    names = {*namespaces.NAMES} - {"pid"}
+    assert {*layers.split(",")} == {"keeper", "seccomp", *names, *optional}
 
 
 def test_a_keeper_gives_up_other_files_and_programs(tmp_path: Path) -> None:
@@ -94,7 +101,7 @@ here = sys.argv[1]
 confinement.enter(f"{here}/state")
 look()
 print(system.prctl(PR_GET_DUMPABLE))
-for attempt in (lambda: open(f"{here}/state/new", "w"), lambda: open("/etc/resolv.conf").close(),
+for attempt in (lambda: open(f"{here}/state/new", "w"), lambda: open("/etc/passwd").close(),
                 lambda: open(f"{here}/other"), os.fork):
     try:
         attempt()
