@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
+from tests.host_jail import has_namespaces, landlock_version, needs_landlock, needs_namespaces
 from tests.unit.jail import child
-from voidbox.jail import landlock, trial
-
-needs_namespaces = pytest.mark.skipif(
-    any(one.problem for one in trial.run_all() if one.layer == trial.MOUNT),
-    reason="this host lets nobody make user namespaces: voidbox doctor says why",
-)
-needs_landlock = pytest.mark.skipif(
-    not landlock.version(), reason="this kernel has no Landlock: boot with lsm=landlock,…"
-)
+from voidbox.jail import trial
 
 
 @needs_landlock
@@ -29,9 +20,11 @@ import os, sys
 from voidbox.jail import landlock, privileges
 here = sys.argv[1]
 privileges.set_no_new_privs()
+os.close(unused := os.dup(0))
 landlock.restrict(
     [(f"{here}/open", landlock.WRITE), (f"{here}/read", landlock.READ), ("/nowhere", landlock.READ)]
 )
+assert os.dup(0) == unused  # no descriptor is left open
 def attempt(what, *arguments):
     try:
         what(*arguments)
@@ -205,7 +198,9 @@ def test_each_layer_is_tried_and_its_failure_told() -> None:
     assert set(trials) == {
         trial.SECCOMP, trial.LANDLOCK, trial.NAMESPACES, trial.MOUNT, trial.PID,
     }  # fmt: skip
-    assert not trials[trial.SECCOMP].problem
+    problems = [bool(one.problem) for one in trials.values()]
+    assert problems == [False, not landlock_version(), *[not has_namespaces()] * 3], trials
+    assert trials[trial.LANDLOCK].detail == str(landlock_version() or "")
     # In a container's filter, which lets nobody make namespaces and knows no Landlock.
     done = child.run(
         """

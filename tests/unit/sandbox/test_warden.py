@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.host_jail import needs_namespaces
 from tests.unit.jail import child
-from voidbox.jail import trial
 
-needs_pids = pytest.mark.skipif(
-    bool(trial.problem_of_pids()), reason="no pid namespace here: voidbox doctor says why"
-)
 BEGIN = """
 import os
 from voidbox.jail import allowed, privileges, seccomp
@@ -20,7 +17,7 @@ host_pid = os.getpid()
 """
 
 
-@needs_pids
+@needs_namespaces
 @pytest.mark.parametrize(
     ("code", "status"),
     [
@@ -45,7 +42,7 @@ seccomp.install(allowed.program(allowed.Needs(1)))
     assert (done.returncode, done.stdout, done.stderr) == (status, "seen\n", "")
 
 
-@needs_pids
+@needs_namespaces
 def test_what_the_worker_forks_ends_with_it() -> None:
     done = child.run(
         f"""{BEGIN}
