@@ -49,6 +49,8 @@ def test_a_life(store: Store, folder: str) -> None:
         assert owner.allocate_port(made.id) == 9000
         ended = owner.update(made.id, Event.ENDED, reason="it was stopped")
         assert (ended.state, ended.reason, ended.ports) == (State.STOPPED, "it was stopped", ())
+        assert ended.ended_at is not None
+        assert ended.ended_at >= running.started_at
         assert allocations(folder) == {
             **{"version": 1, "cids": {}, "ports": {}, "next_port": 9001},
             "names": {"web": made.id},

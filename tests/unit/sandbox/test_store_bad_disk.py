@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import pytest
 from tests.unit.sandbox.states import ROOT, allocations, check_whole, wanted
 from voidbox.errors import ConfigError, HostError, VoidboxError
 from voidbox.sandbox.state.store import Event, Store
+from voidbox.storage import durable
 
 GARBAGE = [
     b"", b"{", b"null", b"[]", b"{}", b"\xff\xfe", b"\0" * 300, b"[" * 100_000, b'{"version": 0}',
@@ -187,6 +189,24 @@ def test_a_folder_that_is_gone_meanwhile(store: Store, folder: str) -> None:
                 lambda: store.create(wanted())):  # fmt: skip
         with pytest.raises(VoidboxError, match="No such file or directory"):
             act()
+
+
+def test_a_folder_that_may_not_stay(
+    store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = durable.sync_folder
+
+    def fail(path: str) -> None:
+        if path == f"{folder}/sandboxes":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(path)
+
+    monkeypatch.setattr(durable, "sync_folder", fail)
+    with pytest.raises(HostError, match="Input/output error"):
+        store.create(wanted())
+    monkeypatch.undo()
+    assert store.list() == []
+    assert check_whole(folder) == []
 
 
 def test_a_description_that_is_too_large(store: Store, folder: str) -> None:
