@@ -191,6 +191,19 @@ def test_a_folder_that_is_gone_meanwhile(store: Store, folder: str) -> None:
             act()
 
 
+def test_what_a_file_holds_is_on_the_disk_before_it_takes_the_old_ones_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, rename = [], os.rename
+    monkeypatch.setattr(
+        "os.fsync", lambda fd: done.append(Path(os.readlink(f"/proc/self/fd/{fd}")).parent.name)
+    )
+    monkeypatch.setattr("os.rename", lambda *names: (done.append("its name"), rename(*names)))
+    (tmp_path / "above" / "here").mkdir(parents=True)
+    durable.write_json(str(tmp_path / "above" / "here" / "file"), {})
+    assert done == ["here", "its name", "above"]
+
+
 def test_a_folder_that_may_not_stay(
     store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
