@@ -27,7 +27,6 @@ CHECKS = ROOT / "tests" / "unit" / "serve" / "sdk_checks"
 _LIMIT_S = 900
 # Builds in real guests are a test below; in the lab each takes its minute.
 _WITHOUT = "templates templates_cache_and_tags"
-_PYTHON = with_package("python", "e2b")
 _SERVE = """
 import json, sys
 from voidbox.serve.config import ServeConfig, parse_listen
@@ -82,8 +81,7 @@ def run(server: Server, *command: str, folder: str = "/workspace/checks", **more
     assert "Traceback" not in server.log.read_text()
 
 
-# The oldest and the newest; those between, and all of JavaScript's, are run with stand-ins.
-@pytest.mark.parametrize("sdk", [_PYTHON[0], _PYTHON[-1]], ids=lambda sdk: sdk.name)
+@pytest.mark.parametrize("sdk", with_package("python", "e2b"), ids=lambda sdk: sdk.name)
 def test_python(server: Server, sdk: Fetched) -> None:
     if not sdk.program.exists():
         pytest.skip("make sdks fetches E2B's SDKs")
@@ -91,7 +89,7 @@ def test_python(server: Server, sdk: Fetched) -> None:
     run(server, str(sdk.program), str(CHECKS / "checks.py"), folder=folder, WITHOUT=_WITHOUT)
 
 
-@pytest.mark.parametrize("sdk", with_package("javascript", "e2b")[-1:], ids=lambda sdk: sdk.name)
+@pytest.mark.parametrize("sdk", with_package("javascript", "e2b"), ids=lambda sdk: sdk.name)
 def test_javascript(server: Server, sdk: Fetched) -> None:
     if not sdk.program.exists():
         pytest.skip("make sdks fetches E2B's SDKs, where there is npm")
@@ -238,8 +236,9 @@ print(json.dumps({"one that waited": "" if (found, is_it, read) == right else st
 
 
 def test_the_code_interpreter() -> None:
-    """By E2B's own SDK, in the image that docs/serve.md builds."""
+    """By E2B's own SDKs, in the image that docs/serve.md builds."""
     python = with_package("python", "e2b-code-interpreter")[-1].program
+    javascript = with_package("javascript", "@e2b/code-interpreter")[-1]
     image = interpreter_image(is_made=False)
     if not python.exists() or not image.exists():
         pytest.skip("make sdks fetches E2B's SDKs, make interpreter-image makes the image")
@@ -248,3 +247,7 @@ def test_the_code_interpreter() -> None:
     with serving({"templates": templates}, options) as server:
         checks = str(CHECKS / "interpreter.py")
         run(server, str(python), checks, "/usr/bin/python3", "real", folder="")
+        if javascript.program.exists():  # where there is npm
+            checks = str(CHECKS / "interpreter.mjs")
+            folder = str(javascript.folder)
+            run(server, "node", checks, "/usr/bin/python3", folder="", SDK_FOLDER=folder)

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.guest import tiny
+from tests.host_jail import WHY_NOT_STRICT, lacks_a_layer
 from voidbox.errors import AgentError, VoidboxError
-from voidbox.jail import trial
 from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.launch import launch, wait_ended
 from voidbox.sandbox.root import DISK_BYTES_DEFAULT, UPPER_FILE, Root
@@ -115,9 +115,8 @@ def test_a_guest_that_never_answers_can_be_measured_and_killed(folder: Path) -> 
 
 def test_all_that_can_be_asked_works_in_the_strict_jail(folder: Path) -> None:
     """What nobody expects would end it; and it has a network, a disk, an overlay, a live folder."""
-    missing = [one for one in trial.run_all() if one.problem]
-    if missing:
-        pytest.skip(f"this host lacks a layer of the jail: {missing[0]}")
+    if lacks_a_layer():
+        pytest.skip(WHY_NOT_STRICT)
     for name in ("base", "disk"):
         with open(folder / name, "wb") as file:
             file.truncate(1 << 20)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.guest import tiny
+from tests.host_jail import WHY_NOT_STRICT, lacks_a_layer, needs_namespaces
 from voidbox.errors import ConfigError, HostError
-from voidbox.jail import trial
 from voidbox.nat.config import NatConfig
 from voidbox.nat.forwards import parse_forward
 from voidbox.sandbox.worker import machine as machines
@@ -66,6 +66,22 @@ def test_no_signal_is_for_its_threads(tmp_path: Path) -> None:
             assert blocked >> (signal.SIGTERM - 1) & 1, status.splitlines()[0]
 
 
+def test_its_keeper_s_loop_ends_before_what_it_watches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it reads from a descriptor that is closed, or by now somebody else's."""
+    sockets_open: list[bool] = []
+    with running(tmp_path, tiny.SPIN) as machine:
+        stop, link = machine.loop.stop, machine._link
+
+        def stop_and_look() -> None:
+            stop()
+            sockets_open.append(min(link.asks.fileno(), link.console.fileno()) >= 0)
+
+        monkeypatch.setattr(machine.loop, "stop", stop_and_look)
+    assert sockets_open[0]
+
+
 def test_what_may_be_ordered(tmp_path: Path) -> None:
     with running(tmp_path, tiny.SPIN) as machine:
         machine.pause()
@@ -113,8 +129,8 @@ def test_bad_input_leaves_no_process(tmp_path: Path) -> None:
 def test_it_copies_itself_for_a_snapshot_that_was_ordered_and_for_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, level: str
 ) -> None:
-    if level == "strict" and any(one.problem for one in trial.run_all()):
-        pytest.skip("this host lacks a layer of the jail: voidbox doctor says which")
+    if level == "strict" and lacks_a_layer():
+        pytest.skip(WHY_NOT_STRICT)
     kernel = tiny.write_elf(tmp_path / "tiny.elf", tiny.say("x") + tiny.SPIN)
     config = MachineConfig(kernel, memory_bytes=64 << 20)
     own = tmp_path / "own"
@@ -161,9 +177,7 @@ def test_a_snapshot_outlives_the_guest_that_it_is_of(tmp_path: Path) -> None:
     assert (own / "one" / "machine.bin").stat().st_size
 
 
-@pytest.mark.skipif(
-    bool(trial.problem_of_pids()), reason="no pid namespace here: voidbox doctor says why"
-)
+@needs_namespaces
 def test_it_is_process_1_and_ends_with_its_warden(tmp_path: Path) -> None:
     with running(tmp_path, tiny.SPIN) as machine:
         assert "pid" in machine.layers

@@ -27,7 +27,7 @@ _ACCEPT_PAUSE_S = 0.1
 _BACKLOG = 1024
 _PEER_QUEUE_MAX = 64  # datagrams of one peer that wait for the guest
 _PEER_QUEUE_BYTES_MAX = 256 << 10
-_PATTERN = re.compile(r"(?:([0-9.]+):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?")
+_PATTERN = r"(?:([0-9.]+):)?([0-9]{1,5}):([0-9]{1,5})(?:/(tcp|udp))?"
 
 
 class Forward(NamedTuple):
@@ -56,7 +56,7 @@ def parse_forward(text: str) -> Forward:
     Raises:
         ConfigError: it is not that.
     """
-    match = _PATTERN.fullmatch(text)
+    match = re.fullmatch(_PATTERN, text)
     host_ip = (match[1] if match else None) or "127.0.0.1"
     if (
         match is None

@@ -12,7 +12,7 @@ SERVERS_MAX = 3  # as in glibc (MAXNS): a fourth would be asked when the guest h
 SEARCH_MAX, SEARCH_BYTES_MAX = 6, 256
 
 _LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-_DOMAIN = re.compile(rf"{_LABEL}(\.{_LABEL})*")
+_DOMAIN = rf"{_LABEL}(\.{_LABEL})*"
 
 
 class ResolvConf(NamedTuple):
@@ -50,7 +50,7 @@ def _domains(words: list[str]) -> tuple[str, ...]:
     found: list[str] = []
     for name in names:
         total = sum(map(len, found)) + len(found) + len(name)
-        if _DOMAIN.fullmatch(name) and len(name) <= 253 and total <= SEARCH_BYTES_MAX:
+        if re.fullmatch(_DOMAIN, name) and len(name) <= 253 and total <= SEARCH_BYTES_MAX:
             found.append(name)
     return tuple(found[:SEARCH_MAX])
 

@@ -21,9 +21,9 @@ from voidbox.net.addresses import ALL_ADDRESSES, format_address, parse_address
 PORT_MAX = 65535
 
 _NAME_BYTES_MAX = 253  # RFC 1035 §2.3.4 as text: 255 on the wire
-_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_DECIMAL = re.compile(r"0|[1-9][0-9]{0,4}")
+_LABEL = r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?"
+_NUMBER = r"[0-9]+|0x[0-9a-f]*"
+_DECIMAL = r"0|[1-9][0-9]{0,4}"
 
 
 class Rule(NamedTuple):
@@ -99,7 +99,7 @@ def parse_network(text: str) -> tuple[int, int]:
         raise ConfigError(f"{text!r} is no IPv4 address: write four numbers, such as 192.0.2.1")
     if not slash:
         return address, ALL_ADDRESSES
-    if not _DECIMAL.fullmatch(bits) or int(bits) > 32:
+    if not re.fullmatch(_DECIMAL, bits) or int(bits) > 32:
         raise ConfigError(f"{text!r} is no network: /0 to /32 may follow the address")
     mask = ALL_ADDRESSES << (32 - int(bits)) & ALL_ADDRESSES
     if address & ~mask:
@@ -143,7 +143,7 @@ def _parse_ports(text: str) -> tuple[int, int]:
     low, dash, high = text.partition("-")
     if not dash:
         high = low
-    if not _DECIMAL.fullmatch(low) or not _DECIMAL.fullmatch(high):
+    if not re.fullmatch(_DECIMAL, low) or not re.fullmatch(_DECIMAL, high):
         low = high = "0"
     if not 1 <= int(low) <= int(high) <= PORT_MAX:
         raise ConfigError(f"{text!r} is no port: write 1 to {PORT_MAX}, or 8000-8999 for a range")
@@ -152,14 +152,15 @@ def _parse_ports(text: str) -> tuple[int, int]:
 
 def _looks_like_address(pattern: str) -> bool:
     # Programs take even "127.1" and "127.0x1" for addresses.
-    return "/" in pattern or bool(_NUMBER.fullmatch(fold_name(pattern).rpartition(".")[2]))
+    return "/" in pattern or bool(re.fullmatch(_NUMBER, fold_name(pattern).rpartition(".")[2]))
 
 
 def _parse_name(text: str) -> str:
     if not text.isascii():
         raise ConfigError("write an international name as punycode (xn--…)")
     name = fold_name(text)
-    if len(name) > _NAME_BYTES_MAX or not all(map(_LABEL.fullmatch, name.split("."))):
+    labels = name.split(".")
+    if len(name) > _NAME_BYTES_MAX or not all(re.fullmatch(_LABEL, each) for each in labels):
         raise ConfigError(
             "write a name (example.com), the names below it (*.example.com), '*', an address "
             "or a network (192.0.2.0/24), and :PORT or :LOW-HIGH if you want"

@@ -20,7 +20,7 @@ _DEFAULT_USER = "sandbox"
 INIT_AGENT, INIT_AUTO = "agent", "auto"  # what may be given in place of an init's path
 # Names of inits that insist on being PID 1: systemd, sysvinit, busybox, OpenRC's, s6-overlay's.
 _INITS = frozenset(("init", "systemd", "openrc-init", "s6-svscan"))
-_PATH = re.compile(r"(?:[/~]|\.{1,2}/).*|.*\.cpio(?:\.[a-z0-9]+)?", re.DOTALL)
+_PATH = r"(?s:(?:[/~]|\.{1,2}/).*|.*\.cpio(?:\.[a-z0-9]+)?)"
 
 
 class Choice(NamedTuple):
@@ -121,7 +121,7 @@ def _choose(
     if image == TINY:
         return _choose_tiny(kernel, disk_bytes)
     assert image is not None
-    if not isinstance(image, str) or _PATH.fullmatch(image):
+    if not isinstance(image, str) or re.fullmatch(_PATH, image):
         path = os.path.abspath(os.path.expanduser(image))
         _check_file(path)
         if not is_file_system(path):
@@ -142,7 +142,9 @@ def _choose(
 
 def is_stored(image: object) -> bool:
     """Whether an image that choose() takes is the name of one in the store."""
-    return isinstance(image, str) and image not in (DEFAULT, TINY) and not _PATH.fullmatch(image)
+    if not isinstance(image, str) or image in (DEFAULT, TINY):
+        return False
+    return not re.fullmatch(_PATH, image)
 
 
 def choose_initramfs(path: str, disk_bytes: int | None = None) -> Choice:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 from voidbox.errors import AgentError, ConfigError
 
 # As the sandbox's process shows one: 127.0.0.1:8080:80/tcp
-_FORWARD = re.compile(r"([0-9.]+):([0-9]{1,5}):([0-9]{1,5})/(tcp|udp)")
+_FORWARD = r"([0-9.]+):([0-9]{1,5}):([0-9]{1,5})/(tcp|udp)"
 # proc_net(5): "  0: 0100007F:1F90 00000000:0000 0A …", local and remote address, state; 0A listens.
-_ROW = re.compile(rb"\s*[0-9]+: ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4}) [0-9A-F]+:[0-9A-F]{4} 0A ")
-_LOOPBACK = re.compile(rb"[0-9A-F]{6}7F|0{24}01000000|0{16}FFFF0000[0-9A-F]{6}7F")
+_ROW = rb"\s*[0-9]+: ([0-9A-F]{8}|[0-9A-F]{32}):([0-9A-F]{4}) [0-9A-F]+:[0-9A-F]{4} 0A "
+_LOOPBACK = rb"[0-9A-F]{6}7F|0{24}01000000|0{16}FFFF0000[0-9A-F]{6}7F"
 
 LISTENERS = ("/proc/net/tcp", "/proc/net/tcp6")
 
@@ -40,7 +40,7 @@ def parse_published(text: object) -> PublishedPort:
     Raises:
         AgentError: it says nothing of sense.
     """
-    match = _FORWARD.fullmatch(text) if isinstance(text, str) else None
+    match = re.fullmatch(_FORWARD, text) if isinstance(text, str) else None
     if match is None:
         raise AgentError("the sandbox's process says nothing of sense about its ports")
     return PublishedPort(match[1], int(match[2]), int(match[3]), match[4])
@@ -71,7 +71,7 @@ class Listeners:
     def take(self, table: bytes) -> None:
         """Take a table of /proc/net."""
         for row in table.split(b"\n"):
-            match = _ROW.match(row)
+            match = re.match(_ROW, row)
             if match is not None and match[2] == self._port:
                 self.is_there = True
-                self.is_reached = self.is_reached or not _LOOPBACK.fullmatch(match[1])
+                self.is_reached = self.is_reached or not re.fullmatch(_LOOPBACK, match[1])

@@ -37,10 +37,10 @@ DEFAULT_CMDLINE = " ".join(_DEFAULT_CMDLINE)
 # With a network, which has no IPv6: else programs try it first and wait.
 _NETWORK_CMDLINE = "ipv6.disable=1"
 
-_TAG = re.compile("[A-Za-z0-9_-]{1,31}")
+_TAG = "[A-Za-z0-9_-]{1,31}"
 DISK_FORM = "PATH[,ro][,overlay=FILE][,serial=TEXT]"
 
-_MEMORY = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([KMGT]?)I?B?")
+_MEMORY = r"([0-9]{1,12}(?:\.[0-9]{1,12})?)([KMGT]?)I?B?"
 _SUFFIXES = {"": 1 << 20, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -50,7 +50,7 @@ def parse_memory(text: str) -> int:
     Raises:
         ConfigError: no such quantity.
     """
-    match = _MEMORY.fullmatch(text.strip().upper())
+    match = re.fullmatch(_MEMORY, text.strip().upper())
     if match is None:
         raise ConfigError(f"no amount of memory: {text!r}; write it as 512M or 4G")
     return int(float(match[1]) * _SUFFIXES[match[2]]) // PAGE_BYTES * PAGE_BYTES
@@ -171,7 +171,7 @@ class ShareConfig(NamedTuple):
         Raises:
             ConfigError: no tag, no folder, or all of the host.
         """
-        if not _TAG.fullmatch(self.tag):
+        if not re.fullmatch(_TAG, self.tag):
             raise ConfigError(f"share {self.tag!r}: give 1 to 31 letters, digits, _ or -")
         if not os.path.isdir(self.path):
             raise ConfigError(f"cannot share {self.path}: it is no folder")

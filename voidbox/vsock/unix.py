@@ -16,13 +16,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from voidbox.loop_api import Loop, TimerHandle
+from voidbox.vsock.dial import connect_unix
 from voidbox.vsock.link import MuxerStatistics, RxBuffers
 from voidbox.vsock.muxer import Muxer
 from voidbox.vsock.packet import VMADDR_PORT_ANY
 from voidbox.vsock.unix_listener import HandedListener, UnixListener
 from voidbox.vsock.unix_stream import UnixStream
 
-CONNECT_LINE = re.compile(rb"CONNECT ([0-9]{1,10})\r?\n", re.IGNORECASE)
+CONNECT_LINE = rb"(?i:CONNECT ([0-9]{1,10})\r?\n)"
 CONNECT_LINE_BYTES_MAX = 32
 CONNECT_LINE_TIMEOUT_NS = 2_000_000_000
 # Programs that connected and have not said where to. While there are so many, others wait in the
@@ -54,21 +55,6 @@ class _Greeter:
         self.socket = sock
         self.line = b""
         self.deadline_ns = deadline_ns
-
-
-def connect_unix(path: str) -> socket.socket:
-    """Return a non-blocking socket that is connected to a Unix socket.
-
-    Raises:
-        OSError: nobody listens there, or its backlog is full.
-    """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        sock.connect(path)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 class UnixBackend:
@@ -238,7 +224,7 @@ class UnixBackend:
         return not seen
 
     def _open(self, greeter: _Greeter) -> None:
-        match = CONNECT_LINE.fullmatch(greeter.line)
+        match = re.fullmatch(CONNECT_LINE, greeter.line)
         port = int(match[1]) if match else VMADDR_PORT_ANY
         if port >= VMADDR_PORT_ANY:
             self._end_greeting(greeter, refused=True)

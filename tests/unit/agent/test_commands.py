@@ -74,6 +74,13 @@ def test_a_user_may_open_its_streams_again_by_their_names(client: AgentClient) -
     assert gather(process) == (b"in\n65534\n", b"err\n")
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root's agent runs commands of others: sudo")
+def test_a_terminal_is_the_users_own(client: AgentClient) -> None:
+    line = "stat -c '%u %a' $(tty)"
+    process = client.exec(shell=line, user="65534", cwd="/tmp", window_size=(24, 80))
+    assert b"".join(data for _, data in process.output()) == b"65534 620\r\n"
+
+
 def test_a_command_without_stdin_reads_nothing(client: AgentClient) -> None:
     assert run(client, "cat; echo end")[0] == b"end\n"
 

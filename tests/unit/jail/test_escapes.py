@@ -15,17 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.host_jail import WHY_NOT_STRICT, lacks_a_layer, landlock_version
 from tests.unit.jail.escape_kit import ATTEMPTS
-from voidbox.jail import landlock, trial
 
 ROOT = Path(__file__).parents[3]
 NOBODY = 65534
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        any(one.problem for one in trial.run_all()),
-        reason="this host lacks a layer of the jail: voidbox doctor says which",
-    ),
+    pytest.mark.skipif(lacks_a_layer(), reason=WHY_NOT_STRICT),
 ]
 
 # Makes, as the user of the kit: the sandboxes, the victim, the services. Ends with its input.
@@ -168,7 +165,7 @@ def test_seccomp_alone_leaves_files() -> None:
 
 
 def test_landlock_alone_leaves_what_is_no_file_and_what_only_looks() -> None:
-    known = landlock.version()
+    known = landlock_version()
     later = {name for name, since in _LANDLOCK_LATER.items() if known < since}
     expected = {"stat ~", "chmod ~", "utime ~", "UDP", "a service's socket", "its vsock"}
     expected |= _PROCESSES | _KERNEL | _SOCKETS | later

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tests.host_jail import has_namespaces, landlock_version, needs_landlock, needs_namespaces
 from tests.unit.jail import child
-from voidbox.jail import landlock, trial
-
-needs_namespaces = pytest.mark.skipif(
-    any(one.problem for one in trial.run_all() if one.layer == trial.MOUNT),
-    reason="this host lets nobody make user namespaces: voidbox doctor says why",
-)
-needs_landlock = pytest.mark.skipif(
-    not landlock.version(), reason="this kernel has no Landlock: boot with lsm=landlock,…"
-)
+from voidbox.jail import namespaces, trial
 
 
 @needs_landlock
@@ -29,9 +24,11 @@ import os, sys
 from voidbox.jail import landlock, privileges
 here = sys.argv[1]
 privileges.set_no_new_privs()
+os.close(unused := os.dup(0))
 landlock.restrict(
     [(f"{here}/open", landlock.WRITE), (f"{here}/read", landlock.READ), ("/nowhere", landlock.READ)]
 )
+assert os.dup(0) == unused  # no descriptor is left open
 def attempt(what, *arguments):
     try:
         what(*arguments)
@@ -164,6 +161,25 @@ except OSError as error:
     assert done.stdout == f"{['0' * 16] * 5}\n1\n101\n", done.stderr
 
 
+def test_what_is_asked_of_the_kernel_for_a_process_is_in_force() -> None:
+    done = child.run(
+        """
+import signal
+from voidbox.jail import privileges, system
+PR_GET_PDEATHSIG, PR_GET_CHILD_SUBREAPER, PR_GET_MDWE = 2, 37, 66
+said = system.buffer(bytes(4))
+privileges.die_with_parent(signal.SIGTERM)
+system.prctl(PR_GET_PDEATHSIG, said)
+print(said[0] == bytes([signal.SIGTERM]))
+privileges.inherit_orphans()
+system.prctl(PR_GET_CHILD_SUBREAPER, said)
+print(said[0] == b"\\1")
+print(not privileges.refuse_writable_code() or system.prctl(PR_GET_MDWE) == 1)
+"""
+    )
+    assert done.stdout == "True\nTrue\nTrue\n", done.stderr
+
+
 def test_limits_are_lowered_and_never_raised() -> None:
     done = child.run(
         """
@@ -200,12 +216,32 @@ print(0 < len(made) < 10 or len(made) == 20 and __import__("os").geteuid() == 0)
     assert done.stdout == "True\n", done.stderr
 
 
+@pytest.mark.parametrize(
+    ("release", "uid", "counts"),
+    [
+        ("5.14.0-rc1", 1000, True),
+        ("5.13.19-2-pve", 1000, False),
+        ("5.4-custom1", 1000, False),
+        ("6.1.0-18-cloud-amd64", 1000, True),
+        ("6.1.0-18-cloud-amd64", 0, False),
+    ],
+)
+def test_whose_tasks_are_counted(
+    monkeypatch: pytest.MonkeyPatch, release: str, uid: int, counts: bool
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    assert namespaces.count_tasks() == counts
+
+
 def test_each_layer_is_tried_and_its_failure_told() -> None:
     trials = {one.layer: one for one in trial.run_all()}
     assert set(trials) == {
         trial.SECCOMP, trial.LANDLOCK, trial.NAMESPACES, trial.MOUNT, trial.PID,
     }  # fmt: skip
-    assert not trials[trial.SECCOMP].problem
+    problems = [bool(one.problem) for one in trials.values()]
+    assert problems == [False, not landlock_version(), *[not has_namespaces()] * 3], trials
+    assert trials[trial.LANDLOCK].detail == str(landlock_version() or "")
     # In a container's filter, which lets nobody make namespaces and knows no Landlock.
     done = child.run(
         """

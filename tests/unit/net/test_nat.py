@@ -577,6 +577,20 @@ def test_the_hosts_loopback_is_closed_but_for_the_ports_that_were_opened() -> No
         assert guest.log == [f"refused TCP to 10.0.2.2:{other}: {rule}"]
 
 
+def test_the_hosts_other_addresses_are_not_the_world() -> None:
+    code = """
+import errno, socket
+from voidbox.nat.sockets import open_connected
+with socket.create_server(("198.51.100.7", 0)) as server:
+    port = server.getsockname()[1]
+    print(open_connected(socket.SOCK_STREAM, 0, 0xC6336407, port) == errno.ECONNREFUSED)
+    print(open_connected(socket.SOCK_DGRAM, 0, 0xC6336407, port) == errno.EACCES)
+"""
+    with TapGuest() as guest:  # its network namespace is the host's here
+        guest.sh("ip address add 198.51.100.7/32 dev lo")
+        assert guest.python(code) == "True\nTrue\n"
+
+
 def has_ipv6() -> bool:
     try:
         with socket.create_server(("::1", 0), family=socket.AF_INET6):

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.host_jail import needs_namespaces
 from tests.unit.jail import child
-from voidbox.jail import trial
 
-needs_pids = pytest.mark.skipif(
-    bool(trial.problem_of_pids()), reason="no pid namespace here: voidbox doctor says why"
-)
 BEGIN = """
 import os
 from voidbox.jail import allowed, privileges, seccomp
@@ -20,7 +17,7 @@ host_pid = os.getpid()
 """
 
 
-@needs_pids
+@needs_namespaces
 @pytest.mark.parametrize(
     ("code", "status"),
     [
@@ -45,7 +42,7 @@ seccomp.install(allowed.program(allowed.Needs(1)))
     assert (done.returncode, done.stdout, done.stderr) == (status, "seen\n", "")
 
 
-@needs_pids
+@needs_namespaces
 def test_what_the_worker_forks_ends_with_it() -> None:
     done = child.run(
         f"""{BEGIN}
@@ -60,6 +57,34 @@ os._exit(0)
     )
     # child.run reads until nobody has its output open any more.
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+@needs_namespaces
+def test_the_warden_has_given_up_all_that_it_can() -> None:
+    done = child.run(
+        f"""{BEGIN}
+import time
+held, let_go = os.pipe()
+assert warden.enter("default", theirs, False)
+os.close(let_go)
+assert os.read(held, 1) == b""  # the warden has not kept its end
+def said(name, what):
+    with open(f"/proc/{{host_pid}}/{{name}}") as file:
+        return [line.split() for line in file if line.startswith(what)]
+deadline = time.monotonic() + 60
+while said("limits", "Max core")[0][4:6] != ["0", "0"]:  # which it does last
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+print([line[1] for line in said("status", ("CapPrm", "CapEff", "CapBnd", "NoNewPrivs"))])
+try:
+    os.readlink(f"/proc/{{host_pid}}/exe")
+except PermissionError:
+    print("cannot be traced")
+os._exit(0)
+"""
+    )
+    expected = f"{['0' * 16] * 3 + ['1']}\ncannot be traced\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
 
 
 def test_without_a_jail_or_without_namespaces_there_is_none() -> None:

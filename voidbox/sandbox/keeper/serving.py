@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from voidbox.event_loop import EventLoop
 from voidbox.jail import allowed, numbers, seccomp
 from voidbox.sandbox.keeper import channel
-from voidbox.vsock.unix import connect_unix
+from voidbox.vsock.dial import connect_unix
 
 if TYPE_CHECKING:  # a sandbox without a network starts sooner
     from voidbox.nat.config import NatConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import threading
 
 from voidbox.errors import AgentError, VoidboxError
@@ -13,8 +12,9 @@ class HeldStart:
 
     def __init__(self) -> None:
         self._asked = threading.Event()
-        self._begun: concurrent.futures.Future[None] = concurrent.futures.Future()
-        self._lock = threading.Lock()  # covers _begun's being set
+        self._settled = threading.Event()  # it has begun, or never will
+        self._failure: str | None = None
+        self._lock = threading.Lock()  # covers both
 
     def wait_asked(self) -> None:
         """Wait until it is to go on, or to end."""
@@ -31,17 +31,21 @@ class HeldStart:
             VoidboxError: what it failed with.
         """
         self._asked.set()
-        self._begun.result()
+        self._settled.wait()
+        if self._failure is not None:
+            raise AgentError(self._failure)
 
     def succeed(self) -> None:
         """Its agent answers."""
-        with self._lock:
-            if not self._begun.done():
-                self._begun.set_result(None)
+        self._settle(None)
 
     def fail(self, error: VoidboxError) -> None:
         """It has ended; who waits is told so. Nothing, if it had begun."""
         self._asked.set()
+        self._settle(str(error))
+
+    def _settle(self, failure: str | None) -> None:
         with self._lock:
-            if not self._begun.done():
-                self._begun.set_exception(AgentError(str(error)))
+            if not self._settled.is_set():
+                self._failure = failure
+                self._settled.set()

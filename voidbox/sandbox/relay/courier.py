@@ -19,7 +19,7 @@ from voidbox.sandbox.relay.protocol import (
 PEERS_MAX = 256
 BROADCAST_S = 20.0  # after which who was not reached yet is not tried
 # What a sandbox may be called: nothing else from a guest is looked up.
-_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_NAME = "[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
 
 Deliver = Callable[[str, str, str], str]  # (to, from, text) → outcome
 
@@ -89,7 +89,7 @@ class Courier:
     def send(self, to: str, text: str) -> str:
         """Carry a message; returns its outcome."""
         self._check_team()
-        return self._carry(to, self._own_name(), text) if _NAME.fullmatch(to) else UNKNOWN
+        return self._carry(to, self._own_name(), text) if re.fullmatch(_NAME, to) else UNKNOWN
 
     def broadcast(self, text: str) -> dict[str, str]:
         """Carry a message to everybody else; returns the outcomes by name."""

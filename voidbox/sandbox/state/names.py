@@ -11,9 +11,9 @@ from voidbox.errors import ConfigError
 ID_DIGITS = 12
 PREFIX_DIGITS_MIN = 4  # of an ID, to stand for it
 
-_ID = re.compile(r"[0-9a-f]{12}")
-_ID_PREFIX = re.compile(r"[0-9a-f]{4,12}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_ID = r"[0-9a-f]{12}"
+_ID_PREFIX = r"[0-9a-f]{4,12}"
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
 
 _ADJECTIVES = (
     "amber bold brave brisk calm clear cosy crisp deep eager early fair fast fine fond free "
@@ -48,17 +48,17 @@ def new_name(taken: Container[str]) -> str:
 
 def is_id(text: str) -> bool:
     """Whether a text has the form of an ID."""
-    return _ID.fullmatch(text) is not None
+    return re.fullmatch(_ID, text) is not None
 
 
 def is_id_prefix(text: str) -> bool:
     """Whether a text may stand for an ID that begins with it."""
-    return _ID_PREFIX.fullmatch(text) is not None
+    return re.fullmatch(_ID_PREFIX, text) is not None
 
 
 def is_name(text: str) -> bool:
     """Whether a sandbox may have this name."""
-    return _NAME.fullmatch(text) is not None and ".." not in text and not is_id(text)
+    return re.fullmatch(_NAME, text) is not None and ".." not in text and not is_id(text)
 
 
 def check_name(name: str) -> None:

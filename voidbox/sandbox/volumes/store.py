@@ -30,7 +30,7 @@ SIZE_BYTES_MIN, SIZE_BYTES_MAX = 16 << 20, 16 << 40  # ext4 with its journal; wh
 _BLOCK_BYTES, _STAT_BLOCK_BYTES = 4096, 512
 _DISK, _DESCRIPTION = "disk.img", "volume.json"
 _NEW, _REMOVED = ".new-", ".removed-"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
 
 
 class Volume(NamedTuple):
@@ -54,7 +54,7 @@ class Volume(NamedTuple):
 
 def is_name(text: str) -> bool:
     """Whether a volume may have this name."""
-    return _NAME.fullmatch(text) is not None
+    return re.fullmatch(_NAME, text) is not None
 
 
 class VolumeStore:

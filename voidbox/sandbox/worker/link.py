@@ -49,7 +49,7 @@ class Link:
         self._worker_pid = 0
         self._has_pids = False  # in a namespace, where all ends with the worker
         self._pidfd = os.pidfd_open(pid)
-        self._is_closed = False
+        self._has_ended = False
         self.orders, self.asks, self.queries, self.console = socks
         self.group: Group | None = None
         self.status: int | None = None  # as os.waitpid has it, once it is known
@@ -99,11 +99,11 @@ class Link:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
-    def close(self, grace_s: float) -> None:
-        """End it, if it does not by itself; free all. Idempotent."""
-        if self._is_closed:
+    def end(self, grace_s: float) -> None:
+        """End it, if it does not by itself. Idempotent; the keeper's ends stay open."""
+        if self._has_ended:
             return
-        self._is_closed = True
+        self._has_ended = True
         if self._is_spare:
             self._report.shutdown(socket.SHUT_WR)
         if not self.wait(grace_s):
@@ -113,6 +113,10 @@ class Link:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._child_pid, signal.SIGKILL)  # its copies that write a snapshot
         os.close(self._pidfd)
+
+    def close(self, grace_s: float) -> None:
+        """End it, and free all but the orders. Idempotent; nobody watches any of it by then."""
+        self.end(grace_s)
         for sock in (self._report, self.asks, self.queries, self.console):
             sock.close()
 

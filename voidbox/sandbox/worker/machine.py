@@ -168,12 +168,13 @@ class WorkerMachine:
         with contextlib.suppress(VoidboxError):
             self._last_metrics = _metrics_of(self._orders.ask("close", timeout_s=_END_S))
         self._orders.close()
-        self._link.close(_END_S)
+        self._link.end(_END_S)  # which may ask until then
         self.loop.stop()
         if self._serving is not None:
             self._serving.close()
         self._line.close()
         self.loop.close()
+        self._link.close(_END_S)
         if self._listener is not None:
             self._listener.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import os
 import signal
@@ -14,6 +15,13 @@ from typing import NoReturn
 
 from voidbox.sandbox.worker import warden
 
+# What most machines import as they are made. A worker waits for its orders: it may as well do it
+# before, while its keeper imports what that needs.
+USUAL = (
+    *("voidbox.nat.backend", "voidbox.virtio.net", "voidbox.virtio.vsock", "voidbox.vsock.unix"),
+    *("voidbox.virtio.block", "voidbox.virtio.balloon", "voidbox.vmm.disk", "voidbox.vmm.restore"),
+    *("voidbox.vmm.serial_port", "voidbox.sandbox.keeper.outside"),
+)
 _LAST_S = 10.0  # for the machine's end, once nobody is left to order anything
 
 log = logging.getLogger(__name__)
@@ -48,6 +56,8 @@ def be_worker(
         from voidbox.sandbox.worker.devices import Ends
         from voidbox.sandbox.worker.serving import Worker
 
+        for name in USUAL:
+            importlib.import_module(name)
         orders, *others = socks
         worker = Worker(orders, Ends(*others), has_pids)
         worker.run()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import os
 import resource
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -125,16 +125,20 @@ def _on_loop(machine: Machine, call: Callable[[], _Value]) -> _Value:
     Raises:
         AgentError: the loop has ended with the machine.
     """
-    future: concurrent.futures.Future[_Value] = concurrent.futures.Future()
+    done = threading.Event()
+    results: list[_Value] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            future.set_result(call())
+            results.append(call())
         except BaseException as error:  # handed to who asked
-            future.set_exception(error)
+            errors.append(error)
+        done.set()
 
     machine.loop.call_soon(run)
-    try:
-        return future.result(_LOOP_S)
-    except TimeoutError:
-        raise AgentError("the sandbox has ended") from None
+    if not done.wait(_LOOP_S):
+        raise AgentError("the sandbox has ended")
+    for error in errors:
+        raise error
+    return results[0]

@@ -10,7 +10,6 @@ import voidbox
 from voidbox.errors import ConfigError
 from voidbox.kvm import KVM_DEVICE
 from voidbox.vmm.config import MachineConfig
-from voidbox.vsock.vhost import VHOST_DEVICE
 
 _SHARED_LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
 # The time zone of the log's lines; the name servers; how many processors glibc's allocator sees.
@@ -102,6 +101,8 @@ def _paths(config: MachineConfig, own_folder: str | None) -> list[Path]:
         Path("/dev/null", True, True),
     ]
     if config.vsock is not None and config.vsock.is_vhost:
+        from voidbox.vsock.vhost import VHOST_DEVICE
+
         found.append(Path(VHOST_DEVICE, True, True))
     for disk in config.disks:
         is_base = disk.is_read_only or disk.overlay is not None

@@ -20,16 +20,15 @@ import sys
 from typing import Any
 
 from voidbox.jail import trial
+from voidbox.sandbox.worker.process import USUAL
 from voidbox.sandbox.zygote import protocol
 
 # What an owner imports before its guest runs, and would otherwise import in every child. What is
 # not there is left to the child, which says so.
 PRELOADED = (
-    *("voidbox.vmm.machine", "voidbox.vmm.disk", "voidbox.vmm.restore", "voidbox.vmm.snapshot"),
-    *("voidbox.vmm.serial_port", "voidbox.virtio.net", "voidbox.virtio.vsock"),
-    *("voidbox.virtio.block", "voidbox.virtio.fs", "voidbox.virtio.balloon", "voidbox.fuse.server"),
-    *("voidbox.nat.backend", "voidbox.vsock.unix", "voidbox.snapshot.working_set"),
-    *("voidbox.sandbox.keeper.network", "voidbox.sandbox.keeper.outside"),
+    *USUAL,
+    *("voidbox.vmm.machine", "voidbox.vmm.snapshot"),
+    *("voidbox.virtio.fs", "voidbox.fuse.server", "voidbox.snapshot.working_set"),
     *("voidbox.sandbox.process.life", "voidbox.sandbox.process.preparing"),
     *("voidbox.sandbox.guest", "voidbox.sandbox.worker.serving", "voidbox.sandbox.worker.process"),
     *("voidbox.sandbox.state.recalling", "concurrent.futures", "shutil", "subprocess", "zlib"),
