@@ -14,6 +14,7 @@ import pytest
 
 _MOUNT_SETATTR, _LANDLOCK_CREATE_RULESET = 442, 444  # asm/unistd_64.h
 _LANDLOCK_CREATE_RULESET_VERSION = 1
+_PR_GET_MDWE = 66
 
 
 @functools.cache
@@ -33,6 +34,11 @@ def has_namespaces() -> bool:
     command = ["unshare", "--user", "--map-root-user", "--mount", "--net", "--ipc", "--uts"]
     command += ["--cgroup", "--pid", "--fork", "true"]
     return not subprocess.run(command, capture_output=True).returncode
+
+
+def has_mdwe() -> bool:
+    """Whether the kernel can keep memory that was written from being run: since Linux 6.3."""
+    return bool(ctypes.CDLL(None).prctl(_PR_GET_MDWE, 0, 0, 0, 0) >= 0)
 
 
 def lacks_a_layer() -> bool:

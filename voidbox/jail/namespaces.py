@@ -8,6 +8,7 @@ filter. So they are tried, and mount and the maps are part of trying.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 
 from voidbox.jail import system
@@ -61,9 +62,8 @@ def count_tasks() -> bool:
 
     Root's are counted by nobody, in whatever namespace.
     """
-    major, minor = os.uname().release.split(".")[:2]
-    version = int(major), int("".join(filter(str.isdigit, minor)) or 0)
-    return version >= _COUNTED_SINCE and os.geteuid() != 0
+    major, minor = map(int, re.findall(r"\d+", os.uname().release)[:2])
+    return (major, minor) >= _COUNTED_SINCE and os.geteuid() != 0
 
 
 def _write(name: str, line: str) -> None:

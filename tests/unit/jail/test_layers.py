@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
 
 from tests.host_jail import has_namespaces, landlock_version, needs_landlock, needs_namespaces
 from tests.unit.jail import child
-from voidbox.jail import trial
+from voidbox.jail import namespaces, trial
 
 
 @needs_landlock
@@ -157,6 +161,25 @@ except OSError as error:
     assert done.stdout == f"{['0' * 16] * 5}\n1\n101\n", done.stderr
 
 
+def test_what_is_asked_of_the_kernel_for_a_process_is_in_force() -> None:
+    done = child.run(
+        """
+import signal
+from voidbox.jail import privileges, system
+PR_GET_PDEATHSIG, PR_GET_CHILD_SUBREAPER, PR_GET_MDWE = 2, 37, 66
+said = system.buffer(bytes(4))
+privileges.die_with_parent(signal.SIGTERM)
+system.prctl(PR_GET_PDEATHSIG, said)
+print(said[0] == bytes([signal.SIGTERM]))
+privileges.inherit_orphans()
+system.prctl(PR_GET_CHILD_SUBREAPER, said)
+print(said[0] == b"\\1")
+print(not privileges.refuse_writable_code() or system.prctl(PR_GET_MDWE) == 1)
+"""
+    )
+    assert done.stdout == "True\nTrue\nTrue\n", done.stderr
+
+
 def test_limits_are_lowered_and_never_raised() -> None:
     done = child.run(
         """
@@ -191,6 +214,24 @@ print(0 < len(made) < 10 or len(made) == 20 and __import__("os").geteuid() == 0)
 """
     )
     assert done.stdout == "True\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("release", "uid", "counts"),
+    [
+        ("5.14.0-rc1", 1000, True),
+        ("5.13.19-2-pve", 1000, False),
+        ("5.4-custom1", 1000, False),
+        ("6.1.0-18-cloud-amd64", 1000, True),
+        ("6.1.0-18-cloud-amd64", 0, False),
+    ],
+)
+def test_whose_tasks_are_counted(
+    monkeypatch: pytest.MonkeyPatch, release: str, uid: int, counts: bool
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    assert namespaces.count_tasks() == counts
 
 
 def test_each_layer_is_tried_and_its_failure_told() -> None:

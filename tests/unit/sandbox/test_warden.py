@@ -59,6 +59,34 @@ os._exit(0)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
 
 
+@needs_namespaces
+def test_the_warden_has_given_up_all_that_it_can() -> None:
+    done = child.run(
+        f"""{BEGIN}
+import time
+held, let_go = os.pipe()
+assert warden.enter("default", theirs, False)
+os.close(let_go)
+assert os.read(held, 1) == b""  # the warden has not kept its end
+def said(name, what):
+    with open(f"/proc/{{host_pid}}/{{name}}") as file:
+        return [line.split() for line in file if line.startswith(what)]
+deadline = time.monotonic() + 60
+while said("limits", "Max core")[0][4:6] != ["0", "0"]:  # which it does last
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+print([line[1] for line in said("status", ("CapPrm", "CapEff", "CapBnd", "NoNewPrivs"))])
+try:
+    os.readlink(f"/proc/{{host_pid}}/exe")
+except PermissionError:
+    print("cannot be traced")
+os._exit(0)
+"""
+    )
+    expected = f"{['0' * 16] * 3 + ['1']}\ncannot be traced\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
+
+
 def test_without_a_jail_or_without_namespaces_there_is_none() -> None:
     done = child.run(
         f"""{BEGIN}

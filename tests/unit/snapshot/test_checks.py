@@ -31,6 +31,8 @@ LEAVES = (
     CpuidEntry(7, 0, 1, 2, 0b11, 0b100, 0b1),
     CpuidEntry(0xD, 0, 1, 7, 576, 832, 0),
     CpuidEntry(0xD, 2, 1, 256, 576, 0, 0),
+    CpuidEntry(0xD, 1, 1, 0b1111, 832, 0, 0),
+    CpuidEntry(0xD, 5, 1, 0, 0, 0, 0),
 )
 
 
@@ -50,10 +52,12 @@ def test_more_features_are_no_harm_and_fewer_are_refused() -> None:
 
 
 def test_another_layout_of_xsave_is_refused() -> None:
-    for leaves in (changed(3, ebx=640), changed(3, eax=512), LEAVES[:3]):
+    for leaves in (changed(3, ebx=640), changed(3, eax=512), LEAVES[:3] + LEAVES[4:]):
         with pytest.raises(ConfigError, match="layout"):
             check_cpuid(LEAVES, leaves)
     check_cpuid(LEAVES, changed(2, ebx=832))  # what is switched on
+    check_cpuid(LEAVES, changed(4, ebx=576))  # the same, compacted
+    check_cpuid(LEAVES, LEAVES[:5])  # the last is of nothing
 
 
 def test_frequencies() -> None:

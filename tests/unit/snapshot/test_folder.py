@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -31,6 +32,25 @@ def test_nothing_is_there_before_the_commit(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["snap"]
     assert (tmp_path / "snap").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "snap" / "memory").stat().st_mode & 0o777 == 0o400
+
+
+def test_all_of_it_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, rename = [], os.rename
+    monkeypatch.setattr(
+        "os.fsync", lambda fd: done.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+    )
+    monkeypatch.setattr("os.rename", lambda *names: (done.append("its name"), rename(*names)))
+    draft = Draft(str(tmp_path / "snap"))
+    (tmp_path / "snap.part" / "disk-0").write_bytes(b"x")
+    draft.commit()
+    assert done == ["disk-0", "snap.part", "its name", tmp_path.name]
+    done.clear()
+    digests.seal(str(tmp_path / "snap"))
+    assert done == ["digests", "snap"]
+    for name in ("disk-0", "digests"):
+        assert (tmp_path / "snap" / name).stat().st_mode & 0o777 == 0o400
 
 
 def test_an_aborted_one_leaves_nothing(tmp_path: Path) -> None:
@@ -104,6 +124,34 @@ def test_a_copy_is_sparse_and_new(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="No such file"):
         files.clone(str(tmp_path / "nowhere"), str(tmp_path / "other"))
     assert not (tmp_path / "other").exists()
+
+
+def test_a_copy_that_fails_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "share_blocks", lambda source_fd, target_fd: False)
+    monkeypatch.setattr(files, "copy_some", fail)
+    (tmp_path / "source").write_bytes(b"x")
+    with pytest.raises(HostError, match="No space left"):
+        files.clone(str(tmp_path / "source"), str(tmp_path / "target"))
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_verify_looks_at_the_machine_and_at_what_was_written_down(tmp_path: Path) -> None:
+    path = tmp_path / "snap"
+    make(path)
+    digests.seal(str(path))
+    for name in (machine_bin.NAME, digests.NAME):
+        whole = (path / name).read_bytes()
+        (path / name).chmod(0o600)
+        (path / name).write_bytes(whole[:-1])
+        with pytest.raises(ConfigError, match=f"{name}: .* cut short"):
+            digests.verify(str(path))
+        (path / name).write_bytes(whole)
+    (path / digests.NAME).write_bytes(machine_bin.encode({"memory": 5}))
+    with pytest.raises(ConfigError, match="digests: it is damaged"):
+        digests.verify(str(path))
 
 
 def test_verify_finds_what_changed(tmp_path: Path) -> None:
