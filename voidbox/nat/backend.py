@@ -54,6 +54,7 @@ class NatBackend:
     Attributes:
         on_pending: set by the device: has_pending() is true.
         forwards: the published ports.
+        has_pending: the stack's: whether transmit() may have something.
     """
 
     def __init__(
@@ -102,7 +103,9 @@ class NatBackend:
             os.urandom(16),
             tap=self._capture if config.pcap is not None else None,
         )
-        self._stack.line.on_note = log.add
+        self._line = self._stack.line
+        self._line.on_note = log.add
+        self.has_pending = self._stack.has_pending
         self._resources.callback(self._stack.reset)
         self.forwards = Forwards(self._loop, self._stack, self._sockets, self._after, listen_on)
         self._resources.callback(self.forwards.close)
@@ -147,12 +150,8 @@ class NatBackend:
         if self._rate_bytes_s is not None:
             self._spend(sum(map(len, frame)), now_ns)
         self._stack.receive(frame, header, now_ns)
-        if self._stack.has_new_deadline:
+        if self._line.has_new_deadline:
             self._set_timer(now_ns)
-
-    def has_pending(self) -> bool:
-        """Whether transmit() may have something."""
-        return self._stack.has_pending()
 
     def transmit(self, rx: RxFrames) -> bool:
         """Give the guest the next frame."""
@@ -162,10 +161,10 @@ class NatBackend:
         else:
             if not self._has_budget(now_ns):
                 return False
-            before = self._stack.line.bytes_to_guest
+            before = self._line.bytes_to_guest
             done = self._stack.transmit(rx, now_ns)
-            self._spend(self._stack.line.bytes_to_guest - before, now_ns)
-        if self._stack.has_new_deadline:
+            self._spend(self._line.bytes_to_guest - before, now_ns)
+        if self._line.has_new_deadline:
             self._set_timer(now_ns)
         return done
 
@@ -221,16 +220,16 @@ class NatBackend:
 
     def _on_budget(self) -> None:
         self._rate_timer = None
-        if self._stack.has_pending():
+        if self.has_pending():
             self.on_pending()
 
     # The host's side.
 
     def _after(self) -> None:
         """A socket has moved something."""
-        if self._stack.has_pending():
+        if self.has_pending():
             self.on_pending()
-        if self._stack.has_new_deadline:
+        if self._line.has_new_deadline:
             self._set_timer(time.monotonic_ns())
 
     def _replied(self, server_idx: int, message: bytes) -> None:

@@ -92,20 +92,27 @@ class TcpSocket(_Watched):
         open_again: Callable[[], socket.socket | int] | None = None,
     ) -> None:
         super().__init__(sock, loop, after)
-        # One of AF_UNIX leads to whoever looks at what passes.
-        is_tcp = sock.family != socket.AF_UNIX
-        self.is_connected = not is_tcp or _state_of(sock) not in (TCP_SYN_SENT, TCP_CLOSE)
+        try:
+            self.is_connected = _state_of(sock) not in (TCP_SYN_SENT, TCP_CLOSE)
+        except OSError:  # of AF_UNIX: it leads to whoever looks at what passes
+            self.is_connected = True
         self._open_again = open_again
         self._is_kept_alive = False
         if not self.is_connected:
             self._register(select.EPOLLOUT)
 
+    def _on_ready(self, ready: int) -> None:
+        if ready == _IN and self.is_connected:  # as nearly always
+            self.owner.ready(True, False)
+            self._after()
+        else:
+            super()._on_ready(ready)
+
     def _handle(self, ready: int) -> None:
         if self.is_connected:
             is_gone = bool(ready & _GONE)
             self.owner.ready(
-                readable=is_gone or bool(ready & select.EPOLLIN),
-                writable=is_gone or bool(ready & select.EPOLLOUT),
+                readable=is_gone or bool(ready & _IN), writable=is_gone or bool(ready & _OUT)
             )
             return
         error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

@@ -20,12 +20,10 @@ class DatagramTable:
 
     Attributes:
         flows: those that live; the one that was not used for longest first.
-        has_new_deadline: next_deadline_ns() may have become earlier; for the owner to clear.
     """
 
     def __init__(self, line: Line, host: Host, policy: Gate) -> None:
         self.flows: dict[Key, DatagramFlow] = {}
-        self.has_new_deadline = False
         self._line = line
         self._host = host
         self._policy = policy
@@ -110,7 +108,7 @@ class DatagramTable:
     def _watch_time(self, now_ns: int) -> None:
         if self._sweep_ns is None:
             self._sweep_ns = now_ns + SWEEP_NS
-            self.has_new_deadline = True
+            self._line.has_new_deadline = True
 
     def next_deadline_ns(self) -> int | None:
         """When on_time() is to be called next."""

@@ -74,14 +74,9 @@ class _Datagram:
 
 
 class FragmentTable:
-    """Thread: loop.
-
-    Attributes:
-        has_new_deadline: next_deadline_ns() may have become earlier; for the owner to clear.
-    """
+    """Thread: loop."""
 
     def __init__(self, line: Line) -> None:
-        self.has_new_deadline = False
         self._line = line
         self._datagrams: dict[_Key, _Datagram] = {}  # the oldest first
         self._bytes = 0  # in all of them
@@ -99,7 +94,7 @@ class FragmentTable:
         datagram = self._datagrams.get(key)
         if datagram is None:
             datagram = self._datagrams[key] = _Datagram(now_ns + FRAGMENT_NS)
-            self.has_new_deadline = True
+            self._line.has_new_deadline = True
         at = wire.ETH_BYTES + ip.header_bytes
         why_not = datagram.place(start, b"".join(clip(skip(frame, at), size)), is_last)
         if why_not:

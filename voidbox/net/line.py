@@ -68,6 +68,8 @@ class Line:
         pending: flows with something to send.
         is_stalled: the guest had no buffer for the last frame.
         sharing: how streams in both directions share it.
+        has_new_deadline: the stack's next_deadline_ns() may have become earlier; for its owner to
+            clear.
         dropped: what was not served or not said, by reason.
         on_note: takes a line for the log, about what a user may have to know.
         frames_to_guest, bytes_to_guest: so far.
@@ -82,6 +84,7 @@ class Line:
         self.pending: deque[Flow] = deque()
         self.is_stalled = False
         self.sharing = Sharing()
+        self.has_new_deadline = False
         self.dropped: Counter[str] = Counter()
         self.on_note: Callable[[str], None] = lambda text: None
         self.frames_to_guest = self.bytes_to_guest = 0

@@ -43,10 +43,12 @@ class NameService:
 
     Attributes:
         send_datagram: set by the stack: sends a message to a UDP port of the guest.
+        on_query: set by the stack: next_deadline_ns() may have become earlier.
     """
 
     def __init__(self, forwarder: NameForwarder, resolvers: Resolvers) -> None:
         self.send_datagram: Callable[[int, bytes], None] = lambda port, message: None
+        self.on_query: Callable[[], None] = lambda: None
         self._forwarder = forwarder
         self._resolvers = resolvers
         self._now_ns = 0
@@ -57,6 +59,7 @@ class NameService:
         """Take a query that came by UDP."""
         self._now_ns = now_ns
         self._perform(self._forwarder.query(guest_port, message, False, now_ns))
+        self.on_query()
 
     def accept(self, owner: StreamOwner, now_ns: int) -> NameStream:
         """Serve a TCP connection of the guest."""
@@ -66,6 +69,7 @@ class NameService:
     def query_by_stream(self, stream: NameStream, message: bytes) -> None:
         """Take a query that came by TCP."""
         self._perform(self._forwarder.query(stream, message, True, self._now_ns))
+        self.on_query()
 
     # From the resolvers.
 

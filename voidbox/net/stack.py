@@ -25,7 +25,7 @@ from voidbox.net.dhcp import Server as DhcpServer
 from voidbox.net.flow_state import FlowState
 from voidbox.net.fragment_table import FragmentTable
 from voidbox.net.host import Datagrams, Host, Stream
-from voidbox.net.line import Line, RxFrames, Tap
+from voidbox.net.line import Flow, Line, RxFrames, Tap
 from voidbox.net.name_service import DNS_PORT, NameService
 from voidbox.net.policy import Gate
 from voidbox.net.tcp_flow import TcpFlow
@@ -99,9 +99,9 @@ class Stack:
         self._fragments = FragmentTable(self.line)
         # Of nearly all frames: to the gateway, IPv4 without options, which is a TCP segment then.
         self._plain_start = config.gateway_mac + config.guest_mac + _IP_TYPE + b"\x45"
-        self._has_query = False
         self._frames_in = self._bytes_in = 0
         name_service.send_datagram = self._send_name_reply
+        name_service.on_query = self._on_query
 
     def start(self, has_csum: bool, has_tso: bool) -> None:
         """The guest's driver is ready; it takes partial checksums, and frames beyond the MTU."""
@@ -116,7 +116,11 @@ class Stack:
         self._bytes_in += frame_bytes
         if self._tap is not None:
             self._tap(frame, frame_bytes)
-        head = first_bytes(frame, wire.HEADERS_MAX)
+        first = frame[0]
+        if len(first) >= wire.HEADERS_MAX or len(frame) == 1:
+            head = bytes(first[: wire.HEADERS_MAX])
+        else:
+            head = first_bytes(frame, wire.HEADERS_MAX)
         if (
             header.needs_csum
             and head.startswith(self._plain_start)
@@ -197,7 +201,6 @@ class Stack:
             self.line.drop("spoofed source address")
         elif ip.destination == config.dns_ip and udp.destination_port == DNS_PORT:
             self._names.query(udp.source_port, b"".join(payload), now_ns)
-            self._has_query = True
         else:
             key = (wire.IPPROTO_UDP, udp.source_port, ip.destination, udp.destination_port)
             self._datagrams.send(key, head, ip, payload, now_ns)
@@ -210,6 +213,9 @@ class Stack:
         source = (self._config.gateway_ip, SERVER_PORT)
         # To the broadcast address: the guest may have none of its own yet.
         self.line.queue_datagram(source, (_BROADCAST_IP, CLIENT_PORT), reply)
+
+    def _on_query(self) -> None:
+        self.line.has_new_deadline = True
 
     def _send_name_reply(self, guest_port: int, message: bytes) -> None:
         source = (self._config.dns_ip, DNS_PORT)
@@ -249,7 +255,12 @@ class Stack:
     def transmit(self, rx: RxFrames, now_ns: int) -> bool:
         """Give the guest the next frame, if there is one; False if it has no buffer for it."""
         line = self.line
-        done = self._transmit(rx, now_ns)
+        if line.frames:
+            done = self._transmit_frame(rx)
+        elif line.pending:
+            done = self._transmit_flow(line.pending[0], rx, now_ns)
+        else:
+            done = True
         if line.is_stalled == done:
             line.is_stalled = not done
             if not done:
@@ -267,37 +278,37 @@ class Stack:
             if isinstance(flow, TcpFlow):
                 flow.update_watch()
 
-    def _transmit(self, rx: RxFrames, now_ns: int) -> bool:
+    def _transmit_frame(self, rx: RxFrames) -> bool:
         line = self.line
-        if line.frames:
-            frame = line.frames[0]
-            buffers = rx.reserve(len(frame))
-            if buffers is None:
-                return False
-            line.frames.popleft()
-            write_bytes(buffers, frame)
-            rx.commit(len(frame))
-            line.sent(buffers, len(frame))
-            return True
-        if not line.pending:
-            return True
-        flow = line.pending[0]
-        if isinstance(flow, TcpFlow):
-            done = flow.transmit(rx, now_ns)
-        else:
-            assert isinstance(flow, DatagramFlow)
-            done = self._datagrams.transmit(flow, rx, now_ns)
-        if not done:
+        frame = line.frames[0]
+        buffers = rx.reserve(len(frame))
+        if buffers is None:
             return False
-        # It may have been removed meanwhile, by an error that it met.
-        if flow.is_queued:
-            line.pending.popleft()
-            flow.is_queued = False
+        line.frames.popleft()
+        write_bytes(buffers, frame)
+        rx.commit(len(frame))
+        line.sent(buffers, len(frame))
+        return True
+
+    def _transmit_flow(self, flow: Flow, rx: RxFrames, now_ns: int) -> bool:
         if isinstance(flow, TcpFlow):
+            if not flow.transmit(rx, now_ns):
+                return False
+            self._end_turn(flow)
             self._tcp.settle(flow, now_ns)
         else:
+            assert isinstance(flow, DatagramFlow)
+            if not self._datagrams.transmit(flow, rx, now_ns):
+                return False
+            self._end_turn(flow)
             self._datagrams.settle(flow)
         return True
+
+    def _end_turn(self, flow: Flow) -> None:
+        # It may have been removed meanwhile, by an error that it met.
+        if flow.is_queued:
+            self.line.pending.popleft()
+            flow.is_queued = False
 
     # Snapshots.
 
@@ -311,20 +322,9 @@ class Stack:
 
     # Time.
 
-    @property
-    def has_new_deadline(self) -> bool:
-        """Whether next_deadline_ns() may have become earlier since it was asked."""
-        return (
-            self._tcp.has_new_deadline
-            or self._datagrams.has_new_deadline
-            or self._fragments.has_new_deadline
-            or self._has_query
-        )
-
     def next_deadline_ns(self) -> int | None:
         """When on_time() is to be called next."""
-        self._tcp.has_new_deadline = self._datagrams.has_new_deadline = self._has_query = False
-        self._fragments.has_new_deadline = False
+        self.line.has_new_deadline = False
         parts = (self._tcp, self._datagrams, self._fragments, self._names)
         times = [time for part in parts if (time := part.next_deadline_ns()) is not None]
         return min(times, default=None)

@@ -297,14 +297,15 @@ class Connection(Outgoing):
 
     def held(self, held_bytes: int) -> None:
         """The owner has passed data on, and holds so much now."""
-        was_small = self._receive_bytes - self.held_bytes < 2 * self.mss
-        self.held_bytes = held_bytes
+        held_before, self.held_bytes = self.held_bytes, held_bytes
         promised = (self.rcv_adv - self.rcv_nxt) & U32
+        if promised >= WINDOW_ENOUGH_BYTES:
+            return
         space = self._receive_bytes - held_bytes
+        was_small = self._receive_bytes - held_before < 2 * self.mss
         # Half of what is there, or a window that was shut: RFC 9293 §3.8.6.2.2.
         is_news = space - promised >= self._receive_bytes // 2
-        is_news = is_news or (was_small and space >= 2 * self.mss)
-        if is_news and promised < WINDOW_ENOUGH_BYTES:
+        if is_news or (was_small and space >= 2 * self.mss):
             self.ack_due = True
 
     def take_fin(self) -> bool:

@@ -19,7 +19,9 @@ from voidbox.net.host import RESET, Stream
 from voidbox.net.line import Line, RxFrames
 from voidbox.net.sharing import STREAM_BYTES_MIN
 from voidbox.net.tcp import MSS, WSCALE, Connection
+from voidbox.net.tcp_kept import Kept
 from voidbox.net.tcp_outgoing import U32
+from voidbox.net.tcp_states import ESTABLISHED
 from voidbox.net.tcp_wire import (
     HEADER_BYTES,
     TCP_ACK,
@@ -34,65 +36,20 @@ from voidbox.net.tcp_wire import (
 from voidbox.net.wire import IP_BYTES, TRANSPORT_AT, residue
 
 GSO_BYTES_MAX = 65535 - IP_BYTES - TCP_BYTES  # of payload: an IPv4 packet has no more
-BATCH_BYTES_MIN = 4 * MSS
-_SMALL_BYTES, _CHUNK_BYTES = 1024, 4096  # what is smaller is put together, up to so much
+# What is asked of a socket at first; then twice as much each time that there is more, and half as
+# much when there is less. A segment's worth is in one buffer of the guest's, as most replies are.
+BATCH_BYTES, BATCH_BYTES_MIN = 4 * MSS, MSS
+_READABLE, _WRITABLE = 1, 2
 _HELD_CHUNK_BYTES = 65536
 
 TimerEntry = list[Any]  # [when, order, flow or None]: see TcpTable._watch_time
-
-
-class Kept:
-    """What was sent and not yet acknowledged, from the first such byte on."""
-
-    __slots__ = ("_first", "_parts", "size")
-
-    def __init__(self) -> None:
-        self._parts: deque[bytes | bytearray] = deque()
-        self._first = 0  # bytes of _parts[0] that are acknowledged
-        self.size = 0
-
-    def add(self, data: bytes) -> None:
-        """Keep what was just sent."""
-        self.size += len(data)
-        if len(data) >= _SMALL_BYTES:
-            self._parts.append(data)
-            return
-        # An object for each byte would take fifty times the memory.
-        last = self._parts[-1] if self._parts else None
-        if isinstance(last, bytearray) and len(last) < _CHUNK_BYTES:
-            last += data
-        else:
-            self._parts.append(bytearray(data))
-
-    def drop(self, count: int) -> None:
-        """`count` bytes more are acknowledged."""
-        count = min(count, self.size)
-        self.size -= count
-        count += self._first
-        parts = self._parts
-        while parts and count >= len(parts[0]):
-            count -= len(parts.popleft())
-        self._first = count
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Return up to `size` bytes from `offset` on."""
-        result = bytearray()
-        offset += self._first
-        for part in self._parts:
-            if offset >= len(part):
-                offset -= len(part)
-                continue
-            result += part[offset : offset + size - len(result)]
-            offset = 0
-            if len(result) == size:
-                break
-        return bytes(result)
 
 
 class TcpFlow:
     """One flow: the StreamOwner of its stream. Thread: loop.
 
     Args:
+        key: the connection's ends (tcp_wire.ENDS).
         remote: the address and port that the guest believes to talk to.
         guest_port: the guest's.
         on_change: called when something happened that was not the guest's doing.
@@ -113,10 +70,12 @@ class TcpFlow:
         "_kept_seq",
         "_line",
         "_on_change",
+        "_watched",
         "connection",
         "error",
         "guest_port",
         "is_queued",
+        "key",
         "quote",
         "readable",
         "remote",
@@ -128,11 +87,13 @@ class TcpFlow:
         self,
         line: Line,
         connection: Connection,
+        key: bytes,
         remote: tuple[int, int],
         guest_port: int,
         on_change: Callable[[TcpFlow], None],
     ) -> None:
         self.connection = connection
+        self.key = key
         self.remote = remote
         self.guest_port = guest_port
         self.stream: Stream | None = None
@@ -147,12 +108,8 @@ class TcpFlow:
         self._held: deque[bytearray] = deque()
         self._kept = Kept()
         self._kept_seq = (connection.iss + 1) & U32  # of the first byte in _kept
-        self._batch_bytes = BATCH_BYTES_MIN
-
-    @property
-    def key(self) -> tuple[int, int, int]:
-        """(guest's port, remote address, remote port)."""
-        return (self.guest_port, *self.remote)
+        self._batch_bytes = BATCH_BYTES
+        self._watched = 0  # what the stream was asked for last, of _READABLE and _WRITABLE
 
     # From the host.
 
@@ -166,6 +123,11 @@ class TcpFlow:
 
     def ready(self, readable: bool, writable: bool) -> None:
         """See StreamOwner."""
+        line = self._line
+        if not (writable or line.is_stalled or line.sharing.is_active) and self.is_at_rest:
+            self.readable = True  # as nearly always nothing else follows from it
+            line.enqueue(self)
+            return
         self.readable |= readable
         if writable and self._held:
             self._flush()
@@ -202,10 +164,25 @@ class TcpFlow:
 
     def update_watch(self) -> None:
         """Ask the stream for what is of interest now."""
-        if self.stream is not None:
-            connection = self.connection
-            wants = not self.readable and connection.sends_data
-            self.stream.watch(wants, bool(self._held))
+        wants = _READABLE if not self.readable and self.connection.sends_data else 0
+        if self._held:
+            wants |= _WRITABLE
+        if wants != self._watched and self.stream is not None:
+            self._watched = wants
+            self.stream.watch(bool(wants & _READABLE), bool(wants & _WRITABLE))
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it is open, waits for either side, and its socket is watched for that alone."""
+        connection = self.connection
+        return (
+            connection.state is ESTABLISHED
+            and self._watched == _READABLE
+            and not self.readable
+            and not self._held
+            and not connection.has_control()
+            and connection.snd_nxt == connection.snd_max
+        )
 
     # From the guest.
 
@@ -226,10 +203,17 @@ class TcpFlow:
         payload_bytes: int, now_ns: int,
     ) -> bool:  # fmt: skip
         """Take a segment if it is the one that is expected next; False: see receive()."""
-        if not self.connection.receive_expected(seq, ack, window, payload_bytes, now_ns):
+        connection = self.connection
+        if not connection.receive_expected(seq, ack, window, payload_bytes, now_ns):
             return False
-        if self._kept.size:
-            self._forget_acknowledged()
+        kept = self._kept
+        if kept.size:
+            snd_una = connection.snd_una
+            if snd_una == connection.snd_max:
+                kept.clear()
+                self._kept_seq = snd_una
+            else:
+                self._forget_acknowledged()
         if payload_bytes:
             self._to_host(frame, at, payload_bytes)
         return True
@@ -243,24 +227,24 @@ class TcpFlow:
 
     def _to_host(self, frame: list[memoryview], start: int, length: int) -> None:
         """Hand the guest's data on; keep what is not taken at once."""
+        connection, stream = self.connection, self.stream
         if len(frame) == 1:
             payload = [frame[0][start : start + length]]
         else:
             payload = clip(skip(frame, start), length)
         if length >= STREAM_BYTES_MIN:
-            self._line.sharing.took(length, self.connection.last_ns)
+            self._line.sharing.took(length, connection.last_ns)
         sent = 0
-        if not self._held and self.stream is not None:
-            taken = self.stream.send(payload)
+        if not self._held and stream is not None:
+            taken = stream.send(payload)
             if taken is None:
-                self.connection.abort()
+                connection.abort()
                 return
             sent = taken
         if sent < length:
             for part in skip(payload, sent) if sent else payload:
                 self._hold(part)
-        held_bytes = self.connection.held_bytes + length - sent
-        self.connection.accepted(length, held_bytes)
+        connection.accepted(length, connection.held_bytes + length - sent)
 
     def _hold(self, part: memoryview) -> None:
         held = self._held
@@ -275,7 +259,7 @@ class TcpFlow:
     def has_pending(self) -> bool:
         """Whether transmit() may have something."""
         connection = self.connection
-        if connection.ack_due or connection.has_control():
+        if connection.has_control():
             return True
         if connection.snd_nxt != connection.snd_max and connection.again_bytes():
             return True
@@ -300,7 +284,7 @@ class TcpFlow:
     def transmit(self, rx: RxFrames, now_ns: int) -> bool:
         """Send the next frame, if there is one; False if the guest has no buffer for it."""
         connection = self.connection
-        if connection.has_rewound:
+        if connection.snd_nxt != connection.snd_max:
             size = min(connection.again_bytes(), self._segment_bytes_max)
             if size:
                 return self._send_again(rx, size, now_ns)
@@ -337,7 +321,6 @@ class TcpFlow:
         buffers = rx.reserve(HEADER_BYTES + wanted, least)
         if buffers is None:
             return False
-        # No more than wanted.
         area = [buffers[0][HEADER_BYTES:]] if len(buffers) == 1 else skip(buffers, HEADER_BYTES)
         count = stream.recv_into(area)
         if count is None or count <= 0:
@@ -353,7 +336,7 @@ class TcpFlow:
         if count < wanted:
             # A short read left the socket empty; if not, level-triggered epoll says so.
             self.readable = False
-            self._batch_bytes = max(BATCH_BYTES_MIN, count)
+            self._batch_bytes = max(BATCH_BYTES_MIN, count, self._batch_bytes // 2)
         elif count == self._batch_bytes:
             self._batch_bytes = min(2 * count, GSO_BYTES_MAX)
         kept = bytes(area[0][:count]) if count <= len(area[0]) else b"".join(clip(area, count))
@@ -382,24 +365,28 @@ class TcpFlow:
         options = b""
         if is_syn:
             options = syn_options(MSS, WSCALE if connection.offers_wscale else None)
-        size, mss = len(data), connection.mss
+        size, mss, has_csum = len(data), connection.mss, line.has_csum
         header = self._headers.pack(
             seq,
             connection.rcv_nxt,
             flags,
             connection.window(is_syn),
             size,
-            None if line.has_csum else residue(data),
+            None if has_csum else residue(data),
             options,
         )
-        write_bytes(buffers, header)
-        length = len(header) + size
+        header_bytes = len(header)
+        if len(buffers[0]) >= header_bytes:
+            buffers[0][:header_bytes] = header
+        else:
+            write_bytes(buffers, header)
+        length = header_bytes + size
         rx.commit(
             length,
             gso_size=mss if size > mss else 0,
-            csum_start=TRANSPORT_AT if line.has_csum else 0,
+            csum_start=TRANSPORT_AT if has_csum else 0,
             csum_offset=TCP_CHECKSUM_AT,
-            header_bytes=len(header),
+            header_bytes=header_bytes,
         )
         line.sent(buffers, length)
 

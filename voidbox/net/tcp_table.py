@@ -20,6 +20,7 @@ from voidbox.net.tcp_flow import TcpFlow, TimerEntry
 from voidbox.net.tcp_outgoing import CONNECT_NS, U32
 from voidbox.net.tcp_states import CLOSED, CONNECTING, ESTABLISHED
 from voidbox.net.tcp_wire import (
+    ENDS,
     TCP_ACK,
     TCP_FIN,
     TCP_RST,
@@ -51,8 +52,6 @@ _ISN_NS = 4_000  # RFC 6528: the clock part of a sequence number moves every 4 ย
 _SYN_ALONE = TCP_SYN
 _OPENING = TCP_SYN | TCP_ACK | TCP_RST
 
-Key = tuple[int, int, int]  # (guest's port, remote address, remote port)
-
 
 class TcpTable:
     """Thread: loop.
@@ -61,17 +60,15 @@ class TcpTable:
         secret: unpredictable bytes, for sequence numbers.
 
     Attributes:
-        flows: those that live.
+        flows: those that live, by the ends that their segments name (tcp_wire.ENDS).
         opened: how many ever did.
-        has_new_deadline: next_deadline_ns() may have become earlier; for the owner to clear.
     """
 
     def __init__(
         self, line: Line, host: Host, policy: Gate, names: NameService, secret: bytes
     ) -> None:
-        self.flows: dict[Key, TcpFlow] = {}
+        self.flows: dict[bytes, TcpFlow] = {}
         self.opened = 0
-        self.has_new_deadline = False
         self._line = line
         self._dns_ip = line.config.dns_ip
         self._host = host
@@ -93,7 +90,8 @@ class TcpTable:
             self._line.drop("malformed TCP header")
             return
         payload_bytes = ip.length - ip.header_bytes - tcp.header_bytes
-        key = (tcp.source_port, ip.destination, tcp.destination_port)
+        remote = (ip.destination, tcp.destination_port)
+        key = ENDS.pack(ip.source, ip.destination, tcp.source_port, tcp.destination_port)
         flow = self.flows.get(key)
         if flow is not None and self._is_replaced(flow, tcp):
             self._remove(flow)
@@ -101,12 +99,12 @@ class TcpTable:
         if flow is not None:
             at = wire.ETH_BYTES + ip.header_bytes + tcp.header_bytes
             flow.receive(tcp, frame, at, payload_bytes, now_ns)
-            self._received(flow)
+            self._settle(flow)
         elif tcp.flags & _OPENING == _SYN_ALONE:
-            self._open(head, ip, tcp)
+            self._open(key, head, ip, tcp)
         else:
             self._line.drop("TCP segment of no connection")
-            self._refuse(key, tcp, payload_bytes)
+            self._refuse(remote, tcp, payload_bytes)
 
     def receive_plain(
         self, frame: list[memoryview], head: bytes, frame_bytes: int, now_ns: int
@@ -119,23 +117,18 @@ class TcpTable:
         segment = parse_plain(head, frame_bytes)
         if segment is None:
             return False
-        source, destination, source_port, port, seq, ack, flags, window, start, end = segment
-        flow = self.flows.get((source_port, destination, port))
-        if flow is None or source != self._line.guest_ip:
+        ends, seq, ack, flags, window, start, end = segment
+        flow = self.flows.get(ends)
+        if flow is None:
             return False
         self._now_ns = now_ns
         if flags & TCP_FIN or not flow.receive_expected(
             seq, ack, window, frame, start, end - start, now_ns
         ):
-            tcp = Tcp(source_port, port, seq, ack, flags, window, 0, 0, None)
+            tcp = Tcp(flow.guest_port, flow.remote[1], seq, ack, flags, window, 0, 0, None)
             flow.receive(tcp, frame, start, end - start, now_ns)
-        self._received(flow)
-        return True
-
-    def _received(self, flow: TcpFlow) -> None:
-        if flow.remote[0] == self._dns_ip:
-            self.has_new_deadline = True  # it may have been a query
         self._settle(flow)
+        return True
 
     @staticmethod
     def _is_replaced(flow: TcpFlow, tcp: Tcp) -> bool:
@@ -144,22 +137,22 @@ class TcpTable:
         is_syn = tcp.flags & (TCP_SYN | TCP_ACK) == _SYN_ALONE
         return is_syn and connection.is_closing and tcp.seq != (connection.rcv_nxt - 1) & U32
 
-    def _open(self, head: bytes, ip: Ip, tcp: Tcp) -> None:
-        key = (tcp.source_port, ip.destination, tcp.destination_port)
+    def _open(self, key: bytes, head: bytes, ip: Ip, tcp: Tcp) -> None:
+        remote = (ip.destination, tcp.destination_port)
         target = self._policy.target("TCP", ip.destination, tcp.destination_port, self._now_ns)
         if target is None:
-            self._refuse(key, tcp, 0)
+            self._refuse(remote, tcp, 0)
             return
         is_dns = ip.destination == self._dns_ip
         if not is_dns and not self._may_connect():
             self._line.drop("too many TCP connections being opened")  # the guest asks again
             return
         if not self._make_room():
-            self._refuse(key, tcp, 0)
+            self._refuse(remote, tcp, 0)
             return
         size = self._window_bytes()
         connection = Connection.accept(tcp, self._initial_seq(key), size, size, self._now_ns)
-        flow = self._add(key, connection)
+        flow = self._add(key, remote, tcp.source_port, connection)
         flow.quote = quote(head, ip)
         if is_dns:
             stream: Stream | int = self._names.accept(flow, self._now_ns)
@@ -175,9 +168,10 @@ class TcpTable:
             self._connecting[flow] = None
             self._watch_time(flow)
 
-    def _add(self, key: Key, connection: Connection) -> TcpFlow:
-        port, address, remote_port = key
-        flow = TcpFlow(self._line, connection, (address, remote_port), port, self._on_change)
+    def _add(
+        self, key: bytes, remote: tuple[int, int], port: int, connection: Connection
+    ) -> TcpFlow:
+        flow = TcpFlow(self._line, connection, key, remote, port, self._on_change)
         self.flows[key] = flow
         self.opened += 1
         return flow
@@ -225,36 +219,35 @@ class TcpTable:
     def _window_bytes(self) -> int:
         return LARGE_WINDOW_BYTES if len(self.flows) < LARGE_WINDOW_FLOWS else WINDOW_BYTES
 
-    def _initial_seq(self, key: Key) -> int:
+    def _initial_seq(self, key: bytes) -> int:
         """RFC 6528: a keyed hash of the addresses, and a clock."""
-        digest = blake2b(repr(key).encode(), key=self._secret, digest_size=4).digest()
+        digest = blake2b(key, key=self._secret, digest_size=4).digest()
         return (int.from_bytes(digest, "little") + self._now_ns // _ISN_NS) & U32
 
-    def _refuse(self, key: Key, tcp: Tcp, payload_bytes: int) -> None:
+    def _refuse(self, remote: tuple[int, int], tcp: Tcp, payload_bytes: int) -> None:
         """Answer a segment of no connection, RFC 9293 ยง3.10.7.1; never an RST by an RST."""
         if tcp.flags & TCP_RST:
             return
+        headers = self._headers(remote, tcp.source_port)
         if tcp.flags & TCP_ACK:
-            self._send_bare(key, tcp.ack, 0, TCP_RST)
+            self._line.queue_frame(headers.pack(tcp.ack, 0, TCP_RST, 0, 0, 0))
             return
         length = payload_bytes + bool(tcp.flags & TCP_SYN) + bool(tcp.flags & TCP_FIN)
-        self._send_bare(key, 0, (tcp.seq + length) & U32, TCP_RST | TCP_ACK)
+        ack = (tcp.seq + length) & U32
+        self._line.queue_frame(headers.pack(0, ack, TCP_RST | TCP_ACK, 0, 0, 0))
 
-    def _send_bare(self, key: Key, seq: int, ack: int, flags: int, window: int = 0) -> None:
-        """Send a segment of no connection: there is none, or no longer."""
-        self._line.queue_frame(self._bare(key, seq, ack, flags, window))
-
-    def _bare(self, key: Key, seq: int, ack: int, flags: int, window: int = 0) -> bytes:
-        line = self._line
-        headers = Headers(line.link, (key[1], key[2]), (line.guest_ip, key[0]))
-        return headers.pack(seq, ack, flags, window, 0, 0)
+    def _headers(self, remote: tuple[int, int], port: int) -> Headers:
+        """Make the headers of segments of no connection: there is none, or no longer."""
+        return Headers(self._line.link, remote, (self._line.guest_ip, port))
 
     # Snapshots.
 
     def flow_states(self) -> tuple[FlowState, ...]:
         """Return what the guest would have to be told of each flow, were it gone."""
         return tuple(
-            FlowState(*flow.key, flow.connection.snd_max, flow.connection.rcv_nxt)
+            FlowState(
+                flow.guest_port, *flow.remote, flow.connection.snd_max, flow.connection.rcv_nxt
+            )
             for flow in self.flows.values()
             # A SYN that nobody has answered is sent again, and opens a flow as the first one did.
             if flow.connection.state is not CONNECTING
@@ -267,10 +260,12 @@ class TcpTable:
         same instant; if it is not, the guest asks (RFC 5961), and _refuse() answers.
         """
         for state in states[:TCP_FLOWS_MAX]:
-            key = (state.guest_port & 0xFFFF, state.address & U32, state.port & 0xFFFF)
-            flags = TCP_RST | TCP_ACK
+            remote = (state.address & U32, state.port & 0xFFFF)
+            headers = self._headers(remote, state.guest_port & 0xFFFF)
             # Past the limit on small frames: as many as there were flows, and once.
-            self._line.frames.append(self._bare(key, state.seq & U32, state.ack & U32, flags))
+            self._line.frames.append(
+                headers.pack(state.seq & U32, state.ack & U32, TCP_RST | TCP_ACK, 0, 0, 0)
+            )
 
     # From the host.
 
@@ -279,11 +274,14 @@ class TcpTable:
         self._now_ns = now_ns
         if not self._make_room():
             return None
-        gateway = self._line.config.gateway_ip
-        source = self._line.gateway_port(lambda source: (port, gateway, source) in self.flows)
-        key = (port, gateway, source)
+        guest, gateway = self._line.guest_ip, self._line.config.gateway_ip
+        source = self._line.gateway_port(
+            lambda source: ENDS.pack(guest, gateway, port, source) in self.flows
+        )
+        key = ENDS.pack(guest, gateway, port, source)
         size = self._window_bytes()
-        flow = self._add(key, Connection.connect(self._initial_seq(key), size, size, now_ns))
+        connection = Connection.connect(self._initial_seq(key), size, size, now_ns)
+        flow = self._add(key, (gateway, source), port, connection)
         flow.stream = stream
         self._settle(flow)
         return flow
@@ -308,15 +306,16 @@ class TcpTable:
             return
         if line.sharing.is_active:
             line.sharing.look(self._now_ns)
-        if not flow.is_queued:
-            if flow.has_pending:
-                line.enqueue(flow)
-            elif flow.waits_for_window:
-                connection.await_window(self._now_ns)
-        # Not for one that is served at once: to disarm the socket and to arm it again costs two
-        # system calls for each answer.
-        if not flow.is_queued or line.is_stalled or flow.holds_data:
-            flow.update_watch()
+        if not flow.is_at_rest:
+            if not flow.is_queued:
+                if flow.has_pending:
+                    line.enqueue(flow)
+                elif flow.waits_for_window:
+                    connection.await_window(self._now_ns)
+            # Not for one that is served at once: to disarm the socket and to arm it again costs
+            # two system calls for each answer.
+            if not flow.is_queued or line.is_stalled or flow.holds_data:
+                flow.update_watch()
         entry = flow.timer
         if entry is None or (connection.deadline_ns or 0) < entry[0]:
             self._watch_time(flow)
@@ -328,12 +327,16 @@ class TcpTable:
         if code is not None:
             self._line.queue_unreachable(code, flow.remote[0], flow.quote)
         elif connection.reset_due:
-            flags = TCP_RST | TCP_ACK
-            self._send_bare(flow.key, connection.snd_nxt, connection.rcv_nxt, flags)
+            self._send_last(flow, TCP_RST | TCP_ACK, 0)
         elif connection.ended_by_fin and connection.ack_due:  # for the guest's FIN
-            seq, ack, window = connection.snd_nxt, connection.rcv_nxt, connection.window()
-            self._send_bare(flow.key, seq, ack, TCP_ACK, window)
+            self._send_last(flow, TCP_ACK, connection.window())
         self._remove(flow)
+
+    def _send_last(self, flow: TcpFlow, flags: int, window: int) -> None:
+        connection = flow.connection
+        headers = self._headers(flow.remote, flow.guest_port)
+        seq, ack = connection.snd_nxt, connection.rcv_nxt
+        self._line.queue_frame(headers.pack(seq, ack, flags, window, 0, 0))
 
     def _remove(self, flow: TcpFlow) -> None:
         self.flows.pop(flow.key, None)
@@ -369,7 +372,7 @@ class TcpTable:
             heapq.heapify(self._timers)
         heapq.heappush(self._timers, entry)
         if self._timers[0] is entry:
-            self.has_new_deadline = True
+            self._line.has_new_deadline = True
 
     def next_deadline_ns(self) -> int | None:
         """When on_time() is to be called next."""

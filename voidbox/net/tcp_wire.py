@@ -25,6 +25,7 @@ from voidbox.net.wire import (
     residue,
 )
 
+_FRAGMENT_MASK = IP_MF | IP_OFFSET_MASK
 TCP_BYTES = 20
 TCP_FIN, TCP_SYN, TCP_RST, TCP_PSH, TCP_ACK, TCP_URG = 1, 2, 4, 8, 16, 32
 TCP_CHECKSUM_AT = 16
@@ -35,14 +36,22 @@ HEADER_BYTES = TRANSPORT_AT + TCP_BYTES  # of a frame of ours, without options
 
 _U16 = struct.Struct("!H")
 _TCP = struct.Struct("!HHIIBBHHH")
+# Both addresses and both ports, as they stand side by side behind an IP header without options:
+# what tells a connection from all others.
+ENDS = struct.Struct("!IIHH")
 # From IP's length to TCP's window.
 _PLAIN_AT = ETH_BYTES + 2
-_PLAIN = struct.Struct("!HHHBBHII HHIIBBH")
-_PLAIN_FLAGS = TCP_ACK | TCP_PSH | TCP_FIN
-_FRAME = struct.Struct("!14s BBHHHBBHII HHIIBBHHH")
+_PLAIN = struct.Struct("!HHHBBH12sIIBBH")
+_PLAIN_FLAGS = frozenset(
+    (TCP_ACK, TCP_ACK | TCP_PSH, TCP_ACK | TCP_FIN, TCP_ACK | TCP_PSH | TCP_FIN)
+)
+_FRAME = struct.Struct("!16sH6sH12sIIBBHHH")
+_SYN_OPTIONS = struct.Struct("!BBHBBBB8xBBBB")
+assert ENDS.size == 12
 assert _TCP.size == TCP_BYTES
 assert _PLAIN.size == HEADER_BYTES - _PLAIN_AT - 4
 assert _FRAME.size == HEADER_BYTES
+assert _SYN_OPTIONS.size == 20
 
 
 class Tcp(NamedTuple):
@@ -66,38 +75,32 @@ class Tcp(NamedTuple):
     wscale: int | None
 
 
-def parse_plain(
-    head: bytes, frame_bytes: int
-) -> tuple[int, int, int, int, int, int, int, int, int, int] | None:
+def parse_plain(head: bytes, frame_bytes: int) -> tuple[bytes, int, int, int, int, int, int] | None:
     """Parse what nearly all frames are: a whole segment with ACK, and perhaps PSH or FIN.
 
     Args:
         head: begins with Ethernet's header, and IP's of version 4 without options.
     Returns:
-        Source and destination address, source and destination port, sequence and acknowledgement
-        number, flags, window, and where the payload begins in the frame; it ends where the packet
-        does, whose end comes last. A plain tuple, for it costs a tenth of a named one. None for
-        every other frame: parse_ip() and parse() say what that is.
+        Both ends (see ENDS), sequence and acknowledgement number, flags, window, and where the
+        payload begins in the frame; it ends where the packet does, whose end comes last. A plain
+        tuple, for it costs a tenth of a named one. None for every other frame: parse_ip() and
+        parse() say what that is.
     """
     if len(head) < HEADER_BYTES:
         return None
     (
-        length, _, fragment, _, protocol, _, source, destination,
-        source_port, destination_port, seq, ack, offset, flags, window,
+        length, _, fragment, _, protocol, _, ends, seq, ack, offset, flags, window
     ) = _PLAIN.unpack_from(head, _PLAIN_AT)  # fmt: skip
-    if protocol != IPPROTO_TCP or flags & ~_PLAIN_FLAGS or not flags & TCP_ACK:
-        return None
-    header_bytes = IP_BYTES + (offset >> 4) * 4
+    start, end = TRANSPORT_AT + (offset >> 4) * 4, ETH_BYTES + length
     if (
-        fragment & (IP_MF | IP_OFFSET_MASK)
-        or not IP_BYTES + TCP_BYTES <= header_bytes <= length <= frame_bytes - ETH_BYTES
-        or residue(head[ETH_BYTES:TRANSPORT_AT])
+        protocol != IPPROTO_TCP
+        or flags not in _PLAIN_FLAGS
+        or fragment & _FRAGMENT_MASK
+        or not HEADER_BYTES <= start <= end <= frame_bytes
+        or int.from_bytes(head[ETH_BYTES:TRANSPORT_AT], "big") % 0xFFFF  # residue(), spelled out
     ):
         return None
-    return (
-        source, destination, source_port, destination_port, seq, ack, flags, window,
-        ETH_BYTES + header_bytes, ETH_BYTES + length,
-    )  # fmt: skip
+    return ends, seq, ack, flags, window, start, end
 
 
 def parse(head: bytes, ip: Ip) -> Tcp | None:
@@ -123,8 +126,16 @@ def parse(head: bytes, ip: Ip) -> Tcp | None:
     )  # fmt: skip
 
 
+# SACK permitted, timestamps, NOP, window scale: behind the MSS, as Linux lays them out.
+_LINUX_REST = [4, 2, 8, 10, TCPOPT_NOP, TCPOPT_WINDOW, 3]
+
+
 def parse_options(options: bytes) -> tuple[int, int | None] | None:
     """Return (MSS, window scale) of a SYN's options; None if they are malformed."""
+    if len(options) == _SYN_OPTIONS.size:
+        kind, length, mss, *rest, wscale = _SYN_OPTIONS.unpack(options)
+        if kind == TCPOPT_MAXSEG and length == 4 and rest == _LINUX_REST:
+            return mss, min(wscale, WSCALE_MAX)
     mss, wscale = 0, None
     at = 0
     while at < len(options):
@@ -153,6 +164,11 @@ def syn_options(mss: int, wscale: int | None) -> bytes:
     return options
 
 
+# What is alike in the headers of all segments: type, version, TOS; identification to protocol.
+_ETH_IP = struct.pack("!HBB", ETH_P_IP, 0x45, 0)
+_IP_MIDDLE = struct.pack("!HHBB", 0, IP_DF, TTL, IPPROTO_TCP)
+
+
 class Headers:
     """Makes the headers of a connection's segments: what all have alike is packed and summed once.
 
@@ -160,16 +176,17 @@ class Headers:
         source, destination: (address, port).
     """
 
-    __slots__ = ("_addresses", "_destination", "_eth", "_ip_sum", "_ports_sum", "_source")
+    __slots__ = ("_ends", "_front", "_ip_sum", "_ports_sum", "_tcp_sum")
 
     def __init__(self, link: Link, source: tuple[int, int], destination: tuple[int, int]) -> None:
-        self._eth = link.guest_mac + link.gateway_mac + ETH_P_IP.to_bytes(2, "big")
-        self._source, self._destination = source, destination
-        self._addresses = (
+        self._front = link.guest_mac + link.gateway_mac + _ETH_IP
+        self._ends = ENDS.pack(source[0], destination[0], source[1], destination[1])
+        addresses = (
             (source[0] >> 16) + (source[0] & 0xFFFF)
             + (destination[0] >> 16) + (destination[0] & 0xFFFF)
         )  # fmt: skip
-        self._ip_sum = 0x4500 + IP_DF + (TTL << 8 | IPPROTO_TCP) + self._addresses
+        self._ip_sum = 0x4500 + IP_DF + (TTL << 8 | IPPROTO_TCP) + addresses
+        self._tcp_sum = addresses + IPPROTO_TCP
         self._ports_sum = source[1] + destination[1]
 
     def pack(
@@ -187,18 +204,15 @@ class Headers:
         tcp_bytes = header_bytes + payload_bytes
         length = IP_BYTES + tcp_bytes
         offset = header_bytes << 2
-        checksum = self._addresses + IPPROTO_TCP + tcp_bytes
+        checksum = self._tcp_sum + tcp_bytes
         if payload_residue is None:
             checksum %= 0xFFFF
         else:
             checksum += self._ports_sum + (seq >> 16) + (seq & 0xFFFF) + (ack >> 16)
             checksum += (ack & 0xFFFF) + (offset << 8 | flags) + window
             checksum = fold(checksum + residue(options) + payload_residue)
-        (source, source_port), (destination, destination_port) = self._source, self._destination
         header = _FRAME.pack(
-            self._eth,
-            0x45, 0, length, 0, IP_DF, TTL, IPPROTO_TCP, fold(self._ip_sum + length),
-            source, destination,
-            source_port, destination_port, seq, ack, offset, flags, window, checksum, 0,
+            self._front, length, _IP_MIDDLE, 0xFFFF - (self._ip_sum + length) % 0xFFFF,
+            self._ends, seq, ack, offset, flags, window, checksum, 0,
         )  # fmt: skip
         return header + options if options else header

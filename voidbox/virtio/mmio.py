@@ -446,7 +446,7 @@ class MmioTransport:
 
     # Kicks and device work. Thread: loop.
 
-    def notify(self, queue_idx: int) -> None:
+    def notify(self, queue_idx: int, _ready: int = 0) -> None:
         """The driver kicked a queue: what the queue's ioeventfd calls."""
         if queue_idx < len(self._virtqueues) and not self._is_paused:
             self._notifications += 1
@@ -527,7 +527,8 @@ class MmioTransport:
         with self._lock:
             if not self._running:
                 return
-            self._set_interrupt_status(self._interrupt_status | bit)
+            if not self._interrupt_status & bit:
+                self._set_interrupt_status(self._interrupt_status | bit)
             self._interrupts += 1
         self._pulse_irq()
 

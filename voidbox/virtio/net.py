@@ -268,6 +268,7 @@ class VirtioNet:
         backend.on_pending = self._on_pending
         self._transport: Transport | None = None
         self._pair: QueuePair | None = None
+        self.has_rx: Callable[[], bool] = backend.has_pending
         self._rx_ring: RxRing | None = None
         self._parse: Callable[[bytes], ParsedHeader] = partial(parse_header, driver_features=0)
 
@@ -307,6 +308,7 @@ class VirtioNet:
             raise GuestError(f"features {driver_features:#x}: one lacks another that it requires")
         rx, tx = queues
         self._transport = transport
+        self.has_rx = self._backend.has_pending  # itself, for each pass asks
         self._rx_ring = RxRing(rx, driver_features)
         self._parse = lru_cache(_HEADERS_REMEMBERED)(
             partial(parse_header, driver_features=driver_features)
@@ -350,25 +352,20 @@ class VirtioNet:
 
     def serve_tx(self, tx: Virtqueue) -> bool:
         """Give the guest's frames to the backend; True if there may be more."""
-        next_chain, add_used = tx.next_chain, tx.add_used
-        parse, receive = self._parse, self._backend.receive
+        next_readable, parse, receive = tx.next_readable, self._parse, self._backend.receive
         frames = total_bytes = 0
         more = True
         for _ in range(PASS_FRAMES):
-            chain = next_chain()
+            chain = next_readable()  # the driver sees it returned after the pass
             if chain is None:
                 more = False
                 break
-            if chain.writable_bytes:
-                raise GuestError("a writable buffer on the tx queue")
-            # The driver sees it after the pass.
-            add_used(chain.head_idx, 0)
-            length = chain.readable_bytes - HDR_BYTES
+            length, frame = chain
+            length -= HDR_BYTES
             if not FRAME_BYTES_MIN <= length <= FRAME_BYTES_MAX:
                 too_short = length < FRAME_BYTES_MIN
                 self._tx_drops[Drop.TOO_SHORT if too_short else Drop.TOO_LONG] += 1
                 continue
-            frame = chain.readable
             first = frame[0]
             if len(first) > HDR_BYTES:
                 raw = bytes(first[:HDR_BYTES])
@@ -396,7 +393,7 @@ class VirtioNet:
         """Give the backend's frames to the guest; True if there are more, and buffers."""
         ring = self._rx_ring
         has_pending, transmit = self._backend.has_pending, self._backend.transmit
-        if ring is None or not has_pending():
+        if ring is None:
             return False
         ring.resume()
         more = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from voidbox.buffers import write_bytes
 from voidbox.errors import GuestError
 from voidbox.virtio.net_header import (
@@ -20,8 +22,11 @@ from voidbox.virtio.queue import Virtqueue, WritableChain
 
 # The most chains that one frame is spread over. Linux's are of 1.5 to 4 KiB.
 CHAINS_MAX = 64
-
-_PLAIN_HEADER = HDR.pack(0, VIRTIO_NET_HDR_GSO_NONE, 0, 0, 0, 0, 1)
+# How much is taken from the queue at least, where a frame may be spread: to begin costs as much as
+# to take a chain.
+AHEAD_BYTES = 8 * 1536
+# Headers that differ; a stream repeats a few.
+_HEADERS_REMEMBERED = 256
 
 
 class RxRing:
@@ -95,7 +100,9 @@ class RxRing:
         """Take chains until there is room for `wanted` bytes, as far as that goes."""
         chains = self._chains
         taken, taken_bytes = self._queue.next_writable(
-            wanted - self._bytes, self._chains_max - len(chains), self._chain_bytes_min
+            max(wanted - self._bytes, AHEAD_BYTES),
+            self._chains_max - len(chains),
+            self._chain_bytes_min,
         )
         chains += taken
         self._bytes += taken_bytes
@@ -119,37 +126,52 @@ class RxRing:
         """The frame is in the buffers: see RxFrames."""
         if not 0 < length <= self._reserved_bytes:
             raise ValueError(f"{length} bytes in buffers for {self._reserved_bytes}")
-        if (csum_start or gso_size) and not self._acceptable(gso_size, csum_start):
+        if (csum_start or gso_size) and not (
+            self._takes_csum and csum_start > 0 and (not gso_size or self._takes_gso)
+        ):
             raise ValueError("an offload that the driver does not take, or no csum_start with GSO")
         self._reserved_bytes = 0
         chains = self._chains
-        buffers = chains[0][2]
+        head_idx, room, buffers = chains[0]
         total = length + HDR_BYTES
-        count, spare = self._queue.add_used_writable(chains, total)
-        del chains[:count]
-        self._bytes -= total + spare
-        if csum_start or count > 1:
-            header = HDR.pack(
-                VIRTIO_NET_HDR_F_NEEDS_CSUM if csum_start else 0,
-                VIRTIO_NET_HDR_GSO_TCPV4 if gso_size else VIRTIO_NET_HDR_GSO_NONE,
-                header_bytes,
-                gso_size,
-                csum_start,
-                csum_offset,
-                count,
-            )
+        count = 1
+        if total <= room:
+            self._queue.add_used(head_idx, total)
+            del chains[0]
+            self._bytes -= room
         else:
-            header = _PLAIN_HEADER
-        write_bytes(buffers, header)
+            count, spare = self._queue.add_used_writable(chains, total)
+            del chains[:count]
+            self._bytes -= total + spare
+        header = _header(header_bytes, gso_size, csum_start, csum_offset, count)
+        if len(buffers[0]) >= HDR_BYTES:
+            buffers[0][:HDR_BYTES] = header
+        else:
+            write_bytes(buffers, header)
         self.frames += 1
         self.frame_bytes += length
-
-    def _acceptable(self, gso_size: int, csum_start: int) -> bool:
-        return self._takes_csum and csum_start > 0 and (gso_size == 0 or self._takes_gso)
 
     def cancel(self) -> None:
         """Nothing of it was used: see RxFrames."""
         self._reserved_bytes = 0
+
+
+@lru_cache(_HEADERS_REMEMBERED)
+def _header(
+    header_bytes: int, gso_size: int, csum_start: int, csum_offset: int, count: int
+) -> bytes:
+    if not csum_start:  # and no GSO then: the rest has no meaning
+        return HDR.pack(0, VIRTIO_NET_HDR_GSO_NONE, 0, 0, 0, 0, count)
+    gso_type = VIRTIO_NET_HDR_GSO_TCPV4 if gso_size else VIRTIO_NET_HDR_GSO_NONE
+    return HDR.pack(
+        VIRTIO_NET_HDR_F_NEEDS_CSUM,
+        gso_type,
+        header_bytes,
+        gso_size,
+        csum_start,
+        csum_offset,
+        count,
+    )
 
 
 def _trim(buffers: list[memoryview], front: int, back: int) -> None:

@@ -50,8 +50,10 @@ _WRITE = VRING_DESC_F_WRITE << 32
 _INDIRECT = VRING_DESC_F_INDIRECT << 32
 _NEXT_SHIFT = 48
 _KIND = _NEXT | _WRITE | _INDIRECT
-_TWO_DESCS = struct.Struct("<QQQQ")
-assert _TWO_DESCS.size == 2 * DESC_BYTES
+_TWO_DESCS_BYTES = 2 * DESC_BYTES
+_TWO_DESCS = struct.Struct("<QIHHQIHH")
+assert _TWO_DESCS.size == _TWO_DESCS_BYTES
+_unpack_two_descs = _TWO_DESCS.unpack_from
 assert array("I").itemsize == 4
 
 
@@ -155,7 +157,7 @@ class Virtqueue:
         self._low = memory.regions[0].view
         self._low_bytes = memory.regions[0].size_bytes
         # Where a table of two descriptors may begin that _two() reads in place.
-        self._two_descs_max_gpa = self._low_bytes - _TWO_DESCS.size if indirect else -1
+        self._two_descs_max_gpa = self._low_bytes - _TWO_DESCS_BYTES if indirect else -1
         # The whole of each ring, checked here once: indexing the views needs no check later.
         self._desc = memory.words(desc_gpa, "Q", 2 * size)
         self._avail = memory.words(driver_gpa, "H", 3 + size)
@@ -352,6 +354,54 @@ class Virtqueue:
         self._next_avail = next_avail
         return chains, total_bytes
 
+    def next_readable(self) -> tuple[int, list[memoryview]] | None:
+        """Take the next chain that the driver sends, and return it.
+
+        What next_chain() and add_used() do, in one, for a device to which calls are too dear. The
+        buffers are the device's until publish(): only then the driver sees them returned.
+
+        Returns:
+            The chain's bytes and its buffers; None if there is no chain.
+        Raises:
+            GuestError: as next_chain(); or the device may write to it.
+        """
+        avail = self._avail
+        next_avail = self._next_avail
+        avail_idx = avail[1]
+        if avail_idx == next_avail:
+            return None
+        if ((avail_idx - self._published) & 0xFFFF) > self.size:
+            raise self._too_far_ahead(avail_idx)
+        mask = self._mask
+        head_idx = avail[2 + (next_avail & mask)]
+        if head_idx > mask:
+            raise GuestError(f"head {head_idx} in a queue of {self.size}")
+        desc = self._desc
+        addr, word = desc[2 * head_idx], desc[2 * head_idx + 1]
+        length = word & _LEN_MASK
+        end = addr + length
+        if word & _KIND or not length or end > self._low_bytes:
+            length, buffers = self._readable(head_idx, word)
+        else:
+            buffers = [self._low[addr:end]]
+        self._next_avail = (next_avail + 1) & 0xFFFF
+        next_used = self._next_used
+        slot = (next_used & mask) * 2 + 1
+        ring = self._used_ring
+        ring[slot] = head_idx
+        ring[slot + 1] = 0
+        self._next_used = (next_used + 1) & 0xFFFF
+        return length, buffers
+
+    def _readable(self, head_idx: int, word: int) -> tuple[int, list[memoryview]]:
+        two = self._two(head_idx, word)
+        if two is not None and not two[0]:
+            return two[1], two[2]
+        chain = self._walk(head_idx)
+        if chain.writable_bytes:
+            raise GuestError("a writable buffer in a chain to be read")
+        return chain.readable_bytes, chain.readable
+
     def _two(self, head_idx: int, word: int) -> tuple[int, int, list[memoryview]] | None:
         """Return a chain of two buffers of one direction, a header and its data say.
 
@@ -359,34 +409,35 @@ class Virtqueue:
         other, and for what breaks a rule.
 
         Returns:
-            _WRITE or 0, the bytes of both, and the buffers.
+            VRING_DESC_F_WRITE or 0, the bytes of both, and the buffers.
         """
-        desc, low_bytes = self._desc, self._low_bytes
-        addr = desc[2 * head_idx]
+        low, low_bytes = self._low, self._low_bytes
+        addr = self._desc[2 * head_idx]
         if word & _INDIRECT:
-            if word & (_NEXT | _LEN_MASK) != _TWO_DESCS.size or addr > self._two_descs_max_gpa:
+            if word & (_NEXT | _LEN_MASK) != _TWO_DESCS_BYTES or addr > self._two_descs_max_gpa:
                 return None
-            addr, word, next_addr, next_word = _TWO_DESCS.unpack_from(self._low, addr)
-            if word >> _NEXT_SHIFT != 1:
+            (
+                addr, length, flags, next_idx, next_addr, next_length, next_flags, _
+            ) = _unpack_two_descs(low, addr)  # fmt: skip
+            if next_idx != 1:
                 return None
         else:
-            next_idx = word >> _NEXT_SHIFT
+            length, flags, next_idx = word & _LEN_MASK, word >> 32 & 0xFFFF, word >> _NEXT_SHIFT
             if next_idx > self._mask:
                 return None
-            next_addr, next_word = desc[2 * next_idx], desc[2 * next_idx + 1]
-        direction = word & _WRITE
-        length, next_length = word & _LEN_MASK, next_word & _LEN_MASK
+            next_addr, next_word = self._desc[2 * next_idx], self._desc[2 * next_idx + 1]
+            next_length, next_flags = next_word & _LEN_MASK, next_word >> 32 & 0xFFFF
         end, next_end, total = addr + length, next_addr + next_length, length + next_length
         if (
-            word & _KIND != direction | _NEXT
-            or next_word & _KIND != direction
+            flags != next_flags | VRING_DESC_F_NEXT
+            or next_flags & ~VRING_DESC_F_WRITE
             or end > low_bytes
             or next_end > low_bytes
             or total > CHAIN_BYTES_MAX
             or not (length and next_length)
         ):
             return None
-        return direction, total, [self._low[addr:end], self._low[next_addr:next_end]]
+        return next_flags, total, [low[addr:end], low[next_addr:next_end]]
 
     def undo_next(self, count: int = 1) -> None:
         """Hand the chain taken last back to the available ring, and those before it.
@@ -464,8 +515,9 @@ class Virtqueue:
         # while we see its old wish, and sleeps on. Lock and unlock are the fence.
         with self._fence:
             pass
-        if self.event_idx:
-            return vring_need_event(self._avail[self._used_event_slot], new, old)
+        if self.event_idx:  # vring_need_event(), spelled out
+            event_idx = self._avail[self._used_event_slot]
+            return ((new - event_idx - 1) & 0xFFFF) < ((new - old) & 0xFFFF)
         return not self._avail[0] & VRING_AVAIL_F_NO_INTERRUPT
 
     def enable_notification(self) -> bool:

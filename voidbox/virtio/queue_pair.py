@@ -8,6 +8,10 @@ from typing import Protocol
 from voidbox.virtio.device import Transport
 from voidbox.virtio.queue import Virtqueue
 
+# What comes while a pass is under way, and finds it at its end, is served at once so often; then
+# others on the loop have their turn.
+PASSES_IN_A_ROW = 4
+
 
 class PairServer(Protocol):
     """Who moves the packets. Each call has a budget of its own. Thread: loop.
@@ -19,7 +23,11 @@ class PairServer(Protocol):
     tx_can_wait: bool
 
     def serve_tx(self, tx: Virtqueue) -> bool:
-        """Take what the guest sent; True if there may be more."""
+        """Take what the guest sent; True if that was all that one pass may take."""
+        ...
+
+    def has_rx(self) -> bool:
+        """Whether serve_rx() may have something to give."""
         ...
 
     def serve_rx(self, rx: Virtqueue) -> bool:
@@ -61,6 +69,7 @@ class QueuePair:
         self._rx = rx
         self._tx = tx
         self._server = server
+        self._has_flags = not rx.event_idx  # else disable_notification() has nothing to say
         self._busy = False  # a pass is under way or deferred, and will see what is new
 
     def kick(self) -> None:
@@ -76,36 +85,49 @@ class QueuePair:
     def _serve(self) -> None:
         # A GuestError leaves this set: no pass comes before the reset that it asks for.
         self._busy = True
-        rx, tx = self._rx, self._tx
-        tx.disable_notification()
-        rx.disable_notification()
-        more = self._server.serve_tx(tx)
-        more = self._server.serve_rx(rx) or more
-        self._interrupt(tx.publish(), rx.publish())
-        # A kick for tx is always wanted.
-        more = more or tx.enable_notification()
+        server, rx, tx = self._server, self._rx, self._tx
+        for _ in range(PASSES_IN_A_ROW):
+            if self._has_flags:
+                tx.disable_notification()
+                rx.disable_notification()
+            more = server.serve_tx(tx)
+            for_rx = False
+            if server.has_rx():
+                more = server.serve_rx(rx) or more
+                for_rx = rx.publish()
+            for_tx = tx.publish()
+            if for_tx or for_rx or self._is_interrupt_owed:
+                self._interrupt(for_rx)
+            # A kick for tx is always wanted.
+            if more or not tx.enable_notification():
+                break
+        else:
+            more = True
         self._busy = more
         if more:
             self._transport.defer(self._serve)
 
     def _serve_rx(self) -> None:
+        if not self._server.has_rx():
+            return
         self._busy = True
         rx = self._rx
-        rx.disable_notification()
+        if self._has_flags:
+            rx.disable_notification()
         more = self._server.serve_rx(rx)
-        self._interrupt(False, rx.publish())
+        if rx.publish():
+            self._interrupt(True)
         self._busy = more
         if more:
             self._transport.defer(self._serve)
 
-    def _interrupt(self, for_tx: bool, for_rx: bool) -> None:
+    def _interrupt(self, for_rx: bool) -> None:
         """Tell the driver of what it wants to hear, all in one; of tx alone perhaps later."""
-        for_tx = for_tx or self._is_interrupt_owed
         can_wait = self._call_later is not None and self._server.tx_can_wait
-        if for_rx or (for_tx and not can_wait):
+        if for_rx or not can_wait:
             self._is_interrupt_owed = False
             self._transport.interrupt_queues()
-        elif for_tx:
+        else:
             self._is_interrupt_owed = True
             if not self._is_timer_set and self._call_later is not None:
                 self._is_timer_set = True

@@ -27,6 +27,8 @@ EVENT_QUEUE_SIZE = 16
 # What one pass on the loop may cost. A pass of TX is at most 2 MiB of data.
 TX_PASS_CHAINS = 32
 RX_PASS_CHAINS = 128
+# How many are taken apart together at least: to begin costs as much as one.
+RX_CHAINS_AHEAD = 8
 # What the driver may hear of a little later; see QueuePair.
 TX_FEW_CHAINS = 2
 # Nobody waits for it: what it frees is memory alone.
@@ -245,12 +247,15 @@ class _RxRing:
             GuestError: a buffer that the device may not write, or with no room for data.
         """
         wanted = min(count, self.budget)
-        chains = self._chains
-        known = min(wanted, len(chains))
-        self._queue.redo_next(known)
-        if known < wanted:
-            chains += self._queue.next_writable(CHAIN_BYTES_MAX, wanted - known, HDR_BYTES + 1)[0]
-            wanted = len(chains)
+        chains, queue = self._chains, self._queue
+        if wanted <= len(chains):
+            queue.redo_next(wanted)
+        else:
+            queue.redo_next(len(chains))
+            more = max(wanted, RX_CHAINS_AHEAD) - len(chains)
+            chains += queue.next_writable(CHAIN_BYTES_MAX, more, HDR_BYTES + 1)[0]
+            wanted = min(wanted, len(chains))
+            queue.undo_next(len(chains) - wanted)
         self._taken = wanted
         return [chain[2] for chain in chains[:wanted]]
 
@@ -331,17 +336,19 @@ class PacketQueues:
 
     def serve_tx(self, tx: Virtqueue) -> bool:
         """Take packets from the guest; True if there may be more."""
-        self.tx_can_wait = False
+        next_readable, send_pkt = tx.next_readable, self._backend.send_pkt
         for count in range(TX_PASS_CHAINS):
-            chain = tx.next_chain()
+            chain = next_readable()
             if chain is None:
                 self.tx_can_wait = count <= TX_FEW_CHAINS
                 return False
-            if chain.writable_bytes:
-                raise GuestError("a writable buffer on the tx queue")
-            self._backend.send_pkt(chain.readable)
-            tx.add_used(chain.head_idx, 0)
+            send_pkt(chain[1])
+        self.tx_can_wait = False
         return True
+
+    def has_rx(self) -> bool:
+        """Whether there is something for the guest, and it may have it."""
+        return not self._held and self._backend.has_pending_rx()
 
     def serve_rx(self, rx: Virtqueue) -> bool:
         """Give packets to the guest; True if there are more, and buffers for them."""
@@ -350,9 +357,9 @@ class PacketQueues:
             return False
         ring.budget = RX_PASS_CHAINS
         backend = self._backend
-        while backend.has_pending_rx() and not self._held:
-            if ring.budget == 0:
-                return True
+        while ring.budget:
             if backend.recv_pkt(ring) == 0:
                 return backend.has_pending_rx() and rx.enable_notification()
-        return False
+            if not backend.has_pending_rx():
+                return False
+        return True

@@ -157,7 +157,8 @@ class VirtioSlots:
         fd = _eventfd()
         self._eventfds.append((loop, fd))
         # Each kick is an edge, so that nobody has to read the eventfd.
-        loop.watch(fd, select.EPOLLIN | select.EPOLLET, lambda _ready: transport.notify(queue_idx))
+        kicked = partial(transport.notify, queue_idx)
+        loop.watch(fd, select.EPOLLIN | select.EPOLLET, kicked)
         return fd
 
     def __len__(self) -> int:

@@ -235,17 +235,22 @@ class Connection:
     @property
     def takes_data(self) -> bool:
         """Whether the host's program still wants the guest's data."""
-        return (
-            self.state is not State.CLOSING and not self.local_shutdown & VIRTIO_VSOCK_SHUTDOWN_RCV
-        )
+        return self.state is not _CLOSING and not self.local_shutdown & VIRTIO_VSOCK_SHUTDOWN_RCV
 
     @property
     def sends_data(self) -> bool:
         """Whether data of the host's program may still go to the guest."""
         return (
-            self.state is State.ESTABLISHED
+            self.state is _ESTABLISHED
             and not self.local_shutdown & VIRTIO_VSOCK_SHUTDOWN_SEND
             and not self.peer_shutdown & VIRTIO_VSOCK_SHUTDOWN_RCV
+        )
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it is open in both directions, and owes the guest nothing but data."""
+        return self.state is _ESTABLISHED and not (
+            self.owed or self.local_shutdown or self.peer_shutdown
         )
 
     def forwarded(self, count: int) -> None:

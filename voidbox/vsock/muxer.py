@@ -50,6 +50,8 @@ RX_BATCH_MAX = 64
 # What a flush offers at once; a Unix socket takes some 200 KiB.
 FLUSH_BYTES = 256 << 10
 
+_REQUESTED, _ESTABLISHED, _ORPHANED = State.REQUESTED, State.ESTABLISHED, State.ORPHANED
+
 FIRST_HOST_PORT = 1 << 30  # ports of connections that the host's programs open, as Firecracker's
 _HOST_PORTS = (1 << 31) - FIRST_HOST_PORT
 
@@ -62,12 +64,16 @@ class Muxer:
         connect: opens the host's end of a connection that the guest asks for; None refuses it.
         next_port: where ports are given out from: after a restore the guest may still know those
             that were given before.
+
+    Attributes:
+        has_new_deadline: next_deadline_ns() may have become earlier; for the owner to clear.
     """
 
     def __init__(
         self, guest_cid: int, connect: Callable[[int], HostStream | None], next_port: int = 0
     ) -> None:
         self.guest_cid = guest_cid
+        self.has_new_deadline = False
         self._connect = connect
         self._links: dict[Key, Link] = {}
         self._pending: deque[Link] = deque()  # those with something for the guest, in turn
@@ -102,7 +108,7 @@ class Muxer:
                 self._accept(header)
             else:
                 self._refuse(key, header)
-        elif link.connection.state is State.ORPHANED:
+        elif link.connection.state is _ORPHANED:
             # The guest begins anew with ports whose last data is still on its way.
             self._refuse(key, header)
         else:
@@ -129,7 +135,7 @@ class Muxer:
 
     def _receive(self, link: Link, header: Header, payload: list[memoryview], now_ns: int) -> None:
         connection = link.connection
-        was_requested = connection.state is State.REQUESTED
+        was_requested = connection.state is _REQUESTED
         try:
             connection.receive(header)
         except PacketError:
@@ -141,7 +147,7 @@ class Muxer:
                 self._to_host(link, payload, header.length)
                 if not (link.buffered or link.readable or connection.owed):
                     return  # as for most packets, nothing follows from it
-            elif was_requested and connection.state is State.ESTABLISHED:
+            elif was_requested and connection.state is _ESTABLISHED:
                 self._deadlines.pop(link, None)
                 if link.stream is not None:
                     link.stream.established(connection.local_port)
@@ -191,7 +197,8 @@ class Muxer:
             link.queued = False
             written = self._fill(link, buffers, credit_bytes)
             rx.commit(written)
-            self._settle(link, now_ns)
+            if link.readable or link.buffered or not connection.is_at_rest:
+                self._settle(link, now_ns)
             self.update_watch(link)
             if written:
                 return len(written)
@@ -338,6 +345,19 @@ class Muxer:
             if (port, guest_port) not in self._links:
                 return port
 
+    def host_has_data(self, link: Link) -> bool:
+        """The stream has data, and nothing else is new; as host_ready(), for what is most frequent.
+
+        Returns:
+            False: nothing was done, for more has to be seen to: see host_ready().
+        """
+        connection = link.connection
+        if link.readable or not (connection.is_at_rest and connection.credit_bytes):
+            return False
+        link.readable = True
+        self._enqueue(link)
+        return True
+
     def host_ready(
         self, link: Link, *, readable: bool, writable: bool, hung_up: bool, now_ns: int
     ) -> None:
@@ -399,7 +419,7 @@ class Muxer:
     def _settle(self, link: Link, now_ns: int) -> None:
         """Draw the consequences of whatever has just happened to a connection."""
         connection = link.connection
-        if connection.state is not State.ESTABLISHED or connection.peer_shutdown:
+        if connection.state is not _ESTABLISHED or connection.peer_shutdown:
             self._settle_closing(link, now_ns)
         if link.readable and connection.sends_data:
             if connection.credit_bytes:
@@ -431,6 +451,7 @@ class Muxer:
             self._pending.append(link)
 
     def _start_timer(self, link: Link, now_ns: int) -> None:
+        self.has_new_deadline = True
         # Never there already: an answer takes it out, and so the newest is always the last.
         self._deadlines[link] = now_ns + ANSWER_TIMEOUT_NS
 

@@ -34,7 +34,7 @@ ACCEPTS_PER_PASS = 64
 # level-triggered loop would spin on it.
 ACCEPT_PAUSE_S = 0.1
 
-_GONE = select.EPOLLHUP | select.EPOLLERR
+_IN, _GONE = select.EPOLLIN, select.EPOLLHUP | select.EPOLLERR
 
 
 class UnixStatistics(NamedTuple):
@@ -121,13 +121,13 @@ class UnixBackend:
     def send_pkt(self, buffers: Sequence[memoryview]) -> None:
         """Take one packet of the guest."""
         self._muxer.send_pkt(buffers, time.monotonic_ns())
-        if self._timer is None:
+        if self._muxer.has_new_deadline and self._timer is None:
             self._start_timer()
 
     def recv_pkt(self, rx: RxBuffers) -> int:
         """Fill RX buffers with what is next; returns the number of packets."""
         count = self._muxer.recv_pkt(rx, time.monotonic_ns())
-        if self._timer is None:
+        if self._muxer.has_new_deadline and self._timer is None:
             self._start_timer()
         return count
 
@@ -262,17 +262,22 @@ class UnixBackend:
         link = stream.link
         if link is None:
             return
+        if events == _IN and self._muxer.host_has_data(link):
+            self.on_pending()
+            if link.readable:
+                self._muxer.update_watch(link)
+            return
         gone = bool(events & _GONE)
         self._muxer.host_ready(
             link,
-            readable=bool(events & select.EPOLLIN),
+            readable=bool(events & _IN),
             writable=gone or bool(events & select.EPOLLOUT),
             hung_up=gone,
             now_ns=time.monotonic_ns(),
         )
         if self._muxer.has_pending_rx():
             self.on_pending()
-        if link.readable or events != select.EPOLLIN:
+        if link.readable or events != _IN:
             self._muxer.update_watch(link)
         if self._timer is None:
             self._start_timer()
@@ -280,6 +285,7 @@ class UnixBackend:
     # Time-outs: one timer, for the earliest of them.
 
     def _start_timer(self) -> None:
+        self._muxer.has_new_deadline = False
         deadline_ns = self._muxer.next_deadline_ns()
         greeter = next(iter(self._greeters.values()), None)
         if greeter is not None and (deadline_ns is None or greeter.deadline_ns < deadline_ns):

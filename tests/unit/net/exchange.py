@@ -165,7 +165,7 @@ class Exchange:
                 flow = self.world.stack.open_to_guest(int(port), stream, self.world.now_ns)
                 assert flow is not None
                 stream.owner = flow
-                self.sport, self.destination, self.dport = flow.key
+                self.sport, (self.destination, self.dport) = flow.guest_port, flow.remote
                 assert self.destination == GATEWAY
             case ["gives", count]:
                 self.stream.gives += pattern(self.given, int(count))

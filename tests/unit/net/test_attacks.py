@@ -1072,7 +1072,7 @@ class Anything(RuleBasedStateMachine):
             c = flow.connection
             # A guest's first number is `isn`: the pattern begins there.
             first = self.isn if c.state is State.SYN_SENT else c.rcv_nxt + seq
-            self.frame(flow.key, first, c.snd_nxt + ack, flags, window, size)
+            self.frame((flow.guest_port, *flow.remote), first, c.snd_nxt + ack, flags, window, size)
 
     @rule(share=st.integers(0, 4), size=st.sampled_from([0, 0, 1, 1000, 4000]),
           flags=st.sampled_from([0, 0, 0, 0, FIN]))  # fmt: skip
@@ -1081,10 +1081,12 @@ class Anything(RuleBasedStateMachine):
         for flow in self.world.flows:
             c = flow.connection
             if c.state is State.SYN_SENT:
-                self.frame(flow.key, self.isn, self.iss + 1, SYN | ACK)
+                self.frame((flow.guest_port, *flow.remote), self.isn, self.iss + 1, SYN | ACK)
             elif c.state is not State.CONNECTING:
                 ack = c.snd_una + ((c.snd_max - c.snd_una) & U32) * share // 4
-                self.frame(flow.key, c.rcv_nxt, ack, ACK | flags, 65535, size)
+                self.frame(
+                    (flow.guest_port, *flow.remote), c.rcv_nxt, ack, ACK | flags, 65535, size
+                )
 
     @rule(frame=mutated(), needs_csum=st.booleans(), cuts=st.lists(st.integers(0, 80), max_size=3))
     def mutation(self, frame: bytes, needs_csum: bool, cuts: list[int]) -> None:

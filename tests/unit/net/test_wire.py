@@ -418,7 +418,7 @@ def test_tcp_frames(
     )  # fmt: skip
 
 
-def fields_of(frame: bytes) -> tuple[int, ...] | None:
+def fields_of(frame: bytes) -> tuple[bytes | int, ...] | None:
     """What parse_plain() is to find, by way of the other parsers."""
     ip = wire.parse_ip(frame[: wire.HEADERS_MAX], len(frame))
     if ip is None or ip.header_bytes != 20 or ip.fragment or ip.protocol != 6:
@@ -427,8 +427,9 @@ def fields_of(frame: bytes) -> tuple[int, ...] | None:
     if tcp is None or tcp.flags & ~(16 | 8 | 1) or not tcp.flags & 16:
         return None
     start = 34 + tcp.header_bytes
-    return (ip.source, ip.destination, tcp.source_port, tcp.destination_port, tcp.seq, tcp.ack,
-            tcp.flags, tcp.window, start, 14 + ip.length)  # fmt: skip
+    ends = ip.source, ip.destination, tcp.source_port, tcp.destination_port
+    return (tcp_wire.ENDS.pack(*ends), tcp.seq, tcp.ack, tcp.flags, tcp.window, start,
+            14 + ip.length)  # fmt: skip
 
 
 @given(

@@ -285,6 +285,39 @@ def test_chains_of_two_are_taken_as_any_other(chains: list[Any], indirect: bool)
         assert all_of(take_one) == expected
 
 
+def test_what_is_read_and_returned_in_one(memory: GuestMemory) -> None:
+    """Whatever its layout; the driver sees it at the next publish(), and past the end too."""
+    driver, queue = pair(memory, size=4, indirect=True)
+    for round_idx in range(20):
+        pieces = ([b"one"], [b"header", b"data"], [b"a", b"b", b"c"])[round_idx % 3]
+        is_indirect = bool(round_idx % 2) and len(pieces) > 1
+        heads = [driver.add(pieces, indirect=is_indirect), driver.add([b""])]
+        found = queue.next_readable()
+        assert found is not None
+        assert (found[0], [*map(bytes, found[1])]) == (len(b"".join(pieces)), pieces)
+        assert queue.next_readable() == (0, [])
+        assert queue.next_readable() is None
+        assert not driver.completed()
+        queue.publish()
+        assert [(one.head_idx, one.written_bytes) for one in driver.completed()] == [
+            (head_idx, 0) for head_idx in heads
+        ]
+        assert queue.is_idle
+
+
+@pytest.mark.parametrize("readable", [[], [b"x"]])
+@pytest.mark.parametrize("writable", [[9], [9, 9], [9, 9, 9]])
+def test_what_may_be_written_is_not_read(
+    memory: GuestMemory, readable: list[bytes], writable: list[int]
+) -> None:
+    driver, queue = pair(memory)
+    driver.add(readable, writable)
+    before = queue.state()
+    with pytest.raises(GuestError, match="writable"):
+        queue.next_readable()
+    assert queue.state() == before
+
+
 @pytest.mark.parametrize("indirect", [False, True])
 def test_a_chain_of_two_that_is_read(memory: GuestMemory, indirect: bool) -> None:
     driver, queue = pair(memory, indirect=indirect)
@@ -433,7 +466,7 @@ def next_out_of_indirect_table(driver: DriverQueue) -> None:
     driver.offer(0)
 
 
-@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("way", ["next_chain", "next_readable", "next_writable"])
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -458,12 +491,12 @@ def next_out_of_indirect_table(driver: DriverQueue) -> None:
         next_out_of_indirect_table,
     ],
 )
-def test_broken_ring_is_refused(memory: GuestMemory, spoil: Any, many: bool) -> None:
+def test_broken_ring_is_refused(memory: GuestMemory, spoil: Any, way: str) -> None:
     driver, queue = pair(memory, indirect=True)
     spoil(driver)
     before = queue.state()
     with pytest.raises(GuestError):
-        queue.next_writable(1 << 30, 9, 0) if many else queue.next_chain()
+        queue.next_writable(1 << 30, 9, 0) if way == "next_writable" else getattr(queue, way)()
     assert queue.state() == before  # nothing was taken
 
 
