@@ -23,8 +23,12 @@ from tests.guest.test_pause import (
     counting_guest,
     wait_for_reads,
 )
+from voidbox.devices.rtc import RtcState
 from voidbox.errors import ConfigError, HostError
 from voidbox.kvm import state as kvm_state
+from voidbox.nat.backend import NatBackend
+from voidbox.nat.config import NatConfig
+from voidbox.net.flow_state import FlowState
 from voidbox.snapshot import folder
 from voidbox.snapshot import format as machine_bin
 from voidbox.virtio.vsock import VirtioVsock
@@ -668,7 +672,11 @@ def test_what_the_guest_said_last_is_told(tmp_path: Path) -> None:
         wait_for_reads(counter, 10)
         machine.pause()
         machine._board.uart._output += b"last words"
+        machine._board.rtc.restore(RtcState(0x0B, 0x06))
+        machine._board.pci.restore(0x8000_0004)
         with paused_copy(machine, config, tmp_path / "snap") as copy:
+            assert copy._board.rtc.state() == RtcState(0x0B, 0x06)
+            assert copy._board.pci.state() == 0x8000_0004
             output = bytearray()
             copy.console.attach(CallbackOutput(output.extend))
             attach_counter(copy)
@@ -676,13 +684,24 @@ def test_what_the_guest_said_last_is_told(tmp_path: Path) -> None:
             _wait(lambda: output == b"last words")
 
 
-def test_a_copy_is_to_tell_its_guest_that_its_connections_are_over(tmp_path: Path) -> None:
-    """What becomes of it, once a driver has the device: see the tests of the device."""
-    config = config_of(tmp_path, counting_guest(), vsock=VsockConfig())
+def test_a_copy_is_to_tell_its_guest_that_its_connections_are_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What becomes of it, once a driver has the devices: see the tests of the devices."""
+    flows, told = (FlowState(1000, 0x5DB8_D822, 80, 5, 6),), []
+    monkeypatch.setattr(NatBackend, "flow_states", lambda self: flows)
+    monkeypatch.setattr(NatBackend, "reset_flows", lambda self, saved: told.append(saved))
+    config = config_of(tmp_path, counting_guest(), vsock=VsockConfig(), net=NatConfig())
     with Machine(config) as machine:
         attach_counter(machine)
         machine.start()
+        assert machine._peripherals.unix_backend is not None
+        machine._peripherals.unix_backend._muxer._next_port = 7
         with paused_copy(machine, config, tmp_path / "snap") as copy:
             devices = [each._device for each in copy._peripherals.slots._transports]
             (vsock,) = (each for each in devices if isinstance(each, VirtioVsock))
             assert vsock._reset.name == "WANTED"
+            assert told == [flows]
+            # A connection from a port of the original's would meet what the guest still knows of.
+            assert copy._peripherals.unix_backend is not None
+            assert copy._peripherals.unix_backend.next_port == 7
