@@ -287,8 +287,14 @@ def test_all_that_kvm_keeps_comes_back(tmp_path: Path) -> None:
             ):  # in step, but for a distance; 0 is a software KVM's, which has none
                 apart = {"tsc": first.tsc + APART, "tsc_offset": first.tsc_offset + APART}
                 second = second._replace(**apart)
+            pic, other_pic, ioapic = saved.irqchips
             saved = saved._replace(
                 clock_ns=saved.clock_ns + 10**15,
+                # imr of both struct kvm_pic_state, ioregsel of struct kvm_ioapic_state
+                irqchips=(
+                    *(_with(chip, 8 + 2, b"\x5a") for chip in (pic, other_pic)),
+                    _with(ioapic, 8 + 8, b"\x12"),
+                ),
                 vcpus=(first, second),
                 pit=_with(saved.pit, 0, b"\x34\x12"),  # channel 0's count
             )
