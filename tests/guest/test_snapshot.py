@@ -26,8 +26,10 @@ from tests.guest.test_pause import (
 from voidbox.devices.rtc import RtcState
 from voidbox.errors import ConfigError, HostError
 from voidbox.kvm import state as kvm_state
+from voidbox.kvm.vcpu import Vcpu
 from voidbox.nat.backend import NatBackend
 from voidbox.nat.config import NatConfig
+from voidbox.net.addresses import NetworkConfig
 from voidbox.net.flow_state import FlowState
 from voidbox.snapshot import folder
 from voidbox.snapshot import format as machine_bin
@@ -561,8 +563,34 @@ def test_two_at_once(tmp_path: Path) -> None:
         machine.snapshot(str(tmp_path / "snap"))
 
 
+@pytest.mark.parametrize(("register", "bit"), [("efer", 1 << 12), ("cr4", 1 << 13)])
+def test_a_guest_with_virtual_machines_of_its_own_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, register: str, bit: int
+) -> None:
+    """EFER.SVME, CR4.VMXE: what KVM keeps of its guests is not in any of what is read."""
+    read = Vcpu.get_sregs
+
+    def get_sregs(vcpu: Vcpu) -> Any:
+        sregs = read(vcpu)
+        setattr(sregs, register, getattr(sregs, register) | bit)
+        return sregs
+
+    with Machine(config_of(tmp_path, counting_guest())) as machine:
+        counter = attach_counter(machine)
+        machine.start()
+        monkeypatch.setattr(Vcpu, "get_sregs", get_sregs)
+        with pytest.raises(ConfigError, match="uses virtualisation of its own"):
+            machine.snapshot(str(tmp_path / "snap"))
+        wait_for_reads(counter, 10)
+        assert not (tmp_path / "snap").exists()
+
+
 def test_another_machine_is_refused(tmp_path: Path) -> None:
-    config = config_of(tmp_path, counting_guest(), vsock=VsockConfig())
+    base = tmp_path / "base"
+    base.write_bytes(b"x" * 8192)
+    net, disks = NatConfig(), (DiskConfig(str(base), is_read_only=True),)
+    changes = {"vsock": VsockConfig(), "net": net, "disks": disks}
+    config = config_of(tmp_path, counting_guest(), **changes)
     path = str(tmp_path / "snap")
     with Machine(config) as machine:
         attach_counter(machine)
@@ -573,11 +601,24 @@ def test_another_machine_is_refused(tmp_path: Path) -> None:
         ({"cpus": 2}, "CPUs"),
         ({"vsock": None}, "vsock"),
         ({"serial_line": True}, "serial"),
+        ({"balloon": True}, "balloons"),
+        ({"net": None}, "networks"),
+        ({"net": net._replace(network=NetworkConfig(guest_ip=0x0A00_0210))}, "other network"),
+        ({"disks": ()}, "disks"),
+        ({"disks": (DiskConfig(str(base), overlay=str(tmp_path / "upper")),)}, "only read"),
     ):
         with pytest.raises(ConfigError, match=message):
             Machine.from_snapshot(path, config._replace(**changes))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="lazy"):
         Machine.from_snapshot(path, config, memory="slow")  # type: ignore[arg-type]
+    with (
+        Machine.from_snapshot(path, config, memory="eager") as machine,
+        pytest.raises(HostError, match="restored lazily"),
+    ):
+        machine.record_working_set(f"{path}/working-set", 1 << 30)
+    base.write_bytes(b"y" * 8192)
+    with pytest.raises(ConfigError, match="not the one that the snapshot's guest had"):
+        Machine.from_snapshot(path, config)
 
 
 def _changed(path: Path, change: object) -> None:
