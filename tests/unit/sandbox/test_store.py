@@ -18,7 +18,7 @@ import pytest
 
 from tests.unit.sandbox.states import ROOT, allocations, check_whole, wanted
 from voidbox.errors import ConfigError
-from voidbox.sandbox.state.state_folder import StateFolder
+from voidbox.sandbox.state.state_folder import SUSPENDED, StateFolder
 from voidbox.sandbox.state.store import Event, State, Store
 
 
@@ -49,6 +49,8 @@ def test_a_life(store: Store, folder: str) -> None:
         assert owner.allocate_port(made.id) == 9000
         ended = owner.update(made.id, Event.ENDED, reason="it was stopped")
         assert (ended.state, ended.reason, ended.ports) == (State.STOPPED, "it was stopped", ())
+        assert ended.ended_at is not None
+        assert ended.ended_at >= running.started_at
         assert allocations(folder) == {
             **{"version": 1, "cids": {}, "ports": {}, "next_port": 9001},
             "names": {"web": made.id},
@@ -284,12 +286,12 @@ def test_a_killed_one_is_cleaned_by_the_next_command(store: Store, folder: str) 
             b"x" * 9000 + b"\n\xff\x1b[2Jpanic\r\n"
         )
     (crashed,) = store.clean()
+    assert allocations(folder)["cids"] == allocations(folder)["ports"] == {}
     assert (crashed.state, crashed.reason) == (State.CRASHED, "its process was killed")
     assert crashed.crash.endswith("x\n\ufffd[2Jpanic")
     assert len(crashed.crash) < 9000
     assert store.clean() == []
     assert store.list() == [crashed]
-    assert allocations(folder)["cids"] == allocations(folder)["ports"] == {}
     assert sorted(os.listdir(store.path(made.id))) == [
         "alive", "console.log", "secret", "state.json",
     ]  # fmt: skip
@@ -297,6 +299,16 @@ def test_a_killed_one_is_cleaned_by_the_next_command(store: Store, folder: str) 
         store.update(made.id, Event.BOOTED)
     with pytest.raises(ConfigError, match="or has ended"):
         store.adopt(made.id)
+
+
+def test_a_running_one_that_is_killed_has_crashed_whatever_it_was_woken_from(
+    store: Store, folder: str
+) -> None:
+    with Store(folder) as owner:
+        made = owner.create(wanted())
+        owner.update(made.id, Event.BOOTED)
+        Path(owner.path(made.id, SUSPENDED)).mkdir(parents=True)
+    assert [record.state for record in store.clean()] == [State.CRASHED]
 
 
 def test_a_killed_one_that_removes_itself_is_removed(store: Store, folder: str) -> None:
