@@ -48,6 +48,13 @@ def test_random_numbers_are_others_at_once(
     assert calls == [(0x40085203, b"\0\1\0\0\x20\0\0\0" + b"e" * 32), (0x5207, b"")]
 
 
+def test_the_clock_is_the_hosts(identity: Identity, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, int]] = []
+    monkeypatch.setattr(identities.time, "clock_settime_ns", lambda *call: calls.append(call))
+    identity.set_clock(1_700_000_000_000_000_001)
+    assert calls == [(identities.time.CLOCK_REALTIME, 1_700_000_000_000_000_001)]
+
+
 def test_an_image_without_a_machine_id_gets_none(identity: Identity, tmp_path: Path) -> None:
     assert identity.rename(None, "0f" * 16, None) == []
     assert not (tmp_path / "machine-id").exists()

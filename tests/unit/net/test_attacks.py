@@ -454,7 +454,8 @@ def test_the_host_and_its_networks_cannot_be_reached(address: str, allow: tuple[
         assert [seen.body[:2] for seen in errors] == [b"\x03\x0d"]
         assert errors[0].source == GATEWAY
     if address not in ("10.0.2.2", "10.0.2.3"):
-        assert all(seen.body[:2] == b"\x03\x0d" for seen in world.ask(echo(1, 1, b"", target)))
+        answers = world.ask(echo(1, 1, b"", target))
+        assert [seen.body[:2] for seen in answers] == [b"\x03\x0d"] * len(errors)
     assert world.host.opened == 0
     assert sum(world.stack.statistics().refused.values()) >= 2
     assert_served(world)

@@ -69,6 +69,17 @@ def test_what_are_no_allocations(wrong: dict[str, Any]) -> None:
         Allocations.from_json(Allocations().to_json() | wrong)
 
 
+def test_all_that_is_a_sandboxs_comes_back_and_nothing_else() -> None:
+    allocations = Allocations()
+    for owner, name in ((A, "a"), (B, "b"), (A, "old")):
+        allocations.cids.allocate(owner)
+        allocations.ports.allocate(owner)
+        allocations.names[name] = owner
+    allocations.release_all(A)
+    assert (allocations.cids.taken, allocations.ports.taken) == ({4: B}, {9001: B})
+    assert allocations.names == {"b": B}
+
+
 class Model(RuleBasedStateMachine):
     """Numbers are given once, in their order, and come back; a file is between any two steps."""
 

@@ -94,6 +94,7 @@ def test_any_name_is_just_unknown(world: World) -> None:
         name = bytes(chance.randbytes(chance.randrange(100))).decode("utf-8", "surrogateescape")
         assert client.ask(op="send", to=name, text="x") == {"outcome": "unknown"}
     client.close()
+    assert world.looked_up
     assert all("/" not in name and "\0" not in name for name in world.looked_up)
 
 

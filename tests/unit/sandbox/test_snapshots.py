@@ -394,6 +394,8 @@ def test_a_process_killed_while_it_wakes_leaves_it_suspended(
 
 def test_a_suspended_sandbox_ends_by_request(boxes: Sandboxes) -> None:
     box = boxes.launch()
+    with pytest.raises(ConfigError, match="is not suspended"):
+        boxes.store.discard_suspended(box.id)
     suspend(boxes, box)
     assert boxes.store.discard_suspended(box.id).state is State.STOPPED
     assert not os.path.exists(boxes.store.path(box.id, SUSPENDED))

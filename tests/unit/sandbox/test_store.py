@@ -18,7 +18,7 @@ import pytest
 
 from tests.unit.sandbox.states import ROOT, allocations, check_whole, wanted
 from voidbox.errors import ConfigError
-from voidbox.sandbox.state.state_folder import StateFolder
+from voidbox.sandbox.state.state_folder import SUSPENDED, StateFolder
 from voidbox.sandbox.state.store import Event, State, Store
 
 
@@ -49,6 +49,8 @@ def test_a_life(store: Store, folder: str) -> None:
         assert owner.allocate_port(made.id) == 9000
         ended = owner.update(made.id, Event.ENDED, reason="it was stopped")
         assert (ended.state, ended.reason, ended.ports) == (State.STOPPED, "it was stopped", ())
+        assert ended.ended_at is not None
+        assert ended.ended_at >= running.started_at
         assert allocations(folder) == {
             **{"version": 1, "cids": {}, "ports": {}, "next_port": 9001},
             "names": {"web": made.id},
@@ -59,6 +61,28 @@ def test_a_life(store: Store, folder: str) -> None:
     store.remove(made.id)
     assert store.list() == []
     assert check_whole(folder) == []
+
+
+def test_what_is_brought_to_the_disk(
+    store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a host without power takes with it is not waited for: a start is quick on any disk."""
+    synced: list[str] = []
+    monkeypatch.setattr("os.fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    made = store.create(wanted("web", secret_envs=("KEY",)), {"KEY": "x"})
+    store.adopt(made.id)
+    for event in (Event.BOOTED, Event.PAUSE, Event.RESUME):
+        store.update(made.id, event)
+    assert not synced
+    store.update(made.id, Event.SUSPEND)
+    here = f"{folder}/sandboxes"
+    own = f"{here}/{made.id}"
+    lasting = {here, own, f"{own}/secret", f"{own}/secret-envs", f"{own}/state.json.new"}
+    assert set(synced) == lasting
+    synced.clear()
+    Path(own, "machine/suspended").mkdir(parents=True)
+    store.wake(made.id)  # it may have to go back to that
+    assert set(synced) == {own, f"{own}/state.json.new"}
 
 
 def test_a_life_costs_no_reading_of_others(
@@ -96,6 +120,16 @@ def test_an_index_that_is_wrong_is_made_anew(
     with pytest.raises(ConfigError, match="called b already"):
         store.create(wanted("b"))
     assert store.create(wanted()).cid == 5
+
+
+def test_no_two_records_look_alike(store: Store, folder: str) -> None:
+    """By a file's time it is known whether it is another one: the kernel's steps are too long."""
+    made = store.create(wanted("web"))
+    times = set()
+    for _ in range(50):
+        store.update(made.id, reason="")
+        times.add(os.stat(f"{folder}/sandboxes/{made.id}/state.json").st_mtime_ns)
+    assert len(times) == 50
 
 
 def test_an_index_without_names_is_of_an_older_voidbox(store: Store, folder: str) -> None:
@@ -252,12 +286,12 @@ def test_a_killed_one_is_cleaned_by_the_next_command(store: Store, folder: str) 
             b"x" * 9000 + b"\n\xff\x1b[2Jpanic\r\n"
         )
     (crashed,) = store.clean()
+    assert allocations(folder)["cids"] == allocations(folder)["ports"] == {}
     assert (crashed.state, crashed.reason) == (State.CRASHED, "its process was killed")
     assert crashed.crash.endswith("x\n\ufffd[2Jpanic")
     assert len(crashed.crash) < 9000
     assert store.clean() == []
     assert store.list() == [crashed]
-    assert allocations(folder)["cids"] == allocations(folder)["ports"] == {}
     assert sorted(os.listdir(store.path(made.id))) == [
         "alive", "console.log", "secret", "state.json",
     ]  # fmt: skip
@@ -265,6 +299,16 @@ def test_a_killed_one_is_cleaned_by_the_next_command(store: Store, folder: str) 
         store.update(made.id, Event.BOOTED)
     with pytest.raises(ConfigError, match="or has ended"):
         store.adopt(made.id)
+
+
+def test_a_running_one_that_is_killed_has_crashed_whatever_it_was_woken_from(
+    store: Store, folder: str
+) -> None:
+    with Store(folder) as owner:
+        made = owner.create(wanted())
+        owner.update(made.id, Event.BOOTED)
+        Path(owner.path(made.id, SUSPENDED)).mkdir(parents=True)
+    assert [record.state for record in store.clean()] == [State.CRASHED]
 
 
 def test_a_killed_one_that_removes_itself_is_removed(store: Store, folder: str) -> None:

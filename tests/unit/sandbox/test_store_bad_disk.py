@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import pytest
 from tests.unit.sandbox.states import ROOT, allocations, check_whole, wanted
 from voidbox.errors import ConfigError, HostError, VoidboxError
 from voidbox.sandbox.state.store import Event, Store
+from voidbox.storage import durable
 
 GARBAGE = [
     b"", b"{", b"null", b"[]", b"{}", b"\xff\xfe", b"\0" * 300, b"[" * 100_000, b'{"version": 0}',
@@ -187,6 +189,37 @@ def test_a_folder_that_is_gone_meanwhile(store: Store, folder: str) -> None:
                 lambda: store.create(wanted())):  # fmt: skip
         with pytest.raises(VoidboxError, match="No such file or directory"):
             act()
+
+
+def test_what_a_file_holds_is_on_the_disk_before_it_takes_the_old_ones_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, rename = [], os.rename
+    monkeypatch.setattr(
+        "os.fsync", lambda fd: done.append(Path(os.readlink(f"/proc/self/fd/{fd}")).parent.name)
+    )
+    monkeypatch.setattr("os.rename", lambda *names: (done.append("its name"), rename(*names)))
+    (tmp_path / "above" / "here").mkdir(parents=True)
+    durable.write_json(str(tmp_path / "above" / "here" / "file"), {})
+    assert done == ["here", "its name", "above"]
+
+
+def test_a_folder_that_may_not_stay(
+    store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = durable.sync_folder
+
+    def fail(path: str) -> None:
+        if path == f"{folder}/sandboxes":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(path)
+
+    monkeypatch.setattr(durable, "sync_folder", fail)
+    with pytest.raises(HostError, match="Input/output error"):
+        store.create(wanted())
+    monkeypatch.undo()
+    assert store.list() == []
+    assert check_whole(folder) == []
 
 
 def test_a_description_that_is_too_large(store: Store, folder: str) -> None:

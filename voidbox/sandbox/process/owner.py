@@ -32,6 +32,7 @@ from voidbox.sandbox.control import describe_error
 from voidbox.sandbox.process import logs
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
+from voidbox.sandbox.worker.imports import SHARED, import_all
 from voidbox.sandbox.worker.link import fork_worker
 
 if TYPE_CHECKING:  # imported while the worker imports what it needs
@@ -60,6 +61,7 @@ def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
         store, record = _adopt(folder)
         report({"adopted": True})
         raise_file_limit()
+        import_all(SHARED)
         link = fork_worker(record.jail) if make_guest is None else None
         # The worker imports what it needs meanwhile.
         from voidbox.sandbox.process.life import Life

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import logging
 import os
 import signal
@@ -14,14 +13,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from voidbox.sandbox.worker import warden
+from voidbox.sandbox.worker.imports import USUAL, import_all
 
-# What most machines import as they are made. A worker waits for its orders: it may as well do it
-# before, while its keeper imports what that needs.
-USUAL = (
-    *("voidbox.nat.backend", "voidbox.virtio.net", "voidbox.virtio.vsock", "voidbox.vsock.unix"),
-    *("voidbox.virtio.block", "voidbox.virtio.balloon", "voidbox.vmm.disk", "voidbox.vmm.restore"),
-    *("voidbox.vmm.serial_port", "voidbox.sandbox.keeper.outside"),
-)
 _LAST_S = 10.0  # for the machine's end, once nobody is left to order anything
 
 log = logging.getLogger(__name__)
@@ -56,8 +49,7 @@ def be_worker(
         from voidbox.sandbox.worker.devices import Ends
         from voidbox.sandbox.worker.serving import Worker
 
-        for name in USUAL:
-            importlib.import_module(name)
+        import_all(USUAL)
         orders, *others = socks
         worker = Worker(orders, Ends(*others), has_pids)
         worker.run()

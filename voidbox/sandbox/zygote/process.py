@@ -20,7 +20,7 @@ import sys
 from typing import Any
 
 from voidbox.jail import trial
-from voidbox.sandbox.worker.process import USUAL
+from voidbox.sandbox.worker.imports import USUAL
 from voidbox.sandbox.zygote import protocol
 
 # What an owner imports before its guest runs, and would otherwise import in every child. What is
