@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 from voidbox.memory import GuestMemory
+from voidbox.virtio.descriptors import VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE
 from voidbox.virtio.device import TRANSPORT_FEATURES
 from voidbox.virtio.net import (
     NET_FEATURES,
@@ -27,12 +28,7 @@ from voidbox.virtio.net import (
     VirtioNet,
 )
 from voidbox.virtio.net_header import HDR, HDR_BYTES, VIRTIO_NET_HDR_F_NEEDS_CSUM
-from voidbox.virtio.queue import (
-    VRING_DESC_F_INDIRECT,
-    VRING_DESC_F_NEXT,
-    VRING_DESC_F_WRITE,
-    Virtqueue,
-)
+from voidbox.virtio.queue import Virtqueue
 
 SIZE = 256
 RUNS = 3

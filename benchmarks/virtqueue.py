@@ -14,12 +14,8 @@ import time
 from collections.abc import Callable
 
 from voidbox.memory import GuestMemory
-from voidbox.virtio.queue import (
-    VRING_DESC_F_INDIRECT,
-    VRING_DESC_F_NEXT,
-    VRING_DESC_F_WRITE,
-    Virtqueue,
-)
+from voidbox.virtio.descriptors import VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE
+from voidbox.virtio.queue import Virtqueue
 
 SIZE = 256
 DESC_GPA, DRIVER_GPA, DEVICE_GPA, TABLES_GPA, DATA_GPA = 0x1000, 0x3000, 0x4000, 0x8000, 0x40000

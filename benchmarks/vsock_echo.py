@@ -29,6 +29,7 @@ from typing import IO, NamedTuple
 from voidbox.agent.endpoint import UnixEndpoint
 from voidbox.event_loop import EventLoop
 from voidbox.memory import GuestMemory
+from voidbox.virtio.descriptors import VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE
 from voidbox.virtio.device import (
     VIRTIO_F_VERSION_1,
     VIRTIO_RING_F_EVENT_IDX,
@@ -46,12 +47,7 @@ from voidbox.virtio.mmio_regs import (
     VIRTIO_MMIO_QUEUE_USED_LOW,
     VIRTIO_MMIO_STATUS,
 )
-from voidbox.virtio.queue import (
-    VRING_DESC_F_INDIRECT,
-    VRING_DESC_F_NEXT,
-    VRING_DESC_F_WRITE,
-    vring_need_event,
-)
+from voidbox.virtio.queue import vring_need_event
 from voidbox.virtio.vsock import PacketQueues, VirtioVsock
 from voidbox.vsock.packet import (
     HDR_BYTES,

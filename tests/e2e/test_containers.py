@@ -46,7 +46,9 @@ def busybox() -> OciImage:
     return make_image({"bin/": b"", "bin/busybox": Path("/bin/busybox").read_bytes()})
 
 
-@pytest.fixture(scope="module", params=[("minimal", 1), ("minimal", 2), ("cloud", 2)])
+@pytest.fixture(
+    scope="module", params=[(kernel, cpus) for kernel in ("minimal", "cloud") for cpus in (1, 2)]
+)
 def place(
     kernels: dict[str, str],
     guest_images: dict[str, str],

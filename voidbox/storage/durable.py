@@ -1,6 +1,7 @@
 """Files of JSON that are whole at any moment, whatever is killed; where those go that are not.
 
-A file is written beside its place, brought to the disk and renamed; so is its folder's entry.
+A file is written beside its place, brought to the disk and renamed; so is its folder's entry. Each
+takes a disk some milliseconds: what need not outlive the host's power does not wait (`is_lasting`).
 Whoever writes holds the lock, so what a killed writer left is simply written over.
 """
 
@@ -23,11 +24,15 @@ class Corrupted(VoidboxError):
     """A state file is not what voidbox writes."""
 
 
-def write_json(path: str, values: dict[str, Any], indent: int | None = 1) -> None:
+def write_json(
+    path: str, values: dict[str, Any], indent: int | None = 1, is_lasting: bool = True
+) -> None:
     """Replace a file, or make it.
 
     Args:
         indent: None: on one line, in a tenth of the time.
+        is_lasting: bring it to the disk; if not, a host that loses its power may leave the old
+            file, the new one, or none that can be read.
     Raises:
         ConfigError: the values have no place in JSON, or are too large.
         HostError: it cannot be written; the old file stays.
@@ -43,9 +48,10 @@ def write_json(path: str, values: dict[str, Any], indent: int | None = 1) -> Non
         )
     beside = path + _BESIDE
     try:
-        write_file(beside, content)
+        write_file(beside, content, is_lasting=is_lasting)
         os.rename(beside, path)
-        sync_folder(os.path.dirname(path))
+        if is_lasting:
+            sync_folder(os.path.dirname(path))
     except OSError as error:
         with suppress(OSError):
             os.unlink(beside)
@@ -87,19 +93,32 @@ def read_json(path: str, version: int) -> dict[str, Any]:
     return dict(values)
 
 
-def write_file(path: str, content: bytes, mode: int = 0o600) -> None:
-    """Write a file and bring its content to the disk. Raises OSError."""
+def write_file(path: str, content: bytes, mode: int = 0o600, is_lasting: bool = True) -> None:
+    """Write a file; bring its content to the disk if it is to last. Raises OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     with open(fd, "wb", buffering=0) as file:
         view = memoryview(content)
         while view:
             view = view[file.write(view) or 0 :]
-        os.fsync(fd)
+        # The kernel's own times have steps of some milliseconds: no two writes are to look alike.
+        now_ns = time.time_ns()
+        os.utime(fd, ns=(now_ns, now_ns))
+        if is_lasting:
+            os.fsync(fd)
 
 
 def sync_folder(path: str) -> None:
     """Bring a folder's entries to the disk. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _sync(path, os.O_DIRECTORY)
+
+
+def sync_file(path: str) -> None:
+    """Bring a file's content to the disk. Raises OSError."""
+    _sync(path, os.O_NOFOLLOW)
+
+
+def _sync(path: str, flags: int) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(fd)
     finally:

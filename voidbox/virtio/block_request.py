@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from voidbox.buffers import clip, first_bytes, skip
 from voidbox.errors import GuestError
-from voidbox.virtio.queue import Chain
+from voidbox.virtio.descriptors import Chain
 
 # linux/virtio_blk.h
 VIRTIO_BLK_T_IN = 0

@@ -24,8 +24,9 @@ from voidbox.errors import GuestError, HostError
 from voidbox.fuse.numbers import FUSE_WRITE
 from voidbox.fuse.server import PAGES_MAX, REQUEST_BYTES_MAX, WRITE_BYTES, Server
 from voidbox.fuse.wire import IN_HEADER, OUT_HEADER
+from voidbox.virtio.descriptors import Chain
 from voidbox.virtio.device import VIRTIO_ID_FS, Transport, config_value
-from voidbox.virtio.queue import Chain, Virtqueue
+from voidbox.virtio.queue import Virtqueue
 
 QUEUE_SIZE = 512  # Linux asks for so many pages at a time, less four, even with indirect tables
 assert QUEUE_SIZE >= PAGES_MAX + 4

@@ -23,67 +23,35 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
-from voidbox.errors import ConfigError, GuestError, HostError
+from voidbox.errors import GuestError, HostError
 from voidbox.memory import GuestMemory
 from voidbox.virtio.device import (
-    TRANSPORT_FEATURES,
-    VIRTIO_CONFIG_S_ACKNOWLEDGE,
     VIRTIO_CONFIG_S_DRIVER,
     VIRTIO_CONFIG_S_DRIVER_OK,
     VIRTIO_CONFIG_S_FAILED,
-    VIRTIO_CONFIG_S_FEATURES_OK,
     VIRTIO_CONFIG_S_NEEDS_RESET,
-    VIRTIO_F_VERSION_1,
-    VIRTIO_RING_F_EVENT_IDX,
-    VIRTIO_RING_F_INDIRECT_DESC,
     VirtioDevice,
 )
 from voidbox.virtio.mmio_regs import (
     ALL_ONES,
-    CHANGING_REGISTERS,
-    CONFIG_BYTES_MAX,
-    CONSTANT_REGISTERS,
-    QUEUE_ADDRESS_REGISTERS,
     VIRTIO_MMIO_CONFIG,
-    VIRTIO_MMIO_CONFIG_GENERATION,
-    VIRTIO_MMIO_DEVICE_FEATURES,
-    VIRTIO_MMIO_DEVICE_FEATURES_SEL,
-    VIRTIO_MMIO_DEVICE_ID,
-    VIRTIO_MMIO_DRIVER_FEATURES,
-    VIRTIO_MMIO_DRIVER_FEATURES_SEL,
     VIRTIO_MMIO_INT_CONFIG,
     VIRTIO_MMIO_INT_VRING,
     VIRTIO_MMIO_INTERRUPT_ACK,
     VIRTIO_MMIO_INTERRUPT_STATUS,
     VIRTIO_MMIO_QUEUE_NOTIFY,
-    VIRTIO_MMIO_QUEUE_NUM,
-    VIRTIO_MMIO_QUEUE_NUM_MAX,
-    VIRTIO_MMIO_QUEUE_READY,
-    VIRTIO_MMIO_QUEUE_SEL,
-    VIRTIO_MMIO_SHM_SEL,
     VIRTIO_MMIO_STATUS,
     MmioState,
     MmioStatistics,
-    QueueRegisters,
 )
 from voidbox.virtio.queue import QueueState, Virtqueue
+from voidbox.virtio.register_file import CONFIGURING, NEXT_STATUS, RUNNING, RegisterFile
 
 log = logging.getLogger(__name__)
 
 # How long a vCPU that resets the device waits for the loop. Beyond it, Status stays non-zero until
 # the loop gets there, and §2.4 has drivers wait for that 0; Linux over MMIO does not wait.
 RESET_WAIT_S = 5.0
-
-_ACKNOWLEDGED = VIRTIO_CONFIG_S_ACKNOWLEDGE
-_NEGOTIATING = _ACKNOWLEDGED | VIRTIO_CONFIG_S_DRIVER
-_CONFIGURING = _NEGOTIATING | VIRTIO_CONFIG_S_FEATURES_OK
-_RUNNING = _CONFIGURING | VIRTIO_CONFIG_S_DRIVER_OK
-_NEXT_STATUS = {
-    0: _ACKNOWLEDGED,
-    _ACKNOWLEDGED: _NEGOTIATING,
-    _NEGOTIATING: _CONFIGURING,
-    _CONFIGURING: _RUNNING,
-}
 
 
 class MmioTransport:
@@ -108,22 +76,15 @@ class MmioTransport:
         perform_writes: Callable[[], None] = lambda: None,
     ) -> None:
         self._device = device
-        self._words = page.cast("I") if page is not None else None
-        if self._words is not None:
-            for offset, value in CONSTANT_REGISTERS.items():
-                self._words[offset // 4] = value
-            self._words[VIRTIO_MMIO_DEVICE_ID // 4] = device.device_id
         self._perform_writes = perform_writes
         self._memory = memory
         self._pulse_irq = pulse_irq
         self._call_soon = loop_call_soon
-        self._offered = device.device_features | TRANSPORT_FEATURES
 
         # The one lock. It guards the fields down to the next comment and is innermost: with it
         # held nothing is called but the device's read_config and interrupt_config's `change`.
         self._lock = threading.Lock()
-        self._config_generation = 0
-        self._clear_registers()
+        self._regs = RegisterFile(device, page)
         self._resetting = False  # from the driver's write of 0 until the device has stopped
         self._running = False  # the device is live and neither side gave up
         self._kicked: set[int] = set()  # queues whose notify() is on its way to the loop
@@ -140,35 +101,6 @@ class MmioTransport:
         self._notifications = 0
         self._kicks = [partial(device.queue_notify, n) for n in range(len(device.queue_max_sizes))]
 
-    def _clear_registers(self) -> None:
-        self._status = 0
-        self._device_features_sel = self._driver_features_sel = 0
-        self._driver_features = 0
-        self._queue_sel = 0
-        self._interrupt_status = 0
-        self._queues = [QueueRegisters() for _ in self._device.queue_max_sizes]
-        self._publish()
-        self._publish_config()
-
-    # The page. The lock is held.
-
-    def _publish(self) -> None:
-        """Bring the registers that change up to date."""
-        if self._words is not None:
-            for offset in CHANGING_REGISTERS:
-                self._words[offset // 4] = self._read_register(offset) or 0
-
-    def _publish_config(self) -> None:
-        if self._words is not None:
-            for offset in range(0, CONFIG_BYTES_MAX, 4):
-                word = self._device.read_config(offset, 4) & ALL_ONES
-                self._words[(VIRTIO_MMIO_CONFIG + offset) // 4] = word
-
-    def _set_interrupt_status(self, value: int) -> None:
-        self._interrupt_status = value
-        if self._words is not None:
-            self._words[VIRTIO_MMIO_INTERRUPT_STATUS // 4] = value
-
     # Registers. Thread: vcpu.
 
     def read(self, offset: int, width: int) -> int:
@@ -178,36 +110,12 @@ class MmioTransport:
                 value = self._device.read_config(offset - VIRTIO_MMIO_CONFIG, width)
             return value & ((1 << 8 * width) - 1)
         if offset == VIRTIO_MMIO_INTERRUPT_STATUS and width == 4:  # the one that is read often
-            return self._interrupt_status
-        register = self._read_register(offset) if width == 4 else None
+            return self._regs.interrupt_status
+        register = self._regs.read(offset) if width == 4 else None
         if register is None:
             self._count_refused()
             return 0
         return register
-
-    def _read_register(self, offset: int) -> int | None:
-        """Read a control register; None if there is no such register to read."""
-        if offset in CONSTANT_REGISTERS:
-            return CONSTANT_REGISTERS[offset]
-        if offset == VIRTIO_MMIO_STATUS:
-            return self._status
-        if offset == VIRTIO_MMIO_CONFIG_GENERATION:
-            return self._config_generation
-        if offset == VIRTIO_MMIO_INTERRUPT_STATUS:
-            return self._interrupt_status
-        if offset == VIRTIO_MMIO_DEVICE_ID:
-            return self._device.device_id
-        if offset == VIRTIO_MMIO_DEVICE_FEATURES:
-            selected = self._device_features_sel
-            return (self._offered >> 32 * selected) & ALL_ONES if selected < 2 else 0
-        if offset in (VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY):
-            selected = self._queue_sel
-            if selected >= len(self._queues):
-                return 0
-            if offset == VIRTIO_MMIO_QUEUE_NUM_MAX:
-                return self._device.queue_max_sizes[selected]
-            return int(self._queues[selected].ready)
-        return None
 
     def write(self, offset: int, width: int, value: int) -> None:
         """Write a register or the configuration space; what may not be written is ignored."""
@@ -217,7 +125,7 @@ class MmioTransport:
             accepted = False
         elif offset == VIRTIO_MMIO_INTERRUPT_ACK:
             with self._lock:
-                self._set_interrupt_status(self._interrupt_status & ~value)
+                self._regs.set_interrupt_status(self._regs.interrupt_status & ~value)
             accepted = True
         elif offset == VIRTIO_MMIO_QUEUE_NOTIFY:
             accepted = self._write_queue_notify(value)
@@ -225,8 +133,8 @@ class MmioTransport:
             accepted = self._write_status(value)
         else:
             with self._lock:
-                accepted = self._write_setup(offset, value & ALL_ONES)
-                self._publish()
+                accepted = self._regs.write(offset, value & ALL_ONES)
+                self._regs.publish()
         if not accepted:
             self._count_refused()
 
@@ -236,14 +144,15 @@ class MmioTransport:
 
     def _write_config(self, offset: int, width: int, value: int) -> bool:
         given_up = VIRTIO_CONFIG_S_NEEDS_RESET | VIRTIO_CONFIG_S_FAILED
-        if not self._status & VIRTIO_CONFIG_S_DRIVER or self._status & given_up:
+        status = self._regs.status
+        if not status & VIRTIO_CONFIG_S_DRIVER or status & given_up:
             return False
         try:
             self._device.write_config(offset, width, value)
         except GuestError as error:
             self.needs_reset(str(error))
         with self._lock:
-            self._publish_config()
+            self._regs.publish_config()
         return True
 
     def _write_queue_notify(self, queue_idx: int) -> bool:
@@ -252,7 +161,7 @@ class MmioTransport:
         A guest can write faster than the loop works, and must not make its queue of calls grow.
         """
         with self._lock:
-            if queue_idx >= len(self._queues) or not self._running:
+            if queue_idx >= len(self._regs.queues) or not self._running:
                 return False
             if queue_idx in self._kicked:
                 return True
@@ -266,55 +175,6 @@ class MmioTransport:
         self._call_soon(deliver)
         return True
 
-    def _write_setup(self, offset: int, value: int) -> bool:
-        """Write what belongs to initialisation. The lock is held."""
-        if offset == VIRTIO_MMIO_DEVICE_FEATURES_SEL:
-            self._device_features_sel = value
-        elif offset == VIRTIO_MMIO_DRIVER_FEATURES_SEL:
-            self._driver_features_sel = value
-        elif offset == VIRTIO_MMIO_QUEUE_SEL:
-            self._queue_sel = value
-        elif offset == VIRTIO_MMIO_SHM_SEL:
-            pass  # every region reads as absent
-        elif offset == VIRTIO_MMIO_DRIVER_FEATURES:
-            return self._write_driver_features(value)
-        elif self._queue_sel < len(self._queues):
-            return self._write_queue(offset, value)
-        else:
-            return False
-        return True
-
-    def _write_driver_features(self, value: int) -> bool:
-        if self._status != _NEGOTIATING:
-            return False
-        if self._driver_features_sel > 1:
-            return value == 0  # bits above 63 do not exist; a driver may say so
-        shift = 32 * self._driver_features_sel
-        kept = self._driver_features & ~(ALL_ONES << shift)
-        self._driver_features = kept | value << shift
-        return True
-
-    def _write_queue(self, offset: int, value: int) -> bool:
-        """Write a register of the selected queue; only while queues are being configured."""
-        queue = self._queues[self._queue_sel]
-        if offset == VIRTIO_MMIO_QUEUE_READY:
-            # Linux writes 0 here also after a reset, when it holds already.
-            if self._status != _CONFIGURING:
-                return value == 0 and not queue.ready
-            queue = queue._replace(ready=value == 1)
-        elif self._status != _CONFIGURING or queue.ready:
-            return False
-        elif offset == VIRTIO_MMIO_QUEUE_NUM:
-            queue = queue._replace(size=value)
-        elif offset in QUEUE_ADDRESS_REGISTERS:
-            field, shift = QUEUE_ADDRESS_REGISTERS[offset]
-            kept = getattr(queue, field) & ~(ALL_ONES << shift)
-            queue = queue._replace(**{field: kept | value << shift})
-        else:
-            return False
-        self._queues[self._queue_sel] = queue
-        return True
-
     # Device status.
 
     def _write_status(self, value: int) -> bool:
@@ -324,43 +184,40 @@ class MmioTransport:
         with self._lock:
             if self._resetting:
                 return False
+            regs = self._regs
             if value & VIRTIO_CONFIG_S_FAILED:
-                self._status |= VIRTIO_CONFIG_S_FAILED
+                regs.status |= VIRTIO_CONFIG_S_FAILED
                 self._running = False
-                self._publish()
+                regs.publish()
                 return True
-            if value == self._status:
+            if value == regs.status:
                 return True
-            if value != _NEXT_STATUS.get(self._status):
+            if value != NEXT_STATUS.get(regs.status):
                 return False
             # Refused features: the bit stays clear, which the driver reads back (§3.1.1).
-            if value == _CONFIGURING and not self._features_acceptable():
+            if value == CONFIGURING and not regs.are_features_acceptable:
                 return False
-            self._status = value
-            self._publish()
-        if value == _RUNNING:
+            regs.status = value
+            regs.publish()
+        if value == RUNNING:
             self._call_soon(self._activate)
         return True
-
-    def _features_acceptable(self) -> bool:
-        accepted = self._driver_features
-        return bool(accepted & VIRTIO_F_VERSION_1) and not accepted & ~self._offered
 
     def _activate(self) -> None:
         """Build the queues and start the device. Thread: loop."""
         self._loop_thread_id = threading.get_ident()
         with self._lock:
             # The driver may have reset the device, or given up, since it wrote DRIVER_OK.
-            if self._status != _RUNNING or self._resetting or self._active:
+            if self._regs.status != RUNNING or self._resetting or self._active:
                 return
             self._running = self._active = True
 
         def start() -> None:
             is_restored = bool(self._restored)
-            states = self._restored or self._fresh_queue_states()
+            states = self._restored or self._regs.queue_states()
             self._restored = ()
             self._virtqueues = [Virtqueue.from_state(s, memory=self._memory) for s in states]
-            self._device.activate(self, self._driver_features, self._virtqueues)
+            self._device.activate(self, self._regs.driver_features, self._virtqueues)
             if is_restored:
                 # One may have been owed for buffers that the driver can see already: nothing that
                 # the device does from here on would tell it of them.
@@ -369,35 +226,13 @@ class MmioTransport:
         self.run(start)
         self._notify_all()
 
-    def _fresh_queue_states(self) -> tuple[QueueState, ...]:
-        """The queues as the driver configured them, at index 0."""
-        for idx, (queue, max_size) in enumerate(
-            zip(self._queues, self._device.queue_max_sizes, strict=True)
-        ):
-            if not queue.ready or queue.size > max_size:
-                raise GuestError(f"queue {idx} is not ready or larger than {max_size}: {queue}")
-        return tuple(
-            QueueState(
-                size=queue.size,
-                desc_gpa=queue.desc_gpa,
-                driver_gpa=queue.driver_gpa,
-                device_gpa=queue.device_gpa,
-                event_idx=bool(self._driver_features & VIRTIO_RING_F_EVENT_IDX),
-                indirect=bool(self._driver_features & VIRTIO_RING_F_INDIRECT_DESC),
-                next_avail_idx=0,
-                next_used_idx=0,
-                published_idx=0,
-            )
-            for queue in self._queues
-        )
-
     def _reset(self) -> None:
         """The driver wrote 0. Returns once the device no longer uses the rings."""
         with self._lock:
             if self._resetting:
                 return
-            if not self._status & VIRTIO_CONFIG_S_DRIVER_OK:
-                self._clear_registers()
+            if not self._regs.status & VIRTIO_CONFIG_S_DRIVER_OK:
+                self._regs.clear()
                 return
             self._resetting = True
             self._running = False
@@ -428,7 +263,7 @@ class MmioTransport:
             self._virtqueues = []
             self._restored = ()
             with self._lock:
-                self._clear_registers()
+                self._regs.clear()
                 self._resets += 1
                 self._resetting = False
 
@@ -514,9 +349,7 @@ class MmioTransport:
         with self._lock:
             if change is not None:
                 change()
-            self._config_generation = (self._config_generation + 1) & ALL_ONES
-            self._publish()
-            self._publish_config()
+            self._regs.config_changed()
         self._interrupt(VIRTIO_MMIO_INT_CONFIG)
 
     def _interrupt(self, bit: int) -> None:
@@ -527,8 +360,9 @@ class MmioTransport:
         with self._lock:
             if not self._running:
                 return
-            if not self._interrupt_status & bit:
-                self._set_interrupt_status(self._interrupt_status | bit)
+            regs = self._regs
+            if not regs.interrupt_status & bit:
+                regs.set_interrupt_status(regs.interrupt_status | bit)
             self._interrupts += 1
         self._pulse_irq()
 
@@ -539,11 +373,12 @@ class MmioTransport:
             if not self._running:
                 return
             self._running = False
-            self._status |= VIRTIO_CONFIG_S_NEEDS_RESET
+            regs = self._regs
+            regs.status |= VIRTIO_CONFIG_S_NEEDS_RESET
             self._reset_reason = reason
-            self._interrupt_status |= VIRTIO_MMIO_INT_CONFIG
+            regs.interrupt_status |= VIRTIO_MMIO_INT_CONFIG
             self._interrupts += 1
-            self._publish()
+            regs.publish()
         log.warning("virtio device %d needs a reset: %s", self._device.device_id, reason)
         self._pulse_irq()
 
@@ -572,18 +407,7 @@ class MmioTransport:
                     f"virtio device {self._device.device_id} is at work on queue {idx}: try again"
                 )
         with self._lock:
-            return MmioState(
-                device_id=self._device.device_id,
-                status=self._status,
-                device_features_sel=self._device_features_sel,
-                driver_features_sel=self._driver_features_sel,
-                driver_features=self._driver_features,
-                queue_sel=self._queue_sel,
-                interrupt_status=self._interrupt_status,
-                config_generation=self._config_generation,
-                queues=tuple(self._queues),
-                virtqueues=tuple(queue.state() for queue in self._virtqueues),
-            )
+            return self._regs.state(self._virtqueues)
 
     @classmethod
     def from_state(
@@ -602,46 +426,13 @@ class MmioTransport:
         Raises:
             ConfigError: the snapshot is of another device, or one that offered more.
         """
-        if (state.device_id, len(state.queues)) != (device.device_id, len(device.queue_max_sizes)):
-            raise ConfigError(
-                f"the snapshot holds virtio device {state.device_id} with {len(state.queues)} "
-                f"queues where the machine has {device.device_id}: restore it with the same devices"
-            )
         transport = cls(device, memory, pulse_irq, loop_call_soon, page, perform_writes)
-        transport._check_state(state)
-        transport._status = state.status
-        transport._device_features_sel = state.device_features_sel
-        transport._driver_features_sel = state.driver_features_sel
-        transport._driver_features = state.driver_features
-        transport._queue_sel = state.queue_sel
-        transport._interrupt_status = state.interrupt_status
-        transport._config_generation = state.config_generation
-        transport._queues = list(state.queues)
+        transport._regs.restore(state)
         transport._restored = state.virtqueues
-        transport._publish()
-        if state.status == _RUNNING:
+        if state.status == RUNNING:
             loop_call_soon(transport._activate)
         elif state.interrupt_status:
             # It may be that the interrupt controller was saved before the pulse; one more is
             # harmless.
             loop_call_soon(pulse_irq)
         return transport
-
-    def _check_state(self, state: MmioState) -> None:
-        """Refuse what this voidbox could not have come to.
-
-        Raises:
-            ConfigError: a feature was dropped since, or a queue is larger than it can be.
-        """
-        what = f"the snapshot's virtio device {state.device_id}"
-        missing = state.driver_features & ~self._offered
-        if missing and state.status & VIRTIO_CONFIG_S_FEATURES_OK:
-            raise ConfigError(
-                f"{what} uses features {missing:#x}, which this voidbox does not offer: restore it "
-                "with the one that made it"
-            )
-        for queue, most in zip(state.queues, self._device.queue_max_sizes, strict=True):
-            if queue.ready and queue.size > most:
-                raise ConfigError(f"{what} has a queue of {queue.size}, where {most} is the most")
-        if len(state.virtqueues) not in (0, len(state.queues)):
-            raise ConfigError(f"{what} has {len(state.virtqueues)} queues of {len(state.queues)}")

@@ -8,7 +8,8 @@ Three arrays in guest memory, each written by one side only:
 
 Both `idx` run freely from 0 to 65,535 and wrap; a ring is indexed by idx modulo its size. The
 driver is hostile: everything read from guest memory is copied to a local once and then checked,
-every walk is bounded, and every broken rule is a GuestError.
+every walk is bounded, and every broken rule is a GuestError. The table, and what it says, is the
+business of `descriptors`; here are the rings.
 
 Memory ordering. x86-64 keeps loads in order and stores in order, so a ring entry is read after the
 idx that announced it and written before the idx that announces it. A load may still overtake an
@@ -19,7 +20,6 @@ uncontended lock, a locked instruction and hence a full fence (`_fence`). See `p
 
 from __future__ import annotations
 
-import struct
 import threading
 from array import array
 from collections.abc import Sequence
@@ -28,32 +28,12 @@ from typing import NamedTuple, TypeAlias
 
 from voidbox.errors import GuestError
 from voidbox.memory import GuestMemory
+from voidbox.virtio.descriptors import INDIRECT, KIND, LEN_MASK, NEXT, WRITE, Chain, DescriptorTable
 
-VRING_DESC_F_NEXT = 1
-VRING_DESC_F_WRITE = 2
-VRING_DESC_F_INDIRECT = 4
 VRING_USED_F_NO_NOTIFY = 1
 VRING_AVAIL_F_NO_INTERRUPT = 1
 
 QUEUE_SIZE_MAX = 32768
-DESC_BYTES = 16
-# The longest indirect table. A chain may not exceed the queue size (§2.7.5.3.1), but Linux drivers
-# do exceed it with indirect tables; this is QEMU's bound, and IOV_MAX: one readv takes a chain.
-INDIRECT_DESCS_MAX = 1024
-# A used element's length is a u32.
-CHAIN_BYTES_MAX = 0xFFFF_FFFF
-
-# A descriptor as two u64 words: addr, and len | flags << 32 | next << 48.
-_LEN_MASK = 0xFFFF_FFFF
-_NEXT = VRING_DESC_F_NEXT << 32
-_WRITE = VRING_DESC_F_WRITE << 32
-_INDIRECT = VRING_DESC_F_INDIRECT << 32
-_NEXT_SHIFT = 48
-_KIND = _NEXT | _WRITE | _INDIRECT
-_TWO_DESCS_BYTES = 2 * DESC_BYTES
-_TWO_DESCS = struct.Struct("<QIHHQIHH")
-assert _TWO_DESCS.size == _TWO_DESCS_BYTES
-_unpack_two_descs = _TWO_DESCS.unpack_from
 assert array("I").itemsize == 4
 
 
@@ -63,38 +43,6 @@ def vring_need_event(event_idx: int, new_idx: int, old_idx: int) -> bool:
     The kernel's `vring_need_event()`: true if event_idx lies in [old_idx, new_idx), modulo 2^16.
     """
     return ((new_idx - event_idx - 1) & 0xFFFF) < ((new_idx - old_idx) & 0xFFFF)
-
-
-class Chain:
-    """One request: the buffers of a descriptor chain, as slices of guest memory.
-
-    The buffers alias memory that the guest may change at any time: copy a header once, then check
-    the copy. Empty buffers are left out. Neither list is longer than the larger of the queue size
-    and INDIRECT_DESCS_MAX.
-
-    Attributes:
-        head_idx: what `add_used` takes.
-        readable: what the driver sent, in order.
-        writable: where the device answers, in order.
-        readable_bytes: their sum; with writable_bytes at most CHAIN_BYTES_MAX.
-        writable_bytes: likewise.
-    """
-
-    __slots__ = ("head_idx", "readable", "readable_bytes", "writable", "writable_bytes")
-
-    def __init__(
-        self,
-        head_idx: int,
-        readable: list[memoryview],
-        writable: list[memoryview],
-        readable_bytes: int,
-        writable_bytes: int,
-    ) -> None:
-        self.head_idx = head_idx
-        self.readable = readable
-        self.writable = writable
-        self.readable_bytes = readable_bytes
-        self.writable_bytes = writable_bytes
 
 
 # A chain that the device may only write to: head_idx, its bytes, its buffers.
@@ -115,7 +63,7 @@ class QueueState(NamedTuple):
     published_idx: int
 
 
-class Virtqueue:
+class Virtqueue(DescriptorTable):
     """The device's end of one split virtqueue. Thread: loop.
 
     Args:
@@ -144,22 +92,11 @@ class Virtqueue:
     ) -> None:
         if not 0 < size <= QUEUE_SIZE_MAX or size & (size - 1):
             raise GuestError(f"a queue size of {size} is no power of two up to {QUEUE_SIZE_MAX}")
-        if desc_gpa % DESC_BYTES:
-            raise GuestError(f"descriptor table at {desc_gpa:#x} is not aligned to 16 bytes")
-        self.size = size
-        self.desc_gpa = desc_gpa
+        super().__init__(memory, size, desc_gpa, indirect)
         self.driver_gpa = driver_gpa
         self.device_gpa = device_gpa
         self.event_idx = event_idx
-        self.indirect = indirect
-        self._memory = memory
-        # Most buffers are in low RAM: sliced without a call. What is not, view() judges.
-        self._low = memory.regions[0].view
-        self._low_bytes = memory.regions[0].size_bytes
-        # Where a table of two descriptors may begin that _two() reads in place.
-        self._two_descs_max_gpa = self._low_bytes - _TWO_DESCS_BYTES if indirect else -1
-        # The whole of each ring, checked here once: indexing the views needs no check later.
-        self._desc = memory.words(desc_gpa, "Q", 2 * size)
+        # The whole of each ring, checked here once, as the table is.
         self._avail = memory.words(driver_gpa, "H", 3 + size)
         # The used ring is u32 pairs between u16 words, so it has two views. Its ring starts 4
         # bytes in: element i is the words 1 + 2i and 2 + 2i of the u32 view.
@@ -167,7 +104,6 @@ class Virtqueue:
             raise GuestError(f"used ring at {device_gpa:#x} is not aligned to 4 bytes")
         self._used = memory.words(device_gpa, "H", 3 + 4 * size)
         self._used_ring = memory.words(device_gpa, "I", 1 + 2 * size)
-        self._mask = size - 1
         self._used_event_slot = 2 + size
         self._avail_event_slot = 2 + 4 * size
         self._fence = threading.Lock()
@@ -196,8 +132,8 @@ class Virtqueue:
             raise GuestError(f"head {head_idx} in a queue of {self.size}")
         desc = self._desc
         word = desc[2 * head_idx + 1]
-        length = word & _LEN_MASK
-        if word & (_NEXT | _INDIRECT) or not length:
+        length = word & LEN_MASK
+        if word & (NEXT | INDIRECT) or not length:
             two = self._two(head_idx, word)
             if two is None:
                 chain = self._walk(head_idx)
@@ -210,7 +146,7 @@ class Virtqueue:
             end = addr + length
             low = end <= self._low_bytes
             buffers = [self._low[addr:end] if low else self._memory.view(addr, length)]
-            if word & _WRITE:
+            if word & WRITE:
                 chain = Chain(head_idx, [], buffers, 0, length)
             else:
                 chain = Chain(head_idx, buffers, [], length, 0)
@@ -244,70 +180,6 @@ class Virtqueue:
     def _too_far_ahead(self, avail_idx: int) -> GuestError:
         return GuestError(f"avail idx {avail_idx} is too far ahead of used idx {self._published}")
 
-    def _walk(self, head_idx: int, ranges: list[tuple[int, int]] | None = None) -> Chain:
-        """Take a chain of more than one descriptor apart; add where its buffers are to `ranges`.
-
-        The table is the queue's own until a descriptor with INDIRECT, which ends that part (NEXT
-        may not stand beside it), leads into a private copy of the table it points to.
-        """
-        low, low_bytes, view = self._low, self._low_bytes, self._memory.view
-        table: memoryview | list[int] = self._desc
-        table_size = ttl = self.size
-        readable: list[memoryview] = []
-        writable: list[memoryview] = []
-        readable_bytes = writable_bytes = 0
-        seen_writable = False
-        idx = head_idx
-        while ttl:
-            ttl -= 1
-            addr = table[2 * idx]
-            word = table[2 * idx + 1]
-            length = word & _LEN_MASK
-            if word & _INDIRECT:
-                if table is not self._desc or word & _NEXT:
-                    raise GuestError("an indirect descriptor inside a table, or one with a next")
-                table = self._indirect_table(addr, length)
-                table_size = ttl = len(table) // 2
-                idx = 0
-                continue
-            if word & _WRITE:
-                seen_writable = True
-            elif seen_writable:
-                raise GuestError("a readable descriptor after a writable one")
-            if length:
-                end = addr + length
-                buffer = low[addr:end] if end <= low_bytes else view(addr, length)
-                if ranges is not None:
-                    ranges.append((addr, length))
-                if seen_writable:
-                    writable_bytes += length
-                    writable.append(buffer)
-                else:
-                    readable_bytes += length
-                    readable.append(buffer)
-            if not word & _NEXT:
-                break
-            idx = word >> _NEXT_SHIFT
-            if idx >= table_size:
-                raise GuestError(f"next descriptor {idx} in a table of {table_size}")
-        else:
-            raise GuestError(f"the descriptor chain at {head_idx} has a loop")
-        if readable_bytes + writable_bytes > CHAIN_BYTES_MAX:
-            raise GuestError("a descriptor chain of 4 GiB or more")
-        return Chain(head_idx, readable, writable, readable_bytes, writable_bytes)
-
-    def _indirect_table(self, gpa: int, length: int) -> list[int]:
-        """Copy an indirect table out of guest memory, where it needs no alignment."""
-        if not self.indirect:
-            raise GuestError("an indirect descriptor, a feature that was not negotiated")
-        if length == 0 or length % DESC_BYTES:
-            raise GuestError(f"an indirect table of {length} bytes")
-        if length > DESC_BYTES * max(self.size, INDIRECT_DESCS_MAX):
-            raise GuestError(f"an indirect table of {length // DESC_BYTES} descriptors")
-        end = gpa + length
-        table = self._low[gpa:end] if end <= self._low_bytes else self._memory.view(gpa, length)
-        return table.cast("Q").tolist()
-
     def next_writable(
         self, wanted_bytes: int, chains_max: int, chain_bytes_min: int
     ) -> tuple[list[WritableChain], int]:
@@ -333,8 +205,8 @@ class Virtqueue:
             if head_idx > mask:
                 raise GuestError(f"head {head_idx} in a queue of {self.size}")
             word = desc[2 * head_idx + 1]
-            length = word & _LEN_MASK
-            if word & _KIND == _WRITE:
+            length = word & LEN_MASK
+            if word & KIND == WRITE:
                 addr = desc[2 * head_idx]
                 end = addr + length
                 buffers = [low[addr:end] if end <= low_bytes else view(addr, length)]
@@ -378,9 +250,9 @@ class Virtqueue:
             raise GuestError(f"head {head_idx} in a queue of {self.size}")
         desc = self._desc
         addr, word = desc[2 * head_idx], desc[2 * head_idx + 1]
-        length = word & _LEN_MASK
+        length = word & LEN_MASK
         end = addr + length
-        if word & _KIND or not length or end > self._low_bytes:
+        if word & KIND or not length or end > self._low_bytes:
             length, buffers = self._readable(head_idx, word)
         else:
             buffers = [self._low[addr:end]]
@@ -401,43 +273,6 @@ class Virtqueue:
         if chain.writable_bytes:
             raise GuestError("a writable buffer in a chain to be read")
         return chain.readable_bytes, chain.readable
-
-    def _two(self, head_idx: int, word: int) -> tuple[int, int, list[memoryview]] | None:
-        """Return a chain of two buffers of one direction, a header and its data say.
-
-        What _walk() does, for the chain that Linux's vsock has thousands of a second; None for any
-        other, and for what breaks a rule.
-
-        Returns:
-            VRING_DESC_F_WRITE or 0, the bytes of both, and the buffers.
-        """
-        low, low_bytes = self._low, self._low_bytes
-        addr = self._desc[2 * head_idx]
-        if word & _INDIRECT:
-            if word & (_NEXT | _LEN_MASK) != _TWO_DESCS_BYTES or addr > self._two_descs_max_gpa:
-                return None
-            (
-                addr, length, flags, next_idx, next_addr, next_length, next_flags, _
-            ) = _unpack_two_descs(low, addr)  # fmt: skip
-            if next_idx != 1:
-                return None
-        else:
-            length, flags, next_idx = word & _LEN_MASK, word >> 32 & 0xFFFF, word >> _NEXT_SHIFT
-            if next_idx > self._mask:
-                return None
-            next_addr, next_word = self._desc[2 * next_idx], self._desc[2 * next_idx + 1]
-            next_length, next_flags = next_word & _LEN_MASK, next_word >> 32 & 0xFFFF
-        end, next_end, total = addr + length, next_addr + next_length, length + next_length
-        if (
-            flags != next_flags | VRING_DESC_F_NEXT
-            or next_flags & ~VRING_DESC_F_WRITE
-            or end > low_bytes
-            or next_end > low_bytes
-            or total > CHAIN_BYTES_MAX
-            or not (length and next_length)
-        ):
-            return None
-        return next_flags, total, [low[addr:end], low[next_addr:next_end]]
 
     def undo_next(self, count: int = 1) -> None:
         """Hand the chain taken last back to the available ring, and those before it.

@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Sequence
 
 from voidbox.errors import GuestError
+from voidbox.virtio.descriptors import Chain
 from voidbox.virtio.device import VIRTIO_ID_RNG, Transport
-from voidbox.virtio.queue import Chain, Virtqueue
+from voidbox.virtio.queue import Virtqueue
 
 QUEUE_SIZE = 64
 # What one pass on the loop may cost. A longer request is answered in part, as §5.4.6.2 allows.

@@ -13,8 +13,9 @@ from enum import Enum, auto
 from typing import Protocol
 
 from voidbox.errors import GuestError
+from voidbox.virtio.descriptors import CHAIN_BYTES_MAX
 from voidbox.virtio.device import VIRTIO_ID_VSOCK, Transport, config_value
-from voidbox.virtio.queue import CHAIN_BYTES_MAX, Virtqueue, WritableChain
+from voidbox.virtio.queue import Virtqueue, WritableChain
 from voidbox.virtio.queue_pair import QueuePair
 from voidbox.vsock.packet import HDR_BYTES
 

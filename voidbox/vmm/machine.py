@@ -1,4 +1,4 @@
-"""The machine: a virtual computer, from its making to its end.
+"""The machine: a virtual computer.
 
     Hardware     KVM's VM: interrupt controllers, memory, vCPUs
     Board        the devices at fixed ports, and the ACPI tables
@@ -6,79 +6,36 @@
     Vcpus        a thread each, which runs the guest until it touches a device
     EventLoop    the other thread, on which devices meet the host
 
+How they are made is in `assembly`, what is asked of a running machine in `controls`; here is its
+life: start and end, pause, snapshots.
+
 caller ── start, wait, stop ──► Machine ──► vCPU threads ──► buses ──► devices
                                    └──────► event loop ◄── console, timers, eventfds
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
-from voidbox.boot import cpu, layout, loader, newc
-from voidbox.errors import ConfigError, HostError
-from voidbox.event_loop import EventLoop
+from voidbox.errors import HostError
 from voidbox.kvm import KVM_DEVICE
-from voidbox.kvm.kvm import Kvm
-from voidbox.memory import GuestMemory
-from voidbox.vmm import requirements, vcpus
-from voidbox.vmm.board import Board
-from voidbox.vmm.config import MEMORY_BYTES_MIN, MachineConfig
+from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.console import wait_flushed
-from voidbox.vmm.hardware import Hardware
+from voidbox.vmm.controls import Controls
 from voidbox.vmm.outcome import EndReason, Outcome
-from voidbox.vmm.peripherals import Peripherals
-from voidbox.vmm.throttle import Throttle, ThrottleStatistics
-from voidbox.vmm.vcpu_thread import VcpuThread
-from voidbox.vmm.vcpus import Vcpus
 
 if TYPE_CHECKING:  # imported where they are used: a machine without them starts sooner
-    import socket
-
-    from voidbox.nat.backend import NatBackend
-    from voidbox.virtio.balloon import BalloonStatistics
-    from voidbox.virtio.block_config import BlockStatistics
-    from voidbox.vmm.disk import Disk
     from voidbox.vmm.restore import Restore
     from voidbox.vmm.snapshot import SnapshotReport
-    from voidbox.vsock.unix_listener import HandedListener, UnixListener
 
 _FLUSH_S = 1.0
-_GENERATION_ID_BYTES = 16
 _PAUSE_S = 15.0  # for a device to finish what is under way, and for its loop to get there
 
 
-class MachineStatistics(NamedTuple):
-    """Counts since the start.
-
-    Attributes:
-        exits: KVM_EXIT_* name to how often.
-        port_exits: port to how often, of the KVM_EXIT_IO among them.
-        boot_ns: from the first KVM_RUN to the guest's boot-timer write, or None.
-        boot_timer_ns: time.monotonic_ns() of that write, or None.
-        vcpu_ns: the host's CPU time of all vCPUs, which it counts in hundredths of a second.
-        disks: what each disk did, in the guest's order.
-        throttle: the limit of the vCPUs' CPU time.
-        balloon: what the guest gave back, and said of its memory; None without a balloon.
-    """
-
-    exits: dict[str, int]
-    port_exits: dict[int, int]
-    boot_ns: int | None
-    boot_timer_ns: int | None
-    vcpu_ns: int
-    disks: tuple[BlockStatistics, ...] = ()
-    throttle: ThrottleStatistics = ThrottleStatistics(None, 0)
-    balloon: BalloonStatistics | None = None
-
-
-class Machine:
+class Machine(Controls):
     """One virtual machine. Thread: the caller's, any one at a time, where nothing else is said.
 
     Attributes:
@@ -94,90 +51,10 @@ class Machine:
     def __init__(
         self, config: MachineConfig, kvm_path: str = KVM_DEVICE, restore: Restore | None = None
     ) -> None:
-        config.validate()
-        self.config = config
-        self._restore = restore
         self._ended = threading.Event()
-        self._end_lock = threading.Lock()  # covers _outcome's first setting and the kicks
-        self._outcome: Outcome | None = None
-        self._vcpus = Vcpus()
-        self._throttle = Throttle(self._vcpus)
-        self._started_ns: int | None = None
         self._pause_lock = threading.RLock()  # whoever has the machine stand still, or go on
-        self._line_lock = threading.Lock()  # held by a snapshot that looks at the interrupt lines
         self._snapshot_lock = threading.Lock()  # one snapshot at a time
-        self._resources = contextlib.ExitStack()
-        try:
-            self._build(kvm_path)
-        except BaseException:
-            self._resources.close()
-            raise
-
-    # Its making.
-
-    def _build(self, kvm_path: str) -> None:
-        """Make everything, in the order that KVM wants; ExitStack releases it in reverse."""
-        resources = self._resources
-        disks = self._open_disks()
-        kvm = resources.enter_context(contextlib.closing(Kvm(kvm_path)))
-        requirements.check(kvm, self.config.cpus)
-        self.memory = resources.enter_context(self._make_memory())
-        if self._restore is not None:
-            resources.callback(self._restore.close)
-        self._hardware = Hardware(kvm, self.memory, self.config.cpus, resources)
-        self.loop = EventLoop(on_error=self._on_loop_error)
-        resources.callback(self.loop.close)
-        self._board = Board(self._hardware, self.loop, self.config.serial_line, self._on_guest_end)
-        resources.callback(self._board.close)
-        self.console = self._board.console
-        self._peripherals = Peripherals(
-            self.config, disks, self._hardware, self._board, self.loop, self._restore, resources,
-            self._on_loop_error,
-        )  # fmt: skip
-        resources.callback(self.loop.stop)  # before anything that it serves goes away
-        if self._restore is not None:
-            self._board.restore(self._restore.state)
-            self._restore.check_host(kvm, self._hardware.vcpus[0])
-        else:
-            self._load()
-        board = self._board
-        self._vcpus = Vcpus(
-            VcpuThread(vcpu, board.ports, board.mmio, board.coalesced, self._end)
-            for vcpu in self._hardware.vcpus
-        )
-        self._throttle = Throttle(self._vcpus)
-
-    def _open_disks(self) -> list[Disk]:
-        """Open what the disks are kept in. They are closed when nothing uses them any more."""
-        disks: list[Disk] = []
-        if self.config.disks:
-            from voidbox.vmm.disk import Disk
-
-            for index, config in enumerate(self.config.disks):
-                disks.append(Disk(config, f"disk{index}"))
-                self._resources.callback(disks[-1].close)
-        return disks
-
-    def _make_memory(self) -> GuestMemory:
-        if self._restore is not None:
-            return self._restore.make_memory()
-        return GuestMemory(self.config.memory_bytes)
-
-    def _load(self) -> None:
-        """Put the kernel and all that it is told into memory, and the first vCPU before it."""
-        config, virtio = self.config, self._peripherals.slots.acpi_devices
-        entry = loader.load(
-            self.memory,
-            config.kernel,
-            config.initramfs,
-            config.kernel_cmdline,
-            self._board.acpi_tables(config.cpus, virtio),
-            config.self_extract,
-            newc.archive(config.extra_files) if config.extra_files else b"",
-        )
-        cpu.write_tables(self.memory, entry)
-        self.write_generation_id()
-        vcpus.set_up(self._hardware.kvm, self._hardware.vcpus, entry)
+        super().__init__(config, kvm_path, restore)
 
     # Its life.
 
@@ -379,145 +256,7 @@ class Machine:
 
         return record_working_set(path, self.memory, bytes_max)
 
-    def write_generation_id(self) -> None:
-        """Give this copy of the machine an id of its own. Before the first KVM_RUN."""
-        self.memory.write(layout.VMGENID_GPA, os.urandom(_GENERATION_ID_BYTES))
-
-    def announce_generation(self) -> None:
-        """Have the guest's kernel look at the id, if it has a driver for it. Thread: any."""
-        self._pulse(layout.VMGENID_GSI)
-
-    # Limits. Thread: any.
-
-    def set_cpu_limit(self, cpus: float | None) -> None:
-        """Let the vCPUs together use so many CPUs of the host's, such as 0.5; None: all they can.
-
-        Raises:
-            HostError: the host gives no thread.
-        """
-        try:
-            self._throttle.set(cpus)
-        except RuntimeError as error:
-            raise HostError(f"the host gives no thread ({error}): end other processes") from error
-
-    def set_memory_target(self, size_bytes: int) -> None:
-        """Have the guest make do with so much memory; it gives the rest back as far as it can.
-
-        It takes a while, and what the guest needs stays its own: a guest that runs out of memory
-        takes it back. See statistics().
-
-        Raises:
-            ConfigError: the machine has no balloon, or less memory.
-        """
-        balloon = self._peripherals.balloon
-        if balloon is None:
-            raise ConfigError("the machine has no balloon: its memory is all its guest's")
-        if not MEMORY_BYTES_MIN <= size_bytes <= self.config.memory_bytes:
-            raise ConfigError(
-                f"{size_bytes >> 20} MiB of memory: choose {MEMORY_BYTES_MIN >> 20}M to "
-                f"{self.config.memory_bytes >> 20}M, which the machine has"
-            )
-        self.loop.call_soon(partial(balloon.set_target, self.config.memory_bytes - size_bytes))
-
-    def set_disk_rates(self, bytes_s: int | None, requests_s: int | None) -> None:
-        """Limit what the guest may do with each disk a second; None for no limit."""
-        for disk in self._peripherals.disks:
-            disk.set_rates(bytes_s, requests_s)
-
-    # What the host asks of the guest, and how its programs reach it. Thread: any.
-
-    def press_power_button(self) -> None:
-        """Ask the guest to shut down, as its ACPI power button does.
-
-        What comes of it is the guest's choice: a kernel without ACPI, or a guest in which nobody
-        listens for the button, does nothing.
-        """
-        with self._line_lock:
-            self._pulse(layout.POWER_BUTTON_GSI)
-
-    def _pulse(self, gsi: int) -> None:
-        with self._end_lock:
-            if self._outcome is None:  # afterwards the VM may be gone
-                self._hardware.pulse(gsi)
-
-    @property
-    def network(self) -> NatBackend | None:
-        """The network behind the device, or None; on the loop's thread only."""
-        return self._peripherals.network
-
-    def adopt_vsock(self, sock: socket.socket, port: int) -> None:
-        """Connect a stream socket to a port of the guest, past the host kernel.
-
-        Its other end reads "OK <host port>\\n" once the guest has accepted, or the end if not.
-
-        Raises:
-            OSError: the machine has no vsock of its own.
-        """
-        if self._peripherals.unix_backend is None:
-            sock.close()
-            raise OSError(errno.ENODEV, "the machine has no such vsock")
-        self.loop.call_soon(partial(self._peripherals.unix_backend.adopt, sock, port))
-
-    def publish_vsock(self, listener: UnixListener | HandedListener) -> None:
-        """Have host programs reach the guest through a socket, from now on.
-
-        For a machine whose vsock was made without a path: a restored one lets nobody in before it
-        is a machine of its own. The listener is the machine's.
-        """
-        backend = self._peripherals.unix_backend
-        if backend is None:
-            listener.close()
-        else:
-            self.loop.call_soon(lambda: backend.publish(listener))
-
-    def connect_serial(self) -> socket.socket | None:
-        """Return a stream to the second serial port, which ends the one before.
-
-        None if the machine was made without such a port.
-        """
-        port = self._board.serial_port
-        return port.connect() if port is not None else None
-
-    def adopt_serial(self, sock: socket.socket) -> None:
-        """Connect a program's socket to the second serial port, in place of the one before.
-
-        It is closed if the machine was made without such a port.
-        """
-        if self._board.serial_port is not None:
-            self._board.serial_port.adopt(sock)
-        else:
-            sock.close()
-
-    def statistics(self) -> MachineStatistics:
-        """Return the counts up to now."""
-        reached_ns = self._board.boot_timer.reached_ns
-        has_booted = reached_ns is not None and self._started_ns is not None
-        boot_ns = reached_ns - self._started_ns if has_booted else None  # type: ignore[operator]
-        return MachineStatistics(
-            self._vcpus.exits(),
-            self._vcpus.port_exits(),
-            boot_ns,
-            reached_ns,
-            self._vcpus.cpu_ns(),
-            tuple(disk.device.statistics() for disk in self._peripherals.disks),
-            self._throttle.statistics(),
-            self._balloon_statistics(),
-        )
-
-    def _balloon_statistics(self) -> BalloonStatistics | None:
-        balloon = self._peripherals.balloon
-        if balloon is None:
-            return None
-        self.loop.call_soon(balloon.ask_statistics)  # for who looks again
-        return balloon.statistics()
-
     # Its end.
-
-    def _on_guest_end(self, reason: EndReason) -> None:
-        self._end(Outcome(reason))
-
-    def _on_loop_error(self, error: BaseException) -> None:
-        self._end(Outcome(EndReason.ERROR, str(error) or repr(error), error=error))
 
     def _end(self, outcome: Outcome) -> None:
         """Take the first outcome and end every vCPU. Thread: any; never blocks."""

@@ -13,19 +13,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from voidbox.buffers import clip, skip, write_bytes
+from voidbox.buffers import skip, write_bytes
 from voidbox.vsock import packet
 from voidbox.vsock.connection import Connection, State
 from voidbox.vsock.link import HostStream, Key, Link, MuxerStatistics, RxBuffers
 from voidbox.vsock.packet import (
     HDR_BYTES,
     SHUTDOWN_MASK,
-    VIRTIO_VSOCK_HDR,
-    VIRTIO_VSOCK_MAX_PKT_BUF_SIZE,
     VIRTIO_VSOCK_OP_REQUEST,
     VIRTIO_VSOCK_OP_RST,
     VIRTIO_VSOCK_OP_RW,
-    VIRTIO_VSOCK_OP_SHUTDOWN,
     VIRTIO_VSOCK_SHUTDOWN_RCV,
     VIRTIO_VSOCK_SHUTDOWN_SEND,
     VIRTIO_VSOCK_TYPE_STREAM,
@@ -33,6 +30,7 @@ from voidbox.vsock.packet import (
     Header,
     PacketError,
 )
+from voidbox.vsock.packet_writer import PacketWriter
 
 CONNECTIONS_MAX = 1024
 # The first connections get a window that keeps a fast stream going; the rest, one that keeps the
@@ -81,7 +79,7 @@ class Muxer:
         # When the guest must have answered. All time-outs are alike, so the order is that of time.
         self._deadlines: dict[Link, int] = {}
         self._next_port = next_port % _HOST_PORTS
-        self._rx_room_bytes = 4096  # in the last RX buffer that was used; Linux's are all alike
+        self._writer = PacketWriter(guest_cid)
         self._opened_by_guest = self._opened_by_host = self._refused = self._expired = 0
         self._violations = self._invalid_packets = self._resets_dropped = 0
         self._rx_bytes = self._tx_bytes = 0
@@ -190,7 +188,7 @@ class Muxer:
             link = self._pending[0]
             connection = link.connection
             credit_bytes = 0 if connection.owed else connection.credit_bytes
-            buffers = rx.take(min(link.batch, 1 + credit_bytes // self._rx_room_bytes))
+            buffers = rx.take(min(link.batch, 1 + credit_bytes // self._writer.room_bytes))
             if not buffers:
                 return 0
             self._pending.popleft()
@@ -222,14 +220,15 @@ class Muxer:
         """Write one control packet, or as much data as there is; returns the packets' sizes."""
         connection = link.connection
         if connection.owed:
-            write_bytes(buffers[0], self._header(connection, connection.next_op()))
+            write_bytes(buffers[0], self._writer.header(connection, connection.next_op()))
             connection.sent()
             return [HDR_BYTES]
         if link.stream is None or not link.readable or not connection.sends_data:
             return []
         if not credit_bytes:
             return []
-        iov, rooms, room_bytes = self._payload_room(buffers, credit_bytes)
+        writer = self._writer
+        iov, rooms, room_bytes = writer.payload_room(buffers, credit_bytes)
         count = link.stream.recv_into(iov)
         if not count:
             link.readable = False
@@ -237,7 +236,7 @@ class Muxer:
                 self._host_ended(link)
             return []
         self._rx_bytes += count
-        written = self._write_headers(connection, buffers, rooms, count)
+        written = writer.write_headers(connection, buffers, rooms, count)
         if count == room_bytes:
             link.batch = min(2 * link.batch, RX_BATCH_MAX)
         else:
@@ -245,77 +244,6 @@ class Muxer:
             link.readable = False
             link.batch = len(written)
         return written
-
-    def _payload_room(
-        self, buffers: list[list[memoryview]], credit_bytes: int
-    ) -> tuple[list[memoryview], list[int], int]:
-        """Return where data may go, all buffers in one list; how much in each, and in all."""
-        # As Linux up to 6.2 lays them out. All at once: a stream has thousands a second.
-        iov = [buffer[1] for buffer in buffers if len(buffer) == 2 and len(buffer[0]) == HDR_BYTES]
-        if len(iov) == len(buffers):
-            rooms = list(map(len, iov))
-            room_bytes = sum(rooms)
-            if room_bytes <= credit_bytes and max(rooms) <= VIRTIO_VSOCK_MAX_PKT_BUF_SIZE:
-                self._rx_room_bytes = rooms[-1]
-                return iov, rooms, room_bytes
-        return self._clipped_room(buffers, credit_bytes)
-
-    def _clipped_room(
-        self, buffers: list[list[memoryview]], credit_bytes: int
-    ) -> tuple[list[memoryview], list[int], int]:
-        """Return the same of any buffers, and where the credit is less."""
-        iov: list[memoryview] = []
-        rooms: list[int] = []
-        left_bytes = credit_bytes
-        for buffer in buffers:
-            if not left_bytes:
-                break
-            pieces = packet.payload_buffers(buffer)
-            room_bytes = size = sum(map(len, pieces))
-            if size > left_bytes or size > VIRTIO_VSOCK_MAX_PKT_BUF_SIZE:
-                size = min(left_bytes, VIRTIO_VSOCK_MAX_PKT_BUF_SIZE)
-                pieces = clip(pieces, size)
-            iov += pieces
-            rooms.append(size)
-            left_bytes -= size
-        self._rx_room_bytes = room_bytes
-        return iov, rooms, credit_bytes - left_bytes
-
-    def _write_headers(
-        self,
-        connection: Connection,
-        buffers: list[list[memoryview]],
-        rooms: list[int],
-        count: int,
-    ) -> list[int]:
-        """Write a header before each part of `count` bytes; returns the packets' sizes.
-
-        Most buffers of a driver are of one size, so that most headers are the same.
-        """
-        connection.sent(count)
-        written: list[int] = []
-        last, header = 0, b""
-        for buffer, size in zip(buffers, rooms, strict=False):
-            length = size if size < count else count
-            if length != last:
-                last, header = length, self._header(connection, VIRTIO_VSOCK_OP_RW, length)
-            if len(buffer[0]) >= HDR_BYTES:
-                buffer[0][:HDR_BYTES] = header
-            else:
-                write_bytes(buffer, header)
-            written.append(HDR_BYTES + length)
-            count -= length
-            if not count:
-                break
-        return written
-
-    def _header(self, connection: Connection, op: int, length: int = 0) -> bytes:
-        return VIRTIO_VSOCK_HDR.pack(
-            VMADDR_CID_HOST, self.guest_cid, connection.local_port, connection.peer_port,
-            length, VIRTIO_VSOCK_TYPE_STREAM, op,
-            connection.local_shutdown if op == VIRTIO_VSOCK_OP_SHUTDOWN else 0,
-            connection.buf_alloc, connection.fwd_cnt,
-        )  # fmt: skip
 
     # From the host's programs.
 

@@ -63,6 +63,28 @@ def test_a_life(store: Store, folder: str) -> None:
     assert check_whole(folder) == []
 
 
+def test_what_is_brought_to_the_disk(
+    store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a host without power takes with it is not waited for: a start is quick on any disk."""
+    synced: list[str] = []
+    monkeypatch.setattr("os.fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    made = store.create(wanted("web", secret_envs=("KEY",)), {"KEY": "x"})
+    store.adopt(made.id)
+    for event in (Event.BOOTED, Event.PAUSE, Event.RESUME):
+        store.update(made.id, event)
+    assert not synced
+    store.update(made.id, Event.SUSPEND)
+    here = f"{folder}/sandboxes"
+    own = f"{here}/{made.id}"
+    lasting = {here, own, f"{own}/secret", f"{own}/secret-envs", f"{own}/state.json.new"}
+    assert set(synced) == lasting
+    synced.clear()
+    Path(own, "machine/suspended").mkdir(parents=True)
+    store.wake(made.id)  # it may have to go back to that
+    assert set(synced) == {own, f"{own}/state.json.new"}
+
+
 def test_a_life_costs_no_reading_of_others(
     store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +120,16 @@ def test_an_index_that_is_wrong_is_made_anew(
     with pytest.raises(ConfigError, match="called b already"):
         store.create(wanted("b"))
     assert store.create(wanted()).cid == 5
+
+
+def test_no_two_records_look_alike(store: Store, folder: str) -> None:
+    """By a file's time it is known whether it is another one: the kernel's steps are too long."""
+    made = store.create(wanted("web"))
+    times = set()
+    for _ in range(50):
+        store.update(made.id, reason="")
+        times.add(os.stat(f"{folder}/sandboxes/{made.id}/state.json").st_mtime_ns)
+    assert len(times) == 50
 
 
 def test_an_index_without_names_is_of_an_older_voidbox(store: Store, folder: str) -> None:

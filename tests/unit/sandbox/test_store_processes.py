@@ -78,7 +78,7 @@ def _run(*args: str) -> str:
 def test_killed_before_each_call_that_changes_the_disk(folder: str) -> None:
     found = dict(line.split(": ") for line in _run("points", folder).splitlines())
     assert found.keys() == crash_points.ACTS.keys()
-    for name, least in (("first", 15), ("create", 15), ("end", 8), ("remove", 8), ("clean", 10)):
+    for name, least in (("first", 12), ("create", 10), ("end", 8), ("remove", 8), ("clean", 10)):
         assert int(found[name].split()[0]) >= least, found
 
 

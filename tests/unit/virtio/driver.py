@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from voidbox.memory import GuestMemory
+from voidbox.virtio.descriptors import VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE
 from voidbox.virtio.device import (
     VIRTIO_CONFIG_S_ACKNOWLEDGE,
     VIRTIO_CONFIG_S_DRIVER,
@@ -60,13 +61,7 @@ from voidbox.virtio.mmio_regs import (
     VIRTIO_MMIO_STATUS,
     VIRTIO_MMIO_VERSION,
 )
-from voidbox.virtio.queue import (
-    VRING_AVAIL_F_NO_INTERRUPT,
-    VRING_DESC_F_INDIRECT,
-    VRING_DESC_F_NEXT,
-    VRING_DESC_F_WRITE,
-    VRING_USED_F_NO_NOTIFY,
-)
+from voidbox.virtio.queue import VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY
 
 VRING_DESC = struct.Struct("<QIHH")
 ALL_FEATURES = (1 << 64) - 1

@@ -16,7 +16,7 @@ from tests.unit.virtio.driver import ALL_FEATURES
 from voidbox.block.workers import WORKERS_MAX, Workers
 from voidbox.errors import ConfigError, HostError
 from voidbox.memory import GuestMemory
-from voidbox.virtio import block
+from voidbox.virtio import block, block_work
 from voidbox.virtio.block import VirtioBlock
 from voidbox.virtio.block_config import (
     VIRTIO_BLK_F_DISCARD,
@@ -267,16 +267,16 @@ def test_where_nobody_can_tell_what_is_slow_goes_to_workers(guest: Guest) -> Non
     read = guest.disk.read
 
     def slow_read(*arguments: object) -> None:
-        guest.now_ns += block.SLOW_NS + 512 * block.SLOW_NS_PER_BYTE + 1
+        guest.now_ns += block_work.SLOW_NS + 512 * block_work.SLOW_NS_PER_BYTE + 1
         read(*arguments)  # type: ignore[arg-type]
 
     guest.disk.read = slow_read  # type: ignore[method-assign, assignment]
     guest.read(0)
     guest.disk.read = read  # type: ignore[method-assign]
     guest.disk.calls.clear()
-    for _ in range(block.SLOW_REQUESTS + 1):
+    for _ in range(block_work.SLOW_REQUESTS + 1):
         guest.read(0)
-    assert guest.disk.calls == [("read", True)] * block.SLOW_REQUESTS + [("read", False)]
+    assert guest.disk.calls == [("read", True)] * block_work.SLOW_REQUESTS + [("read", False)]
 
 
 def test_a_slow_disk_holds_nothing_up_but_its_own_request(guest: Guest) -> None:
@@ -508,7 +508,7 @@ def test_a_pause_waits_for_what_workers_do(guest: Guest) -> None:
 def test_a_disk_that_does_not_answer_is_not_waited_for_for_ever(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(block, "PAUSE_S", 0.05)
+    monkeypatch.setattr(block_work, "PAUSE_S", 0.05)
     start_read(guest)
     with pytest.raises(HostError, match="did not answer"):
         guest.transport.pause()

@@ -12,9 +12,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.unit.virtio.driver import Arena, DriverQueue, FakeLoop, IrqLine, MmioDriver
 from voidbox.errors import GuestError
 from voidbox.memory import GuestMemory
+from voidbox.virtio.descriptors import CHAIN_BYTES_MAX
 from voidbox.virtio.device import VIRTIO_CONFIG_S_NEEDS_RESET
 from voidbox.virtio.mmio import MmioTransport
-from voidbox.virtio.queue import CHAIN_BYTES_MAX, QueueState, Virtqueue
+from voidbox.virtio.queue import QueueState, Virtqueue
 from voidbox.virtio.rng import VirtioRng
 
 RAM_BYTES = 1 << 16

@@ -14,16 +14,14 @@ from hypothesis import strategies as st
 from tests.unit.virtio.driver import VRING_DESC, Arena, DriverQueue
 from voidbox.errors import GuestError
 from voidbox.memory import GuestMemory
-from voidbox.virtio.queue import (
+from voidbox.virtio.descriptors import (
     INDIRECT_DESCS_MAX,
     VRING_DESC_F_INDIRECT,
     VRING_DESC_F_NEXT,
     VRING_DESC_F_WRITE,
     Chain,
-    Virtqueue,
-    WritableChain,
-    vring_need_event,
 )
+from voidbox.virtio.queue import Virtqueue, WritableChain, vring_need_event
 
 NEXT, WRITE, INDIRECT = VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_DESC_F_INDIRECT
 DATA_GPA = 0x80000

@@ -31,6 +31,7 @@ from contextlib import suppress
 from voidbox.errors import HostError
 from voidbox.sandbox.state import allocators, names, records
 from voidbox.sandbox.state.allocators import Allocations
+from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.storage import durable
 from voidbox.storage.durable import Corrupted
@@ -47,7 +48,7 @@ SOCKETS = (CONTROL, VSOCK)  # and vsock.sock_PORT, for what the guest connects t
 
 _NEW, _REMOVED = ".new-", ".removed-"
 
-# A file is replaced by another one, brought to the disk before: no two of them look alike.
+# A file is replaced by another one, with a time of its own: no two of them look alike.
 _Mark = tuple[int, int, int]  # inode, time, size
 
 
@@ -120,8 +121,22 @@ class StateFolder:
         Raises:
             ConfigError, HostError: see durable.write_json.
         """
-        durable.write_json(self.file(record.id, STATE), record.to_json())
+        if record.state is State.SUSPENDED:
+            self._make_last(record.id)
+        # One that runs ends with its host, unless it was suspended before and has that yet.
+        is_lasting = not record.state.has_process or os.path.exists(self.file(record.id, SUSPENDED))
+        durable.write_json(self.file(record.id, STATE), record.to_json(), is_lasting=is_lasting)
         return record
+
+    def _make_last(self, id: str) -> None:
+        """Bring to the disk what make_folder wrote, for a sandbox that outlives the host's end."""
+        try:
+            for name in (SECRET, SECRET_ENVS):
+                with suppress(FileNotFoundError):
+                    durable.sync_file(self.file(id, name))
+            durable.sync_folder(self.sandboxes)
+        except OSError as error:
+            raise durable.failure("write", self.file(id, SECRET), error) from error
 
     def ids(self) -> list[str]:
         """Return the IDs of all sandboxes. No lock needed."""
@@ -210,15 +225,15 @@ class StateFolder:
         beside = f"{self.sandboxes}/{_NEW}{record.id}"
         try:
             os.mkdir(beside, 0o700)
-            durable.write_file(f"{beside}/{SECRET}", os.urandom(SECRET_BYTES))
+            secret = os.urandom(SECRET_BYTES)
+            durable.write_file(f"{beside}/{SECRET}", secret, is_lasting=False)
             if secret_envs:
                 content = json.dumps(dict(secret_envs)).encode()
-                durable.write_file(f"{beside}/{SECRET_ENVS}", content)
-            durable.write_json(f"{beside}/{STATE}", record.to_json())
+                durable.write_file(f"{beside}/{SECRET_ENVS}", content, is_lasting=False)
+            durable.write_json(f"{beside}/{STATE}", record.to_json(), is_lasting=False)
             hold = Hold(f"{beside}/{ALIVE}")
             try:
                 os.rename(beside, f"{self.sandboxes}/{record.id}")
-                durable.sync_folder(self.sandboxes)
             except BaseException:
                 hold.close()
                 raise
@@ -296,7 +311,8 @@ class StateFolder:
             HostError: it cannot be written.
         """
         self._index = None
-        durable.write_json(self._allocations, allocations.to_json(), indent=None)
+        values = allocations.to_json()  # the records have it, too
+        durable.write_json(self._allocations, values, indent=None, is_lasting=False)
         self._index = _mark(self._allocations), allocations
 
     def find_name(self, name: str) -> str | None:
@@ -417,7 +433,7 @@ class StateFolder:
     def note_cleaned(self) -> None:
         """See was_cleaned(). No lock needed."""
         with suppress(OSError):  # then the next one cleans, too
-            durable.write_file(self._cleaned, b"")
+            durable.write_file(self._cleaned, b"", is_lasting=False)
 
     def _read_allocations(self) -> Allocations:
         return Allocations.from_json(durable.read_json(self._allocations, allocators.VERSION))
