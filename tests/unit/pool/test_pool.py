@@ -294,6 +294,30 @@ async def test_one_that_dies_by_itself_leaves_its_place() -> None:
 
 
 @in_event_loop
+async def test_one_that_dies_while_it_waits_is_given_to_nobody() -> None:
+    async with FakePool(1, warm=1) as pool:
+        await until(lambda: pool.stats().warm == 1)
+        dead: Any = pool._warm[0]
+        dead.die()
+        await until(lambda: dead not in pool._warm)
+        assert await pool.acquire() is not dead
+
+
+@in_event_loop
+async def test_one_of_somebodys_own_options_is_for_nobody_else() -> None:
+    async with FakePool(2) as pool:
+        pool.delay = 20
+        own = asyncio.create_task(pool.acquire(options={"cpus": 2}))
+        await until(lambda: pool.stats().starting == 1)
+        usual = asyncio.create_task(pool.acquire())
+        own.cancel()
+        await until(lambda: pool.made == 2)
+        assert (await usual).name == "fake-2"
+        await until(lambda: pool.alive == 1)
+        assert (pool.stats().given, pool.stats().warm) == (1, 0)
+
+
+@in_event_loop
 async def test_no_memory_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     has_memory = False
     async with FakePool(2) as pool:
