@@ -42,14 +42,14 @@ class Inbox:
             OSError: as recvmsg(2); BlockingIOError if there is none, and the socket does not wait.
         """
         count, ancillary, _, _ = self._socket.recvmsg_into([self._buffer], _ONE_FD)
-        data = bytes(memoryview(self._buffer)[:count])
+        message = bytes(memoryview(self._buffer)[:count])
         if not ancillary:
-            return data, []
+            return message, []
         fds = array("i")
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-        return data, fds.tolist()
+        return message, fds.tolist()
 
 
 class Channel:
