@@ -23,8 +23,14 @@ from tests.guest.test_pause import (
     counting_guest,
     wait_for_reads,
 )
+from voidbox.devices.rtc import RtcState
 from voidbox.errors import ConfigError, HostError
 from voidbox.kvm import state as kvm_state
+from voidbox.kvm.vcpu import Vcpu
+from voidbox.nat.backend import NatBackend
+from voidbox.nat.config import NatConfig
+from voidbox.net.addresses import NetworkConfig
+from voidbox.net.flow_state import FlowState
 from voidbox.snapshot import folder
 from voidbox.snapshot import format as machine_bin
 from voidbox.virtio.vsock import VirtioVsock
@@ -283,8 +289,14 @@ def test_all_that_kvm_keeps_comes_back(tmp_path: Path) -> None:
             ):  # in step, but for a distance; 0 is a software KVM's, which has none
                 apart = {"tsc": first.tsc + APART, "tsc_offset": first.tsc_offset + APART}
                 second = second._replace(**apart)
+            pic, other_pic, ioapic = saved.irqchips
             saved = saved._replace(
                 clock_ns=saved.clock_ns + 10**15,
+                # imr of both struct kvm_pic_state, ioregsel of struct kvm_ioapic_state
+                irqchips=(
+                    *(_with(chip, 8 + 2, b"\x5a") for chip in (pic, other_pic)),
+                    _with(ioapic, 8 + 8, b"\x12"),
+                ),
                 vcpus=(first, second),
                 pit=_with(saved.pit, 0, b"\x34\x12"),  # channel 0's count
             )
@@ -551,8 +563,34 @@ def test_two_at_once(tmp_path: Path) -> None:
         machine.snapshot(str(tmp_path / "snap"))
 
 
+@pytest.mark.parametrize(("register", "bit"), [("efer", 1 << 12), ("cr4", 1 << 13)])
+def test_a_guest_with_virtual_machines_of_its_own_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, register: str, bit: int
+) -> None:
+    """EFER.SVME, CR4.VMXE: what KVM keeps of its guests is not in any of what is read."""
+    read = Vcpu.get_sregs
+
+    def get_sregs(vcpu: Vcpu) -> Any:
+        sregs = read(vcpu)
+        setattr(sregs, register, getattr(sregs, register) | bit)
+        return sregs
+
+    with Machine(config_of(tmp_path, counting_guest())) as machine:
+        counter = attach_counter(machine)
+        machine.start()
+        monkeypatch.setattr(Vcpu, "get_sregs", get_sregs)
+        with pytest.raises(ConfigError, match="uses virtualisation of its own"):
+            machine.snapshot(str(tmp_path / "snap"))
+        wait_for_reads(counter, 10)
+        assert not (tmp_path / "snap").exists()
+
+
 def test_another_machine_is_refused(tmp_path: Path) -> None:
-    config = config_of(tmp_path, counting_guest(), vsock=VsockConfig())
+    base = tmp_path / "base"
+    base.write_bytes(b"x" * 8192)
+    net, disks = NatConfig(), (DiskConfig(str(base), is_read_only=True),)
+    changes = {"vsock": VsockConfig(), "net": net, "disks": disks}
+    config = config_of(tmp_path, counting_guest(), **changes)
     path = str(tmp_path / "snap")
     with Machine(config) as machine:
         attach_counter(machine)
@@ -563,11 +601,24 @@ def test_another_machine_is_refused(tmp_path: Path) -> None:
         ({"cpus": 2}, "CPUs"),
         ({"vsock": None}, "vsock"),
         ({"serial_line": True}, "serial"),
+        ({"balloon": True}, "balloons"),
+        ({"net": None}, "networks"),
+        ({"net": net._replace(network=NetworkConfig(guest_ip=0x0A00_0210))}, "other network"),
+        ({"disks": ()}, "disks"),
+        ({"disks": (DiskConfig(str(base), overlay=str(tmp_path / "upper")),)}, "only read"),
     ):
         with pytest.raises(ConfigError, match=message):
             Machine.from_snapshot(path, config._replace(**changes))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="lazy"):
         Machine.from_snapshot(path, config, memory="slow")  # type: ignore[arg-type]
+    with (
+        Machine.from_snapshot(path, config, memory="eager") as machine,
+        pytest.raises(HostError, match="restored lazily"),
+    ):
+        machine.record_working_set(f"{path}/working-set", 1 << 30)
+    base.write_bytes(b"y" * 8192)
+    with pytest.raises(ConfigError, match="not the one that the snapshot's guest had"):
+        Machine.from_snapshot(path, config)
 
 
 def _changed(path: Path, change: object) -> None:
@@ -668,7 +719,11 @@ def test_what_the_guest_said_last_is_told(tmp_path: Path) -> None:
         wait_for_reads(counter, 10)
         machine.pause()
         machine._board.uart._output += b"last words"
+        machine._board.rtc.restore(RtcState(0x0B, 0x06))
+        machine._board.pci.restore(0x8000_0004)
         with paused_copy(machine, config, tmp_path / "snap") as copy:
+            assert copy._board.rtc.state() == RtcState(0x0B, 0x06)
+            assert copy._board.pci.state() == 0x8000_0004
             output = bytearray()
             copy.console.attach(CallbackOutput(output.extend))
             attach_counter(copy)
@@ -676,13 +731,24 @@ def test_what_the_guest_said_last_is_told(tmp_path: Path) -> None:
             _wait(lambda: output == b"last words")
 
 
-def test_a_copy_is_to_tell_its_guest_that_its_connections_are_over(tmp_path: Path) -> None:
-    """What becomes of it, once a driver has the device: see the tests of the device."""
-    config = config_of(tmp_path, counting_guest(), vsock=VsockConfig())
+def test_a_copy_is_to_tell_its_guest_that_its_connections_are_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What becomes of it, once a driver has the devices: see the tests of the devices."""
+    flows, told = (FlowState(1000, 0x5DB8_D822, 80, 5, 6),), []
+    monkeypatch.setattr(NatBackend, "flow_states", lambda self: flows)
+    monkeypatch.setattr(NatBackend, "reset_flows", lambda self, saved: told.append(saved))
+    config = config_of(tmp_path, counting_guest(), vsock=VsockConfig(), net=NatConfig())
     with Machine(config) as machine:
         attach_counter(machine)
         machine.start()
+        assert machine._peripherals.unix_backend is not None
+        machine._peripherals.unix_backend._muxer._next_port = 7
         with paused_copy(machine, config, tmp_path / "snap") as copy:
             devices = [each._device for each in copy._peripherals.slots._transports]
             (vsock,) = (each for each in devices if isinstance(each, VirtioVsock))
             assert vsock._reset.name == "WANTED"
+            assert told == [flows]
+            # A connection from a port of the original's would meet what the guest still knows of.
+            assert copy._peripherals.unix_backend is not None
+            assert copy._peripherals.unix_backend.next_port == 7

@@ -6,7 +6,6 @@ import errno
 import os
 
 from voidbox.free_space import FreeSpace
-from voidbox.fuse.folder import check_name
 from voidbox.fuse.handles import Handle
 from voidbox.fuse.libc import Dirent, fallocate
 from voidbox.fuse.nodes import Node
@@ -111,8 +110,6 @@ class Files:
         """fuse_create_in, name → fuse_entry_out, fuse_open_out"""
         flags, mode, _umask, _ = request.take(CREATE_IN)
         name = request.name(CREATE_IN.size)
-        self._folder.require_writable()
-        check_name(name)
         folder = self._nodes.get(request.node_id)
         self._nodes.require_room()
         opened = self._for_writeback(flags)

@@ -19,7 +19,7 @@ MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 1 << 1, 1 << 2, 1 << 12, 1 <<
 MNT_DETACH = 2
 # struct mount_attr { __u64 attr_set, attr_clr, propagation, userns_fd; };
 _MOUNT_ATTR = struct.Struct("=4Q")
-_RDONLY, _NOSUID, _NODEV = 1, 2, 4  # MOUNT_ATTR_*
+_RDONLY, _NOSUID = 1, 2  # MOUNT_ATTR_*
 _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _BASE = "/tmp"  # whatever folder there is: it is covered in this namespace alone, and let go of
 _LINKS_MAX = 40  # that Linux follows on one way
@@ -56,7 +56,7 @@ def enter_root(paths: Iterable[tuple[str, bool]]) -> None:
         for item in items.values():
             if item.fd >= 0:
                 os.close(item.fd)
-    _set(".", _RDONLY | _NOSUID | _NODEV, 0)
+    _set(".", _RDONLY, 0)
     # The old root comes to lie on top of the new one, and is taken off: pivot_root(2).
     system.call("pivot_root", system.text("."), system.text("."))
     system.call("umount2", system.text("."), MNT_DETACH)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fuse.client import ALL_FLAGS, ROOM, Client
+from voidbox import free_space
 from voidbox.errors import ConfigError
 from voidbox.fuse import numbers
 from voidbox.fuse.numbers import (
@@ -381,6 +382,21 @@ def test_holes_and_copies(client: Client, folder: Path) -> None:
     reader = client.open(file.node)
     fails(errno.EBADF, client.fallocate, reader, 0, 1)
     fails(errno.EBADF, client.copy, file, reader, 1)
+
+
+def test_no_guest_fills_the_hosts_disk(
+    client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "f").write_bytes(b"x" * 4096)
+    old, new = client.open(client.path("f"), os.O_RDWR), client.create(ROOT, b"new")
+    monkeypatch.setattr(free_space, "FLOOR_BYTES", 1 << 62)
+    monkeypatch.setattr(free_space, "_FLOOR_SHARE", 1)
+    fails(errno.ENOSPC, client.write, new, b"x")
+    fails(errno.ENOSPC, client.fallocate, new, 0, 4096)
+    fails(errno.ENOSPC, client.copy, old, new, 10)
+    assert client.write(old, b"over what is there") == 18
+    punch = numbers.FALLOC_FL_PUNCH_HOLE | numbers.FALLOC_FL_KEEP_SIZE
+    client.fallocate(old, 0, 4096, punch)
 
 
 # Folders.

@@ -22,7 +22,7 @@ from tests.unit.images.oci import (
     make_index,
 )
 from voidbox.images.errors import ImageError
-from voidbox.images.manifest import DOCKER_LIST
+from voidbox.images.manifest import DOCKER_LIST, Index, parse_manifest
 from voidbox.images.progress import ImageProgress
 from voidbox.images.pulling import pull
 from voidbox.images.transport import RegistryError
@@ -123,6 +123,20 @@ def test_an_index(registry: FakeRegistry, stored: StoreFolder) -> None:
         pull(registry.name(tag="none"), store=stored.store)
     with pytest.raises(ImageError, match="is no platform: write it as"):
         pull(registry.name(), store=stored.store, platform="amd64")
+
+
+def test_a_manifest_may_leave_it_to_its_carrier_what_it_is(
+    registry: FakeRegistry, stored: StoreFolder
+) -> None:
+    amd = make_image({"a": b"amd"})
+    index = json.loads(make_index((amd, "linux", "amd64")))
+    del index["mediaType"]
+    content = json.dumps(index).encode()
+    registry.add(amd, index=content, index_type=f"{OCI_INDEX}; charset=utf-8")
+    assert pull(registry.name(), store=stored.store).id == amd.id
+    assert isinstance(parse_manifest(content), Index)  # an archive's, which says nothing either
+    with pytest.raises(ImageError, match="of an unknown type: 'text/plain'"):
+        parse_manifest(content, "text/plain")
 
 
 def test_a_proxy(

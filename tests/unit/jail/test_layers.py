@@ -10,7 +10,7 @@ import pytest
 
 from tests.host_jail import has_namespaces, landlock_version, needs_landlock, needs_namespaces
 from tests.unit.jail import child
-from voidbox.jail import namespaces, trial
+from voidbox.jail import landlock, mounts, namespaces, seccomp, system, trial
 
 
 @needs_landlock
@@ -91,6 +91,36 @@ os._exit(0)
     assert (done.stdout, done.stderr) == ("[1, 1, 1]\n", "socket 1\nsocket 1\n")
 
 
+def test_a_filter_that_not_all_threads_take_is_none() -> None:
+    done = child.run(
+        """
+import threading
+from voidbox.jail import bpf, privileges, seccomp
+privileges.set_no_new_privs()
+program = bpf.assemble([], bpf.RET_ALLOW, bpf.RET_ALLOW)
+there, over = threading.Event(), threading.Event()
+def one_of_its_own():
+    seccomp._set_filter(program, 0)
+    there.set()
+    over.wait()
+thread = threading.Thread(target=one_of_its_own)
+thread.start()
+there.wait()
+try:
+    seccomp.install(program)
+except OSError as error:
+    print(error.strerror.replace(str(thread.native_id), "N"))
+over.set()
+"""
+    )
+    assert done.stdout == "thread N has another filter\n", done.stderr
+
+
+def test_a_path_with_a_nul_is_none() -> None:
+    with pytest.raises(OSError, match="embedded null byte"):
+        system.text("/a\0b")
+
+
 def test_running_a_program_is_the_end() -> None:
     done = child.run(
         """
@@ -138,6 +168,36 @@ for attempt in (lambda: open(f"{here}/ro/file", "w"), lambda: os.stat("/etc"),
     assert sorted(lines[1]) == sorted(f"['{top}', 'proc'] ['self']")
     assert lines[2] == "30 2 30 2 "
     assert (tmp_path / "rw" / "new").read_text() == "x"
+
+
+@needs_namespaces
+def test_a_root_of_ones_own_is_as_it_was_asked_for_in_every_depth(tmp_path: Path) -> None:
+    for name in ("ro/rw/ro", "ro/mounted", "twice"):
+        (tmp_path / name).mkdir(parents=True)
+    done = child.run(
+        """
+import os, sys
+from voidbox.jail import mounts, namespaces
+here = sys.argv[1]
+namespaces.enter(tuple(namespaces.NAMES))
+mounts._mount("inner", f"{here}/ro/mounted", "tmpfs", 0)
+os.close(unused := os.dup(0))
+mounts.enter_root([(f"{here}/ro", False), (f"{here}/ro/rw", True), (f"{here}/ro/rw/ro", False),
+                   (f"{here}/twice", True), (f"{here}/twice", False)])
+assert os.dup(0) == unused  # no descriptor is left open
+for name in ("ro", "ro/mounted", "ro/rw", "ro/rw/ro", "twice"):
+    try:
+        open(f"{here}/{name}/new", "w").close()
+        print("done", end=" ")
+    except OSError as error:
+        print(error.errno, end=" ")
+print(*(os.statvfs(path).f_flag & os.ST_NOSUID for path in ("/", f"{here}/ro", f"{here}/twice")),
+      os.statvfs("/").f_flag & os.ST_NODEV)
+print(os.path.exists("/../usr"))  # the old root is not under the new one
+""",
+        str(tmp_path),
+    )
+    assert done.stdout == "30 30 done 30 done 2 2 2 4\nFalse\n", done.stderr
 
 
 @needs_namespaces
@@ -214,6 +274,29 @@ print(0 < len(made) < 10 or len(made) == 20 and __import__("os").geteuid() == 0)
 """
     )
     assert done.stdout == "True\n", done.stderr
+
+
+@needs_landlock
+@needs_namespaces
+def test_a_layer_that_changes_nothing_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def do_nothing(*_arguments: object) -> None:
+        pass
+
+    enter = namespaces.enter
+    with monkeypatch.context() as patched:
+        patched.setattr(namespaces, "enter", lambda names: enter(set(names) - {"pid"}))
+        assert trial._try(trial.PID, trial._try_pid).problem == "pid: it has no numbers of its own"
+        assert trial._try("any", lambda: os._exit(3)).problem == "its trial ended with status 768"
+    for module, name in ((seccomp, "install"), (landlock, "restrict"), (mounts, "enter_root")):
+        monkeypatch.setattr(module, name, do_nothing)
+    found = {one.layer: one.problem for one in trial.run_all()}
+    assert found == {
+        trial.SECCOMP: "seccomp: the filter refuses nothing",
+        trial.LANDLOCK: "Landlock: it refuses nothing",
+        trial.NAMESPACES: "",
+        trial.MOUNT: "mount: other files can be seen",
+        trial.PID: "mount: other files can be seen",
+    }
 
 
 @pytest.mark.parametrize(

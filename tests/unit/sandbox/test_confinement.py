@@ -61,7 +61,7 @@ PR_GET_DUMPABLE = 3
 
 
 @needs_namespaces
-def test_a_worker_gives_up_what_no_machine_needs() -> None:
+def test_a_worker_gives_up_what_no_machine_needs(tmp_path: Path) -> None:
     done = child.run(
         LOOK
         + """
@@ -71,8 +71,13 @@ from voidbox.vmm.config import MachineConfig
 paths = tuple(map(Path, libraries()))
 jail = Confinement(MachineConfig("k", memory_bytes=64 << 20), Walls("default", paths, 7777), False)
 jail.enter()
-print(system.prctl(PR_GET_DUMPABLE))
-jail.shut(lambda name, fd: None)
+print(system.prctl(PR_GET_DUMPABLE), os.path.exists(sys.argv[1]))
+handed = {}
+jail.shut(handed.__setitem__)
+try:
+    os.fstat(handed["refusals"])
+except OSError as error:
+    print(error.errno)  # who answers for what is refused is not here
 look()
 print(*(int(status()[name], 16) for name in ("CapPrm", "CapEff", "CapBnd")))
 print(0 < resource.getrlimit(resource.RLIMIT_DATA)[1] < 4 << 30,
@@ -80,14 +85,32 @@ print(0 < resource.getrlimit(resource.RLIMIT_DATA)[1] < 4 << 30,
 # Root's tasks are counted by nobody.
 print(os.geteuid() == 0 or 0 < resource.getrlimit(resource.RLIMIT_NPROC)[1] <= 1024)
 print(*jail.layers, sep=",")
-"""
+""",
+        str(tmp_path),
     )
     *found, layers = done.stdout.splitlines()
-    assert found == ["0", "1 2 (0, 0)", "0 0 0", "True 7777", "True"], done.stderr
+    assert found == ["0 False", "9", "1 2 (0, 0)", "0 0 0", "True 7777", "True"], done.stderr
     optional = [f"landlock {landlock_version()}"] if landlock_version() else []
     optional += ["mdwe"] if has_mdwe() else []
     names = {*namespaces.NAMES} - {"pid"}
     assert {*layers.split(",")} == {"keeper", "seccomp", *names, *optional}
+
+
+@needs_namespaces
+def test_strict_does_without_nothing() -> None:
+    done = child.run(
+        """
+from voidbox.errors import ConfigError
+from voidbox.sandbox.worker.confinement import Confinement
+from voidbox.sandbox.worker.surroundings import Walls
+from voidbox.vmm.config import MachineConfig
+try:
+    Confinement(MachineConfig("k"), Walls("strict", (), None), False).enter()
+except ConfigError as error:
+    print(error)
+"""
+    )
+    assert done.stdout.startswith("the jail is strict, and this host has no pid namespace: ")
 
 
 def test_a_keeper_gives_up_other_files_and_programs(tmp_path: Path) -> None:

@@ -207,14 +207,14 @@ def test_what_a_file_holds_is_on_the_disk_before_it_takes_the_old_ones_place(
 def test_a_folder_that_may_not_stay(
     store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sync = durable.sync_folder
+    rename = os.rename
 
-    def fail(path: str) -> None:
-        if path == f"{folder}/sandboxes":
+    def fail(source: str, target: str) -> None:
+        if os.path.dirname(target) == f"{folder}/sandboxes":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        sync(path)
+        rename(source, target)
 
-    monkeypatch.setattr(durable, "sync_folder", fail)
+    monkeypatch.setattr(os, "rename", fail)
     with pytest.raises(HostError, match="Input/output error"):
         store.create(wanted())
     monkeypatch.undo()

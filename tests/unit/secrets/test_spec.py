@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import random
 import string
@@ -18,9 +19,9 @@ from voidbox.secrets.guard import check_open, places_of
 from voidbox.secrets.http_rules import HttpRules, Refused, has_dots, parse_http_rule
 from voidbox.secrets.masking import Finder, Masker
 from voidbox.secrets.placeholder import make_placeholder
-from voidbox.secrets.put_in import into_body, into_headers, into_query
+from voidbox.secrets.put_in import found_in, into_body, into_headers, into_query
 from voidbox.secrets.spec import Kept, Place, Secret, check_value, parse_secret, resolve
-from voidbox.secrets.vault import Held
+from voidbox.secrets.vault import Held, Vault
 
 LONG = "abcDEF0123456789abcDEF0123456789"
 
@@ -102,6 +103,14 @@ def test_hosts_that_the_network_closes_are_known_before() -> None:
         check_open(kept.places, {"deny": ["a.test"]})
     with pytest.raises(ConfigError, match="has none"):
         check_open(kept.places, None)
+
+
+def test_the_host_itself_is_open_by_its_ports_alone() -> None:
+    (kept,), _ = resolve([Secret("K", ["host.voidbox.internal:8080"], LONG)])
+    check_open(kept.places, {"allow": ["*"], "allow_host_ports": [8080]})
+    for net in ({"allow": ["*"]}, {"allow": ["*"], "allow_host_ports": [443]}):
+        with pytest.raises(ConfigError, match="this host, and closed by the network's rules"):
+            check_open(kept.places, net)
 
 
 def test_the_record_has_the_placeholder_alone() -> None:
@@ -268,6 +277,33 @@ def test_each_part_has_its_own_way_of_writing() -> None:
         b"k=a%22b%26c%20d"
     )
     assert into_body(b"PLACEHOLDER", b"", one) == b'a"b&c d'
+
+
+def test_a_value_that_was_replaced_is_not_shown_either() -> None:
+    kept, values = resolve(
+        [Secret("K", ["a.test"]), Secret("L", ["b.test"])], {"K": LONG, "L": "l"}
+    )
+    vault = Vault(kept, values)
+    longer = f"{LONG}-and-more"
+    vault.set("K", longer)
+    vault.set("K", longer)
+    covers = {value: len(cover) for value, cover in vault.masks(Place("a.test", 443))}
+    assert covers == {LONG.encode(): len(LONG), longer.encode(): len(longer)}
+    assert vault.masks(Place("c.test", 443)) == []
+    assert [one.name for one in vault.at(Place("b.test", 443))] == ["L"]
+    assert vault.hide(f"{longer} {LONG}") == "[a secret] [a secret]"
+    with pytest.raises(ConfigError, match="no secret 'M'; it has: K, L$"):
+        vault.set("M", "x")
+
+
+def test_a_placeholder_is_found_wherever_a_request_has_it() -> None:
+    one = held("x")
+    basic = b"Basic " + base64.b64encode(b"me:PLACEHOLDER")
+    for target, headers in (
+        (b"/?k=PLACEHOLDER", []), (b"/", [(b"a", b"PLACEHOLDER")]), (b"/", [(b"a", basic)]),
+    ):  # fmt: skip
+        assert found_in(target, headers, one) == {"K"}
+    assert found_in(b"/", [(b"a", b"Basic x"), (b"b", b"y")], one) == set()
 
 
 def test_what_frames_a_message_gets_no_secret() -> None:

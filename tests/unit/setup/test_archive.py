@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import lzma
 import os
 import time
 from pathlib import Path
@@ -15,7 +16,9 @@ from tests.unit.setup.fake_archive import FakeArchive, sha256
 from tests.unit.setup.signer import Signer
 from voidbox.errors import HostError
 from voidbox.images import download as download_module
+from voidbox.setup import lists
 from voidbox.setup.errors import SetupError
+from voidbox.setup.release import Digest
 
 IN_RELEASE = "/debian/dists/bookworm/InRelease"
 DAY_S = 24 * 3600
@@ -158,6 +161,34 @@ def test_a_list_with_another_digest(open_it: Open, mirror: FakeArchive, content:
             mirror.files[path] = mirror.files[path][:-1] + b"!"
     with pytest.raises(SetupError, match="does not tell the truth: "):
         fetch(open_it)
+
+
+def test_a_list_that_unpacks_to_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "Packages.xz"
+    for content in (b"List", bytes(1 << 20)):  # of the second no more is unpacked than is said
+        path.write_bytes(lzma.compress(content, preset=0))
+        with pytest.raises(SetupError, match="does not unpack to what the archive's list says"):
+            lists._unpack(str(path), ".xz", Digest(4, sha256(b"list")))
+    path.write_bytes(lzma.compress(b"list"))
+    assert lists._unpack(str(path), ".xz", Digest(4, sha256(b"list"))) == b"list"
+
+
+@pytest.mark.parametrize(
+    ("ring", "why"),
+    [
+        (None, "cannot read it: No such file"),
+        (b"", "it has no RSA key of 2048 bits"),
+        (b"nonsense", "keyring"),
+    ],
+)
+def test_a_keyring_that_is_none(
+    open_it: Open, content: bytes, tmp_path: Path, ring: bytes | None, why: str
+) -> None:
+    path = tmp_path / "ring.gpg"
+    if ring is not None:
+        path.write_bytes(ring)
+    with pytest.raises(SetupError, match=f"^--keyring {path}: .*{why}"):
+        fetch(open_it, keyring=str(path))
 
 
 def test_a_list_that_lies_only_under_its_name(
