@@ -918,6 +918,35 @@ def test_the_rate_limit_holds_both_ways() -> None:
             assert time.monotonic() - started > 1.5
 
 
+def test_sockets_that_wait_for_the_rate_keep_nobody_busy() -> None:
+    code = """
+import socket, sys
+sock = socket.create_connection(("10.0.2.2", int(sys.argv[1])))
+while sock.recv(65536):
+    pass
+"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        config = NatConfig(allow_host_ports=(port,), rate_bytes_s=1000)
+        with TapGuest(config) as guest:
+            process = guest.start(code, port)
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(bytes(100_000))
+
+                def masks_of_waiting() -> list[int]:
+                    """What is watched of the sockets with data, while the rate holds them back."""
+                    backend = guest.backend
+                    if backend._rate_timer is None:
+                        return []
+                    flows = [f for f in backend._stack._tcp.flows.values() if f.is_queued]
+                    return [f.stream._mask for f in flows if f.readable]  # type: ignore[union-attr]
+
+                wait_for(lambda: guest.on_loop(masks_of_waiting) == [0], "unwatched", 60)
+            process.kill()
+            process.communicate()
+
+
 def test_pcap(tmp_path: Path) -> None:
     path = tmp_path / "capture.pcap"
     with (
