@@ -204,8 +204,8 @@ sock.sendall(b"late")
 
 @pytest.fixture
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A half-closed connection is asked for after a second, at both ends."""
-    monkeypatch.setattr(tcp_outgoing, "HALF_CLOSED_NS", 1_000_000_000)
+    """A half-closed connection is asked for after half a second or one, at both ends."""
+    monkeypatch.setattr(tcp_outgoing, "HALF_CLOSED_NS", 500_000_000)
     monkeypatch.setattr(tcp_outgoing, "KEEPALIVE_INTVL_NS", 1_000_000_000)
     monkeypatch.setattr(sockets, "KEEP_ALIVE_S", 1)
 
@@ -237,7 +237,7 @@ print(socks[0].recv(100, socket.MSG_WAITALL).decode())
                 with pytest.raises(ConnectionError):
                     first.sendall(b"answer")
                     first.sendall(b"answer")
-                time.sleep(3)
+                time.sleep(1.5)
                 assert statistics(guest).tcp_flows == 1
                 second.sendall(b"answer")
             assert process.communicate(timeout=60)[0] == b"answer\n"

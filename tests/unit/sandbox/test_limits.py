@@ -35,6 +35,14 @@ class FakeLoop:
         self.delay_s = None
 
 
+def let_turn(limits: Limits, turns: int = 3) -> None:
+    """Wait until the loop has looked again at what it watches."""
+    for _ in range(turns):
+        turned = threading.Event()
+        limits._loop.call_soon(turned.set)
+        assert turned.wait(DEADLINE_S)
+
+
 def test_the_time_stands_still_while_the_guest_does(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(limits_module, "time", SimpleNamespace(monotonic=lambda: clock.now))
@@ -69,13 +77,17 @@ def test_the_time_stands_still_while_the_guest_does(monkeypatch: pytest.MonkeyPa
 
 def test_the_end_of_the_owner_is_noticed_and_nothing_that_it_says() -> None:
     ours, theirs = os.pipe()
+    calls: list[str] = []
     orphaned = threading.Event()
-    with closing(Limits(ours, lambda: None, orphaned.set)) as limits:
+    with closing(Limits(ours, lambda: None, lambda: (calls.append("x"), orphaned.set()))) as limits:
         limits.start()
         os.write(theirs, b"anything")
-        assert not orphaned.wait(0.05)
+        let_turn(limits)
+        assert not calls
         os.close(theirs)
         assert orphaned.wait(DEADLINE_S)
+        let_turn(limits)
+        assert calls == ["x"]
     with pytest.raises(OSError):
         os.fstat(ours)
 
@@ -83,14 +95,16 @@ def test_the_end_of_the_owner_is_noticed_and_nothing_that_it_says() -> None:
 def test_an_owner_that_is_forgotten_may_go() -> None:
     ours, theirs = os.pipe()
     end, other_end = os.pipe()
+    calls: list[str] = []
     orphaned, ended = threading.Event(), threading.Event()
     with closing(Limits(ours, lambda: None, orphaned.set)) as limits:
         limits.start()
         limits.forget_parent()
         limits.forget_parent()
-        limits.watch_end(end, ended.set)
+        limits.watch_end(end, lambda: (calls.append("x"), ended.set()))
         os.close(theirs)
         os.close(other_end)
         assert ended.wait(DEADLINE_S)
-        assert not orphaned.is_set()
+        let_turn(limits)
+        assert calls == ["x"] and not orphaned.is_set()
     os.close(end)
