@@ -15,6 +15,7 @@ import select
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 from threading import Event, Lock, Thread
 
 from voidbox.errors import HostError
@@ -25,18 +26,14 @@ _EVENTS_MAX = 64
 class TimerHandle:
     """A call to come; `cancel()` on the loop thread undoes it."""
 
-    __slots__ = ("callback", "when_ns")
+    __slots__ = ("callback",)
 
-    def __init__(self, when_ns: int, callback: Callable[[], None]) -> None:
-        self.when_ns = when_ns
+    def __init__(self, callback: Callable[[], None]) -> None:
         self.callback: Callable[[], None] | None = callback
 
     def cancel(self) -> None:
         """Never call it. Idempotent."""
         self.callback = None
-
-    def __lt__(self, other: TimerHandle) -> bool:
-        return self.when_ns < other.when_ns
 
 
 class _Call:
@@ -85,7 +82,9 @@ class EventLoop:
         except OSError as error:
             raise HostError.from_errno("epoll", error.errno or 0) from error
         self._callbacks: dict[int, Callable[[int], None]] = {self._wake_fd: self._drain_soon}
-        self._timers: list[TimerHandle] = []
+        # A heap: when, in which order, what. Tuples, which C compares.
+        self._timers: list[tuple[int, int, TimerHandle]] = []
+        self._order = count()
         self._soon: deque[Callable[[], None]] = deque()
         self._soon_lock = Lock()  # covers _awake only; never held while calling out
         self._awake = False
@@ -151,8 +150,9 @@ class EventLoop:
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> TimerHandle:
         """Run `callback` on the loop after `delay_s` seconds."""
-        handle = TimerHandle(time.monotonic_ns() + int(delay_s * 1e9), callback)
-        heapq.heappush(self._timers, handle)
+        handle = TimerHandle(callback)
+        when_ns = time.monotonic_ns() + int(delay_s * 1e9)
+        heapq.heappush(self._timers, (when_ns, next(self._order), handle))
         return handle
 
     def _run(self) -> None:
@@ -178,13 +178,14 @@ class EventLoop:
         now_ns = time.monotonic_ns()
         has_run = False
         while timers:
-            first = timers[0]
-            if first.callback is not None and first.when_ns > now_ns:
+            when_ns, _, handle = timers[0]
+            callback = handle.callback
+            if callback is not None and when_ns > now_ns:
                 # What ran took time, and may have added what is due: one pass is bounded.
-                return 0 if has_run else (first.when_ns - now_ns) / 1e9
+                return 0 if has_run else (when_ns - now_ns) / 1e9
             heapq.heappop(timers)
-            if first.callback is not None:
-                self._guard(first.callback)
+            if callback is not None:
+                self._guard(callback)
                 has_run = True
         return -1
 

@@ -160,6 +160,7 @@ class NatBackend:
             done = self._stack.transmit(rx, now_ns)
         else:
             if not self._has_budget(now_ns):
+                self._stack.pause()  # sockets with data would keep the loop busy
                 return False
             before = self._line.bytes_to_guest
             done = self._stack.transmit(rx, now_ns)

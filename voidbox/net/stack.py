@@ -31,7 +31,7 @@ from voidbox.net.policy import Gate
 from voidbox.net.tcp_flow import TcpFlow
 from voidbox.net.tcp_table import TcpTable
 from voidbox.net.tcp_wire import HEADER_BYTES
-from voidbox.net.wire import Ip
+from voidbox.net.wire import HEADERS_MAX, Ip
 
 _IP_TYPE, _ARP_TYPE = wire.ETH_P_IP.to_bytes(2, "big"), wire.ETH_P_ARP.to_bytes(2, "big")
 _BROADCAST_IP = 0xFFFF_FFFF
@@ -111,16 +111,16 @@ class Stack:
 
     def receive(self, frame: list[memoryview], header: Header, now_ns: int) -> None:
         """Take one Ethernet frame; its buffers are valid during the call only."""
-        frame_bytes = len(frame[0]) if len(frame) == 1 else sum(map(len, frame))
+        if len(frame) == 1:
+            frame_bytes = len(frame[0])
+            head = bytes(frame[0][:HEADERS_MAX])
+        else:
+            frame_bytes = sum(map(len, frame))
+            head = first_bytes(frame, HEADERS_MAX)
         self._frames_in += 1
         self._bytes_in += frame_bytes
         if self._tap is not None:
             self._tap(frame, frame_bytes)
-        first = frame[0]
-        if len(first) >= wire.HEADERS_MAX or len(frame) == 1:
-            head = bytes(first[: wire.HEADERS_MAX])
-        else:
-            head = first_bytes(frame, wire.HEADERS_MAX)
         if (
             header.needs_csum
             and head.startswith(self._plain_start)
@@ -181,7 +181,7 @@ class Stack:
     def _receive_fragment(self, frame: list[memoryview], head: bytes, ip: Ip, now_ns: int) -> None:
         whole = self._fragments.receive(frame, head, ip, now_ns)
         if whole is not None:
-            head = whole[: wire.HEADERS_MAX]
+            head = whole[:HEADERS_MAX]
             packet = wire.parse_ip(head, len(whole))
             assert packet is not None, "we have made it"
             self._receive_ip([memoryview(whole)], head, packet, False, now_ns)

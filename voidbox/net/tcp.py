@@ -33,6 +33,9 @@ WINDOW_ENOUGH_BYTES = 32 << 10
 # How long an acknowledgement of less than a segment waits for data to go along with. A guest that
 # waits for it before it writes more (Nagle) is held up for so long: Linux takes 40 ms.
 DELAYED_ACK_NS = 10_000_000
+# Where so many in a row did go along with data, requests and replies alternate, and one may take
+# longer: then as long as Linux's. One that went alone ends that, for such a guest.
+INTERACTIVE_REPLIES, INTERACTIVE_ACK_NS = 8, 40_000_000
 
 
 class Payload(NamedTuple):
@@ -289,7 +292,8 @@ class Connection(Outgoing):
         self.held(held_bytes)
 
     def _delay_ack(self) -> None:
-        when_ns = self.last_ns + DELAYED_ACK_NS
+        is_interactive = self._replies >= INTERACTIVE_REPLIES
+        when_ns = self.last_ns + (INTERACTIVE_ACK_NS if is_interactive else DELAYED_ACK_NS)
         if not self._is_ack_delayed:
             self._is_ack_delayed = True
             if self.deadline_ns is None or self.deadline_ns > when_ns:

@@ -72,6 +72,7 @@ class Outgoing:
         "_is_scaled",
         "_our_fin_seq",
         "_receive_bytes",
+        "_replies",
         "_reset_seq",
         "_retries",
         "_send_bytes",
@@ -126,6 +127,7 @@ class Outgoing:
         self._retries = 0
         self.last_ns = now_ns
         self._is_ack_delayed = False
+        self._replies = 0  # delayed acknowledgements in a row that went along with data
         self._unacked_bytes = 0  # received since the last acknowledgement
 
     def _step(self, event: Event) -> None:
@@ -277,6 +279,8 @@ class Outgoing:
 
     def send_data(self, length: int, now_ns: int) -> int:
         """`length` bytes go out, at the number that is returned; after a rewind those of before."""
+        if self._is_ack_delayed:
+            self._replies += 1
         seq = self.snd_nxt
         self.snd_nxt = end = (seq + length) & U32
         if (end - self.snd_max) & U32 < HALF:
@@ -305,9 +309,12 @@ class Outgoing:
             self._set_timer(now_ns)  # the deadline was the acknowledgement's
 
     def _after_sending(self, now_ns: int) -> None:
-        self._acknowledged(now_ns)  # every segment does
-        wait_ns = min(RTO_NS << self._retries, RTO_NS_MAX)
-        if self.deadline_ns is None or self.deadline_ns - now_ns > wait_ns:
+        self.ack_due = False  # every segment acknowledges
+        self._unacked_bytes = 0
+        wait_ns = min(RTO_NS << self._retries, RTO_NS_MAX) if self._retries else RTO_NS
+        deadline_ns = self.deadline_ns
+        if self._is_ack_delayed or deadline_ns is None or deadline_ns - now_ns > wait_ns:
+            self._is_ack_delayed = False  # the deadline was the acknowledgement's
             self._set_timer(now_ns)
 
     # Time.
@@ -336,6 +343,7 @@ class Outgoing:
         """
         if self._is_ack_delayed:
             self._is_ack_delayed = False
+            self._replies = 0
             self.ack_due = True
             self._set_timer(now_ns)
             return

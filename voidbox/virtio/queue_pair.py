@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -60,10 +61,13 @@ class QueuePair:
         server: PairServer,
         call_later: Callable[[float, Callable[[], None]], object] | None,
         tx_patience_s: float,
+        now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._call_later = call_later
-        self._tx_patience_s = tx_patience_s
+        self._tx_patience_ns = int(tx_patience_s * 1e9)
+        self._now_ns = now_ns
         self._is_interrupt_owed = False
+        self._owed_ns = 0  # since when
         self._is_timer_set = False
         self._transport = transport
         self._rx = rx
@@ -127,15 +131,25 @@ class QueuePair:
         if for_rx or not can_wait:
             self._is_interrupt_owed = False
             self._transport.interrupt_queues()
-        else:
+        elif not self._is_interrupt_owed:
             self._is_interrupt_owed = True
-            if not self._is_timer_set and self._call_later is not None:
-                self._is_timer_set = True
-                self._call_later(self._tx_patience_s, self._on_time)
+            self._owed_ns = self._now_ns()
+            if not self._is_timer_set:
+                self._set_timer(self._tx_patience_ns)
+
+    def _set_timer(self, delay_ns: int) -> None:
+        if self._call_later is not None:
+            self._is_timer_set = True
+            self._call_later(delay_ns / 1e9, self._on_time)
 
     def _on_time(self) -> None:
         self._is_timer_set = False
-        self.tell()
+        if self._is_interrupt_owed:
+            left_ns = self._owed_ns + self._tx_patience_ns - self._now_ns()
+            if left_ns > 0:  # the timer was set for another
+                self._set_timer(left_ns)
+            else:
+                self.tell()
 
     def tell(self) -> None:
         """Tell the driver now of what it was to hear a little later."""

@@ -34,6 +34,13 @@ class PacketWriter:
         self, buffers: list[list[memoryview]], credit_bytes: int
     ) -> tuple[list[memoryview], list[int], int]:
         """Return where data may go, all buffers in one list; how much in each, and in all."""
+        if len(buffers) == 1:  # as for requests and replies
+            parts = buffers[0]
+            if len(parts) == 2 and len(parts[0]) == HDR_BYTES:
+                size = len(parts[1])
+                if size <= credit_bytes and size <= VIRTIO_VSOCK_MAX_PKT_BUF_SIZE:
+                    self.room_bytes = size
+                    return parts[1:], [size], size
         # As Linux up to 6.2 lays them out. All at once: a stream has thousands a second.
         iov = [buffer[1] for buffer in buffers if len(buffer) == 2 and len(buffer[0]) == HDR_BYTES]
         if len(iov) == len(buffers):
@@ -77,6 +84,10 @@ class PacketWriter:
         They count as sent. Most buffers of a driver are of one size, and most headers the same.
         """
         connection.sent(count)
+        first = buffers[0][0]
+        if count <= rooms[0] and len(first) >= HDR_BYTES:
+            first[:HDR_BYTES] = self.header(connection, VIRTIO_VSOCK_OP_RW, count)
+            return [HDR_BYTES + count]
         written: list[int] = []
         last, header = 0, b""
         for buffer, size in zip(buffers, rooms, strict=False):

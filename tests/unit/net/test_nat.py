@@ -204,8 +204,8 @@ sock.sendall(b"late")
 
 @pytest.fixture
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A half-closed connection is asked for after a second, at both ends."""
-    monkeypatch.setattr(tcp_outgoing, "HALF_CLOSED_NS", 1_000_000_000)
+    """A half-closed connection is asked for after half a second or one, at both ends."""
+    monkeypatch.setattr(tcp_outgoing, "HALF_CLOSED_NS", 500_000_000)
     monkeypatch.setattr(tcp_outgoing, "KEEPALIVE_INTVL_NS", 1_000_000_000)
     monkeypatch.setattr(sockets, "KEEP_ALIVE_S", 1)
 
@@ -237,7 +237,7 @@ print(socks[0].recv(100, socket.MSG_WAITALL).decode())
                 with pytest.raises(ConnectionError):
                     first.sendall(b"answer")
                     first.sendall(b"answer")
-                time.sleep(3)
+                time.sleep(1.5)
                 assert statistics(guest).tcp_flows == 1
                 second.sendall(b"answer")
             assert process.communicate(timeout=60)[0] == b"answer\n"
@@ -916,6 +916,35 @@ def test_the_rate_limit_holds_both_ways() -> None:
             assert guest.python(ECHO_CLIENT, port, 2_000_000) == "same\n"
             # 4 MB in all; the burst is a tenth of a second's.
             assert time.monotonic() - started > 1.5
+
+
+def test_sockets_that_wait_for_the_rate_keep_nobody_busy() -> None:
+    code = """
+import socket, sys
+sock = socket.create_connection(("10.0.2.2", int(sys.argv[1])))
+while sock.recv(65536):
+    pass
+"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        config = NatConfig(allow_host_ports=(port,), rate_bytes_s=1000)
+        with TapGuest(config) as guest:
+            process = guest.start(code, port)
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(bytes(100_000))
+
+                def masks_of_waiting() -> list[int]:
+                    """What is watched of the sockets with data, while the rate holds them back."""
+                    backend = guest.backend
+                    if backend._rate_timer is None:
+                        return []
+                    flows = [f for f in backend._stack._tcp.flows.values() if f.is_queued]
+                    return [f.stream._mask for f in flows if f.readable]  # type: ignore[union-attr]
+
+                wait_for(lambda: guest.on_loop(masks_of_waiting) == [0], "unwatched", 60)
+            process.kill()
+            process.communicate()
 
 
 def test_pcap(tmp_path: Path) -> None:

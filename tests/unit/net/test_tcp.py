@@ -921,6 +921,29 @@ def test_a_window_of_a_gib_is_not_believed() -> None:
     assert exchange.stream.wants == (False, False)
 
 
+def test_an_acknowledgement_waits_longer_where_replies_come() -> None:
+    """Eight in a row went along with a reply; one that had to go alone ends that."""
+    exchange = Exchange(OPEN)
+    asked, answered = 1001, 1
+    for _ in range(8):
+        exchange.play(f"""
+            guest sends ACK seq {asked} ack {answered} data 10
+            wait 0.005 s
+            host gives 3
+            stack sends ACK seq {answered} ack {asked + 10} data 3
+        """)
+        asked, answered = asked + 10, answered + 3
+    for patience in ("0.0399", "0.0099"):
+        exchange.play(f"""
+            guest sends ACK seq {asked} ack {answered} data 10
+            wait {patience} s
+            stack sends nothing
+            wait 0.0001 s
+            stack sends ACK seq {answered} ack {asked + 10}
+        """)
+        asked += 10
+
+
 def test_super_frames() -> None:
     exchange = Exchange(OPEN_SCALED, world=World(has_csum=True, has_tso=True))
     exchange.play("""

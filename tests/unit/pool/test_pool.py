@@ -210,6 +210,49 @@ async def test_who_is_cancelled_leaves_a_sandbox_for_the_next() -> None:
 
 
 @in_event_loop
+async def test_what_nobody_waits_for_any_more_is_ended() -> None:
+    async with FakePool(2) as pool:
+        pool.delay = 20
+        one = asyncio.create_task(pool.acquire())
+        await until(lambda: pool.stats().starting == 1)
+        one.cancel()
+        await until(lambda: pool.made and not pool.alive)
+        assert (pool.made, pool.stats().warm) == (1, 0)
+
+
+@in_event_loop
+async def test_no_more_start_at_once_than_may() -> None:
+    async with FakePool(6, starts=2) as pool:
+        pool.delay = 20
+        calls = [asyncio.create_task(pool.acquire()) for _ in range(6)]
+        seen = set()
+        while not all(call.done() for call in calls):
+            seen.add(pool.stats().starting)
+            await asyncio.sleep(0)
+        assert max(seen) == 2
+
+
+@in_event_loop
+async def test_a_place_is_free_once_the_process_is_gone_and_not_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_gone = asyncio.Event()
+
+    async def wait_gone(_sandbox: Any) -> None:
+        await is_gone.wait()
+
+    async with FakePool(1) as pool:
+        monkeypatch.setattr(pool, "_wait_gone", wait_gone)
+        one = await pool.acquire()
+        ends, waits = asyncio.create_task(one.kill()), asyncio.create_task(pool.acquire())
+        await ticks(50)
+        assert pool.made == 1 and not ends.done() and not waits.done()
+        is_gone.set()
+        await ends
+        assert await waits is not one
+
+
+@in_event_loop
 async def test_a_failed_start_is_told_to_who_waits() -> None:
     async with FakePool(2) as pool:
         pool.failures = 1
@@ -248,6 +291,30 @@ async def test_one_that_dies_by_itself_leaves_its_place() -> None:
         assert two is not one
         await one.kill()  # its record goes; the other one stays
         assert pool.stats().given == 1
+
+
+@in_event_loop
+async def test_one_that_dies_while_it_waits_is_given_to_nobody() -> None:
+    async with FakePool(1, warm=1) as pool:
+        await until(lambda: pool.stats().warm == 1)
+        dead: Any = pool._warm[0]
+        dead.die()
+        await until(lambda: dead not in pool._warm)
+        assert await pool.acquire() is not dead
+
+
+@in_event_loop
+async def test_one_of_somebodys_own_options_is_for_nobody_else() -> None:
+    async with FakePool(2) as pool:
+        pool.delay = 20
+        own = asyncio.create_task(pool.acquire(options={"cpus": 2}))
+        await until(lambda: pool.stats().starting == 1)
+        usual = asyncio.create_task(pool.acquire())
+        own.cancel()
+        await until(lambda: pool.made == 2)
+        assert (await usual).name == "fake-2"
+        await until(lambda: pool.alive == 1)
+        assert (pool.stats().given, pool.stats().warm) == (1, 0)
 
 
 @in_event_loop

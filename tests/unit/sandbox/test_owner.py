@@ -125,19 +125,20 @@ def test_a_killed_process_is_a_crash_that_the_next_command_sees(sandboxes: Sandb
 
 
 def test_the_time_limit(sandboxes: Sandboxes) -> None:
-    record = sandboxes.launch(timeout_s=1.0)
+    """It begins with the start, which takes a busy machine seconds: see tests/guest for that."""
+    record = sandboxes.launch(timeout_s=1000.0)
+    sandboxes.control(record).request("set_timeout", timeout=0.1)
     ended = sandboxes.wait_ended(record)
     assert (ended.state, ended.reason) == (State.STOPPED, "its time limit ran out")
     assert ended.ended_at is not None
-    assert ended.ended_at - record.created_at < 20
 
 
 @pytest.mark.slow
 def test_the_time_limit_can_be_changed(sandboxes: Sandboxes) -> None:
-    record = sandboxes.launch(timeout_s=2.0)
+    record = sandboxes.launch(timeout_s=10.0)
     control = sandboxes.control(record)
     control.request("set_timeout", timeout=None)
-    assert not wait_ended(sandboxes.store, record.id, 2.5)
+    assert not wait_ended(sandboxes.store, record.id, 10.5)
     assert sandboxes.store.read(record.id).timeout_s is None
     control.request("set_timeout", timeout=0.1)
     assert sandboxes.wait_ended(record).reason == "its time limit ran out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def test_what_is_no_description(tmp_path: Path, wrong: dict[str, Any]) -> None:
     path = tmp_path / records.FILE
     path.write_bytes(whole.encode())
     assert records.load(str(tmp_path)) == whole
-    path.write_text(json.dumps(json.loads(whole.encode()) | wrong))
+    # JSON has no Infinity, but numbers that are as large.
+    path.write_text(json.dumps(json.loads(whole.encode()) | wrong).replace("Infinity", "1e999"))
     with pytest.raises(Corrupted):
         records.load(str(tmp_path))
 
@@ -88,6 +90,12 @@ def test_a_machine_rests_on_what_it_only_reads(tmp_path: Path) -> None:
     found = rests_on.files_of(MachineConfig("k", disks=disks))
     assert list(found) == paths[:2]
     rests_on.check(found, "it")
+    os.utime(paths[0], ns=(1, 1))
+    with pytest.raises(ConfigError, match=f"it rests on {paths[0]}, which has changed since"):
+        rests_on.check(found, "it")
+    Path(paths[0]).unlink()
+    with pytest.raises(ConfigError, match="it rests on a file that is gone"):
+        rests_on.check(found, "it")
 
 
 @pytest.mark.parametrize(

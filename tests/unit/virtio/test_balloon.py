@@ -18,6 +18,7 @@ from tests.unit.virtio.driver import (
 )
 from voidbox.memory import PAGE_BYTES, GuestMemory
 from voidbox.snapshot import pagemap
+from voidbox.virtio import balloon
 from voidbox.virtio.balloon import (
     DEFLATEQ,
     INFLATEQ,
@@ -250,7 +251,9 @@ def test_a_report_that_is_to_be_read(guest: Guest) -> None:
     assert guest.broken
 
 
-@pytest.mark.parametrize("pfns", [b"", b"abc", b"x" * (4 * PFNS_MAX + 4), struct.pack("<I", 4096)])
+@pytest.mark.parametrize(
+    "pfns", [b"", b"abc", bytes(5), b"x" * (4 * PFNS_MAX + 4), struct.pack("<I", 4096)]
+)
 def test_page_numbers_that_are_none(guest: Guest, pfns: bytes) -> None:
     if pfns:
         guest.driver.queues[INFLATEQ].add([pfns])
@@ -284,6 +287,19 @@ def test_a_pass_is_bounded(guest: Guest) -> None:
     assert guest.driver.queues[DEFLATEQ].used_idx <= PASS_CHAINS
     guest.loop.run()
     assert guest.driver.queues[DEFLATEQ].used_idx == 2 * PASS_CHAINS
+
+
+def test_a_pass_gives_back_so_much_and_no_more(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(balloon, "PASS_BYTES", 2 * PAGE_BYTES)
+    for number in range(6):
+        guest.driver.queues[INFLATEQ].add([struct.pack("<I", FREE_GPA // PAGE_BYTES + number)])
+    guest.driver.kick(INFLATEQ)
+    guest.loop.turn()
+    assert guest.driver.queues[INFLATEQ].used_idx == 2
+    guest.loop.run()
+    assert guest.driver.queues[INFLATEQ].used_idx == 6
 
 
 def test_configuration_is_written_in_whole_words(guest: Guest) -> None:

@@ -15,6 +15,8 @@ from array import array
 from typing import Any
 
 _ONE_FD = socket.CMSG_LEN(4)
+# The answer that each connection of the guest waits for: known without taking it apart.
+_DONE, _DONE_MESSAGE = {"errno": 0}, b'{"errno": 0}'
 MESSAGE_BYTES_MAX = 160 << 10  # less than a socket's default buffer, or it would not be taken
 
 
@@ -40,11 +42,14 @@ class Inbox:
             OSError: as recvmsg(2); BlockingIOError if there is none, and the socket does not wait.
         """
         count, ancillary, _, _ = self._socket.recvmsg_into([self._buffer], _ONE_FD)
+        message = bytes(memoryview(self._buffer)[:count])
+        if not ancillary:
+            return message, []
         fds = array("i")
         for level, kind, data in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-        return bytes(memoryview(self._buffer)[:count]), fds.tolist()
+        return message, fds.tolist()
 
 
 class Channel:
@@ -67,7 +72,8 @@ class Channel:
             data, fds = self._inbox.receive()
         if not data:
             raise ConnectionResetError(errno.ECONNRESET, "the sandbox's keeper is gone")
-        return json.loads(data), fds[0] if fds else None
+        answer = _DONE.copy() if data == _DONE_MESSAGE else json.loads(data.decode())
+        return answer, fds[0] if fds else None
 
     def hand_over(self, op: str, fd: int) -> None:
         """Give the keeper a descriptor; raises OSError."""
@@ -80,7 +86,7 @@ class Channel:
 
 def send_answer(sock: socket.socket, values: dict[str, object], fd: int | None = None) -> None:
     """Answer, at the keeper's end. An asker that is gone, or reads nothing, hears nothing."""
-    message = json.dumps(values).encode()
+    message = _DONE_MESSAGE if values == _DONE else json.dumps(values).encode()
     with contextlib.suppress(OSError):
         if fd is None:
             sock.send(message)
@@ -91,7 +97,7 @@ def send_answer(sock: socket.socket, values: dict[str, object], fd: int | None =
 def parse(data: bytes) -> dict[str, Any]:
     """Return a question; {} for what is none: the asker may be anybody's by now."""
     try:
-        values = json.loads(data)
+        values = json.loads(data.decode())
     except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
