@@ -16,7 +16,10 @@ _MOUNTS = """
 mount --make-rprivate /
 mount --rbind /dev {root}/target/dev
 mount -t proc proc {root}/target/proc
+mount -t sysfs sysfs {root}/target/sys
 mount --bind {root}/repo {root}/target/.repo
+mkdir {root}/target/.bare
+mount --bind {root}/target {root}/target/.bare
 exec chroot {root}/target /bin/sh /.repo/debian_inner.sh /.repo/output
 """
 

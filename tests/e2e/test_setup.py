@@ -32,7 +32,8 @@ def test_what_was_not_set_up_is_told(tmp_path: Path) -> None:
 
 INNER = """set -e
 echo "E: a warning that looks like an error" >&2
-[ -c /dev/null ] && [ -d /proc/self ] && [ -r /.repo/debian_inner.sh ]
+[ -c /dev/null ] && [ -d /proc/self ] && [ -d /sys/kernel ] && [ -r /.repo/debian_inner.sh ]
+[ -d /.bare/sys ] && [ ! -e /.bare/sys/kernel ]
 echo here >/made
 tar -cf "$1" made
 echo "Total bytes written: 10240 (10KiB, 1MiB/s)" >&2

@@ -1,6 +1,7 @@
 #!/bin/sh
 # As root, in a Debian whose essential packages are unpacked and known to no dpkg: have dpkg install
-# them, and apt all else that lies in /.repo; then write the whole as a tar archive to $1.
+# them, and apt all else that lies in /.repo; then write the whole, as /.bare has it, to $1 as a tar
+# archive.
 set -eu
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8
 export DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true
@@ -41,6 +42,7 @@ rm -rf /usr/sbin/policy-rc.d /tmp/* /var/lib/apt/lists/* /var/cache/apt/*.bin /v
     /var/cache/ldconfig/aux-cache /var/log/dpkg.log /var/log/alternatives.log /var/cache/debconf/*-old \
     /var/lib/dpkg/*-old
 [ ! -e /etc/machine-id ] || : >/etc/machine-id
-# No process of the packages' is to write on while it is read.
+# From the root without what is mounted on it: /sys changes while it is read, and tar fails then. No
+# process of the packages' is to write on meanwhile.
 tar --create --file "$output" --totals --one-file-system --numeric-owner --sort=name \
-    --xattrs --xattrs-include='*' --exclude=./.repo --directory / .
+    --xattrs --xattrs-include='*' --exclude=./.repo --exclude=./.bare --directory /.bare .

@@ -7,6 +7,8 @@ $busybox mount -t proc proc /target/proc
 $busybox mount -t sysfs sysfs /target/sys
 $busybox mount -o rbind /dev /target/dev
 $busybox mount -o bind /repo /target/.repo
+$busybox mkdir /target/.bare
+$busybox mount -o bind /target /target/.bare
 output=
 for disk in /sys/block/vd*; do
     serial=
