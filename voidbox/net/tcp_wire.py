@@ -46,12 +46,10 @@ _PLAIN_FLAGS = frozenset(
     (TCP_ACK, TCP_ACK | TCP_PSH, TCP_ACK | TCP_FIN, TCP_ACK | TCP_PSH | TCP_FIN)
 )
 _FRAME = struct.Struct("!16sH6sH12sIIBBHHH")
-_SYN_OPTIONS = struct.Struct("!BBHBBBB8xBBBB")
 assert ENDS.size == 12
 assert _TCP.size == TCP_BYTES
 assert _PLAIN.size == HEADER_BYTES - _PLAIN_AT - 4
 assert _FRAME.size == HEADER_BYTES
-assert _SYN_OPTIONS.size == 20
 
 
 class Tcp(NamedTuple):
@@ -126,16 +124,8 @@ def parse(head: bytes, ip: Ip) -> Tcp | None:
     )  # fmt: skip
 
 
-# SACK permitted, timestamps, NOP, window scale: behind the MSS, as Linux lays them out.
-_LINUX_REST = [4, 2, 8, 10, TCPOPT_NOP, TCPOPT_WINDOW, 3]
-
-
 def parse_options(options: bytes) -> tuple[int, int | None] | None:
     """Return (MSS, window scale) of a SYN's options; None if they are malformed."""
-    if len(options) == _SYN_OPTIONS.size:
-        kind, length, mss, *rest, wscale = _SYN_OPTIONS.unpack(options)
-        if kind == TCPOPT_MAXSEG and length == 4 and rest == _LINUX_REST:
-            return mss, min(wscale, WSCALE_MAX)
     mss, wscale = 0, None
     at = 0
     while at < len(options):

@@ -41,6 +41,7 @@ class Assembly:
         self.config = config
         self._restore = restore
         self._outcome: Outcome | None = None
+        self._ended = threading.Event()
         self._end_lock = threading.Lock()  # covers _outcome's first setting and the kicks
         self._line_lock = threading.Lock()  # held by a snapshot that looks at the interrupt lines
         self._vcpus = Vcpus()
@@ -121,6 +122,8 @@ class Assembly:
         """Give this copy of the machine an id of its own. Before the first KVM_RUN."""
         self.memory.write(layout.VMGENID_GPA, os.urandom(_GENERATION_ID_BYTES))
 
+    # The end, as any of the parts may tell it.
+
     def _on_guest_end(self, reason: EndReason) -> None:
         self._end(Outcome(reason))
 
@@ -128,4 +131,17 @@ class Assembly:
         self._end(Outcome(EndReason.ERROR, str(error) or repr(error), error=error))
 
     def _end(self, outcome: Outcome) -> None:
-        raise NotImplementedError
+        """Take the first outcome and end every vCPU. Thread: any; never blocks."""
+        with self._end_lock:
+            if self._outcome is not None:
+                return
+            self._outcome = outcome
+            self._vcpus.kick()  # under the lock, so that close() cannot free a vCPU meanwhile
+        self._ended.set()
+        self.loop.call_soon(self._hang_up)
+
+    def _hang_up(self) -> None:
+        """Let the programs at the other ends know that nobody will answer. Thread: loop."""
+        self._vcpus.join()  # kicked: they end at once, and touch no device afterwards
+        self._board.close()
+        self._peripherals.hang_up()

@@ -51,7 +51,6 @@ class Machine(Controls):
     def __init__(
         self, config: MachineConfig, kvm_path: str = KVM_DEVICE, restore: Restore | None = None
     ) -> None:
-        self._ended = threading.Event()
         self._pause_lock = threading.RLock()  # whoever has the machine stand still, or go on
         self._snapshot_lock = threading.Lock()  # one snapshot at a time
         super().__init__(config, kvm_path, restore)
@@ -257,22 +256,6 @@ class Machine(Controls):
         return record_working_set(path, self.memory, bytes_max)
 
     # Its end.
-
-    def _end(self, outcome: Outcome) -> None:
-        """Take the first outcome and end every vCPU. Thread: any; never blocks."""
-        with self._end_lock:
-            if self._outcome is not None:
-                return
-            self._outcome = outcome
-            self._vcpus.kick()  # under the lock, so that close() cannot free a vCPU meanwhile
-        self._ended.set()
-        self.loop.call_soon(self._hang_up)
-
-    def _hang_up(self) -> None:
-        """Let the programs at the other ends know that nobody will answer. Thread: loop."""
-        self._vcpus.join()  # kicked: they end at once, and touch no device afterwards
-        self._board.close()
-        self._peripherals.hang_up()
 
     def close(self) -> None:
         """Stop, wait for every thread, and free everything. Idempotent."""

@@ -20,19 +20,19 @@ import sys
 from typing import Any
 
 from voidbox.jail import trial
-from voidbox.sandbox.worker.imports import USUAL
+from voidbox.sandbox.worker.imports import SHARED, USUAL
 from voidbox.sandbox.zygote import protocol
 
 # What an owner imports before its guest runs, and would otherwise import in every child. What is
 # not there is left to the child, which says so.
 PRELOADED = (
+    *SHARED,
     *USUAL,
-    *("voidbox.vmm.machine", "voidbox.vmm.snapshot"),
-    *("voidbox.virtio.fs", "voidbox.fuse.server", "voidbox.snapshot.working_set"),
+    *("voidbox.vmm.machine", "voidbox.vmm.snapshot", "voidbox.virtio.fs", "voidbox.fuse.server"),
     *("voidbox.sandbox.process.life", "voidbox.sandbox.process.preparing"),
     *("voidbox.sandbox.guest", "voidbox.sandbox.worker.serving", "voidbox.sandbox.worker.process"),
-    *("voidbox.sandbox.state.recalling", "concurrent.futures", "shutil", "subprocess", "zlib"),
-    *("encodings.idna", "ctypes", "random", "hashlib"),
+    *("voidbox.sandbox.state.recalling", "shutil", "subprocess", "zlib"),
+    *("encodings.idna", "ctypes", "random"),
 )
 
 
