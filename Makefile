@@ -22,7 +22,8 @@ test-slow: setup registry runtime sdks
 	$(HOST_PYTEST) -m slow
 
 # The lab's software CPU now and then stalls or resets a nested guest, about once in a hundred boots:
-# what failed is tried again, alone, in a fresh lab. A real fault fails three times.
+# what has not passed is tried again in a fresh lab, after a lab that stands still too. A real fault
+# fails three times.
 #
 # Two labs side by side, for one keeps hardly more than a processor busy. All that needs the host's
 # vhost is in the first: where this machine's KVM is real, there is only one of it. Together they take
@@ -33,8 +34,9 @@ LAB_MACHINES = tests/guest tests/unit/vsock/test_vhost.py \
 LAB_SANDBOXES = tests/e2e/test_cli_sandbox.py
 LAB_LONG = $(filter-out $(LAB_MACHINES) $(LAB_SANDBOXES) tests/e2e/test_kvm_lab.py, \
 	$(wildcard tests/e2e/test_*.py))
-LAB_PYTEST = scripts/with-kvm --mem 8192 --timeout 2700 --rw build/lab -- \
-	$(PYTHON) -m pytest -o cache_dir=build/lab/$@
+LAB_SILENCE = 420
+LAB_PYTEST = scripts/with-kvm --mem 8192 --timeout 2700 --silence $(LAB_SILENCE) --rw build/lab -- \
+	$(PYTHON) -m pytest -p no:cacheprovider -p tests.unfinished --passed build/lab/$@.passed
 # What needs Ray, Inspect and SWE-ReX, half a gigabyte of packages: to be run before a release. They
 # stay in the environment, and test-slow runs these tests too from then on.
 test-ray: setup
@@ -49,10 +51,11 @@ test-lab: setup kernels
 test-machines: LAB_TESTS = $(LAB_MACHINES)
 test-sandboxes: LAB_TESTS = $(LAB_SANDBOXES)
 test-long: LAB_TESTS = $(LAB_LONG)
+test-long: LAB_SILENCE = 1800
 test-long: setup kernels root-images trixie-host
 test-machines test-sandboxes test-long:
-	$(LAB_PYTEST) $(LAB_TESTS) || $(LAB_PYTEST) $(LAB_TESTS) --last-failed || \
-		$(LAB_PYTEST) $(LAB_TESTS) --last-failed
+	rm -f build/lab/$@.passed
+	$(LAB_PYTEST) $(LAB_TESTS) || $(LAB_PYTEST) $(LAB_TESTS) || $(LAB_PYTEST) $(LAB_TESTS)
 
 # The unit tests once more, on every Python that this machine has.
 test-pythons: setup

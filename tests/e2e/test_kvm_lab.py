@@ -108,6 +108,14 @@ def test_the_time_limit() -> None:
     assert b"ended after 3 s" in result.stderr
 
 
+def test_a_lab_that_falls_silent_has_failed() -> None:
+    script = "echo one; sleep 1; echo two; sleep 100"
+    result = lab("--silence", "30", "--", "sh", "-c", script)  # its own boot is silent, too
+    assert result.returncode == 125
+    assert result.stdout == b"one\ntwo\n"
+    assert b"nothing was printed for 30 s" in result.stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_signal_ends_it_and_leaves_no_process(number: signal.Signals, tmp_path: Path) -> None:
     process = subprocess.Popen(
