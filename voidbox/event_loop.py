@@ -157,6 +157,7 @@ class EventLoop:
 
     def _run(self) -> None:
         poll, callbacks, timers = self._epoll.poll, self._callbacks, self._timers
+        clock_ns = time.monotonic_ns
         timeout_s = 0.0
         while not self._stopping:
             for fd, ready in poll(timeout_s, _EVENTS_MAX):
@@ -166,7 +167,12 @@ class EventLoop:
                         callback(ready)
                     except Exception as error:  # handed on, not hidden: the machine ends with it
                         self._on_error(error)
-            timeout_s = self._run_timers() if timers else -1
+            timeout_s = -1.0
+            if timers:
+                when_ns, _, handle = timers[0]
+                timeout_s = (when_ns - clock_ns()) / 1e9
+                if timeout_s <= 0 or handle.callback is None:
+                    timeout_s = self._run_timers()
         self._drain_soon()
         if self._ends_itself:
             self._free()

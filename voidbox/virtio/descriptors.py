@@ -30,8 +30,11 @@ WRITE = VRING_DESC_F_WRITE << 32
 INDIRECT = VRING_DESC_F_INDIRECT << 32
 _NEXT_SHIFT = 48
 KIND = NEXT | WRITE | INDIRECT
+# An indirect table of two descriptors, the first one's flags and next as one word.
+_TWO_DESCS = struct.Struct("<QIIQIHxx")
 _TWO_DESCS_BYTES = 2 * DESC_BYTES
-_TWO_DESCS = struct.Struct("<QIHHQIHH")
+_TWO_DESCS_MASK, _TWO_DESCS_WORD = NEXT | INDIRECT | LEN_MASK, INDIRECT | _TWO_DESCS_BYTES
+_SECOND_FOLLOWS = 1 << 16 | VRING_DESC_F_NEXT
 assert _TWO_DESCS.size == _TWO_DESCS_BYTES
 _unpack_two_descs = _TWO_DESCS.unpack_from
 
@@ -160,39 +163,30 @@ class DescriptorTable:
         table = self._low[gpa:end] if end <= self._low_bytes else self._memory.view(gpa, length)
         return table.cast("Q").tolist()
 
-    def _two(self, head_idx: int, word: int) -> tuple[int, int, list[memoryview]] | None:
-        """Return a chain of two buffers of one direction, a header and its data say.
+    def _two(self, gpa: int, word: int, flags: int) -> tuple[int, list[memoryview]] | None:
+        """Return an indirect chain of two buffers of one direction: a header and its data, say.
 
         What _walk() does, for the chain that Linux's vsock has thousands of a second; None for any
         other, and for what breaks a rule.
 
+        Args:
+            gpa, word: the descriptor in the queue's own table.
+            flags: VRING_DESC_F_WRITE if the device may write to both, 0 if it may read both.
         Returns:
-            VRING_DESC_F_WRITE or 0, the bytes of both, and the buffers.
+            The bytes of both, and the buffers.
         """
+        if word & _TWO_DESCS_MASK != _TWO_DESCS_WORD or gpa > self._two_descs_max_gpa:
+            return None
         low, low_bytes = self._low, self._low_bytes
-        addr = self._desc[2 * head_idx]
-        if word & INDIRECT:
-            if word & (NEXT | LEN_MASK) != _TWO_DESCS_BYTES or addr > self._two_descs_max_gpa:
-                return None
-            (
-                addr, length, flags, next_idx, next_addr, next_length, next_flags, _
-            ) = _unpack_two_descs(low, addr)  # fmt: skip
-            if next_idx != 1:
-                return None
-        else:
-            length, flags, next_idx = word & LEN_MASK, word >> 32 & 0xFFFF, word >> _NEXT_SHIFT
-            if next_idx > self._mask:
-                return None
-            next_addr, next_word = self._desc[2 * next_idx], self._desc[2 * next_idx + 1]
-            next_length, next_flags = next_word & LEN_MASK, next_word >> 32 & 0xFFFF
+        addr, length, first, next_addr, next_length, second = _unpack_two_descs(low, gpa)
         end, next_end, total = addr + length, next_addr + next_length, length + next_length
         if (
-            flags != next_flags | VRING_DESC_F_NEXT
-            or next_flags & ~VRING_DESC_F_WRITE
+            first != _SECOND_FOLLOWS | flags
+            or second != flags
             or end > low_bytes
             or next_end > low_bytes
             or total > CHAIN_BYTES_MAX
             or not (length and next_length)
         ):
             return None
-        return next_flags, total, [low[addr:end], low[next_addr:next_end]]
+        return total, [low[addr:end], low[next_addr:next_end]]

@@ -99,7 +99,7 @@ class MmioTransport:
         self._virtqueues: list[Virtqueue] = []
         self._restored: tuple[QueueState, ...] = ()
         self._notifications = 0
-        self._kicks = [partial(device.queue_notify, n) for n in range(len(device.queue_max_sizes))]
+        self._kicks: list[Callable[[], None]] = []  # what a kick of each queue calls
 
     # Registers. Thread: vcpu.
 
@@ -218,6 +218,9 @@ class MmioTransport:
             self._restored = ()
             self._virtqueues = [Virtqueue.from_state(s, memory=self._memory) for s in states]
             self._device.activate(self, self._regs.driver_features, self._virtqueues)
+            # Not before: a device may have put another function in its method's place.
+            notify = self._device.queue_notify
+            self._kicks = [partial(notify, idx) for idx in range(len(states))]
             if is_restored:
                 # One may have been owed for buffers that the driver can see already: nothing that
                 # the device does from here on would tell it of them.
@@ -261,6 +264,7 @@ class MmioTransport:
             for queue in self._virtqueues:
                 queue.close()
             self._virtqueues = []
+            self._kicks = []
             self._restored = ()
             with self._lock:
                 self._regs.clear()
@@ -283,7 +287,7 @@ class MmioTransport:
 
     def notify(self, queue_idx: int, _ready: int = 0) -> None:
         """The driver kicked a queue: what the queue's ioeventfd calls."""
-        if queue_idx < len(self._virtqueues) and not self._is_paused:
+        if queue_idx < len(self._kicks) and not self._is_paused:
             self._notifications += 1
             self.run(self._kicks[queue_idx])
 

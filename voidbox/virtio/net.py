@@ -155,10 +155,12 @@ class VirtioNet:
         self.tx_can_wait = False
         self._call_later = call_later
         self._backend = backend
-        backend.on_pending = self._on_pending
+        backend.on_pending = _ignore
         self._transport: Transport | None = None
         self._pair: QueuePair | None = None
+        # Both are another's own methods while there is a driver, for each pass calls them.
         self.has_rx: Callable[[], bool] = backend.has_pending
+        self.queue_notify: Callable[[int], None] = _ignore_kick
         self._rx_ring: RxRing | None = None
         self._parse: Callable[[bytes], ParsedHeader] = partial(parse_header, driver_features=0)
 
@@ -198,7 +200,7 @@ class VirtioNet:
             raise GuestError(f"features {driver_features:#x}: one lacks another that it requires")
         rx, tx = queues
         self._transport = transport
-        self.has_rx = self._backend.has_pending  # itself, for each pass asks
+        self.has_rx = self._backend.has_pending
         self._rx_ring = RxRing(rx, driver_features)
         self._parse = lru_cache(_HEADERS_REMEMBERED)(
             partial(parse_header, driver_features=driver_features)
@@ -210,15 +212,12 @@ class VirtioNet:
                 mergeable=bool(driver_features & VIRTIO_NET_F_MRG_RXBUF),
             )
         )
-        self._pair = QueuePair(transport, rx, tx, self, self._call_later, TX_PATIENCE_S)
+        pair = QueuePair(transport, rx, tx, self, self._call_later, TX_PATIENCE_S)
+        self._pair = pair
+        self.queue_notify, self._backend.on_pending = pair.kick, pair.pending
         if self._config_is_news:
             self._config_is_news = False
             transport.interrupt_config()
-
-    def queue_notify(self, queue_idx: int) -> None:
-        """Serve both queues, unless a pass that will do so is under way."""
-        if self._pair is not None:
-            self._pair.kick()
 
     def pause(self) -> None:
         """Tell the driver of what was sent, and take nothing from sockets."""
@@ -232,11 +231,8 @@ class VirtioNet:
     def reset(self) -> None:
         """Forget the queues, and every buffer of theirs."""
         self._transport = self._pair = self._rx_ring = None
+        self.queue_notify, self._backend.on_pending = _ignore_kick, _ignore
         self._backend.reset()
-
-    def _on_pending(self) -> None:
-        if self._pair is not None:
-            self._pair.pending()
 
     # What QueuePair calls. A frame costs these loops and what they call: they are spelled out.
 
@@ -313,6 +309,12 @@ class VirtioNet:
             rx_bytes=self._rx_bytes,
             rx_stalls=self._rx_stalls,
         )
+
+
+def _ignore() -> None: ...
+
+
+def _ignore_kick(queue_idx: int) -> None: ...
 
 
 def _lacks_required(features: int) -> bool:

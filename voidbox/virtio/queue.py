@@ -28,7 +28,16 @@ from typing import NamedTuple, TypeAlias
 
 from voidbox.errors import GuestError
 from voidbox.memory import GuestMemory
-from voidbox.virtio.descriptors import INDIRECT, KIND, LEN_MASK, NEXT, WRITE, Chain, DescriptorTable
+from voidbox.virtio.descriptors import (
+    INDIRECT,
+    KIND,
+    LEN_MASK,
+    NEXT,
+    VRING_DESC_F_WRITE,
+    WRITE,
+    Chain,
+    DescriptorTable,
+)
 
 VRING_USED_F_NO_NOTIFY = 1
 VRING_AVAIL_F_NO_INTERRUPT = 1
@@ -134,13 +143,7 @@ class Virtqueue(DescriptorTable):
         word = desc[2 * head_idx + 1]
         length = word & LEN_MASK
         if word & (NEXT | INDIRECT) or not length:
-            two = self._two(head_idx, word)
-            if two is None:
-                chain = self._walk(head_idx)
-            elif two[0]:
-                chain = Chain(head_idx, [], two[2], 0, two[1])
-            else:
-                chain = Chain(head_idx, two[2], [], two[1], 0)
+            chain = self._walk(head_idx)
         else:
             addr = desc[2 * head_idx]
             end = addr + length
@@ -204,14 +207,13 @@ class Virtqueue(DescriptorTable):
             head_idx = avail[2 + (next_avail & mask)]
             if head_idx > mask:
                 raise GuestError(f"head {head_idx} in a queue of {self.size}")
-            word = desc[2 * head_idx + 1]
-            length = word & LEN_MASK
+            addr, word = desc[2 * head_idx], desc[2 * head_idx + 1]
             if word & KIND == WRITE:
-                addr = desc[2 * head_idx]
+                length = word & LEN_MASK
                 end = addr + length
                 buffers = [low[addr:end] if end <= low_bytes else view(addr, length)]
-            elif (two := self._two(head_idx, word)) is not None and two[0]:
-                _, length, buffers = two
+            elif (two := self._two(addr, word, VRING_DESC_F_WRITE)) is not None:
+                length, buffers = two
             else:
                 chain = self._walk(head_idx)
                 if chain.readable_bytes:
@@ -252,10 +254,12 @@ class Virtqueue(DescriptorTable):
         addr, word = desc[2 * head_idx], desc[2 * head_idx + 1]
         length = word & LEN_MASK
         end = addr + length
-        if word & KIND or not length or end > self._low_bytes:
-            length, buffers = self._readable(head_idx, word)
-        else:
+        if not word & KIND and length and end <= self._low_bytes:
             buffers = [self._low[addr:end]]
+        elif (two := self._two(addr, word, 0)) is not None:
+            length, buffers = two
+        else:
+            length, buffers = self._readable(head_idx)
         self._next_avail = (next_avail + 1) & 0xFFFF
         next_used = self._next_used
         slot = (next_used & mask) * 2 + 1
@@ -265,10 +269,7 @@ class Virtqueue(DescriptorTable):
         self._next_used = (next_used + 1) & 0xFFFF
         return length, buffers
 
-    def _readable(self, head_idx: int, word: int) -> tuple[int, list[memoryview]]:
-        two = self._two(head_idx, word)
-        if two is not None and not two[0]:
-            return two[1], two[2]
+    def _readable(self, head_idx: int) -> tuple[int, list[memoryview]]:
         chain = self._walk(head_idx)
         if chain.writable_bytes:
             raise GuestError("a writable buffer in a chain to be read")

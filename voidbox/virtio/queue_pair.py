@@ -76,7 +76,7 @@ class QueuePair:
         self._has_flags = not rx.event_idx  # else disable_notification() has nothing to say
         self._busy = False  # a pass is under way or deferred, and will see what is new
 
-    def kick(self) -> None:
+    def kick(self, queue_idx: int) -> None:
         """The driver kicked one of the queues, or may have."""
         if not self._busy:
             self._serve()
@@ -100,8 +100,10 @@ class QueuePair:
                 more = server.serve_rx(rx) or more
                 for_rx = rx.publish()
             for_tx = tx.publish()
-            if for_tx or for_rx or self._is_interrupt_owed:
-                self._interrupt(for_rx)
+            if for_rx:
+                self._interrupt()
+            elif for_tx or self._is_interrupt_owed:
+                self._interrupt_later()
             # A kick for tx is always wanted.
             if more or not tx.enable_notification():
                 break
@@ -120,17 +122,20 @@ class QueuePair:
             rx.disable_notification()
         more = self._server.serve_rx(rx)
         if rx.publish():
-            self._interrupt(True)
+            self._interrupt()
         self._busy = more
         if more:
             self._transport.defer(self._serve)
 
-    def _interrupt(self, for_rx: bool) -> None:
-        """Tell the driver of what it wants to hear, all in one; of tx alone perhaps later."""
-        can_wait = self._call_later is not None and self._server.tx_can_wait
-        if for_rx or not can_wait:
-            self._is_interrupt_owed = False
-            self._transport.interrupt_queues()
+    def _interrupt(self) -> None:
+        """Tell the driver of what it wants to hear, all in one."""
+        self._is_interrupt_owed = False
+        self._transport.interrupt_queues()
+
+    def _interrupt_later(self) -> None:
+        """Tell the driver of what was sent; but if that was little, not now."""
+        if self._call_later is None or not self._server.tx_can_wait:
+            self._interrupt()
         elif not self._is_interrupt_owed:
             self._is_interrupt_owed = True
             self._owed_ns = self._now_ns()
@@ -154,5 +159,4 @@ class QueuePair:
     def tell(self) -> None:
         """Tell the driver now of what it was to hear a little later."""
         if self._is_interrupt_owed:
-            self._is_interrupt_owed = False
-            self._transport.interrupt_queues()
+            self._interrupt()

@@ -89,6 +89,8 @@ class RxSource(Protocol):
 
     def take(self, count: int) -> list[list[memoryview]]: ...
     def commit(self, written_bytes: Sequence[int]) -> None: ...
+    def take_one(self) -> list[memoryview] | None: ...
+    def commit_one(self, written_bytes: int) -> None: ...
 
 
 class PacketBackend(Protocol):
@@ -102,6 +104,14 @@ class PacketBackend(Protocol):
 
     def recv_pkt(self, rx: RxSource) -> int:
         """Fill RX buffers with what is next; the number of packets, 0 if there was no buffer."""
+        ...
+
+    def send_data(self, buffers: Sequence[memoryview]) -> bool:
+        """Do so for a packet that nothing but its data follows from; False: it was not done."""
+        ...
+
+    def recv_data(self, rx: RxSource) -> bool:
+        """Fill one RX buffer, if that is all there is to do; False: it was not done."""
         ...
 
     def has_pending_rx(self) -> bool:
@@ -231,14 +241,15 @@ class VirtioVsock:
 
 
 class _RxRing:
-    """The rx queue as a backend sees it: a batch of buffers at a time."""
+    """The rx queue as a backend sees it: a batch of buffers at a time.
+
+    Chains are taken apart ahead. They are the ring's, as far as the queue's indices are concerned,
+    until they are returned to the driver, which may not touch them before.
+    """
 
     def __init__(self, queue: Virtqueue) -> None:
         self._queue = queue
-        # What was taken last. The first of them may be back on the ring, for want of data: they
-        # are not taken apart again.
-        self._chains: list[WritableChain] = []
-        self._taken = 0  # of these, by take()
+        self._chains: list[WritableChain] = []  # the next ones
         self.budget = 0
 
     def take(self, count: int) -> list[list[memoryview]]:
@@ -248,29 +259,43 @@ class _RxRing:
             GuestError: a buffer that the device may not write, or with no room for data.
         """
         wanted = min(count, self.budget)
-        chains, queue = self._chains, self._queue
-        if wanted <= len(chains):
-            queue.redo_next(wanted)
-        else:
-            queue.redo_next(len(chains))
-            more = max(wanted, RX_CHAINS_AHEAD) - len(chains)
-            chains += queue.next_writable(CHAIN_BYTES_MAX, more, HDR_BYTES + 1)[0]
-            wanted = min(wanted, len(chains))
-            queue.undo_next(len(chains) - wanted)
-        self._taken = wanted
+        chains = self._chains
+        if wanted > len(chains):
+            self._look_ahead(max(wanted, RX_CHAINS_AHEAD))
         return [chain[2] for chain in chains[:wanted]]
 
+    def take_one(self) -> list[memoryview] | None:
+        """Take one; None if there is none.
+
+        Raises:
+            GuestError: as take().
+        """
+        if not self._chains:
+            self._look_ahead(RX_CHAINS_AHEAD)
+        return self._chains[0][2] if self._chains and self.budget else None
+
+    def _look_ahead(self, count: int) -> None:
+        queue, chains = self._queue, self._chains
+        queue.redo_next(len(chains))
+        chains += queue.next_writable(CHAIN_BYTES_MAX, count - len(chains), HDR_BYTES + 1)[0]
+        queue.undo_next(len(chains))
+
     def commit(self, written_bytes: Sequence[int]) -> None:
-        """Return the buffers that were filled to the driver, and the others to the ring."""
+        """Return the first buffers, which were filled, to the driver."""
         count = len(written_bytes)
         chains = self._chains
-        if count == 1:  # as it is for requests and replies
-            self._queue.add_used(chains[0][0], written_bytes[0])
-        elif count:
+        if count:
+            self._queue.redo_next(count)
             self._queue.add_used_many([chain[0] for chain in chains[:count]], written_bytes)
-        del chains[:count]
-        self._queue.undo_next(self._taken - count)
-        self.budget -= count
+            del chains[:count]
+            self.budget -= count
+
+    def commit_one(self, written_bytes: int) -> None:
+        """Do so for one."""
+        queue = self._queue
+        queue.redo_next(1)
+        queue.add_used(self._chains.pop(0)[0], written_bytes)
+        self.budget -= 1
 
 
 class PacketQueues:
@@ -290,28 +315,27 @@ class PacketQueues:
         self.tx_can_wait = False
         self._call_later = call_later
         self._backend = backend
-        backend.on_pending = self._on_pending
+        # These are another's own methods while there is a driver, for each pass calls them.
+        backend.on_pending = _ignore
+        self.kick: Callable[[int], None] = _ignore_kick
+        self.has_rx: Callable[[], bool] = backend.has_pending_rx
         self._pair: QueuePair | None = None
         self._rx_ring: _RxRing | None = None
-        self._held = False
 
     def start(
         self, transport: Transport, driver_features: int, rx: Virtqueue, tx: Virtqueue
     ) -> None:
         """Use the queues; the kick that follows every activation starts the traffic."""
         self._rx_ring = _RxRing(rx)
-        self._pair = QueuePair(transport, rx, tx, self, self._call_later, TX_PATIENCE_S)
-
-    def kick(self, queue_idx: int) -> None:
-        """Serve both queues, unless a pass that will do so is under way."""
-        if self._pair is not None:
-            self._pair.kick()
+        pair = QueuePair(transport, rx, tx, self, self._call_later, TX_PATIENCE_S)
+        self._pair = pair
+        self.kick, self._backend.on_pending = pair.kick, pair.pending
 
     def hold_rx(self, held: bool) -> None:
         """Send the guest nothing while held."""
-        self._held = held
+        self.has_rx = _has_nothing if held else self._backend.has_pending_rx
         if not held:
-            self._on_pending()
+            self._backend.on_pending()
 
     def reset_connections(self) -> None:
         """End every connection."""
@@ -328,28 +352,22 @@ class PacketQueues:
     def stop(self) -> None:
         """Forget queues and connections."""
         self._pair = self._rx_ring = None
+        self.kick, self._backend.on_pending = _ignore_kick, _ignore
         self._backend.reset()
-
-    def _on_pending(self) -> None:
-        """The backend has something for the guest."""
-        if self._pair is not None:
-            self._pair.pending()
 
     def serve_tx(self, tx: Virtqueue) -> bool:
         """Take packets from the guest; True if there may be more."""
-        next_readable, send_pkt = tx.next_readable, self._backend.send_pkt
+        next_readable = tx.next_readable
+        send_data, send_pkt = self._backend.send_data, self._backend.send_pkt
         for count in range(TX_PASS_CHAINS):
             chain = next_readable()
             if chain is None:
                 self.tx_can_wait = count <= TX_FEW_CHAINS
                 return False
-            send_pkt(chain[1])
+            if not send_data(chain[1]):
+                send_pkt(chain[1])
         self.tx_can_wait = False
         return True
-
-    def has_rx(self) -> bool:
-        """Whether there is something for the guest, and it may have it."""
-        return not self._held and self._backend.has_pending_rx()
 
     def serve_rx(self, rx: Virtqueue) -> bool:
         """Give packets to the guest; True if there are more, and buffers for them."""
@@ -358,9 +376,20 @@ class PacketQueues:
             return False
         ring.budget = RX_PASS_CHAINS
         backend = self._backend
+        recv_data, has_pending_rx = backend.recv_data, backend.has_pending_rx
         while ring.budget:
-            if backend.recv_pkt(ring) == 0:
-                return backend.has_pending_rx() and rx.enable_notification()
-            if not backend.has_pending_rx():
+            if not recv_data(ring) and not backend.recv_pkt(ring):
+                return has_pending_rx() and rx.enable_notification()
+            if not has_pending_rx():
                 return False
         return True
+
+
+def _ignore() -> None: ...
+
+
+def _ignore_kick(queue_idx: int) -> None: ...
+
+
+def _has_nothing() -> bool:
+    return False

@@ -16,9 +16,10 @@ many bytes have ever left it (fwd_cnt). A side may have buf_alloc bytes under wa
 however slow, makes anybody's memory grow or holds up another connection.
 
     packet.py      the header
-    connection.py  one connection: its states and its credit          no I/O, no clock
+    connection.py  one connection: its states and its credit            no I/O, no clock
     link.py        what joins a connection to its program
-    muxer.py       all connections: who is next, limits, time-outs    no I/O, no clock
+    data_path.py   data of those that are open, which most packets are    no I/O, no clock
+    muxer.py       all connections: who is next, limits, time-outs      no I/O, no clock
     unix*.py       the host's end as Unix sockets
     vhost.py       the alternative to all of these: the host kernel's own vhost-vsock
 """

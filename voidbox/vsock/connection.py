@@ -144,6 +144,7 @@ class Connection:
         "_peer_buf_alloc",
         "_peer_fwd_cnt",
         "_tx_cnt",
+        "_untold_max",
         "buf_alloc",
         "buffered_bytes",
         "fwd_cnt",
@@ -169,6 +170,7 @@ class Connection:
         self._tx_cnt = 0  # bytes sent to the guest
         self._peer_buf_alloc = 0
         self._peer_fwd_cnt = 0
+        self._untold_max = 1  # how far fwd_cnt may be ahead of _fwd_cnt_told
         self._credit_requested = False
 
     @classmethod
@@ -177,7 +179,7 @@ class Connection:
         connection = cls(request.dst_port, request.src_port, buf_alloc)
         connection.state = State.ESTABLISHED
         connection.owed = 1 << VIRTIO_VSOCK_OP_RESPONSE
-        connection._note_credit(request)
+        connection._note_credit(request.buf_alloc, request.fwd_cnt)
         return connection
 
     def _step(self, event: Event) -> None:
@@ -201,7 +203,7 @@ class Connection:
         Raises:
             PacketError: the connection is in no state for it, or it exceeds its credit.
         """
-        self._note_credit(header)
+        self._note_credit(header.buf_alloc, header.fwd_cnt)
         if header.op == VIRTIO_VSOCK_OP_RW:
             self._receive_data(header.length)
             return
@@ -217,9 +219,32 @@ class Connection:
         if header.op == VIRTIO_VSOCK_OP_CREDIT_REQUEST:
             self._owe(VIRTIO_VSOCK_OP_CREDIT_UPDATE)
 
-    def _note_credit(self, header: Header) -> None:
-        self._peer_buf_alloc = header.buf_alloc
-        self._peer_fwd_cnt = header.fwd_cnt
+    def receive_expected(self, length: int, buf_alloc: int, fwd_cnt: int) -> bool:
+        """Take data, if the connection is open in both directions and the data within its credit.
+
+        Then receive() would do the same.
+        """
+        buffered_bytes = self.buffered_bytes + length
+        if (
+            self.state is not _ESTABLISHED
+            or self.peer_shutdown
+            or self.local_shutdown
+            or buffered_bytes > self.buf_alloc
+        ):
+            return False
+        self.buffered_bytes = buffered_bytes
+        self._peer_fwd_cnt = fwd_cnt
+        if buf_alloc != self._peer_buf_alloc:
+            self._note_credit(buf_alloc, fwd_cnt)
+        return True
+
+    def _note_credit(self, buf_alloc: int, fwd_cnt: int) -> None:
+        self._peer_buf_alloc = buf_alloc
+        self._peer_fwd_cnt = fwd_cnt
+        # Half a window: the guest never runs dry while we forward, and is told seldom. The window
+        # is the smaller buffer: Linux has no more under way than it would itself take ("cap TX
+        # credit to local buffer size", in the stable series of 2026), whatever we announce.
+        self._untold_max = max(1, min(self.buf_alloc, buf_alloc) // 2)
 
     def _receive_data(self, length: int) -> None:
         if self.state is not _ESTABLISHED:  # there it changes nothing
@@ -256,12 +281,8 @@ class Connection:
     def forwarded(self, count: int) -> None:
         """`count` buffered bytes went to the host's program, or were dropped with it."""
         self.buffered_bytes -= count
-        self.fwd_cnt = (self.fwd_cnt + count) & _U32
-        # Half a window: the guest never runs dry while we forward, and is told seldom. The window
-        # is the smaller buffer: Linux has no more under way than it would itself take ("cap TX
-        # credit to local buffer size", in the stable series of 2026), whatever we announce.
-        untold = (self.fwd_cnt - self._fwd_cnt_told) & _U32
-        if untold and untold >= min(self.buf_alloc, self._peer_buf_alloc) // 2:
+        self.fwd_cnt = fwd_cnt = (self.fwd_cnt + count) & _U32
+        if (fwd_cnt - self._fwd_cnt_told) & _U32 >= self._untold_max:
             self._owe(VIRTIO_VSOCK_OP_CREDIT_UPDATE)
 
     def host_shutdown(self, flags: int) -> None:

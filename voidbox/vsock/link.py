@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from voidbox.vsock.connection import Connection
 
-Key = tuple[int, int]  # (host's port, guest's port)
+Key = bytes  # packet.ENDS of what the guest sends
 
 
 class RxBuffers(Protocol):
@@ -19,6 +19,14 @@ class RxBuffers(Protocol):
 
     def commit(self, written_bytes: Sequence[int]) -> None:
         """The first buffers taken hold packets of these sizes; the others go back untouched."""
+        ...
+
+    def take_one(self) -> list[memoryview] | None:
+        """Return the next buffer, as take() does; it stays where it is, unless it is committed."""
+        ...
+
+    def commit_one(self, written_bytes: int) -> None:
+        """The buffer of take_one() holds a packet of that size."""
         ...
 
 
@@ -57,21 +65,30 @@ class HostStream(Protocol):
 
 
 class Link:
-    """A connection, its host stream, and what waits between the two."""
+    """A connection, its host stream, and what waits between the two.
+
+    Args:
+        key: how the guest's packets name it.
+        front: packet.ENDS of what goes to the guest.
+    """
 
     __slots__ = (
         "batch",
         "buffered",
         "connection",
+        "front",
         "hung_up",
+        "key",
         "queued",
         "readable",
         "stream",
         "watched",
     )
 
-    def __init__(self, connection: Connection, stream: HostStream) -> None:
+    def __init__(self, connection: Connection, stream: HostStream, key: Key, front: bytes) -> None:
         self.connection = connection
+        self.key = key
+        self.front = front
         self.stream: HostStream | None = stream  # None: the program is gone
         self.buffered = bytearray()  # the guest's data that the program did not take yet
         self.readable = False  # the stream has data or its end for us, as far as we know
@@ -80,10 +97,6 @@ class Link:
         # What HostStream.watch was told last; None: it is to be told again.
         self.watched: tuple[bool, bool] | None = None
         self.batch = 1  # RX buffers for the next read: grows while reads fill them
-
-    @property
-    def key(self) -> Key:
-        return self.connection.local_port, self.connection.peer_port
 
 
 class MuxerStatistics(NamedTuple):

@@ -10,14 +10,15 @@ Connections with something for the guest wait in one queue, each once, and take 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 
-from voidbox.buffers import skip, write_bytes
+from voidbox.buffers import write_bytes
 from voidbox.vsock import packet
 from voidbox.vsock.connection import Connection, State
-from voidbox.vsock.link import HostStream, Key, Link, MuxerStatistics, RxBuffers
+from voidbox.vsock.data_path import DataPath
+from voidbox.vsock.link import HostStream, Link, MuxerStatistics, RxBuffers
 from voidbox.vsock.packet import (
+    ENDS,
     HDR_BYTES,
     SHUTDOWN_MASK,
     VIRTIO_VSOCK_OP_REQUEST,
@@ -54,7 +55,7 @@ FIRST_HOST_PORT = 1 << 30  # ports of connections that the host's programs open,
 _HOST_PORTS = (1 << 31) - FIRST_HOST_PORT
 
 
-class Muxer:
+class Muxer(DataPath):
     """The connections of one guest. Thread: loop.
 
     Args:
@@ -70,19 +71,16 @@ class Muxer:
     def __init__(
         self, guest_cid: int, connect: Callable[[int], HostStream | None], next_port: int = 0
     ) -> None:
+        super().__init__()
         self.guest_cid = guest_cid
         self.has_new_deadline = False
         self._connect = connect
-        self._links: dict[Key, Link] = {}
-        self._pending: deque[Link] = deque()  # those with something for the guest, in turn
-        self._resets: deque[tuple[Key, int]] = deque()  # RSTs owed: key and type
         # When the guest must have answered. All time-outs are alike, so the order is that of time.
         self._deadlines: dict[Link, int] = {}
         self._next_port = next_port % _HOST_PORTS
         self._writer = PacketWriter(guest_cid)
         self._opened_by_guest = self._opened_by_host = self._refused = self._expired = 0
         self._violations = self._invalid_packets = self._resets_dropped = 0
-        self._rx_bytes = self._tx_bytes = 0
 
     # From the guest.
 
@@ -97,34 +95,32 @@ class Muxer:
         except PacketError:
             self._invalid_packets += 1
             return
-        key = header.dst_port, header.src_port
-        link = self._links.get(key)
+        link = self._links.get(self._key(header.dst_port, header.src_port))
         if header.type != VIRTIO_VSOCK_TYPE_STREAM:
-            self._refuse(key, header)
+            self._refuse(header)
         elif link is None:
             if header.op == VIRTIO_VSOCK_OP_REQUEST:
                 self._accept(header)
             else:
-                self._refuse(key, header)
+                self._refuse(header)
         elif link.connection.state is _ORPHANED:
             # The guest begins anew with ports whose last data is still on its way.
-            self._refuse(key, header)
+            self._refuse(header)
         else:
             self._receive(link, header, payload, now_ns)
 
-    def _refuse(self, key: Key, header: Header) -> None:
+    def _refuse(self, header: Header) -> None:
         """Answer a packet that belongs to no connection; never an RST by an RST."""
         if header.op != VIRTIO_VSOCK_OP_RST:
             self._refused += 1
-            self._owe_reset(key, header.type)
+            self._owe_reset(header.dst_port, header.src_port, header.type)
 
     def _accept(self, request: Header) -> None:
-        key = request.dst_port, request.src_port
         stream = None
         if len(self._links) < CONNECTIONS_MAX:
             stream = self._connect(request.dst_port)
         if stream is None:
-            self._refuse(key, request)
+            self._refuse(request)
             return
         self._opened_by_guest += 1
         link = self._add(Connection.accept(request, self._buf_alloc()), stream)
@@ -152,29 +148,7 @@ class Muxer:
         self._settle(link, now_ns)
         self.update_watch(link)
 
-    def _to_host(self, link: Link, payload: list[memoryview], length: int) -> None:
-        """Hand the guest's data on; keep what is not taken at once."""
-        stream = link.stream
-        sent = None
-        if link.buffered:
-            sent = 0  # in order
-        elif stream is not None and link.connection.takes_data:
-            sent = stream.send(payload)
-            if sent is None:
-                link.connection.host_shutdown(VIRTIO_VSOCK_SHUTDOWN_RCV)
-        if sent is None:
-            sent = length  # nobody wants it
-        if sent:
-            link.connection.forwarded(sent)
-        if sent < length:
-            for piece in skip(payload, sent) if sent else payload:
-                link.buffered += piece
-
     # To the guest.
-
-    def has_pending_rx(self) -> bool:
-        """Whether recv_pkt may have something."""
-        return bool(self._resets or self._pending)
 
     def recv_pkt(self, rx: RxBuffers, now_ns: int) -> int:
         """Fill RX buffers with what is next: one control packet, or data by one read.
@@ -207,7 +181,7 @@ class Muxer:
         buffers = rx.take(1)
         if not buffers:
             return 0
-        (local_port, peer_port), type_ = self._resets.popleft()
+        local_port, peer_port, type_ = self._resets.popleft()
         header = Header(
             VMADDR_CID_HOST, self.guest_cid, local_port, peer_port,
             type=type_, op=VIRTIO_VSOCK_OP_RST,
@@ -270,21 +244,11 @@ class Muxer:
         while True:
             port = FIRST_HOST_PORT + self._next_port
             self._next_port = (self._next_port + 1) % _HOST_PORTS
-            if (port, guest_port) not in self._links:
+            if self._key(port, guest_port) not in self._links:
                 return port
 
-    def host_has_data(self, link: Link) -> bool:
-        """The stream has data, and nothing else is new; as host_ready(), for what is most frequent.
-
-        Returns:
-            False: nothing was done, for more has to be seen to: see host_ready().
-        """
-        connection = link.connection
-        if link.readable or not (connection.is_at_rest and connection.credit_bytes):
-            return False
-        link.readable = True
-        self._enqueue(link)
-        return True
+    def _key(self, local_port: int, peer_port: int) -> bytes:
+        return ENDS.pack(self.guest_cid, VMADDR_CID_HOST, peer_port, local_port)
 
     def host_ready(
         self, link: Link, *, readable: bool, writable: bool, hung_up: bool, now_ns: int
@@ -322,25 +286,17 @@ class Muxer:
         del link.buffered[:sent]
         link.connection.forwarded(sent)
 
-    def update_watch(self, link: Link) -> None:
-        """Have the stream report what is of use now.
-
-        Data that is known to be there is not reported again while the guest has no room for it:
-        a level-triggered loop would spin.
-        """
-        if link.stream is not None:
-            wanted = not link.readable and link.connection.sends_data, bool(link.buffered)
-            if wanted != link.watched:
-                link.watched = wanted
-                link.stream.watch(*wanted)
-
     # Life and death.
 
     def _buf_alloc(self) -> int:
         return LARGE_BUF_ALLOC if len(self._links) < LARGE_WINDOW_CONNECTIONS else BUF_ALLOC
 
     def _add(self, connection: Connection, stream: HostStream) -> Link:
-        link = self._links[connection.local_port, connection.peer_port] = Link(connection, stream)
+        key = self._key(connection.local_port, connection.peer_port)
+        front = ENDS.pack(
+            VMADDR_CID_HOST, self.guest_cid, connection.local_port, connection.peer_port
+        )
+        link = self._links[key] = Link(connection, stream, key, front)
         stream.link = link
         return link
 
@@ -349,13 +305,7 @@ class Muxer:
         connection = link.connection
         if connection.state is not _ESTABLISHED or connection.peer_shutdown:
             self._settle_closing(link, now_ns)
-        if link.readable and connection.sends_data:
-            if connection.credit_bytes:
-                self._enqueue(link)
-            else:
-                connection.request_credit()
-        if connection.owed:
-            self._enqueue(link)
+        self._serve_soon(link)
 
     def _settle_closing(self, link: Link, now_ns: int) -> None:
         """Do so for one that is not, or not in both directions, open."""
@@ -372,11 +322,6 @@ class Muxer:
         elif state is State.CLOSING and link.stream is not None:
             self._drop_stream(link)
             self._start_timer(link, now_ns)
-
-    def _enqueue(self, link: Link) -> None:
-        if not link.queued:
-            link.queued = True
-            self._pending.append(link)
 
     def _start_timer(self, link: Link, now_ns: int) -> None:
         self.has_new_deadline = True
@@ -405,8 +350,9 @@ class Muxer:
         if link.queued:
             self._pending.remove(link)
             link.queued = False
-        if link.connection.state is State.RESET:
-            self._owe_reset(link.key, VIRTIO_VSOCK_TYPE_STREAM)
+        connection = link.connection
+        if connection.state is State.RESET:
+            self._owe_reset(connection.local_port, connection.peer_port, VIRTIO_VSOCK_TYPE_STREAM)
         self._drop_stream(link)
 
     def _drop_stream(self, link: Link) -> None:
@@ -417,9 +363,9 @@ class Muxer:
             link.stream.close()
             link.stream = None
 
-    def _owe_reset(self, key: Key, type_: int) -> None:
+    def _owe_reset(self, local_port: int, peer_port: int, type_: int) -> None:
         if len(self._resets) < RESETS_MAX:
-            self._resets.append((key, type_))
+            self._resets.append((local_port, peer_port, type_))
         else:
             self._resets_dropped += 1
 

@@ -44,6 +44,12 @@ VIRTIO_VSOCK_MAX_PKT_BUF_SIZE = 64 << 10
 VIRTIO_VSOCK_HDR = struct.Struct("<QQIIIHHIII")
 HDR_BYTES = 44
 assert VIRTIO_VSOCK_HDR.size == HDR_BYTES
+# The same: CIDs and ports, which tell a connection from all others, as one; type and op as one.
+ENDS = struct.Struct("<QQII")
+DATA_HDR = struct.Struct("<24sIIIII")
+STREAM_DATA = VIRTIO_VSOCK_TYPE_STREAM | VIRTIO_VSOCK_OP_RW << 16
+assert ENDS.size == 24
+assert DATA_HDR.size == HDR_BYTES
 
 
 class PacketError(GuestError):

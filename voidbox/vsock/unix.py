@@ -74,7 +74,7 @@ class UnixBackend:
 
     Attributes:
         on_pending: set by the device: serve the guest's RX queue, for has_pending_rx() is true.
-        has_pending_rx: the muxer's: whether recv_pkt may have something.
+        has_pending_rx, send_data, recv_data: the muxer's.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class UnixBackend:
         self._loop = loop
         self._muxer = Muxer(guest_cid, self._connect, next_port)
         self.has_pending_rx = self._muxer.has_pending_rx
+        self.send_data, self.recv_data = self._muxer.send_data, self._muxer.recv_data
         self._greeters: dict[int, _Greeter] = {}  # by descriptor, in order of deadline
         self._bad_greetings = self._accept_pauses = 0
         self._timer: TimerHandle | None = None
@@ -268,6 +269,8 @@ class UnixBackend:
                 self._muxer.update_watch(link)
             return
         gone = bool(events & _GONE)
+        if gone:
+            stream.has_hung_up = True
         self._muxer.host_ready(
             link,
             readable=bool(events & _IN),

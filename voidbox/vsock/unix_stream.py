@@ -7,6 +7,7 @@ import os
 import select
 import socket
 from collections.abc import Callable
+from functools import partial
 
 from voidbox.loop_api import Loop
 from voidbox.vsock.link import Link
@@ -16,7 +17,6 @@ IOV_MAX = 1024
 # What the kernel may hold of the guest's data for the program; clipped to net.core.wmem_max.
 SEND_BUFFER_BYTES = 1 << 20
 
-_GONE = select.EPOLLHUP | select.EPOLLERR
 _SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 
 
@@ -30,6 +30,9 @@ class UnixStream:
     Args:
         sock: connected and non-blocking; owned from here on.
         on_ready: called with the stream and the events.
+
+    Attributes:
+        has_hung_up: EPOLLHUP was reported; for whom on_ready calls to say.
     """
 
     def __init__(
@@ -39,9 +42,9 @@ class UnixStream:
         self._socket = sock
         self._fd = sock.fileno()
         self._loop = loop
-        self._on_ready = on_ready
+        self._on_ready = partial(on_ready, self)
         self._mask: int | None = None  # None: not registered
-        self._hung_up = False
+        self.has_hung_up = False
         self._shutdown = 0
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
@@ -84,20 +87,15 @@ class UnixStream:
         mask: int | None = (select.EPOLLIN if readable else 0) | (
             select.EPOLLOUT if writable else 0
         )
-        if self._hung_up and mask == 0:
+        if self.has_hung_up and mask == 0:
             mask = None
         if mask == self._mask or self._fd < 0:
             return
         if mask is None:
             self._loop.unwatch(self._fd)
         else:
-            self._loop.watch(self._fd, mask, self._ready)
+            self._loop.watch(self._fd, mask, self._on_ready)
         self._mask = mask
-
-    def _ready(self, events: int) -> None:
-        if events & _GONE:
-            self._hung_up = True
-        self._on_ready(self, events)
 
     def close(self) -> None:
         """Leave the loop and close the socket. Idempotent."""

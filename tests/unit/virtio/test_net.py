@@ -459,7 +459,6 @@ def scripted(
     guest = NetGuest(**options)  # type: ignore[arg-type]
     guest.wire = Script(transmit)
     guest.device._backend = guest.wire
-    guest.wire.on_pending = guest.device._on_pending
     return guest.boot() if boot else guest
 
 

@@ -238,17 +238,24 @@ def test_many_at_once_around_the_end_of_the_indices(memory: GuestMemory) -> None
         max_size=4,
     ),
     st.booleans(),
+    st.sampled_from([0, WRITE]),
 )
-def test_chains_of_two_are_taken_as_any_other(chains: list[Any], indirect: bool) -> None:
-    """Whatever a driver writes: next_writable() gives what next_chain() does, or refuses it too."""
+def test_chains_of_two_are_taken_as_any_other(
+    chains: list[Any], indirect: bool, direction: int
+) -> None:
+    """Whatever a driver writes: what takes such chains at once gives what next_chain() does.
+
+    Or it refuses it too.
+    """
     memory = GuestMemory(1 << 20)
     memory.write(0x80000, _NOISE)  # so that every part looks another way
     driver, queue = pair(memory, indirect=indirect)
     for head_idx, length, next_length, flags, next_flags, next_idx, addr in chains:
+        flags, next_flags = flags ^ WRITE ^ direction, next_flags ^ WRITE ^ direction
         driver.set_desc(head_idx, addr, 32 if flags & INDIRECT else length, flags, next_idx)
         if next_idx < 8:
             driver.set_desc(next_idx, 0x90000, next_length, next_flags, 1)
-        table = VRING_DESC.pack(0x90000, length, WRITE | NEXT, next_idx)
+        table = VRING_DESC.pack(0x90000, length, direction | NEXT, next_idx)
         memory.write(0x80000, table + VRING_DESC.pack(0x90100, next_length, next_flags, 0))
         driver.offer(head_idx)
 
@@ -265,22 +272,27 @@ def test_chains_of_two_are_taken_as_any_other(chains: list[Any], indirect: bool)
         chain = queue.next_chain()
         if chain is None:
             return None
-        if chain.readable_bytes or not chain.writable_bytes:
-            raise GuestError("not to be written")
-        assert chain.writable_bytes == sum(map(len, chain.writable))
-        return chain.head_idx, chain.writable_bytes, [*map(bytes, chain.writable)]
+        if chain.readable_bytes if direction else chain.writable_bytes:
+            raise GuestError("the other direction")
+        buffers = chain.writable if direction else chain.readable
+        if direction and not buffers:
+            raise GuestError("less than a byte")
+        total_bytes = chain.writable_bytes + chain.readable_bytes
+        assert total_bytes == sum(map(len, buffers))
+        return total_bytes, [*map(bytes, buffers)]
 
-    def at_once() -> Any:
+    def to_write() -> Any:
         found, _ = queue.next_writable(1, 1, 1)
-        return (*found[0][:2], [*map(bytes, found[0][2])]) if found else None
+        return (found[0][1], [*map(bytes, found[0][2])]) if found else None
+
+    def to_read() -> Any:
+        found = queue.next_readable()
+        return (found[0], [*map(bytes, found[1])]) if found is not None else None
 
     start = queue.state().next_avail_idx
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(queue, "_two", lambda head_idx, word: None)
-        expected = all_of(by_chain)
-    for take_one in (by_chain, at_once):
-        queue.seek(start)
-        assert all_of(take_one) == expected
+    expected = all_of(by_chain)
+    queue.seek(start)
+    assert all_of(to_write if direction else to_read) == expected
 
 
 def test_what_is_read_and_returned_in_one(memory: GuestMemory) -> None:

@@ -88,7 +88,7 @@ class Bench:
 
     def send(self) -> None:
         self.tx.add([b"x"])
-        self.pair.kick()
+        self.pair.kick(0)
 
     def wait(self, ns: int) -> None:
         end_ns = self.now_ns + ns
