@@ -21,9 +21,11 @@ from voidbox.sandbox.worker import machine as machines
 from voidbox.sandbox.worker.link import spawn_worker
 from voidbox.sandbox.worker.machine import WorkerMachine, start_machine
 from voidbox.sandbox.worker.surroundings import walls
+from voidbox.snapshot.checks import Host
 from voidbox.vmm.config import MachineConfig, VsockConfig
 from voidbox.vmm.console import CallbackOutput
 from voidbox.vmm.outcome import EndReason
+from voidbox.vmm.restore import read_state
 
 pytestmark = pytest.mark.kvm
 LIMIT_S = 60.0
@@ -153,6 +155,20 @@ def test_it_copies_itself_for_a_snapshot_that_was_ordered_and_for_nothing_else(
             save("three")
         assert "jail: refused clone (0x1200011" in caplog.text
         assert machine.metrics()["vcpu_ns"] > 0  # it goes on
+
+
+@pytest.mark.parametrize("level", ["off", "default"])
+def test_a_snapshot_says_of_which_processor_it_is(tmp_path: Path, level: str) -> None:
+    kernel = tiny.write_elf(tmp_path / "tiny.elf", tiny.say("x") + tiny.SPIN)
+    config = MachineConfig(kernel, memory_bytes=64 << 20)
+    own = tmp_path / "own"
+    own.mkdir()
+    around = walls(config, level, str(own))
+    path = str(own / "one")
+    with closing(WorkerMachine(spawn_worker(level), config, around)) as machine:
+        machine.start()
+        machine.snapshot(path, stop=False, disks="copy", timeout_s=LIMIT_S, extra={})
+    assert read_state(path).host == Host.here()
 
 
 def test_a_snapshot_outlives_the_guest_that_it_is_of(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ def test_the_same_kind_of_processor() -> None:
     for change in ({"vendor": "AuthenticAMD"}, {"family": "7"}, {"model": "1"}, {"stepping": "7"}):
         with pytest.raises(ConfigError, match="another processor"):
             check_host(HOST, HOST._replace(**change))  # type: ignore[arg-type]
+    check_host(Host("", "", "", "", "", "6.1.0"), HOST)
 
 
 def test_this_host_can_be_told() -> None:

@@ -21,6 +21,7 @@ from voidbox.sandbox.worker.confinement import Confinement
 from voidbox.sandbox.worker.devices import Ends
 from voidbox.sandbox.worker.orders import JAIL_LOG, MESSAGE_BYTES_MAX, Answers, describe, parse
 from voidbox.sandbox.worker.plan import Plan
+from voidbox.snapshot.checks import Host
 from voidbox.vmm.machine import Machine
 from voidbox.vmm.outcome import Outcome
 from voidbox.vsock.unix_listener import HandedListener
@@ -105,6 +106,7 @@ class Worker:
         plan = Plan.unpacked(values["plan"])
         if self._has_pids:  # our parent is who it will stay: that has waited for the one before
             privileges.die_with_parent(signal.SIGKILL)
+        Host.here()  # a snapshot says where it was made, and is looked at where it goes on
         self._jail = Confinement(plan.config, plan.walls, self._has_pids)
         self._jail.enter()
         config = self._ends.furnish(plan.config)
