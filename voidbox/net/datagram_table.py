@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from voidbox.net import wire
 from voidbox.net.datagram_flows import DATAGRAM_BYTES_MAX, DatagramFlow, unreachable_code
 from voidbox.net.host import Datagrams, Host
@@ -28,7 +30,11 @@ class DatagramTable:
         self._host = host
         self._policy = policy
         self._sweep_ns: int | None = None
-        self._scratch = memoryview(bytearray(DATAGRAM_BYTES_MAX))
+
+    @cached_property
+    def _scratch(self) -> memoryview:
+        """For one datagram; most guests never get any."""
+        return memoryview(bytearray(DATAGRAM_BYTES_MAX))
 
     def send(self, key: Key, head: bytes, ip: Ip, payload: list[memoryview], now_ns: int) -> None:
         """Pass a datagram of the guest on; or tell it why that cannot be."""

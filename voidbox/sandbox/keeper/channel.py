@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import mmap
 import os
 import socket
 import threading
@@ -28,12 +29,12 @@ def pair() -> tuple[socket.socket, socket.socket]:
 class Inbox:
     """Where messages come in: one buffer for all, as a new one of this size costs a map each.
 
-    Thread: one at a time.
+    It takes no more memory than the longest that came. Thread: one at a time.
     """
 
     def __init__(self, sock: socket.socket, size_bytes: int) -> None:
         self._socket = sock
-        self._buffer = bytearray(size_bytes)
+        self._buffer = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def receive(self) -> tuple[bytes, list[int]]:
         """Return the next message, b"" at the end, and the descriptors that came with it.
@@ -42,7 +43,7 @@ class Inbox:
             OSError: as recvmsg(2); BlockingIOError if there is none, and the socket does not wait.
         """
         count, ancillary, _, _ = self._socket.recvmsg_into([self._buffer], _ONE_FD)
-        message = bytes(memoryview(self._buffer)[:count])
+        message = self._buffer[:count]
         if not ancillary:
             return message, []
         fds = array("i")
