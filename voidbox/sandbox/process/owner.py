@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # imported while the worker imports what it needs
     from voidbox.sandbox.process.starting import MakeGuest
 
 log = logging.getLogger("voidbox.sandbox.process.owner")  # as a program its __name__ is another
+_logs = logging.getLogger("voidbox")
 
 
 def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
@@ -81,11 +82,11 @@ def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
 
 def _adopt(folder: str) -> tuple[Store, SandboxRecord]:
     id = os.path.basename(folder)
-    store = Store(os.path.dirname(os.path.dirname(folder)))
+    store = Store(os.path.dirname(os.path.dirname(folder)), is_known=True)
     record = store.adopt(id)
-    logger = logging.getLogger("voidbox")
-    logger.addHandler(logs.OwnerLog(store.path(id, "owner.log")))
-    logger.setLevel(logging.INFO)
+    _logs.addHandler(logs.OwnerLog(store.path(id, "owner.log")))
+    if _logs.level != logging.INFO:  # setting it looks at every logger there is
+        _logs.setLevel(logging.INFO)
     log.info("the sandbox's process begins")
     return store, record
 

@@ -56,7 +56,7 @@ class StateFolder:
     """A state folder. Thread: any; processes: any number. Methods say who needs the lock.
 
     Args:
-        folder: see Store.
+        folder, is_known: see Store.
 
     Raises:
         ConfigError: see Store.
@@ -65,7 +65,7 @@ class StateFolder:
         path: absolute.
     """
 
-    def __init__(self, folder: str | None) -> None:
+    def __init__(self, folder: str | None, is_known: bool = False) -> None:
         self.path = make_state_folder(folder, "sandboxes")
         make_state_folder(self.path, "allocations")
         self.sandboxes = f"{self.path}/sandboxes"
@@ -74,8 +74,9 @@ class StateFolder:
         self._cleaned = f"{self.allocations}/cleaned"
         self._index: tuple[_Mark, Allocations] | None = None  # as it was last read or written here
         self._peeked: dict[str, tuple[_Mark, SandboxRecord]] = {}
-        with suppress(FileNotFoundError, Corrupted):  # whoever needs it sets it aside
-            self._read_allocations()
+        if not is_known:
+            with suppress(FileNotFoundError, Corrupted):  # whoever needs it sets it aside
+                durable.read_json(self._allocations, allocators.VERSION)
 
     def lock(self) -> FileLock:
         """Return a context in which nobody else changes anything."""

@@ -44,6 +44,7 @@ class Store:
 
     Args:
         folder: made if it does not exist; None for $VOIDBOX_STATE, else the user's own.
+        is_known: whoever started this process has opened it, and so it is no newer voidbox's.
 
     Raises:
         ConfigError: it cannot be made, belongs to somebody else, or is a newer voidbox's.
@@ -52,8 +53,8 @@ class Store:
         folder: its absolute path.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
-        self._state = StateFolder(folder)
+    def __init__(self, folder: str | None = None, is_known: bool = False) -> None:
+        self._state = StateFolder(folder, is_known)
         self.folder = self._state.path
         self._holds: dict[str, Hold] = {}  # of sandboxes that live through us
         self._known: dict[str, SandboxRecord] = {}  # of those we adopted, as we last wrote it

@@ -7,6 +7,7 @@ All but the first are numbers of descriptors; those behind the five are to stay 
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
 
@@ -17,5 +18,6 @@ if __name__ == "__main__":
     report, *numbers = map(int, words)
     if len(numbers) < 4:
         raise SystemExit("usage: python -m voidbox.sandbox.worker LEVEL FD FD FD FD FD [FD …]")
+    logging.getLogger("voidbox").setLevel(logging.INFO)
     socks = [socket.socket(fileno=number) for number in numbers[:4]]
     be_worker(socks, level, report, numbers[4:], is_inherited=False)

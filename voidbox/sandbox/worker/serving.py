@@ -60,9 +60,7 @@ class Worker:
 
     def run(self) -> None:
         """Do what is ordered until the keeper is gone."""
-        logger = logging.getLogger("voidbox")
-        logger.handlers[:] = [_Telling(self._answers)]
-        logger.setLevel(logging.INFO)
+        logging.getLogger("voidbox").handlers[:] = [_Telling(self._answers)]
         while True:
             try:
                 data, fds, _, _ = socket.recv_fds(self._orders, MESSAGE_BYTES_MAX, 1)
