@@ -7,7 +7,7 @@ import socket
 import time
 from typing import Protocol
 
-_OK_LINE = rb"OK [0-9]{1,10}\n"
+_OK_LINE = re.compile(rb"OK [0-9]{1,10}\n")
 _OK_LINE_BYTES_MAX = 14
 
 
@@ -59,7 +59,7 @@ def await_ok(sock: socket.socket, timeout_s: float) -> None:
         if not byte or len(line) > _OK_LINE_BYTES_MAX:
             raise ConnectionRefusedError("the guest refused the connection")
         line += byte
-    if not re.fullmatch(_OK_LINE, line):
+    if not _OK_LINE.fullmatch(line):
         raise ConnectionRefusedError(f"no answer to CONNECT: {line!r}")
     sock.settimeout(None)
 

@@ -23,6 +23,7 @@ CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
 _COUNTED_SINCE = (5, 14)
+_NUMBER = re.compile(r"\d+")
 
 NAMES = {
     "user": CLONE_NEWUSER,
@@ -62,7 +63,7 @@ def count_tasks() -> bool:
 
     Root's are counted by nobody, in whatever namespace.
     """
-    major, minor = map(int, re.findall(r"\d+", os.uname().release)[:2])
+    major, minor = map(int, _NUMBER.findall(os.uname().release)[:2])
     return (major, minor) >= _COUNTED_SINCE and os.geteuid() != 0
 
 

@@ -45,7 +45,7 @@ MESSAGE_TYPE, SERVER_IDENTIFIER, CLIENT_IDENTIFIER, END = 53, 54, 61, 255
 DOMAIN_NAME, DOMAIN_SEARCH = 15, 119  # the latter RFC 3397
 
 _U16, _U32 = struct.Struct("!H"), struct.Struct("!I")
-_HOST_NAME = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _MTU_MIN = 576  # what every IPv4 host takes
 
 
@@ -75,7 +75,7 @@ class Server:
             raise ConfigError(f"MTU {mtu}: give {_MTU_MIN} to 65535")
         if not 1 <= lease_s <= 0xFFFF_FFFF:
             raise ConfigError(f"a lease of {lease_s} s: give 1 to 4294967295")
-        if not re.fullmatch(_HOST_NAME, hostname):
+        if not _HOST_NAME.fullmatch(hostname):
             raise ConfigError(f"host name {hostname!r}: give up to 63 letters, digits and '-'")
         self._search = search
         self._guest_mac = network.guest_mac

@@ -23,7 +23,7 @@ from voidbox.vsock.packet import VMADDR_PORT_ANY
 from voidbox.vsock.unix_listener import HandedListener, UnixListener
 from voidbox.vsock.unix_stream import UnixStream
 
-CONNECT_LINE = rb"(?i:CONNECT ([0-9]{1,10})\r?\n)"
+CONNECT_LINE = re.compile(rb"CONNECT ([0-9]{1,10})\r?\n", re.IGNORECASE)
 CONNECT_LINE_BYTES_MAX = 32
 CONNECT_LINE_TIMEOUT_NS = 2_000_000_000
 # Programs that connected and have not said where to. While there are so many, others wait in the
@@ -225,7 +225,7 @@ class UnixBackend:
         return not seen
 
     def _open(self, greeter: _Greeter) -> None:
-        match = re.fullmatch(CONNECT_LINE, greeter.line)
+        match = CONNECT_LINE.fullmatch(greeter.line)
         port = int(match[1]) if match else VMADDR_PORT_ANY
         if port >= VMADDR_PORT_ANY:
             self._end_greeting(greeter, refused=True)

@@ -19,7 +19,7 @@ CID_MAX = 0xFFFF_FFFE  # VMADDR_CID_ANY follows
 PORT_MIN, PORT_MAX = 9000, 9999
 PORT_SPARE_MAX = 32767  # Linux gives the ports of connections from 32768 on: ip_local_port_range
 
-_DECIMAL = r"[1-9][0-9]{0,9}"
+_DECIMAL = re.compile(r"[1-9][0-9]{0,9}")
 
 
 class CidAllocator:
@@ -168,7 +168,7 @@ def _taken(values: object, low: int, high: int) -> dict[int, str]:
         raise Corrupted("a table is missing")
     taken = {}
     for key, owner in values.items():
-        is_number = re.fullmatch(_DECIMAL, key) and low <= int(key) <= high
+        is_number = _DECIMAL.fullmatch(key) and low <= int(key) <= high
         if not is_number or not isinstance(owner, str) or not is_id(owner):
             raise Corrupted(f"its entry for {key!r} is wrong")
         taken[int(key)] = owner

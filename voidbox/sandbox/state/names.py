@@ -11,9 +11,9 @@ from voidbox.errors import ConfigError
 ID_DIGITS = 12
 PREFIX_DIGITS_MIN = 4  # of an ID, to stand for it
 
-_ID = r"[0-9a-f]{12}"
+_ID = re.compile(r"[0-9a-f]{12}")
 _ID_PREFIX = r"[0-9a-f]{4,12}"
-_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 _ADJECTIVES = (
     "amber bold brave brisk calm clear cosy crisp deep eager early fair fast fine fond free "
@@ -48,7 +48,7 @@ def new_name(taken: Container[str]) -> str:
 
 def is_id(text: str) -> bool:
     """Whether a text has the form of an ID."""
-    return re.fullmatch(_ID, text) is not None
+    return _ID.fullmatch(text) is not None
 
 
 def is_id_prefix(text: str) -> bool:
@@ -58,7 +58,7 @@ def is_id_prefix(text: str) -> bool:
 
 def is_name(text: str) -> bool:
     """Whether a sandbox may have this name."""
-    return re.fullmatch(_NAME, text) is not None and ".." not in text and not is_id(text)
+    return _NAME.fullmatch(text) is not None and ".." not in text and not is_id(text)
 
 
 def check_name(name: str) -> None:
