@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.guest.test_pause import attach_counter, counting_guest, wait_for_reads
 from tests.guest.test_snapshot import config_of
 from voidbox.jail import allowed, seccomp
-from voidbox.sandbox.worker.confinement import _import_all, needs_of
+from voidbox.sandbox.worker.confinement import import_late, needs_of
 from voidbox.vmm.machine import Machine
 
 folder = Path(sys.argv[2])
@@ -25,7 +25,7 @@ config = config_of(folder, counting_guest())
 save = sys.argv[1] == "save"
 machine = Machine(config) if save else Machine.from_snapshot(str(folder / "saved"), config)
 counter = attach_counter(machine)
-_import_all(config)
+import_late()
 ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
 seccomp.install(allowed.program(needs_of(config)._replace(forks=True)))
 try:

@@ -8,6 +8,7 @@ memory becomes executable any more, and nothing makes a virtual machine.
 from __future__ import annotations
 
 import errno
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -132,6 +133,7 @@ def without_sending() -> list[bpf.Instruction]:
     return bpf.assemble(rules, bpf.RET_ALLOW, bpf.RET_KILL_PROCESS)
 
 
+@functools.cache
 def keeper_program() -> list[bpf.Instruction]:
     """Return a filter for a keeper, which runs much Python: it runs no program and copies itself no
     more, and does nothing that voidbox never does; all else it may.

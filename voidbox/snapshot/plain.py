@@ -35,6 +35,15 @@ def from_plain(kind: type[_T], value: Any, name: str = "machine") -> _T:
     return built
 
 
+def learn(kind: Any) -> None:
+    """Look up what a named tuple's class is made of; who builds many knows it then."""
+    if hasattr(kind, "_fields"):
+        for each in _hints(kind).values():
+            learn(each)
+    for each in typing.get_args(kind):
+        learn(each)
+
+
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
     return typing.get_type_hints(kind)

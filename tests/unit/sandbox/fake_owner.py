@@ -320,5 +320,9 @@ class FakeGuest:
         self.machine.close()
 
 
+def main(argv: list[str]) -> int:
+    return owner.main(argv, FakeGuest)  # type: ignore[arg-type]
+
+
 if __name__ == "__main__":
-    sys.exit(owner.main(sys.argv[1:], FakeGuest))  # type: ignore[arg-type]
+    sys.exit(main(sys.argv[1:]))

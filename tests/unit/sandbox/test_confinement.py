@@ -21,7 +21,7 @@ import voidbox.vmm.machine
 from voidbox.sandbox.worker import confinement, serving
 from voidbox.vmm.config import DiskConfig, MachineConfig
 
-confinement._import_all(MachineConfig("kernel", disks=(DiskConfig("disk"),)))
+confinement.import_late()
 
 def mapped():
     modules = list(sys.modules.items())

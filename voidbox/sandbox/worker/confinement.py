@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 
 from voidbox.errors import ConfigError, HostError
@@ -41,7 +42,7 @@ _TASKS_MAX = 1024  # threads, and copies that write a snapshot
 _EXTENSIONS = (
     *("zlib", "bz2", "lzma", "select", "math", "array", "binascii", "unicodedata"),
     *("hashlib", "encodings.idna", "_opcode"),
-    "_zstd",  # Python's own from 3.14 on, which shutil imports
+    *(["_zstd"] if sys.version_info >= (3, 14) else []),  # which shutil imports
 )
 _OF_FILES = ("ctypes", "random")  # the latter for tempfile
 _LIBRARIES = ("libgcc_s.so.1",)  # by which glibc ends a thread
@@ -97,7 +98,7 @@ class Confinement:
         """
         if self._level == OFF:
             return
-        _import_all(self._config)
+        import_late(has_files=bool(self._config.disks or self._config.shares))
         if privileges.refuse_writable_code():
             self.layers.append("mdwe")
         is_strict = self._level == STRICT
@@ -200,13 +201,15 @@ def _rights(path: Path) -> int:
     return landlock.WRITE if path.is_writable else landlock.READ
 
 
-def _import_all(config: MachineConfig) -> None:
-    """Import what is imported late, as far as it is code that is mapped."""
-    names = list(_EXTENSIONS)
-    if config.disks or config.shares:
-        names += _OF_FILES
-    for name in names:
-        with contextlib.suppress(ImportError):  # a Python that was built without
-            importlib.import_module(name)
+def import_late(has_files: bool = True) -> None:
+    """Import what is imported late, as far as it is code that is mapped.
+
+    Args:
+        has_files: whether the machine has disks or folders.
+    """
+    for name in (*_EXTENSIONS, *(_OF_FILES if has_files else ())):
+        if name not in sys.modules:
+            with contextlib.suppress(ImportError):  # a Python that was built without
+                importlib.import_module(name)
     for library in _LIBRARIES:
         system.keep_loaded(library)

@@ -26,7 +26,7 @@ class Zygote:
     Thread: any.
 
     Args:
-        owner: the module that its children run.
+        owner: the module whose main() its children run, as a program of it would.
         environment: the zygote's own.
     Raises:
         HostError: the host gives no process.

@@ -12,16 +12,20 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import logging
 import os
-import runpy
 import signal
 import socket
 import sys
 from typing import Any
 
-from voidbox.jail import trial
+from voidbox.jail import allowed, trial
+from voidbox.sandbox.worker import confinement
 from voidbox.sandbox.worker.imports import SHARED, USUAL
 from voidbox.sandbox.zygote import protocol
+from voidbox.snapshot import plain
+from voidbox.snapshot.checks import Host
+from voidbox.vmm.machine_state import MachineState
 
 # What an owner imports before its guest runs, and would otherwise import in every child. What is
 # not there is left to the child, which says so.
@@ -31,8 +35,8 @@ PRELOADED = (
     *("voidbox.vmm.machine", "voidbox.vmm.snapshot", "voidbox.virtio.fs", "voidbox.fuse.server"),
     *("voidbox.sandbox.process.life", "voidbox.sandbox.process.preparing"),
     *("voidbox.sandbox.guest", "voidbox.sandbox.worker.serving", "voidbox.sandbox.worker.process"),
-    *("voidbox.sandbox.state.recalling", "shutil", "subprocess", "zlib"),
-    *("encodings.idna", "ctypes", "random"),
+    *("voidbox.sandbox.state.recalling", "voidbox.block.overlay_format", "encodings.ascii"),
+    *("shutil", "subprocess"),
 )
 
 
@@ -41,22 +45,38 @@ def main(argv: list[str]) -> int:
     owner, fd = argv
     sock = socket.socket(fileno=int(fd))
     os.set_inheritable(sock.fileno(), False)
+    gc.disable()  # what is imported stays
     for name in (owner, *PRELOADED):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    trial.problem_of_pids()  # every worker would try it for itself
+    _learn()
     gc.collect()
     gc.freeze()  # a child's collector touches, and so copies, nothing of this
+    gc.enable()
     signal.signal(signal.SIGCHLD, _reap)
+    environment = dict(os.environ)
     while True:
         request, fds = protocol.receive(sock)
         if request is None:
             return 0
         if not _serve(request, fds):
             sock.close()
-            return _be_owner(owner, request, fds)
+            if request["env"] != environment:
+                os.environ.clear()
+                os.environ.update(request["env"])
+            return _be_owner(owner, request["argv"], fds)
         for each in fds:
             os.close(each)
+
+
+def _learn() -> None:
+    """Find out what is the same for all, and what every child would find out for itself."""
+    logging.getLogger("voidbox").setLevel(logging.INFO)
+    trial.problem_of_pids()
+    allowed.keeper_program()
+    Host.here()
+    plain.learn(MachineState)
+    confinement.import_late()
 
 
 def _reap(number: int, frame: object) -> None:
@@ -86,7 +106,7 @@ def _serve(request: dict[str, Any], fds: list[int]) -> bool:
     return True
 
 
-def _be_owner(owner: str, request: dict[str, Any], fds: list[int]) -> int:
+def _be_owner(owner: str, arguments: list[str], fds: list[int]) -> int:
     """Be what `python -P -m OWNER` would be, in a session of its own."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
@@ -97,12 +117,8 @@ def _be_owner(owner: str, request: dict[str, Any], fds: list[int]) -> int:
     os.close(log)
     options = ["--status-fd", str(status)]
     options += [word for fd in parent for word in ("--parent-fd", str(fd))]
-    os.environ.clear()
-    os.environ.update(request["env"])
-    sys.argv = [owner, *request["argv"], *options]
-    sys.modules.pop(owner, None)  # it runs under another name; runpy would warn
-    runpy.run_module(owner, run_name="__main__", alter_sys=True)
-    return 0
+    sys.argv = [owner, *arguments, *options]
+    return int(importlib.import_module(owner).main(sys.argv[1:]))
 
 
 if __name__ == "__main__":
