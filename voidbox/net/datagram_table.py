@@ -95,14 +95,15 @@ class DatagramTable:
 
     def transmit(self, flow: DatagramFlow, rx: RxFrames, now_ns: int) -> bool:
         """Send a flow's next datagram to the guest; False if it has no buffer."""
-        return flow.transmit(rx, self._scratch, self._line.queue_frame, now_ns)
-
-    def settle(self, flow: DatagramFlow) -> None:
-        """After a turn: another one, or wait for the socket."""
+        if not flow.transmit(rx, self._scratch, self._line.queue_frame, now_ns):
+            return False
+        self._line.end_turn(flow)
+        # Another turn, or it waits for the socket.
         if flow.has_pending:
             self._line.enqueue(flow)
         elif flow.datagrams is not None:
             flow.datagrams.watch(True)
+        return True
 
     def _remove(self, flow: DatagramFlow) -> None:
         self.flows.pop(flow.key, None)

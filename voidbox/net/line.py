@@ -102,6 +102,12 @@ class Line:
             flow.is_queued = True
             self.pending.append(flow)
 
+    def end_turn(self, flow: Flow) -> None:
+        """The first flow has had its turn; it may have been withdrawn by what it met."""
+        if flow.is_queued:
+            self.pending.popleft()
+            flow.is_queued = False
+
     def withdraw(self, flow: Flow) -> None:
         """The flow is gone."""
         if flow.is_queued:

@@ -25,7 +25,7 @@ from voidbox.net.dhcp import Server as DhcpServer
 from voidbox.net.flow_state import FlowState
 from voidbox.net.fragment_table import FragmentTable
 from voidbox.net.host import Datagrams, Host, Stream
-from voidbox.net.line import Flow, Line, RxFrames, Tap
+from voidbox.net.line import Line, RxFrames, Tap
 from voidbox.net.name_service import DNS_PORT, NameService
 from voidbox.net.policy import Gate
 from voidbox.net.tcp_flow import TcpFlow
@@ -258,7 +258,12 @@ class Stack:
         if line.frames:
             done = self._transmit_frame(rx)
         elif line.pending:
-            done = self._transmit_flow(line.pending[0], rx, now_ns)
+            flow = line.pending[0]
+            if isinstance(flow, TcpFlow):
+                done = self._tcp.transmit(flow, rx, now_ns)
+            else:
+                assert isinstance(flow, DatagramFlow)
+                done = self._datagrams.transmit(flow, rx, now_ns)
         else:
             done = True
         if line.is_stalled == done:
@@ -289,26 +294,6 @@ class Stack:
         rx.commit(len(frame))
         line.sent(buffers, len(frame))
         return True
-
-    def _transmit_flow(self, flow: Flow, rx: RxFrames, now_ns: int) -> bool:
-        if isinstance(flow, TcpFlow):
-            if not flow.transmit(rx, now_ns):
-                return False
-            self._end_turn(flow)
-            self._tcp.settle(flow, now_ns)
-        else:
-            assert isinstance(flow, DatagramFlow)
-            if not self._datagrams.transmit(flow, rx, now_ns):
-                return False
-            self._end_turn(flow)
-            self._datagrams.settle(flow)
-        return True
-
-    def _end_turn(self, flow: Flow) -> None:
-        # It may have been removed meanwhile, by an error that it met.
-        if flow.is_queued:
-            self.line.pending.popleft()
-            flow.is_queued = False
 
     # Snapshots.
 

@@ -81,6 +81,8 @@ class Connection(Outgoing):
         self._is_scaled = syn.wscale is not None
         if not self._is_scaled:  # no more can be promised
             self._receive_bytes = min(self._receive_bytes, 0xFFFF)
+        elif self._receive_bytes % (1 << WSCALE) == 0:  # else the SYN promises a little more
+            self._full_window = min(self._receive_bytes >> WSCALE, 0xFFFF)
         self._snd_wscale = syn.wscale or 0
         self.snd_wnd = syn.window  # never scaled in a SYN
         # A SYN's acknowledgement field says nothing; 0 would be newer than half of all numbers.
@@ -93,6 +95,9 @@ class Connection(Outgoing):
         scale, may say a little less: what lies up to the edge is taken. Space for less than a
         segment is not announced as new.
         """
+        if self._full_window and not (self.held_bytes or is_syn):  # further than ever, or as far
+            self.rcv_adv = (self.rcv_nxt + (self._full_window << WSCALE)) & U32
+            return self._full_window
         space = self._receive_bytes - self.held_bytes
         promised = (self.rcv_adv - self.rcv_nxt) & U32
         if space < self.mss:
@@ -283,21 +288,21 @@ class Connection(Outgoing):
 
     def accepted(self, length: int, held_bytes: int) -> None:
         """The owner took `length` new bytes; `held_bytes` are with it in all."""
-        self.rcv_nxt = (self.rcv_nxt + length) & U32
-        if self._unacked_bytes + length < self.mss and not self._waiting_fin:
-            self._unacked_bytes += length
-            self._delay_ack()
-        else:
+        self.rcv_nxt = rcv_nxt = (self.rcv_nxt + length) & U32
+        self._unacked_bytes += length
+        if self._unacked_bytes >= self.mss or self._waiting_fin:
             self.ack_due = True
-        self.held(held_bytes)
+        elif not self._is_ack_delayed:
+            self._delay_ack()
+        if held_bytes or self.held_bytes or (self.rcv_adv - rcv_nxt) & U32 < WINDOW_ENOUGH_BYTES:
+            self.held(held_bytes)
 
     def _delay_ack(self) -> None:
         is_interactive = self._replies >= INTERACTIVE_REPLIES
         when_ns = self.last_ns + (INTERACTIVE_ACK_NS if is_interactive else DELAYED_ACK_NS)
-        if not self._is_ack_delayed:
-            self._is_ack_delayed = True
-            if self.deadline_ns is None or self.deadline_ns > when_ns:
-                self.deadline_ns = when_ns
+        self._is_ack_delayed = True
+        if self.deadline_ns is None or self.deadline_ns > when_ns:
+            self.deadline_ns = when_ns
 
     def held(self, held_bytes: int) -> None:
         """The owner has passed data on, and holds so much now."""
@@ -324,8 +329,8 @@ class Connection(Outgoing):
         if before(self.rcv_adv, self.rcv_nxt):
             self.rcv_adv = self.rcv_nxt  # it took no room
         self._step(Event.GUEST_FIN)
-        if self.state is CLOSE_WAIT:
-            self._delay_ack()  # the host's FIN, which acknowledges it, is often next
-        else:
+        if self.state is not CLOSE_WAIT:
             self.ack_due = True
+        elif not self._is_ack_delayed:
+            self._delay_ack()  # the host's FIN, which acknowledges it, is often next
         return True

@@ -21,13 +21,10 @@ from voidbox.net.sharing import STREAM_BYTES_MIN
 from voidbox.net.tcp import MSS, WSCALE, Connection
 from voidbox.net.tcp_kept import Kept
 from voidbox.net.tcp_outgoing import U32
-from voidbox.net.tcp_states import ESTABLISHED
 from voidbox.net.tcp_wire import (
     HEADER_BYTES,
-    TCP_ACK,
     TCP_BYTES,
     TCP_CHECKSUM_AT,
-    TCP_PSH,
     TCP_SYN,
     Headers,
     Tcp,
@@ -174,14 +171,11 @@ class TcpFlow:
     @property
     def is_at_rest(self) -> bool:
         """Whether it is open, waits for either side, and its socket is watched for that alone."""
-        connection = self.connection
         return (
-            connection.state is ESTABLISHED
-            and self._watched == _READABLE
+            self._watched == _READABLE
             and not self.readable
             and not self._held
-            and not connection.has_control()
-            and connection.snd_nxt == connection.snd_max
+            and self.connection.is_at_rest
         )
 
     # From the guest.
@@ -234,16 +228,17 @@ class TcpFlow:
             payload = clip(skip(frame, start), length)
         if length >= STREAM_BYTES_MIN:
             self._line.sharing.took(length, connection.last_ns)
-        sent = 0
+        sent: int | None = 0
         if not self._held and stream is not None:
-            taken = stream.send(payload)
-            if taken is None:
-                connection.abort()
+            sent = stream.send(payload)
+            if sent == length:  # as nearly always
+                connection.accepted(length, 0)
                 return
-            sent = taken
-        if sent < length:
-            for part in skip(payload, sent) if sent else payload:
-                self._hold(part)
+        if sent is None:
+            connection.abort()
+            return
+        for part in skip(payload, sent) if sent else payload:
+            self._hold(part)
         connection.accepted(length, connection.held_bytes + length - sent)
 
     def _hold(self, part: memoryview) -> None:
@@ -296,6 +291,11 @@ class TcpFlow:
                     return done
         if not connection.has_control():
             return True
+        return self._send_control(rx, now_ns)
+
+    def _send_control(self, rx: RxFrames, now_ns: int) -> bool:
+        """Send a segment without data."""
+        connection, line = self.connection, self._line
         buffers = rx.reserve(HEADER_BYTES + TCP_BYTES)
         if buffers is None:
             return False
@@ -303,7 +303,22 @@ class TcpFlow:
         if control is None:
             rx.cancel()
             return True
-        self._send(rx, buffers, *control)
+        seq, flags = control
+        is_syn = bool(flags & TCP_SYN)
+        options = b""
+        if is_syn:
+            options = syn_options(MSS, WSCALE if connection.offers_wscale else None)
+        header = self._headers.pack(
+            seq, connection.rcv_nxt, flags, connection.window(is_syn), 0,
+            None if line.has_csum else 0, options,
+        )  # fmt: skip
+        write_bytes(buffers, header)
+        rx.commit(
+            len(header),
+            csum_start=TRANSPORT_AT if line.has_csum else 0,
+            csum_offset=TCP_CHECKSUM_AT,
+        )
+        line.sent(buffers, len(header))
         return True
 
     @property
@@ -316,9 +331,10 @@ class TcpFlow:
         if stream is None:
             self.readable = False
             return None
-        wanted = min(room, self._batch_bytes, self._segment_bytes_max)
-        least = HEADER_BYTES + min(wanted, connection.mss)
-        buffers = rx.reserve(HEADER_BYTES + wanted, least)
+        wanted, mss = min(room, self._batch_bytes, self._segment_bytes_max), connection.mss
+        buffers = rx.reserve(
+            HEADER_BYTES + wanted, HEADER_BYTES + (wanted if wanted < mss else mss)
+        )
         if buffers is None:
             return False
         area = [buffers[0][HEADER_BYTES:]] if len(buffers) == 1 else skip(buffers, HEADER_BYTES)
@@ -336,12 +352,13 @@ class TcpFlow:
         if count < wanted:
             # A short read left the socket empty; if not, level-triggered epoll says so.
             self.readable = False
-            self._batch_bytes = max(BATCH_BYTES_MIN, count, self._batch_bytes // 2)
+            if self._batch_bytes > BATCH_BYTES_MIN:
+                self._batch_bytes = max(BATCH_BYTES_MIN, count, self._batch_bytes // 2)
         elif count == self._batch_bytes:
             self._batch_bytes = min(2 * count, GSO_BYTES_MAX)
         kept = bytes(area[0][:count]) if count <= len(area[0]) else b"".join(clip(area, count))
         self._kept.add(kept)
-        self._send(rx, buffers, connection.send_data(count, now_ns), TCP_ACK | TCP_PSH, kept)
+        self._send_data(rx, buffers, kept, now_ns)
         return True
 
     def _send_again(self, rx: RxFrames, size: int, now_ns: int) -> bool:
@@ -352,41 +369,30 @@ class TcpFlow:
         offset = (connection.snd_nxt - self._kept_seq) & U32
         data = self._kept.read(offset, size)
         write_bytes(skip(buffers, HEADER_BYTES), data)
-        seq = connection.send_data(len(data), now_ns)
-        self._send(rx, buffers, seq, TCP_ACK | TCP_PSH, data)
+        self._send_data(rx, buffers, data, now_ns)
         return True
 
-    def _send(
-        self, rx: RxFrames, buffers: list[memoryview], seq: int, flags: int, data: bytes = b""
+    def _send_data(
+        self, rx: RxFrames, buffers: list[memoryview], data: bytes, now_ns: int
     ) -> None:
-        """Write the headers before what is in the buffers already, and let the frame go."""
-        connection, line = self.connection, self._line
-        is_syn = bool(flags & TCP_SYN)
-        options = b""
-        if is_syn:
-            options = syn_options(MSS, WSCALE if connection.offers_wscale else None)
-        size, mss, has_csum = len(data), connection.mss, line.has_csum
-        header = self._headers.pack(
-            seq,
-            connection.rcv_nxt,
-            flags,
-            connection.window(is_syn),
-            size,
-            None if has_csum else residue(data),
-            options,
-        )
-        header_bytes = len(header)
-        if len(buffers[0]) >= header_bytes:
-            buffers[0][:header_bytes] = header
+        """Write the headers before the data, which is in the buffers already."""
+        connection, line, size = self.connection, self._line, len(data)
+        seq = connection.send_data(size, now_ns)
+        header = self._headers.pack_data(
+            seq, connection.rcv_nxt, connection.window(), size,
+            None if line.has_csum else residue(data),
+        )  # fmt: skip
+        if len(buffers[0]) >= HEADER_BYTES:
+            buffers[0][:HEADER_BYTES] = header
         else:
             write_bytes(buffers, header)
-        length = header_bytes + size
+        length, mss = HEADER_BYTES + size, connection.mss
         rx.commit(
             length,
             gso_size=mss if size > mss else 0,
-            csum_start=TRANSPORT_AT if has_csum else 0,
+            csum_start=TRANSPORT_AT if line.has_csum else 0,
             csum_offset=TCP_CHECKSUM_AT,
-            header_bytes=header_bytes,
+            header_bytes=HEADER_BYTES,
         )
         line.sent(buffers, length)
 

@@ -20,15 +20,16 @@ class Kept:
     def add(self, data: bytes) -> None:
         """Keep what was just sent."""
         self.size += len(data)
-        if len(data) >= _SMALL_BYTES:
-            self._parts.append(data)
+        parts = self._parts
+        if not parts or len(data) >= _SMALL_BYTES:  # a reply is alone
+            parts.append(data)
             return
         # An object for each byte would take fifty times the memory.
-        last = self._parts[-1] if self._parts else None
+        last = parts[-1]
         if isinstance(last, bytearray) and len(last) < _CHUNK_BYTES:
             last += data
         else:
-            self._parts.append(bytearray(data))
+            parts.append(bytearray(data))
 
     def clear(self) -> None:
         """All of it is acknowledged."""

@@ -12,6 +12,7 @@ from voidbox.net.tcp_states import (
     CLOSED,
     CLOSING,
     CONNECTING,
+    ESTABLISHED,
     FIN_SENT,
     FIN_WAIT_2,
     GUEST_ENDED,
@@ -66,6 +67,7 @@ class Outgoing:
 
     __slots__ = (
         "_dup_acks",
+        "_full_window",
         "_has_rewound",
         "_is_ack_delayed",
         "_is_probe_due",
@@ -116,6 +118,7 @@ class Outgoing:
         self._send_bytes = send_bytes
         self._snd_wscale = 0
         self._is_scaled = False
+        self._full_window = 0  # the field that says _receive_bytes; 0 without scale
         self._snd_wl1 = self._snd_wl2 = 0
         self._our_fin_seq: int | None = None
         self._wants_fin = False
@@ -268,6 +271,15 @@ class Outgoing:
         self._after_sending(now_ns)
         return seq, TCP_FIN | TCP_ACK
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether it is open, and nothing is due to the guest but data that is new."""
+        return (
+            self.state is ESTABLISHED
+            and not (self.ack_due or self.syn_due or self._is_probe_due or self._wants_fin)
+            and self.snd_nxt == self.snd_max
+        )
+
     def has_control(self) -> bool:
         """Whether next_control() has something."""
         return (
@@ -309,13 +321,14 @@ class Outgoing:
             self._set_timer(now_ns)  # the deadline was the acknowledgement's
 
     def _after_sending(self, now_ns: int) -> None:
+        """A segment went out that is to be acknowledged."""
         self.ack_due = False  # every segment acknowledges
         self._unacked_bytes = 0
-        wait_ns = min(RTO_NS << self._retries, RTO_NS_MAX) if self._retries else RTO_NS
+        rto_ns = now_ns + (min(RTO_NS << self._retries, RTO_NS_MAX) if self._retries else RTO_NS)
         deadline_ns = self.deadline_ns
-        if self._is_ack_delayed or deadline_ns is None or deadline_ns - now_ns > wait_ns:
+        if self._is_ack_delayed or deadline_ns is None or deadline_ns > rto_ns:
             self._is_ack_delayed = False  # the deadline was the acknowledgement's
-            self._set_timer(now_ns)
+            self.deadline_ns = rto_ns
 
     # Time.
 

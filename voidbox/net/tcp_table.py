@@ -12,7 +12,7 @@ from voidbox.net import wire
 from voidbox.net.addresses import format_address
 from voidbox.net.flow_state import FlowState
 from voidbox.net.host import Host, Stream
-from voidbox.net.line import Line, quote
+from voidbox.net.line import Line, RxFrames, quote
 from voidbox.net.name_service import NameService
 from voidbox.net.policy import Gate
 from voidbox.net.tcp import Connection
@@ -293,10 +293,16 @@ class TcpTable:
             flow.connection.abort()
         self._settle(flow)
 
-    def settle(self, flow: TcpFlow, now_ns: int) -> None:
-        """A flow has had its turn."""
+    # To the guest.
+
+    def transmit(self, flow: TcpFlow, rx: RxFrames, now_ns: int) -> bool:
+        """Give a flow its turn; False if the guest has no buffer for what it sends."""
+        if not flow.transmit(rx, now_ns):
+            return False
+        self._line.end_turn(flow)
         self._now_ns = now_ns
         self._settle(flow)
+        return True
 
     def _settle(self, flow: TcpFlow) -> None:
         """Draw the consequences of whatever has just happened to a connection."""

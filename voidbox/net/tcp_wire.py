@@ -25,7 +25,6 @@ from voidbox.net.wire import (
     residue,
 )
 
-_FRAGMENT_MASK = IP_MF | IP_OFFSET_MASK
 TCP_BYTES = 20
 TCP_FIN, TCP_SYN, TCP_RST, TCP_PSH, TCP_ACK, TCP_URG = 1, 2, 4, 8, 16, 32
 TCP_CHECKSUM_AT = 16
@@ -39,13 +38,15 @@ _TCP = struct.Struct("!HHIIBBHHH")
 # Both addresses and both ports, as they stand side by side behind an IP header without options:
 # what tells a connection from all others.
 ENDS = struct.Struct("!IIHH")
-# From IP's length to TCP's window.
+# From IP's length to TCP's window; fragment, TTL and protocol are one word.
 _PLAIN_AT = ETH_BYTES + 2
-_PLAIN = struct.Struct("!HHHBBH12sIIBBH")
+_PLAIN = struct.Struct("!H2xI2x12sIIBBH")
+_WHOLE_MASK, _WHOLE_TCP = (IP_MF | IP_OFFSET_MASK) << 16 | 0xFF, IPPROTO_TCP
 _PLAIN_FLAGS = frozenset(
     (TCP_ACK, TCP_ACK | TCP_PSH, TCP_ACK | TCP_FIN, TCP_ACK | TCP_PSH | TCP_FIN)
 )
 _FRAME = struct.Struct("!16sH6sH12sIIBBHHH")
+_unpack_plain = _PLAIN.unpack_from
 assert ENDS.size == 12
 assert _TCP.size == TCP_BYTES
 assert _PLAIN.size == HEADER_BYTES - _PLAIN_AT - 4
@@ -86,14 +87,11 @@ def parse_plain(head: bytes, frame_bytes: int) -> tuple[bytes, int, int, int, in
     """
     if len(head) < HEADER_BYTES:
         return None
-    (
-        length, _, fragment, _, protocol, _, ends, seq, ack, offset, flags, window
-    ) = _PLAIN.unpack_from(head, _PLAIN_AT)  # fmt: skip
+    length, word, ends, seq, ack, offset, flags, window = _unpack_plain(head, _PLAIN_AT)
     start, end = TRANSPORT_AT + (offset >> 4) * 4, ETH_BYTES + length
     if (
-        protocol != IPPROTO_TCP
+        word & _WHOLE_MASK != _WHOLE_TCP
         or flags not in _PLAIN_FLAGS
-        or fragment & _FRAGMENT_MASK
         or not HEADER_BYTES <= start <= end <= frame_bytes
         or int.from_bytes(head[ETH_BYTES:TRANSPORT_AT], "big") % 0xFFFF  # residue(), spelled out
     ):
@@ -178,6 +176,20 @@ class Headers:
         self._ip_sum = 0x4500 + IP_DF + (TTL << 8 | IPPROTO_TCP) + addresses
         self._tcp_sum = addresses + IPPROTO_TCP
         self._ports_sum = source[1] + destination[1]
+
+    def pack_data(
+        self, seq: int, ack: int, window: int, payload_bytes: int, payload_residue: int | None
+    ) -> bytes:
+        """Return what pack() does for ACK and PSH: a segment with data has no other flags."""
+        if payload_residue is not None:
+            return self.pack(seq, ack, TCP_ACK | TCP_PSH, window, payload_bytes, payload_residue)
+        tcp_bytes = TCP_BYTES + payload_bytes
+        length = IP_BYTES + tcp_bytes
+        return _FRAME.pack(
+            self._front, length, _IP_MIDDLE, 0xFFFF - (self._ip_sum + length) % 0xFFFF,
+            self._ends, seq, ack, TCP_BYTES << 2, TCP_ACK | TCP_PSH, window,
+            (self._tcp_sum + tcp_bytes) % 0xFFFF, 0,
+        )  # fmt: skip
 
     def pack(
         self, seq: int, ack: int, flags: int, window: int, payload_bytes: int,

@@ -259,11 +259,8 @@ class VirtioNet:
             else:
                 raw = _take_header(frame)
             header, least_bytes, drop = parse(raw)
-            if drop is not None:
-                self._tx_drops[drop] += 1
-                continue
             if length < least_bytes:
-                self._tx_drops[Drop.PAST_END] += 1
+                self._tx_drops[drop or Drop.PAST_END] += 1
                 continue
             frames += 1
             total_bytes += length
@@ -281,19 +278,17 @@ class VirtioNet:
         has_pending, transmit = self._backend.has_pending, self._backend.transmit
         if ring is None:
             return False
-        ring.resume()
+        ring.begin()
         more = True
         for _ in range(PASS_FRAMES):
             if not transmit(ring):
-                # Before suspend(): the buffers that were too few are not news.
-                more = ring.starved and rx.enable_notification()
+                more = ring.starved and ring.enable_notification()
                 break
             if not has_pending():
                 more = False
                 break
             if ring.frame_bytes >= PASS_BYTES:
                 break
-        ring.suspend()
         self._rx_frames += ring.frames
         self._rx_bytes += ring.frame_bytes
         self._rx_stalls += ring.starved

@@ -90,8 +90,9 @@ class ParsedHeader(NamedTuple):
 
     Attributes:
         frame: for the backend.
-        least_bytes: a shorter frame does not hold what the header points at.
-        drop: the header is bad whatever the frame.
+        least_bytes: a shorter frame does not hold what the header points at; of a header that is
+            bad whatever the frame, more than any has.
+        drop: why it is bad then.
     """
 
     frame: FrameHeader
@@ -116,18 +117,22 @@ def parse_header(raw: bytes, driver_features: int) -> ParsedHeader:
     flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, _ = HDR.unpack(raw)
     needs_csum = bool(flags & VIRTIO_NET_HDR_F_NEEDS_CSUM)
     if needs_csum and not driver_features & VIRTIO_NET_F_CSUM:
-        return ParsedHeader(_PLAIN, 0, Drop.NOT_NEGOTIATED)
+        return _bad(Drop.NOT_NEGOTIATED)
     least_bytes = csum_start + csum_offset + 2 if needs_csum else 0
     if gso_type == VIRTIO_NET_HDR_GSO_NONE:
         gso_size = 0
     else:
         drop = _gso_fault(gso_type, gso_size, needs_csum, driver_features)
         if drop is not None:
-            return ParsedHeader(_PLAIN, 0, drop)
+            return _bad(drop)
         least_bytes = max(least_bytes, hdr_len)
     if not needs_csum:
         return ParsedHeader(_PLAIN, 0, None)
     return ParsedHeader(FrameHeader(True, gso_size, csum_start, csum_offset), least_bytes, None)
+
+
+def _bad(drop: Drop) -> ParsedHeader:
+    return ParsedHeader(_PLAIN, FRAME_BYTES_MAX + 1, drop)
 
 
 def _gso_fault(gso_type: int, gso_size: int, needs_csum: bool, driver_features: int) -> Drop | None:

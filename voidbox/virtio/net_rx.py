@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from voidbox.buffers import write_bytes
 from voidbox.errors import GuestError
@@ -32,10 +32,10 @@ _HEADERS_REMEMBERED = 256
 class RxRing:
     """Hands out buffers of the rx queue, a frame's worth at a time. Thread: loop.
 
-    Chains that a frame turned out not to need stay here for the next one. Between passes they are
-    the ring's again as far as the queue's indices are concerned, so that a snapshot holds no chain
-    that nobody remembers; `resume` takes them anew, and there is no need to read them anew: the
-    driver may not touch what it made available.
+    Chains are taken apart ahead, and those that a frame turned out not to need stay here for the
+    next one. They are the ring's, as far as the queue's indices are concerned, until they are
+    returned to the driver, which may not touch them before: so a snapshot holds no chain that
+    nobody remembers.
 
     Attributes:
         starved: a reserve() of this pass found too few buffers.
@@ -45,28 +45,40 @@ class RxRing:
 
     def __init__(self, queue: Virtqueue, driver_features: int) -> None:
         self._queue = queue
-        self._takes_csum = bool(driver_features & VIRTIO_NET_F_GUEST_CSUM)
-        self._takes_gso = bool(driver_features & VIRTIO_NET_F_GUEST_TSO4)
+        self._header = lru_cache(_HEADERS_REMEMBERED)(
+            partial(
+                _header,
+                bool(driver_features & VIRTIO_NET_F_GUEST_CSUM),
+                bool(driver_features & VIRTIO_NET_F_GUEST_TSO4),
+            )
+        )
         mergeable = bool(driver_features & VIRTIO_NET_F_MRG_RXBUF)
         self._chains_max = min(CHAINS_MAX, queue.size) if mergeable else 1
         self._chain_bytes_min = HDR_BYTES if mergeable else HDR_BYTES + FRAME_BYTES_ORDINARY
-        self._chains: list[WritableChain] = []  # taken from the queue, in order
+        self._chains: list[WritableChain] = []  # the next ones
         self._bytes = 0  # room in them
         self._reserved_bytes = 0
         self.starved = False
         self.frames = 0
         self.frame_bytes = 0
 
-    def resume(self) -> None:
+    def begin(self) -> None:
         """A pass begins."""
-        self._queue.redo_next(len(self._chains))
+        self._reserved_bytes = 0
         self.starved = False
         self.frames = self.frame_bytes = 0
 
-    def suspend(self) -> None:
-        """A pass is over."""
-        self._reserved_bytes = 0
-        self._queue.undo_next(len(self._chains))
+    def enable_notification(self) -> bool:
+        """Have the driver kick when it adds buffers: those that were too few are not news.
+
+        Returns:
+            True if it did so meanwhile.
+        """
+        queue, count = self._queue, len(self._chains)
+        queue.redo_next(count)
+        has_news = queue.enable_notification()
+        queue.undo_next(count)
+        return has_news
 
     def reserve(self, size: int, least: int = -1) -> list[memoryview] | None:
         """Return writable buffers for one frame: see RxFrames."""
@@ -98,13 +110,15 @@ class RxRing:
 
     def _take(self, wanted: int) -> None:
         """Take chains until there is room for `wanted` bytes, as far as that goes."""
-        chains = self._chains
-        taken, taken_bytes = self._queue.next_writable(
+        queue, chains = self._queue, self._chains
+        queue.redo_next(len(chains))
+        taken, taken_bytes = queue.next_writable(
             max(wanted - self._bytes, AHEAD_BYTES),
             self._chains_max - len(chains),
             self._chain_bytes_min,
         )
         chains += taken
+        queue.undo_next(len(chains))
         self._bytes += taken_bytes
 
     def _lack(self, least: int) -> None:
@@ -126,24 +140,21 @@ class RxRing:
         """The frame is in the buffers: see RxFrames."""
         if not 0 < length <= self._reserved_bytes:
             raise ValueError(f"{length} bytes in buffers for {self._reserved_bytes}")
-        if (csum_start or gso_size) and not (
-            self._takes_csum and csum_start > 0 and (not gso_size or self._takes_gso)
-        ):
-            raise ValueError("an offload that the driver does not take, or no csum_start with GSO")
-        self._reserved_bytes = 0
         chains = self._chains
         head_idx, room, buffers = chains[0]
         total = length + HDR_BYTES
-        count = 1
+        header = self._header(header_bytes, gso_size, csum_start, csum_offset, 1)
         if total <= room:
-            self._queue.add_used(head_idx, total)
+            self._queue.use_next(head_idx, total)
             del chains[0]
             self._bytes -= room
         else:
             count, spare = self._queue.add_used_writable(chains, total)
+            self._queue.redo_next(count)
             del chains[:count]
             self._bytes -= total + spare
-        header = _header(header_bytes, gso_size, csum_start, csum_offset, count)
+            header = self._header(header_bytes, gso_size, csum_start, csum_offset, count)
+        self._reserved_bytes = 0
         if len(buffers[0]) >= HDR_BYTES:
             buffers[0][:HDR_BYTES] = header
         else:
@@ -156,10 +167,15 @@ class RxRing:
         self._reserved_bytes = 0
 
 
-@lru_cache(_HEADERS_REMEMBERED)
 def _header(
-    header_bytes: int, gso_size: int, csum_start: int, csum_offset: int, count: int
-) -> bytes:
+    takes_csum: bool, takes_gso: bool,
+    header_bytes: int, gso_size: int, csum_start: int, csum_offset: int, count: int,
+) -> bytes:  # fmt: skip
+    """Return the header of a frame; raises ValueError for one that the driver does not take."""
+    if (csum_start or gso_size) and not (
+        takes_csum and csum_start > 0 and (not gso_size or takes_gso)
+    ):
+        raise ValueError("an offload that the driver does not take, or no csum_start with GSO")
     if not csum_start:  # and no GSO then: the rest has no meaning
         return HDR.pack(0, VIRTIO_NET_HDR_GSO_NONE, 0, 0, 0, 0, count)
     gso_type = VIRTIO_NET_HDR_GSO_TCPV4 if gso_size else VIRTIO_NET_HDR_GSO_NONE

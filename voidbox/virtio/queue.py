@@ -299,6 +299,19 @@ class Virtqueue(DescriptorTable):
         self._used_ring[slot + 1] = written_bytes
         self._next_used = (self._next_used + 1) & 0xFFFF
 
+    def use_next(self, head_idx: int, written_bytes: int) -> None:
+        """Take anew the first chain that undo_next() handed back, and return it to the driver.
+
+        What redo_next() and add_used() do, in one.
+        """
+        self._next_avail = (self._next_avail + 1) & 0xFFFF
+        next_used = self._next_used
+        slot = (next_used & self._mask) * 2 + 1
+        ring = self._used_ring
+        ring[slot] = head_idx
+        ring[slot + 1] = written_bytes
+        self._next_used = (next_used + 1) & 0xFFFF
+
     def add_used_many(self, head_idxs: Sequence[int], written_bytes: Sequence[int]) -> None:
         """Return chains to the driver, as add_used() does one."""
         pairs = zip(head_idxs, written_bytes, strict=True)

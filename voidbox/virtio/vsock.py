@@ -292,9 +292,7 @@ class _RxRing:
 
     def commit_one(self, written_bytes: int) -> None:
         """Do so for one."""
-        queue = self._queue
-        queue.redo_next(1)
-        queue.add_used(self._chains.pop(0)[0], written_bytes)
+        self._queue.use_next(self._chains.pop(0)[0], written_bytes)
         self.budget -= 1
 
 
