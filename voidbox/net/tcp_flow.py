@@ -372,9 +372,7 @@ class TcpFlow:
         self._send_data(rx, buffers, data, now_ns)
         return True
 
-    def _send_data(
-        self, rx: RxFrames, buffers: list[memoryview], data: bytes, now_ns: int
-    ) -> None:
+    def _send_data(self, rx: RxFrames, buffers: list[memoryview], data: bytes, now_ns: int) -> None:
         """Write the headers before the data, which is in the buffers already."""
         connection, line, size = self.connection, self._line, len(data)
         seq = connection.send_data(size, now_ns)

@@ -203,8 +203,10 @@ class Virtqueue(DescriptorTable):
             raise self._too_far_ahead(avail_idx)
         chains: list[WritableChain] = []
         total_bytes = 0
-        while total_bytes < wanted_bytes and next_avail != avail_idx and len(chains) < chains_max:
-            head_idx = avail[2 + (next_avail & mask)]
+        count = min((avail_idx - next_avail) & 0xFFFF, chains_max, self.size)
+        for head_idx in self._heads(next_avail, count):
+            if total_bytes >= wanted_bytes:
+                break
             if head_idx > mask:
                 raise GuestError(f"head {head_idx} in a queue of {self.size}")
             addr, word = desc[2 * head_idx], desc[2 * head_idx + 1]
@@ -224,9 +226,17 @@ class Virtqueue(DescriptorTable):
                 raise GuestError(f"a buffer with room for {length} bytes of {chain_bytes_min}")
             chains.append((head_idx, length, buffers))
             total_bytes += length
-            next_avail = (next_avail + 1) & 0xFFFF
-        self._next_avail = next_avail
+        self._next_avail = (next_avail + len(chains)) & 0xFFFF
         return chains, total_bytes
+
+    def _heads(self, avail_idx: int, count: int) -> list[int]:
+        """Return `count` words of the available ring, at most all of it."""
+        start = 2 + (avail_idx & self._mask)
+        end = 2 + self.size
+        heads: list[int] = self._avail[start : min(start + count, end)].tolist()
+        if start + count > end:
+            heads += self._avail[2 : start + count - self.size].tolist()
+        return heads
 
     def next_readable(self) -> tuple[int, list[memoryview]] | None:
         """Take the next chain that the driver sends, and return it.

@@ -216,7 +216,7 @@ class Muxer(DataPath):
         else:
             # A short read left the socket empty; if not, level-triggered epoll says so.
             link.readable = False
-            link.batch = len(written)
+            link.batch = max(len(written), link.batch // 2)
         return written
 
     # From the host's programs.

@@ -34,21 +34,18 @@ class PacketWriter:
         self, buffers: list[list[memoryview]], credit_bytes: int
     ) -> tuple[list[memoryview], list[int], int]:
         """Return where data may go, all buffers in one list; how much in each, and in all."""
-        if len(buffers) == 1:  # as for requests and replies
-            parts = buffers[0]
-            if len(parts) == 2 and len(parts[0]) == HDR_BYTES:
-                size = len(parts[1])
-                if size <= credit_bytes and size <= VIRTIO_VSOCK_MAX_PKT_BUF_SIZE:
-                    self.room_bytes = size
-                    return parts[1:], [size], size
         # As Linux up to 6.2 lays them out. All at once: a stream has thousands a second.
-        iov = [buffer[1] for buffer in buffers if len(buffer) == 2 and len(buffer[0]) == HDR_BYTES]
-        if len(iov) == len(buffers):
-            rooms = list(map(len, iov))
+        if set(map(len, buffers)) == {2}:
+            headers, areas = zip(*buffers, strict=True)
+            rooms = list(map(len, areas))
             room_bytes = sum(rooms)
-            if room_bytes <= credit_bytes and max(rooms) <= VIRTIO_VSOCK_MAX_PKT_BUF_SIZE:
+            if (
+                set(map(len, headers)) == {HDR_BYTES}
+                and room_bytes <= credit_bytes
+                and max(rooms) <= VIRTIO_VSOCK_MAX_PKT_BUF_SIZE
+            ):
                 self.room_bytes = rooms[-1]
-                return iov, rooms, room_bytes
+                return list(areas), rooms, room_bytes
         return self._clipped_room(buffers, credit_bytes)
 
     def _clipped_room(
@@ -84,24 +81,23 @@ class PacketWriter:
         They count as sent. Most buffers of a driver are of one size, and most headers the same.
         """
         connection.sent(count)
-        first = buffers[0][0]
-        if count <= rooms[0] and len(first) >= HDR_BYTES:
-            first[:HDR_BYTES] = self.header(connection, VIRTIO_VSOCK_OP_RW, count)
-            return [HDR_BYTES + count]
         written: list[int] = []
-        last, header = 0, b""
-        for buffer, size in zip(buffers, rooms, strict=False):
+        done = 0
+        while count:
+            size = rooms[done]
             length = size if size < count else count
-            if length != last:
-                last, header = length, self.header(connection, VIRTIO_VSOCK_OP_RW, length)
-            if len(buffer[0]) >= HDR_BYTES:
-                buffer[0][:HDR_BYTES] = header
-            else:
-                write_bytes(buffer, header)
-            written.append(HDR_BYTES + length)
-            count -= length
-            if not count:
-                break
+            # How many more are full to the same size, if all are alike: mostly they are.
+            alike = count // size if length == size and rooms.count(size) == len(rooms) else 1
+            header = self.header(connection, VIRTIO_VSOCK_OP_RW, length)
+            for buffer in buffers[done : done + alike]:
+                first = buffer[0]
+                if len(first) >= HDR_BYTES:
+                    first[:HDR_BYTES] = header
+                else:
+                    write_bytes(buffer, header)
+            written += [HDR_BYTES + length] * alike
+            count -= length * alike
+            done += alike
         return written
 
     def header(self, connection: Connection, op: int, length: int = 0) -> bytes:

@@ -295,6 +295,22 @@ def test_chains_of_two_are_taken_as_any_other(
     assert all_of(to_write if direction else to_read) == expected
 
 
+@pytest.mark.parametrize("start", range(5))
+@pytest.mark.parametrize("count", range(1, 5))
+def test_many_are_taken_past_the_rings_end(memory: GuestMemory, start: int, count: int) -> None:
+    driver, queue = pair(memory, size=4)
+    for _ in range(start):
+        driver.add([b"x"])
+        assert queue.next_readable() is not None
+        queue.publish()
+        driver.completed()
+    heads = [driver.add([], [10 + n]) for n in range(count)]
+    chains, total_bytes = queue.next_writable(1 << 20, 9, 1)
+    assert [chain[:2] for chain in chains] == [(head, 10 + n) for n, head in enumerate(heads)]
+    assert total_bytes == sum(10 + n for n in range(count))
+    assert queue.next_writable(1 << 20, 9, 1) == ([], 0)
+
+
 def test_what_is_read_and_returned_in_one(memory: GuestMemory) -> None:
     """Whatever its layout; the driver sees it at the next publish(), and past the end too."""
     driver, queue = pair(memory, size=4, indirect=True)

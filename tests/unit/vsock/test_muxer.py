@@ -559,7 +559,7 @@ def test_a_short_message_costs_one_buffer(lab: Lab) -> None:
     program.outgoing += bytes(300_000)
     lab.ready(program)
     assert program.link is not None
-    for _ in range(2):
+    for _ in range(6):
         program.outgoing += b"short"
         lab.ready(program)
     assert program.link.batch == 1
