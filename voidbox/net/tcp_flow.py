@@ -327,17 +327,23 @@ class TcpFlow:
 
     def _send_new(self, rx: RxFrames, room: int, now_ns: int) -> bool | None:
         """Read from the host into the guest's buffers; None if there was nothing to send."""
-        connection, stream = self.connection, self.stream
+        connection, stream, line = self.connection, self.stream, self._line
         if stream is None:
             self.readable = False
             return None
-        wanted, mss = min(room, self._batch_bytes, self._segment_bytes_max), connection.mss
-        buffers = rx.reserve(
-            HEADER_BYTES + wanted, HEADER_BYTES + (wanted if wanted < mss else mss)
-        )
+        wanted, mss = self._batch_bytes, connection.mss
+        if wanted > room:
+            wanted = room
+        least = wanted if wanted < mss else mss
+        if not line.has_tso:
+            wanted = least
+        buffers = rx.reserve(HEADER_BYTES + wanted, HEADER_BYTES + least)
         if buffers is None:
             return False
-        area = [buffers[0][HEADER_BYTES:]] if len(buffers) == 1 else skip(buffers, HEADER_BYTES)
+        if len(buffers[0]) > HEADER_BYTES:
+            area = [buffers[0][HEADER_BYTES:], *buffers[1:]]
+        else:
+            area = skip(buffers, HEADER_BYTES)
         count = stream.recv_into(area)
         if count is None or count <= 0:
             rx.cancel()
@@ -347,8 +353,8 @@ class TcpFlow:
             elif count == RESET:
                 connection.abort()
             return None
-        if self._line.sharing.is_active:
-            self._line.sharing.gave(count)
+        if line.sharing.is_active:
+            line.sharing.gave(count)
         if count < wanted:
             # A short read left the socket empty; if not, level-triggered epoll says so.
             self.readable = False
