@@ -2,9 +2,9 @@
 
 Three processes, as in earnest: a program with a Unix socket, the machine's event loop with the
 device, and a guest that works the rings as Linux 6.1 does, with eventfds for kick and interrupt.
-The program's and the guest's own time is in the round trip; the loop's CPU time, its sleeps and the
-functions that it calls are counted by themselves. All share one processor: so the length of the way
-is measured, and not who runs where.
+The program's and the guest's own time is in the round trip; the loop's CPU time, its sleeps, the
+functions that it calls and their bytecodes are counted by themselves. All share one processor: so
+the length of the way is measured, and not who runs where.
 
     python benchmarks/vsock_echo.py [--round-trips N] [--runs N]
 """
@@ -24,7 +24,7 @@ import time
 import traceback
 from collections.abc import Callable
 from types import FrameType
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from voidbox.agent.endpoint import UnixEndpoint
 from voidbox.event_loop import EventLoop
@@ -67,7 +67,7 @@ BUF_ALLOC = 256 << 10
 WARM_UP = 300
 LIMIT_S = 60
 _DESC = struct.Struct("<QIHH")
-_COUNTS = struct.Struct("<4d")
+_COUNTS = struct.Struct("<5d")
 
 
 class Ring:
@@ -203,7 +203,9 @@ class Counts(NamedTuple):
     cpu_us: float
     sleeps: float
     interrupts: float
-    calls: float  # of functions, while they are counted, which slows all down
+    # While these are counted, which slows all down:
+    calls: float  # of functions
+    bytecodes: float
 
 
 class Observer:
@@ -211,7 +213,7 @@ class Observer:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._calls = 0
+        self._calls = self._bytecodes = 0
 
     def counts(self) -> Counts:
         """Ask the loop itself."""
@@ -221,19 +223,30 @@ class Observer:
             with open("/proc/thread-self/status", encoding="ascii") as file:
                 sleeps = next(int(line.split()[1]) for line in file if line.startswith("volunt"))
             cpu_us = time.thread_time_ns() / 1e3
-            found.append(Counts(cpu_us, sleeps, self._machine.interrupts, self._calls))
+            found.append(
+                Counts(cpu_us, sleeps, self._machine.interrupts, self._calls, self._bytecodes)
+            )
 
         self._machine.loop.call(note, LIMIT_S)
         return found[0]
 
     def trace(self, on: bool) -> None:
-        """Count calls of functions, Python's and C's, from now on."""
+        """Count calls of functions, Python's and C's, and bytecodes, from now on."""
 
-        def count(_frame: FrameType, event: str, _argument: object) -> None:
+        def count_calls(_frame: FrameType, event: str, _argument: object) -> None:
             if event in ("call", "c_call"):
                 self._calls += 1
 
-        self._machine.loop.call(lambda: sys.setprofile(count if on else None), LIMIT_S)
+        def count_bytecodes(frame: FrameType, event: str, _argument: object) -> Any:
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+            self._bytecodes += event == "opcode"
+            return count_bytecodes
+
+        def switch() -> None:
+            sys.setprofile(count_calls if on else None)
+            sys.settrace(count_bytecodes if on else None)
+
+        self._machine.loop.call(switch, LIMIT_S)
 
 
 def fork(work: Callable[[], None]) -> int:
@@ -306,16 +319,16 @@ def main() -> None:
             with UnixEndpoint(path).connect(PORT, LIMIT_S) as sock:
                 measure(sock, WARM_UP)
                 runs = [observe(sock, near, count, b"n") for _ in range(options.runs)]
-                calls = observe(sock, near, count, b"t")[1].calls
+                traced = observe(sock, near, count, b"t")[1]
         finally:
             for child in children:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
         guest.close()
-    report(runs, calls)
+    report(runs, traced)
 
 
-def report(runs: list[tuple[float, Counts]], calls: float) -> None:
+def report(runs: list[tuple[float, Counts]], traced: Counts) -> None:
     """Print medians, of the other processes' load the least disturbed run besides."""
     round_trips = [run[0] for run in runs]
     cpu = [run[1].cpu_us for run in runs]
@@ -325,7 +338,8 @@ def report(runs: list[tuple[float, Counts]], calls: float) -> None:
     print(f"the loop's CPU {statistics.median(cpu):7.1f} µs, at best {min(cpu):.1f}")
     print(f"its sleeps     {statistics.median(run[1].sleeps for run in runs):7.2f}")
     print(f"interrupts     {statistics.median(run[1].interrupts for run in runs):7.2f}")
-    print(f"function calls {calls:7.1f}")
+    print(f"function calls {traced.calls:7.1f}")
+    print(f"bytecodes      {traced.bytecodes:7.0f}")
 
 
 if __name__ == "__main__":

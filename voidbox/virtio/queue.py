@@ -203,8 +203,13 @@ class Virtqueue(DescriptorTable):
             raise self._too_far_ahead(avail_idx)
         chains: list[WritableChain] = []
         total_bytes = 0
-        count = min((avail_idx - next_avail) & 0xFFFF, chains_max, self.size)
-        for head_idx in self._heads(next_avail, count):
+        # Their heads at once, up to the ring's end, and what is past it.
+        start = 2 + (next_avail & mask)
+        end = start + min((avail_idx - next_avail) & 0xFFFF, chains_max, self.size)
+        heads = avail[start : min(end, self._used_event_slot)].tolist()
+        if end > self._used_event_slot:
+            heads += avail[2 : end - self.size].tolist()
+        for head_idx in heads:
             if total_bytes >= wanted_bytes:
                 break
             if head_idx > mask:
@@ -228,15 +233,6 @@ class Virtqueue(DescriptorTable):
             total_bytes += length
         self._next_avail = (next_avail + len(chains)) & 0xFFFF
         return chains, total_bytes
-
-    def _heads(self, avail_idx: int, count: int) -> list[int]:
-        """Return `count` words of the available ring, at most all of it."""
-        start = 2 + (avail_idx & self._mask)
-        end = 2 + self.size
-        heads: list[int] = self._avail[start : min(start + count, end)].tolist()
-        if start + count > end:
-            heads += self._avail[2 : start + count - self.size].tolist()
-        return heads
 
     def next_readable(self) -> tuple[int, list[memoryview]] | None:
         """Take the next chain that the driver sends, and return it.
