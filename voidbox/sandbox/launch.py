@@ -29,7 +29,7 @@ from voidbox.sandbox.state.store import Store
 if TYPE_CHECKING:
     from voidbox.sandbox.zygote.client import Zygote
 
-OWNER = "voidbox.sandbox.process.owner"
+OWNER = "voidbox.sandbox.process.program"
 _END_S = 10.0  # for a process that failed, or was told to end
 _POLL_S = 0.05
 _POLL_MS_MAX = (1 << 31) - 1  # of poll(2): some 24 days

@@ -1,6 +1,7 @@
 """The process of one sandbox.
 
-owner           its life, from its start by voidbox.sandbox.launch to its last word
+program         what voidbox.sandbox.launch starts
+owner           its life, from there to its last word
 recipe          from a record to a machine
 operations      what can be asked of it, through control_server
 published       its ports that the host offers

@@ -1,7 +1,5 @@
 """The process of one sandbox, its keeper: has its record, socket and logs, and sees to its end.
 
-    python -m voidbox.sandbox.process.owner FOLDER [--status-fd N] [--parent-fd N]
-
 main thread ── starts the machine, in a worker that was forked off first; waits for its end
 control     ── one thread a client; see operations
 heartbeat   ── asks the agent whether it lives
@@ -23,7 +21,6 @@ import json
 import logging
 import os
 import signal
-import sys
 from typing import TYPE_CHECKING
 
 from voidbox.errors import HostError, VoidboxError
@@ -38,7 +35,7 @@ from voidbox.sandbox.worker.link import fork_worker
 if TYPE_CHECKING:  # imported while the worker imports what it needs
     from voidbox.sandbox.process.starting import MakeGuest
 
-log = logging.getLogger("voidbox.sandbox.process.owner")  # as a program its __name__ is another
+log = logging.getLogger(__name__)
 _logs = logging.getLogger("voidbox")
 
 
@@ -55,7 +52,7 @@ def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
         with contextlib.suppress(OSError):  # nobody waits for it any more
             os.write(status_fd, line)
 
-    gc.disable()  # it would look through all that is imported, again and again, and free nothing
+    gc.disable()  # until it has begun: what is imported stays
     os.umask(0o077)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # whatever terminal it was started from
     try:
@@ -98,7 +95,3 @@ def _parse(argv: list[str]) -> tuple[str, int, int | None]:
     parent_fd = numbers.get("--parent-fd")
     status_fd = int(numbers.get("--status-fd", "1"))
     return os.path.abspath(argv[0]), status_fd, int(parent_fd) if parent_fd else None
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -7,13 +7,15 @@ All but the first are numbers of descriptors; those behind the five are to stay 
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import sys
 
-from voidbox.sandbox.worker.process import be_worker
-
 if __name__ == "__main__":
+    gc.disable()  # before what there is to import; see be_worker
+    from voidbox.sandbox.worker.process import be_worker
+
     level, *words = sys.argv[1:]
     report, *numbers = map(int, words)
     if len(numbers) < 4:
