@@ -380,6 +380,16 @@ def _children() -> int:
         return 0
 
 
+def test_of_one_that_crashed_the_cause_is_told(tmp_path: Path) -> None:
+    triple_fault = b"\x0f\x0b"  # ud2, without a handler
+    with Machine(config_of(tmp_path, triple_fault)) as machine:
+        machine.start()
+        assert machine.wait(DEADLINE_S) is not None
+        with pytest.raises(HostError, match=r"has ended: the guest crashed: .*triple fault"):
+            machine.snapshot(str(tmp_path / "snap"))
+    assert os.listdir(tmp_path) == ["tiny.elf"]
+
+
 def test_a_suspended_machine_ends_and_goes_on_elsewhere(tmp_path: Path) -> None:
     config = config_of(tmp_path, counting_guest())
     with Machine(config) as machine:

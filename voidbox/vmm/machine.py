@@ -238,7 +238,7 @@ class Machine(Controls):
         self.pause()
         with self._end_lock:
             if self._outcome is not None:
-                raise HostError(f"the machine has ended ({self._outcome.reason.value})")
+                raise HostError(f"the machine has ended: {self._outcome.headline()}")
 
     def record_working_set(self, path: str, bytes_max: int) -> int:
         """Write down what the guest has touched since its restore, for later restores to fetch.

@@ -35,9 +35,13 @@ class Outcome(NamedTuple):
     console_tail: str = ""
     error: BaseException | None = None
 
+    def headline(self) -> str:
+        """Return the end and its cause, in one line."""
+        return f"{self.reason.value}: {self.detail}" if self.detail else self.reason.value
+
     def describe(self) -> str:
         """Return the whole story, one or more lines."""
-        lines = [f"{self.reason.value}: {self.detail}" if self.detail else self.reason.value]
+        lines = [self.headline()]
         if self.registers:
             lines += ["registers:", self.registers]
         if self.console_tail and self.reason not in (EndReason.POWER_OFF, EndReason.RESET):
