@@ -129,7 +129,7 @@ async def stand_ins(folder: str, count: int) -> dict[str, Any]:
             "most_at_once": peak,
             "starts_at_once": pool.stats().start_limit,
             "start_s": round(pool.stats().start_s, 3),
-            "owner_pss_mb": round(statistics.mean(map(pss_mb, pids)), 1),
+            "owner_pss_mb": round(statistics.mean(mb_of(pid, "Pss") for pid in pids), 1),
         }
         began = time.monotonic()
     return {
@@ -201,15 +201,25 @@ def _family(pid: int) -> list[int]:
 
 
 def cost_of(sandbox: Any) -> dict[str, float]:
-    """Return what a sandbox takes of the host's memory, in MB of proportional set size."""
+    """Return what a sandbox takes of the host's memory, in MB of proportional set size.
+
+    Its keeper's share apart; and of all that what is in huge pages, which are nobody's but its own.
+    """
     guest = guest_mb(sandbox)
-    return {"pss_mb": sum(map(pss_mb, processes_of(sandbox))) - guest, "guest_pss_mb": guest}
+    keeper, *others = processes_of(sandbox)
+    keeper_mb = mb_of(keeper, "Pss")
+    return {
+        "pss_mb": keeper_mb + sum(mb_of(pid, "Pss") for pid in others) - guest,
+        "keeper_pss_mb": keeper_mb,
+        "guest_pss_mb": guest,
+        "huge_mb": sum(mb_of(pid, "AnonHugePages") for pid in (keeper, *others)),
+    }
 
 
-def pss_mb(pid: int) -> float:
-    """Return a process's proportional set size."""
+def mb_of(pid: int, what: str) -> float:
+    """Return what a process has of one kind of memory, such as Pss; see proc(5), smaps."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith(f"{what}:"):
             return int(line.split()[1]) / 1024
     return 0.0
 
