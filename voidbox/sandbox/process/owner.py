@@ -31,6 +31,7 @@ from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.worker.imports import SHARED, import_all
 from voidbox.sandbox.worker.link import fork_worker
+from voidbox.thread_stacks import keep_stacks_small
 
 if TYPE_CHECKING:  # imported while the worker imports what it needs
     from voidbox.sandbox.process.starting import MakeGuest
@@ -59,6 +60,7 @@ def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
         store, record = _adopt(folder)
         report({"adopted": True})
         raise_file_limit()
+        keep_stacks_small()
         import_all(SHARED)
         link = fork_worker(record.jail) if make_guest is None else None
         # The worker imports what it needs meanwhile.

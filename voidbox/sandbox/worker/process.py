@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from voidbox.sandbox.worker import warden
 from voidbox.sandbox.worker.imports import USUAL, import_all
+from voidbox.thread_stacks import keep_stacks_small
 
 _LAST_S = 10.0  # for the machine's end, once nobody is left to order anything
 
@@ -44,6 +45,7 @@ def be_worker(
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.umask(0o077)
+        keep_stacks_small()
         warden.close_others({*kept_fds, *(sock.fileno() for sock in socks)})
         # As much as it is: imported while the keeper imports what it needs.
         from voidbox.sandbox.worker.devices import Ends
