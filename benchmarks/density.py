@@ -150,6 +150,8 @@ async def real_ones(count: int) -> dict[str, Any]:
         print("booted", found["booted"], file=sys.stderr)
         found["freed"] = await freed(booted)
         print("freed", found["freed"], file=sys.stderr)
+    async with AsyncPool(1, host_memory=None) as pool:
+        await pool.acquire()  # leaves the template that all of the next are of
     async with AsyncPool(count, host_memory=None) as pool:
         given = [await pool.acquire() for _ in range(count)]
         for one in given:
