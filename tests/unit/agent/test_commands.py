@@ -195,6 +195,7 @@ def test_a_command_ends_though_what_it_started_lives_on(client: AgentClient) -> 
     os.kill(int(out), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_takes_its_commands_with_it(connect: Connect) -> None:
     client = connect()
     pid = sh(client, "trap '' HUP; sleep 1000 & wait").pid

@@ -503,6 +503,7 @@ def make_deep(folder: Path, depth: int) -> None:
     os.close(fd)
 
 
+@pytest.mark.slow
 def test_a_deep_tree_is_listed_watched_and_removed(client: AgentClient, folder: Path) -> None:
     for number in range(300):  # more than one pass before it gets deep
         (folder / f"a{number:03}").touch()

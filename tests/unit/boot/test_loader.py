@@ -129,6 +129,7 @@ def test_every_truncation_is_a_clear_error(
             load(memory, path)
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(data=st.data(), base=st.sampled_from(["elf", "pvh", "bzimage"]))
 def test_damaged_kernels_never_raise_anything_else(data: st.DataObject, base: str) -> None:

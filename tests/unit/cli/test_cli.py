@@ -309,6 +309,7 @@ def test_output_that_cannot_be_written_is_one_line(verb: str) -> None:
     assert result.stderr == "voidbox: cannot write the output: No space left on device\n"
 
 
+@pytest.mark.slow
 def test_output_that_cannot_be_written_is_told_of_what_has_failed_too(tmp_path: Path) -> None:
     """Without a kernel doctor has a status of its own; what it says waits in a buffer."""
     result = shell("$V doctor > /dev/full", VOIDBOX_CACHE=str(tmp_path), PYTHONUNBUFFERED="")

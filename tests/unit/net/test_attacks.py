@@ -830,6 +830,7 @@ def test_a_syn_flood() -> None:
     assert not world.flows and not world.host.streams
 
 
+@pytest.mark.slow
 def test_a_flood_of_syns_that_are_accepted_and_then_forgotten() -> None:
     world = World()
     world.rx.checks = False

@@ -210,6 +210,7 @@ def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sockets, "KEEP_ALIVE_S", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatience")
 def test_half_closed_connections_end_when_the_guest_forgot_them() -> None:
     """And not before: what a program of it still has open stays."""

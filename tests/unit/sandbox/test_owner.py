@@ -160,6 +160,7 @@ def test_it_ends_with_the_process_that_owns_it(sandboxes: Sandboxes) -> None:
     assert (ended.state, ended.reason) == (State.STOPPED, "the process that owned it ended")
 
 
+@pytest.mark.slow
 def test_a_lost_agent_is_a_crash(sandboxes: Sandboxes) -> None:
     record = sandboxes.launch("nervous")
     os.kill(sandboxes.agent_pid(record), signal.SIGSTOP)
@@ -370,6 +371,7 @@ def test_metrics_ports_and_the_serial_line(sandboxes: Sandboxes) -> None:
         control.request("dance")
 
 
+@pytest.mark.slow
 def test_many_rounds_leave_nothing(sandboxes: Sandboxes) -> None:
     def round_trip() -> None:
         record = sandboxes.launch(removes_itself=True)

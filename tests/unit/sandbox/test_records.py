@@ -21,6 +21,7 @@ TEXTS = st.dictionaries(st.text(), st.text(), max_size=3)
 WHOLE = wanted("web", id=ID, cid=3)
 
 
+@pytest.mark.slow
 @given(
     envs=TEXTS,
     metadata=TEXTS,

@@ -424,6 +424,7 @@ _LINKS = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(_LINKS)
 def test_no_combination_of_safe_links_leads_outside(links: list[tuple[Any, str]]) -> None:
     with tempfile.TemporaryDirectory() as name, HostFolder(f"{name}/in") as folder:
