@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 MEMORY_MIB = 512
 QEMU_CID = 55
 LIMIT_S = 120
+ATTEMPTS = 3  # a guest in the lab may die at its start; the rounds before are not to be lost by it
 
 
 class QemuEndpoint:
@@ -109,6 +110,14 @@ def run_voidbox(config: MachineConfig, work: Callable[[AgentClient], Any]) -> An
 
     The result has to be what JSON can carry.
     """
+    for _ in range(ATTEMPTS):
+        if text := _run_voidbox_once(config, work):
+            return json.loads(text)
+    raise SystemExit(f"voidbox: {ATTEMPTS} guests in a row failed, as is said above")
+
+
+def _run_voidbox_once(config: MachineConfig, work: Callable[[AgentClient], Any]) -> str:
+    """Return the result as JSON; nothing if it failed, which has been said then."""
     read_fd, write_fd = os.pipe()
     child = os.fork()
     if child == 0:
@@ -127,7 +136,7 @@ def run_voidbox(config: MachineConfig, work: Callable[[AgentClient], Any]) -> An
     os.close(write_fd)
     try:
         with open(read_fd, encoding="utf-8") as pipe:
-            return json.load(pipe)
+            return pipe.read()
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
