@@ -197,30 +197,33 @@ def _children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def _stack_sizes(pid: int) -> list[int]:
-    """Return the bytes of the mapping that each thread but the first has its stack in."""
+def _stack_room(pid: int) -> list[int]:
+    """Return how many bytes the stack of each thread but the first may still grow by.
+
+    Down to its guard page, that is; above it, the kernel may have joined it with something else.
+    """
     bounds = [
         [int(number, 16) for number in line.split()[0].split("-")]
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
     ]
-    sizes = []
+    rooms = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         words = (task / "syscall").read_text().split()  # the last two: stack pointer, RIP
         if task.name != str(pid) and len(words) > 2:  # else it runs just now
             pointer = int(words[-2], 16)
-            sizes += [end - start for start, end in bounds if start <= pointer < end]
-    return sizes
+            rooms += [pointer - start for start, end in bounds if start <= pointer < end]
+    return rooms
 
 
-def test_no_thread_takes_a_huge_page_for_its_stack(folder: Path) -> None:
+def test_stacks_are_too_small_for_huge_pages(folder: Path) -> None:
     store = Store(str(folder / "state"))
     record = create(store, folder, tiny.say("x") + tiny.HLT_FOREVER)
     launcher, worker_fd = _start_and_find_worker(store, record)
     keeper = store.read(record.id).pid
     (warden,) = _children(keeper)
     for pid in (keeper, *(_children(warden) or [warden])):
-        sizes = _stack_sizes(pid)
-        assert sizes and max(sizes) < 2 << 20
+        rooms = _stack_room(pid)
+        assert rooms and max(rooms) < 2 << 20
     os.close(worker_fd)
     os.kill(keeper, signal.SIGKILL)
     launcher.join(DEADLINE_S)
