@@ -24,6 +24,8 @@ from collections.abc import Callable
 from functools import partial
 from types import FrameType
 
+import driver
+
 from voidbox.event_loop import EventLoop
 from voidbox.memory import GuestMemory
 from voidbox.nat.backend import NatBackend
@@ -33,17 +35,6 @@ from voidbox.net.wire import Link
 from voidbox.virtio.descriptors import VRING_DESC_F_WRITE
 from voidbox.virtio.device import TRANSPORT_FEATURES
 from voidbox.virtio.mmio import MmioTransport
-from voidbox.virtio.mmio_regs import (
-    VIRTIO_MMIO_DRIVER_FEATURES,
-    VIRTIO_MMIO_DRIVER_FEATURES_SEL,
-    VIRTIO_MMIO_QUEUE_AVAIL_LOW,
-    VIRTIO_MMIO_QUEUE_DESC_LOW,
-    VIRTIO_MMIO_QUEUE_NUM,
-    VIRTIO_MMIO_QUEUE_READY,
-    VIRTIO_MMIO_QUEUE_SEL,
-    VIRTIO_MMIO_QUEUE_USED_LOW,
-    VIRTIO_MMIO_STATUS,
-)
 from voidbox.virtio.net import NET_FEATURES, TX_QUEUE, VirtioNet
 from voidbox.virtio.net_header import HDR, HDR_BYTES, VIRTIO_NET_HDR_F_NEEDS_CSUM
 from voidbox.virtio.queue import vring_need_event
@@ -165,29 +156,15 @@ class Guest:
         events = select.EPOLLIN | select.EPOLLET
         self.loop.watch(self._kick_fd, events, partial(transport.notify, TX_QUEUE))
         self._transport = transport
-        self._probe(transport)
+        rings = [
+            driver.Rings(SIZE, base_gpa, base_gpa + 0x2000, base_gpa + 0x3000)
+            for base_gpa in (0, TX_GPA)
+        ]
+        driver.start(transport, NET_FEATURES | TRANSPORT_FEATURES, rings)
+        self.loop.work()
         self._sent, self._source_port = 0, 20000
         self._headers: Headers
         self._seq = self._ack = 0
-
-    def _probe(self, transport: MmioTransport) -> None:
-        write = transport.write
-        for status in (1, 3):
-            write(VIRTIO_MMIO_STATUS, 4, status)
-        features = NET_FEATURES | TRANSPORT_FEATURES
-        for half in (0, 1):
-            write(VIRTIO_MMIO_DRIVER_FEATURES_SEL, 4, half)
-            write(VIRTIO_MMIO_DRIVER_FEATURES, 4, features >> 32 * half & 0xFFFF_FFFF)
-        write(VIRTIO_MMIO_STATUS, 4, 11)
-        for queue_idx, base_gpa in enumerate((0, TX_GPA)):
-            write(VIRTIO_MMIO_QUEUE_SEL, 4, queue_idx)
-            write(VIRTIO_MMIO_QUEUE_NUM, 4, SIZE)
-            write(VIRTIO_MMIO_QUEUE_DESC_LOW, 4, base_gpa)
-            write(VIRTIO_MMIO_QUEUE_AVAIL_LOW, 4, base_gpa + 0x2000)
-            write(VIRTIO_MMIO_QUEUE_USED_LOW, 4, base_gpa + 0x3000)
-            write(VIRTIO_MMIO_QUEUE_READY, 4, 1)
-        write(VIRTIO_MMIO_STATUS, 4, 15)
-        self.loop.work()
 
     def _send(self, flags: int, data: bytes = b"", options: bytes = b"") -> None:
         header = self._headers.pack(self._seq, self._ack, flags, 0x1000, len(data), None, options)

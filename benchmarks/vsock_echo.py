@@ -26,6 +26,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import IO, Any, NamedTuple
 
+import driver
+
 from voidbox.agent.endpoint import UnixEndpoint
 from voidbox.event_loop import EventLoop
 from voidbox.memory import GuestMemory
@@ -36,17 +38,6 @@ from voidbox.virtio.device import (
     VIRTIO_RING_F_INDIRECT_DESC,
 )
 from voidbox.virtio.mmio import MmioTransport
-from voidbox.virtio.mmio_regs import (
-    VIRTIO_MMIO_DRIVER_FEATURES,
-    VIRTIO_MMIO_DRIVER_FEATURES_SEL,
-    VIRTIO_MMIO_QUEUE_AVAIL_LOW,
-    VIRTIO_MMIO_QUEUE_DESC_LOW,
-    VIRTIO_MMIO_QUEUE_NUM,
-    VIRTIO_MMIO_QUEUE_READY,
-    VIRTIO_MMIO_QUEUE_SEL,
-    VIRTIO_MMIO_QUEUE_USED_LOW,
-    VIRTIO_MMIO_STATUS,
-)
 from voidbox.virtio.queue import vring_need_event
 from voidbox.virtio.vsock import PacketQueues, VirtioVsock
 from voidbox.vsock.packet import (
@@ -179,22 +170,12 @@ class Machine:
         os._exit(1)
 
     def _probe(self) -> None:
-        write = self.transport.write
-        for status in (1, 3):
-            write(VIRTIO_MMIO_STATUS, 4, status)
         features = VIRTIO_F_VERSION_1 | VIRTIO_RING_F_EVENT_IDX | VIRTIO_RING_F_INDIRECT_DESC
-        for half in (0, 1):
-            write(VIRTIO_MMIO_DRIVER_FEATURES_SEL, 4, half)
-            write(VIRTIO_MMIO_DRIVER_FEATURES, 4, features >> 32 * half & 0xFFFF_FFFF)
-        write(VIRTIO_MMIO_STATUS, 4, 11)
-        for queue_idx, base_gpa in enumerate((0, 0x400000, 0x800000)):
-            write(VIRTIO_MMIO_QUEUE_SEL, 4, queue_idx)
-            write(VIRTIO_MMIO_QUEUE_NUM, 4, EVENT_SIZE if queue_idx == 2 else SIZE)
-            write(VIRTIO_MMIO_QUEUE_DESC_LOW, 4, base_gpa)
-            write(VIRTIO_MMIO_QUEUE_AVAIL_LOW, 4, base_gpa + 0x4000)
-            write(VIRTIO_MMIO_QUEUE_USED_LOW, 4, base_gpa + 0x8000)
-            write(VIRTIO_MMIO_QUEUE_READY, 4, 1)
-        write(VIRTIO_MMIO_STATUS, 4, 15)
+        rings = [
+            driver.Rings(size, base_gpa, base_gpa + 0x4000, base_gpa + 0x8000)
+            for base_gpa, size in ((0, SIZE), (0x400000, SIZE), (0x800000, EVENT_SIZE))
+        ]
+        driver.start(self.transport, features, rings)
 
 
 class Counts(NamedTuple):
