@@ -14,8 +14,9 @@ def blocked() -> Iterator[None]:
 
     These keep it so: no signal is for them, whoever waits for one later.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:  # the next call raises what an earlier signal asks for, and blocks them nevertheless
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

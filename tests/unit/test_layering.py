@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "devices": set(),
     "loop_api": set(),
     "signals": set(),
+    "threads": {"signals"},
     "file_limit": {"errors"},
     "thread_stacks": set(),
     "net": {"errors", "buffers"},
@@ -33,8 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "jail": set(),
     "secrets": {"errors", "net"},
     "storage": {"errors"},
-    "images": {"errors", "storage", "version", "lz4", "zstd"},
-    "setup": {"errors", "defaults", "storage", "images", "boot", "lz4", "sdk"},
+    "images": {"errors", "storage", "version", "lz4", "zstd", "threads"},
+    "setup": {"errors", "defaults", "storage", "images", "boot", "lz4", "sdk", "threads"},
     "agent": {"errors", "event_loop", "loop_api"},
     "snapshot": {"errors", "agent", "storage"},  # of the agent its packing alone
     "vmm": {

@@ -18,12 +18,13 @@ import os
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import NamedTuple
 
 from voidbox.images.contents import write_all
 from voidbox.images.erofs_format import BLOCK_BYTES
 from voidbox.lz4 import Compressor
+from voidbox.threads import Threads
 
 EROFS_INODE_COMPRESSED_FULL = 1
 EROFS_FEATURE_INCOMPAT = 0x1 | 0x2  # ZERO_PADDING; COMPR_CFGS, which is BIG_PCLUSTER too
@@ -110,16 +111,17 @@ def pack(
     workers = os.cpu_count() or 1
     pending: deque[tuple[bytes, bool, Future[bytes | None]]] = deque()
     file = _File(target, block)
-    with ThreadPoolExecutor(workers, "voidbox-lz4") as pool:
+    with Threads(workers, "voidbox-lz4") as threads:
         for parts in files:
             for data, is_last in parts:
                 bytes_max = max(0, -(-len(data) // BLOCK_BYTES) - 1) * BLOCK_BYTES
-                future = pool.submit(compressor.compress, data, bytes_max)
+                future = threads.submit(compressor.compress, data, bytes_max)
                 pending.append((data, is_last, future))
                 while len(pending) > 4 * workers:  # memory is bounded by that
-                    yield from file.take(*pending.popleft())
-        while pending:
-            yield from file.take(*pending.popleft())
+                    data, is_last, future = pending.popleft()
+                    yield from file.take(data, is_last, threads.result(future))
+        for data, is_last, future in pending:
+            yield from file.take(data, is_last, threads.result(future))
 
 
 class _File:
@@ -131,15 +133,12 @@ class _File:
         self._first_block = block
         self._indexes = bytearray()
 
-    def take(
-        self, data: bytes, is_last: bool, compressed: Future[bytes | None]
-    ) -> Iterator[Packed]:
-        """Write a part; yield the file if that was its last."""
-        found = compressed.result()
-        content = data if found is None else bytes(-len(found) % BLOCK_BYTES) + found
+    def take(self, data: bytes, is_last: bool, compressed: bytes | None) -> Iterator[Packed]:
+        """Write a part, compressed if that is not None; yield the file if it was its last."""
+        content = data if compressed is None else bytes(-len(compressed) % BLOCK_BYTES) + compressed
         count = -(-len(content) // BLOCK_BYTES)
         write_all(self._target, content, self._block * BLOCK_BYTES)
-        if found is None:
+        if compressed is None:
             for block in range(self._block, self._block + count):
                 self._indexes += _INDEX.pack(_PLAIN, 0, block)
         else:

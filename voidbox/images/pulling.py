@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from functools import partial
 
 from voidbox.errors import HostError
@@ -23,6 +22,7 @@ from voidbox.images.record import ImageRecord, Layer
 from voidbox.images.reference import Reference, parse_reference
 from voidbox.images.registry import Registry, Resolved
 from voidbox.images.store import Image, ImageStore
+from voidbox.threads import Threads
 
 DEFAULT_PLATFORM = "linux/amd64"
 _AT_ONCE = 3  # layers
@@ -165,20 +165,16 @@ class _Pull:
             stage = progress.LAYER if was_fetched else progress.CACHED
             tally.layer(stage, layer.digest, layer.size_bytes)
 
-        threads = ThreadPoolExecutor(_AT_ONCE, "voidbox-pull")
-        try:
-            futures: list[Future[None]] = [
-                threads.submit(fetch, layer) for layer in missing.values()
-            ]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-        except BaseException:
-            self._stop.set()  # nobody waits for another attempt, nor for what a server may say
-            self._registry.cut()
-            raise
-        finally:
-            threads.shutdown(cancel_futures=True)
+        with Threads(_AT_ONCE, "voidbox-pull") as threads:
+            try:
+                for layer in missing.values():
+                    threads.submit(fetch, layer)
+                for _ in missing:
+                    threads.first().result()
+            except BaseException:
+                self._stop.set()  # nobody waits for another attempt, nor for what a server may say
+                self._registry.cut()
+                raise
 
     def _check_room(self, needed_bytes: int) -> None:
         room = os.statvfs(self._store.path)

@@ -14,7 +14,6 @@ import importlib.resources
 import json
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import NamedTuple
 
@@ -30,6 +29,7 @@ from voidbox.setup.packages import Package, parse_package
 from voidbox.setup.resolve import Universe, resolve
 from voidbox.setup.site import Absent
 from voidbox.setup.sources import DEFAULT_SUITE, Source
+from voidbox.threads import Threads
 
 MIRROR_VARIABLE = "VOIDBOX_MIRROR"
 _AT_A_TIME = 4
@@ -254,14 +254,13 @@ class Archive:
         return paths
 
     def _in_parallel(self, fetch: Callable[[Package], None], packages: Sequence[Package]) -> None:
-        with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="packages") as pool:
-            futures = [pool.submit(fetch, package) for package in packages]
+        with Threads(_AT_A_TIME, "voidbox-packages") as threads:
             try:
-                for future in futures:
-                    future.result()
+                for package in packages:
+                    threads.submit(fetch, package)
+                for _ in packages:
+                    threads.first().result()
             except BaseException:
-                for future in futures:
-                    future.cancel()
                 self._files.stop()
                 raise
 
