@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from voidbox.pool.aio import AsyncPool
@@ -58,18 +59,33 @@ class BlockingPool(Facade[C]):
         size = self._core.size
         workers = min(size, check_count("concurrency", concurrency or size, 1))
         results: dict[int, R] = {}
+        # Waited for in C, as in voidbox.threads; but what these threads start is the caller's, and
+        # is to hear of Ctrl-C.
+        ended: SimpleQueue[BaseException | None] = SimpleQueue()
 
         def one(index: int, task: T) -> None:
-            results[index] = self._work(function, task)
+            try:
+                results[index] = self._work(function, task)
+            except BaseException as error:
+                ended.put(error)
+            else:
+                ended.put(None)
+
+        def wait_for_one() -> None:
+            error = ended.get()
+            if error is not None:
+                raise error
 
         with ThreadPoolExecutor(workers, "voidbox-pool") as threads:
-            running: set[Future[None]] = set()
+            running = 0
             for index, task in enumerate(tasks):
-                if len(running) >= workers:
-                    running = _check(running)
-                running.add(threads.submit(one, index, task))
-            while running:
-                running = _check(running)
+                if running == workers:
+                    wait_for_one()
+                    running -= 1
+                threads.submit(one, index, task)
+                running += 1
+            for _ in range(running):
+                wait_for_one()
         return [results[index] for index in range(len(results))]
 
     def _work(self, function: Callable[[Sandbox, T], R], task: T) -> R:
@@ -103,11 +119,3 @@ class Pool(BlockingPool[AsyncPool]):
 
     @constructing(AsyncPool)
     def __init__(self) -> None: ...
-
-
-def _check(running: set[Future[None]]) -> set[Future[None]]:
-    """Wait for one of them; raise what it raised. Returns those that still run."""
-    done, rest = wait(running, return_when=FIRST_COMPLETED)
-    for one in done:
-        one.result()
-    return rest

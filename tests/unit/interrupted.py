@@ -1,4 +1,6 @@
-"""A program of the tests: SIGINT at one instruction after another of who uses Threads.
+"""A program of the tests: SIGINT at one instruction after another of who uses threads.
+
+    python -m tests.unit.interrupted threads|blocking-call
 
 It says which one comes, as it may be the one at which everything stops, and at its end how many
 there are. It traces, and needs a main thread, so it is a process of its own.
@@ -10,10 +12,12 @@ import contextlib
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from dis import opname
 from types import FrameType
 from typing import Any
 
+from voidbox.sdk import loop_thread
 from voidbox.threads import Threads
 
 _ABOUT_NAMES = ("/signal.py", "/enum.py")  # of signals: nine of ten instructions
@@ -45,15 +49,23 @@ class Interrupt:
         return self.trace
 
 
-def use() -> None:
+def use_threads() -> None:
     with Threads(2, "tested") as threads:
         futures = [threads.submit(abs, -number) for number in range(3)]
         assert threads.result(futures[1]) == 1
         assert {threads.first().result(), threads.first().result()} == {0, 2}
 
 
-def run(at: int) -> int:
-    """Interrupt it there; returns how many instructions were run."""
+async def answer() -> int:
+    return 42
+
+
+def call_blocking() -> None:
+    assert loop_thread.run(answer()) == 42
+
+
+def run(use: Callable[[], None], at: int) -> int:
+    """Interrupt it there; returns how many such instructions were run."""
     interrupt = Interrupt(at)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     with contextlib.suppress(KeyboardInterrupt):
@@ -64,12 +76,14 @@ def run(at: int) -> int:
     return interrupt.count
 
 
-def main(step: int) -> None:
-    count = run(0)
-    for at in range(1, count, step):
-        run(at)
+def main(use: Callable[[], None]) -> None:
+    use()  # starts the loop's thread, once
+    count = run(use, 0)
+    for at in range(1, count + 1):
+        run(use, at)
+        use()
     print(count, "instructions")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main({"threads": use_threads, "blocking-call": call_blocking}[sys.argv[1]])
