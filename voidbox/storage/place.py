@@ -54,6 +54,7 @@ def _default() -> str:
     folder = os.environ.get("VOIDBOX_STATE")
     if folder:
         return folder
-    from platformdirs import user_state_path  # a slow import, for nothing if we are told
-
-    return str(user_state_path("voidbox"))
+    home = os.environ.get("XDG_STATE_HOME", "")
+    if not home.startswith("/"):  # the XDG Base Directory Specification: such a path is ignored
+        home = os.path.expanduser("~/.local/state")
+    return f"{home}/voidbox"

@@ -378,19 +378,23 @@ def test_the_folder_of_the_environment(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.delenv("VOIDBOX_STATE")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
     assert Store().folder == str(tmp_path / "xdg" / "voidbox")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for unset in ("", "xdg"):  # what is not absolute is not meant
+        monkeypatch.setenv("XDG_STATE_HOME", unset)
+        assert Store().folder == str(tmp_path / ".local/state/voidbox")
 
 
 def test_slow_imports_wait_until_they_are_needed(folder: str) -> None:
     script = (
         "import sys; from voidbox.sandbox.state.store import Store;"
         " s = Store(); s.clean(); s.list();"
-        "print(*({'platformdirs', 'logging', 'shutil', 'asyncio', 'dataclasses', 'subprocess'}"
+        "print(*({'pathlib', 'logging', 'shutil', 'asyncio', 'dataclasses', 'subprocess'}"
         " & sys.modules.keys()))"
     )
     found = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
-        env={**os.environ, "VOIDBOX_STATE": folder},
+        env={**os.environ, "VOIDBOX_STATE": "", "XDG_STATE_HOME": folder},
         capture_output=True,
         text=True,
         check=True,
