@@ -11,8 +11,6 @@ from voidbox.sandbox.root import UPPER_FILE, Root
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.state_folder import VSOCK
 from voidbox.sandbox.state.store import Store
-from voidbox.sandbox.volumes.attach import attach
-from voidbox.sandbox.volumes.spec import parse_volumes
 from voidbox.vmm.config import DEFAULT_CMDLINE, MachineConfig, ShareConfig, VsockConfig, parse_disk
 
 if TYPE_CHECKING:  # a sandbox without a network starts sooner
@@ -68,7 +66,12 @@ def machine_config(
     root = root_of(record)
     if root is not None:
         config = root.applied_to(config, upper_path if root.disk_bytes else None)
-    return attach(config, parse_volumes(record.volumes), state_folder) if record.volumes else config
+    if not record.volumes:
+        return config
+    from voidbox.sandbox.volumes.attach import attach  # few sandboxes have any
+    from voidbox.sandbox.volumes.spec import parse_volumes
+
+    return attach(config, parse_volumes(record.volumes), state_folder)
 
 
 def root_of(record: SandboxRecord) -> Root | None:

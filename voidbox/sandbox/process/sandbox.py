@@ -27,7 +27,6 @@ from voidbox.sandbox.snapshots.record import SnapshotRecord
 from voidbox.sandbox.state.lifecycle import Event
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
-from voidbox.sandbox.volumes.spec import writes_named
 from voidbox.sandbox.worker.machine import WorkerMachine
 
 if TYPE_CHECKING:
@@ -139,10 +138,13 @@ class Sandbox:
 
     def _end(self, reason: str) -> None:
         """End it, at once unless it has a volume that is to be left in order."""
-        if writes_named(self.record.volumes):
-            self._stop_or_kill(reason)
-        else:
-            self.kill(reason)
+        if self.record.volumes:
+            from voidbox.sandbox.volumes.spec import writes_named  # few sandboxes have any
+
+            if writes_named(self.record.volumes):
+                self._stop_or_kill(reason)
+                return
+        self.kill(reason)
 
     def _on_idle(self) -> None:
         reason = f"nobody used it for {self.record.idle_timeout_s:g} s"
