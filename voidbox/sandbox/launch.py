@@ -233,6 +233,8 @@ def wait_ended(store: Store, id: str, timeout_s: float | None = None) -> bool:
 
     Returns:
         False if `timeout_s` seconds pass before.
+    Raises:
+        HostError: see Store.open_owner.
     """
     fd = _open_child(id)
     if fd is None:
@@ -252,8 +254,12 @@ def _open_child(id: str) -> int | None:
     with _children_lock:  # nobody reaps it meanwhile: its number stays its own
         for pid, owned in _children.items():
             if owned == id:
-                with contextlib.suppress(ProcessLookupError):
+                try:
                     return os.pidfd_open(pid)
+                except ProcessLookupError:
+                    pass
+                except OSError as error:
+                    raise HostError.from_errno("pidfd_open", error.errno or 0) from error
     return None
 
 

@@ -50,7 +50,11 @@ class CopiedSandbox(EndingSandbox):
                 record = await launch.run()
         except TimeoutError:
             raise SandboxTimeout(f"the sandbox did not start within {limit_s:g} s") from None
-        sandbox = cls(store, record, keep)
+        try:
+            sandbox = cls(store, record, keep)
+        except BaseException:  # no descriptor for its files, say
+            await launch.give_up()
+            raise
         if record.state is State.CREATING:
             return sandbox  # it is held
         try:

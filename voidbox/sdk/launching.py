@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Mapping
 
-from voidbox.errors import HostError, VoidboxError
+from voidbox.errors import ConfigError, HostError, VoidboxError
 from voidbox.sandbox.child_environment import environment
 from voidbox.sandbox.launch import OWNER, launch, reap, wait_ended
 from voidbox.sandbox.state.records import SandboxRecord
@@ -74,7 +74,7 @@ class Launch:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             task.add_done_callback(lambda task: task.cancelled() or task.exception())
-            await self._give_up()
+            await self.give_up()
             raise
 
     def _make(self) -> SandboxRecord:
@@ -87,11 +87,15 @@ class Launch:
             self._store.clean_at_times()
             self._record = record = self._store.create(self._draft, self._secret_envs)
             launch(self._store, record, self._parent_fd, zygote=self._zygote, secrets=self._secrets)
-            return self._store.read(record.id)
+            try:
+                return self._store.read(record.id)
+            except VoidboxError:  # it runs, and nobody will know it
+                self._end(record)
+                raise
         finally:
             self._is_over.set()
 
-    async def _give_up(self) -> None:
+    async def give_up(self) -> None:
         """Undo it, and wait for that, however often we are cancelled.
 
         On a thread of its own: those of the pool may all be starting sandboxes, and this one goes
@@ -120,22 +124,22 @@ class Launch:
             if not self._has_begun:
                 return
         while not self._is_over.wait(_KILL_PAUSE_S):
-            self._kill()
-        self._kill()  # it may have gone well
-        record = self._record
-        if record is not None:
-            try:
-                wait_ended(self._store, record.id, KILL_S)
-                self._store.clean()
-                if os.path.isdir(self._store.path(record.id)):
-                    self._store.remove(record.id)
-            except VoidboxError as error:
-                _logger.warning("a start that was given up leaves something behind: %s", error)
-
-    def _kill(self) -> None:
+            if self._record is not None:
+                with contextlib.suppress(VoidboxError):
+                    kill_process(self._store, self._record.id)
         if self._record is not None:
-            with contextlib.suppress(VoidboxError):
-                kill_process(self._store, self._record.id)
+            self._end(self._record)  # it may have gone well
+
+    def _end(self, record: SandboxRecord) -> None:
+        """Leave nothing of it, whatever there is."""
+        try:
+            kill_process(self._store, record.id)
+            wait_ended(self._store, record.id, KILL_S)
+            self._store.clean()
+            if os.path.isdir(self._store.path(record.id)):
+                self._store.remove(record.id)
+        except VoidboxError as error:
+            _logger.warning("a start that was given up leaves something behind: %s", error)
 
 
 def kill_process(store: Store, id: str) -> None:
@@ -160,6 +164,19 @@ async def wait_or_kill(store: Store, id: str, limit_s: float) -> None:
         await asyncio.to_thread(kill_process, store, id)
         await wait_gone(store, id, KILL_S)
         await asyncio.to_thread(store.clean)
+
+
+async def kill_and_remove(store: Store, id: str) -> None:
+    """Kill a sandbox's process, wait for its end, and leave nothing of it.
+
+    Raises:
+        HostError: see Store.open_owner.
+    """
+    await asyncio.to_thread(kill_process, store, id)
+    await wait_gone(store, id, KILL_S)
+    await asyncio.to_thread(store.clean)
+    with contextlib.suppress(ConfigError):  # it was one that leaves no record
+        await asyncio.to_thread(store.remove, id)
 
 
 def read_truly(store: Store, id: str) -> SandboxRecord:

@@ -496,6 +496,24 @@ async def test_a_start_that_is_given_up_as_it_succeeds(options: dict[str, Any]) 
     assert inner.result().pid and not kept()
 
 
+@pytest.mark.parametrize("method", ["read", "secret"])
+@in_event_loop
+async def test_a_start_of_which_nothing_can_be_known_leaves_nothing(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def fail(store: Store, id: str) -> Any:
+        raise HostError(f"cannot read {id}: Too many open files")
+
+    def then_fail(*arguments: Any, **others: Any) -> None:
+        launch(*arguments, owner=FAKE_OWNER, **others)
+        monkeypatch.setattr(Store, method, fail)
+
+    monkeypatch.setattr(launching, "launch", then_fail)
+    with pytest.raises(HostError, match="Too many open files"):
+        await AsyncSandbox.create(**options)
+    assert not kept()
+
+
 @in_event_loop
 async def test_a_start_is_given_up_though_no_thread_of_the_pool_is_free(
     options: dict[str, Any], tmp_path: Path
