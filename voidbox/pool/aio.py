@@ -81,6 +81,7 @@ class AsyncPool(Members, Giving[PooledSandbox]):
         )
         self._state_folder = state_folder
         self._is_isolated = isolated
+        self._closing: asyncio.Task[None] | None = None
 
     # Its life.
 
@@ -113,6 +114,10 @@ class AsyncPool(Members, Giving[PooledSandbox]):
     async def close(self) -> None:
         """End all that it has made, and wait for that. Idempotent."""
         self._end_giving("the pool is closed")
+        closing = self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(closing)  # whoever waits for it may be cancelled
+
+    async def _close(self) -> None:
         for start in self._starting:
             start.cancel()  # which leaves nothing behind
         await _settle(self._starting)
@@ -207,15 +212,15 @@ class AsyncPool(Members, Giving[PooledSandbox]):
             future.cancel()
         elif not future.cancelled() and future.exception() is None:
             sandbox = future.result()
-            del self._given[sandbox]
-            self._take_in(sandbox, waiter.options is None)
+            if self._given.pop(sandbox, None) is not None:
+                self._take_in(sandbox, waiter.options is None)
+            else:  # it has ended meanwhile, and nobody else looks after what is left of it
+                self._retire(sandbox)
         with contextlib.suppress(ValueError):
             self._waiters.remove(waiter)
         self._pump()
 
 
 async def _settle(tasks: Iterable[asyncio.Task[T]]) -> None:
-    """Wait for tasks, however they end, and though we are cancelled meanwhile."""
-    waited = list(tasks)
-    if waited:
-        await asyncio.shield(asyncio.gather(*waited, return_exceptions=True))
+    """Wait for tasks, however they end."""
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from voidbox.errors import ConfigError
+from voidbox.sandbox.state.lifecycle import State
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
 from voidbox.sdk.aio import AsyncSandbox
 
 _BEGIN_S = 120.0  # where it cannot be restored, it boots
@@ -23,7 +26,11 @@ class PooledSandbox(AsyncSandbox):
 
     retire: Callable[[], asyncio.Task[bool]]
     leave: Callable[[], None]
-    is_held = False
+
+    def __init__(self, store: Store, record: SandboxRecord, keep: bool) -> None:
+        """See SandboxHandle."""
+        super().__init__(store, record, keep)
+        self.is_held = record.state is State.CREATING
 
     async def begin(self, limit_s: float | None) -> None:
         """Have one that is held run; for the pool alone.

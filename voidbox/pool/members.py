@@ -22,13 +22,13 @@ from voidbox.pool.host_memory import HostMemory
 from voidbox.pool.member import PooledSandbox
 from voidbox.pool.start_limit import StartLimit
 from voidbox.sandbox.guarding import guard
-from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.zygote.client import Zygote
 from voidbox.sdk import creating, launching
 from voidbox.sdk.creating import CreateOptions
 
 _LOOK_AGAIN_S = 0.5  # at the host's memory
+_TRY_AGAIN_S = 0.5  # to watch a process, or to end it: without a descriptor there is no way
 _REST_S, _REST_S_MAX = 1.0, 30.0  # after a start that nobody waited for has failed
 _ENDS_AT_ONCE = 16
 _SMOOTHING = 0.2
@@ -152,7 +152,8 @@ class Members:
         if len(self._starting) >= self._limit.limit:
             return False
         if self._count() >= self.size:
-            if self._warm and any(waiter.options is not None for waiter in self._waiters):
+            others = sum(waiter.options is not None for waiter in self._waiters)
+            if self._warm and others > len(self._ending):
                 self._retire(self._warm.pop())  # its end makes room for another kind
             return False
         running = len(self._warm) + len(self._given) + len(self._ending)
@@ -193,6 +194,8 @@ class Members:
             del self._beginning[task]
             self._on_start_over(task)
             self._warm.appendleft(sandbox)
+            if self._closed:
+                self._retire(sandbox)
         self._pump()
 
     def _begin(self, waiter: Waiter | None) -> None:
@@ -250,9 +253,6 @@ class Members:
         sandbox = await PooledSandbox._launch(
             store, record, False, False, self._start_s, secret_envs, self._zygote, values
         )
-        if is_held:
-            found = await asyncio.to_thread(store.read, sandbox.sandbox_id)
-            sandbox.is_held = found.state is State.CREATING
         sandbox.retire = lambda: self._retire(sandbox)
         sandbox.leave = lambda: self._leave_alone(sandbox)
         return sandbox
@@ -320,9 +320,9 @@ class Members:
         try:
             async with self._ends:  # hundreds at once would take each other's time
                 return await sandbox.end()
-        except VoidboxError as error:
+        except Exception as error:  # of any kind: there is no room before it is gone
             _logger.warning("%s does not end as it should: %s", sandbox.name, error)
-            await self._kill_process(sandbox)
+            await self._kill_surely(sandbox)
             return True
         finally:
             watch = self._watches.get(sandbox)
@@ -334,7 +334,13 @@ class Members:
     async def _watch(self, sandbox: PooledSandbox) -> None:
         """Wait until a sandbox's process is gone; one that ended by itself leaves its place."""
         try:
-            await self._wait_gone(sandbox)
+            while True:
+                try:
+                    await self._wait_gone(sandbox)
+                    break
+                except VoidboxError as error:
+                    _logger.warning("%s cannot be watched: %s", sandbox.name, error)
+                    await asyncio.sleep(_TRY_AGAIN_S)
         finally:
             self._watches.pop(sandbox, None)
         if sandbox in self._warm:
@@ -347,6 +353,17 @@ class Members:
         assert self._store is not None
         await launching.wait_gone(self._store, sandbox.sandbox_id, None)
 
+    async def _kill_surely(self, sandbox: PooledSandbox) -> None:
+        while True:
+            try:
+                await self._kill_process(sandbox)
+                return
+            except VoidboxError as error:
+                _logger.warning("%s cannot be killed: %s", sandbox.name, error)
+            if sandbox not in self._watches:
+                return
+            await asyncio.sleep(_TRY_AGAIN_S)
+
     async def _kill_process(self, sandbox: PooledSandbox) -> None:
         assert self._store is not None
-        await asyncio.to_thread(launching.kill_process, self._store, sandbox.sandbox_id)
+        await launching.kill_and_remove(self._store, sandbox.sandbox_id)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.pool.fakes import FakePool, ticks
 from tests.unit.sandbox.conftest import in_event_loop
 from voidbox.errors import ConfigError, HostError, PoolFull
+from voidbox.pool import members
 from voidbox.pool.aio import AsyncPool
 
 pytestmark = pytest.mark.slow
@@ -413,3 +414,103 @@ def test_what_is_no_pool(options: dict[str, Any], message: str) -> None:
 async def test_a_pool_that_is_not_open() -> None:
     with pytest.raises(ConfigError, match="async with"):
         await AsyncPool(1).acquire()
+
+
+@in_event_loop
+async def test_drain_ends_what_is_just_beginning() -> None:
+    async with FakePool(2, holds=True, warm=1) as pool:
+        await until(lambda: pool.stats().warm == 1)
+        pool.delay = 10
+        call = asyncio.create_task(pool.acquire())
+        await until(lambda: pool._beginning)
+        await asyncio.wait_for(pool.drain(), 30)
+        with pytest.raises(ConfigError, match="is being drained"):
+            await call
+        assert pool.alive == 0
+
+
+@in_event_loop
+async def test_whoever_leaves_as_their_sandbox_ends_is_cancelled_and_no_more() -> None:
+    async with FakePool(1) as pool:
+        call = asyncio.create_task(pool.acquire())
+        await until(lambda: pool._given)
+        (sandbox,) = pool._given
+        killed = asyncio.create_task(sandbox.kill())
+        await ticks(1)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await killed
+        await pool.acquire()
+        assert pool.made == 2
+
+
+@in_event_loop
+async def test_a_process_that_cannot_be_killed_at_once_is_killed_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(members, "_TRY_AGAIN_S", 0.0)
+    problems = [HostError("pidfd_open: Too many open files") for _ in range(3)]
+    async with FakePool(1) as pool:
+        kill = pool._kill_process
+
+        async def fails_at_first(sandbox: Any) -> None:
+            if problems:
+                raise problems.pop()
+            await kill(sandbox)
+
+        monkeypatch.setattr(pool, "_kill_process", fails_at_first)
+        sandbox = await pool.acquire()
+        pool.fails_to_end = True
+        await asyncio.wait_for(sandbox.kill(), 30)
+        assert pool.alive == 0 and not problems
+
+
+@in_event_loop
+async def test_a_process_that_cannot_be_watched_at_once_is_watched_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(members, "_TRY_AGAIN_S", 0.0)
+    problems = [HostError("pidfd_open: Too many open files") for _ in range(3)]
+    async with FakePool(1) as pool:
+        wait_gone = pool._wait_gone
+
+        async def fails_at_first(sandbox: Any) -> None:
+            if problems:
+                raise problems.pop()
+            await wait_gone(sandbox)
+
+        monkeypatch.setattr(pool, "_wait_gone", fails_at_first)
+        sandbox: Any = await pool.acquire()
+        await ticks(10)
+        sandbox.die()
+        await asyncio.wait_for(until(lambda: pool.stats().given == 0), 30)
+
+
+@in_event_loop
+async def test_a_pool_is_closed_though_whoever_closes_it_is_cancelled() -> None:
+    async with FakePool(2) as pool:
+        await pool.acquire()
+        pool.delay = 10
+        waits = asyncio.create_task(pool.acquire())
+        await until(lambda: pool.stats().starting == 1)
+        closed = asyncio.create_task(pool.close())
+        await ticks(1)
+        closed.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closed
+        await asyncio.wait_for(until(lambda: pool.alive == 0), 30)
+        with pytest.raises(ConfigError, match="closed"):
+            await waits
+
+
+@in_event_loop
+async def test_no_more_of_the_warm_make_room_than_are_asked_for() -> None:
+    async with FakePool(3, warm=3) as pool:
+        await until(lambda: pool.stats().warm == 3)
+        call = asyncio.create_task(pool.acquire(options={"cpus": 2}))
+        await until(lambda: pool.stats().ending == 1)
+        for _ in range(3):
+            pool._pump()
+        assert pool.stats().ending == 1
+        await call
