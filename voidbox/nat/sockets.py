@@ -31,7 +31,8 @@ class _Watched:
     """A socket on the loop, registered for what is of interest.
 
     Facts it relies on: EPOLLHUP and EPOLLERR are reported whatever mask is registered, again and
-    again. So a socket that hung up leaves the loop when nothing is wanted of it.
+    again. So a socket that hung up leaves the loop when nothing is wanted of it, be that before or
+    after: its owner has heard, and may take its time.
     """
 
     def __init__(self, sock: socket.socket, loop: Loop, after: Callable[[], None]) -> None:
@@ -56,6 +57,8 @@ class _Watched:
         if ready & _GONE:
             self._is_gone = True
         self._handle(ready)
+        if self._is_gone and not self._mask:
+            self._register(0)
         self._after()
 
     def _handle(self, ready: int) -> None:

@@ -6,9 +6,11 @@ and the next good frame is served.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
+import socket
 import struct
 import sys
 
@@ -49,12 +51,14 @@ from tests.unit.net.world import (
     udp,
     with_sum,
 )
+from tests.unit.vsock.loop import EpollLoop
 from voidbox.event_loop import EventLoop
 from voidbox.nat.forwards import _Peer
-from voidbox.nat.sockets import HostSockets
+from voidbox.nat.sockets import HostSockets, TcpSocket
 from voidbox.net.datagram_table import DATAGRAM_FLOWS_MAX
 from voidbox.net.fragment_table import BYTES_MAX as FRAGMENT_BYTES_MAX
 from voidbox.net.fragment_table import DATAGRAMS_MAX, FRAGMENTS_MAX
+from voidbox.net.host import RESET
 from voidbox.net.line import FRAMES_MAX
 from voidbox.net.tcp import before
 from voidbox.net.tcp_outgoing import U32
@@ -960,6 +964,47 @@ def test_no_descriptor_is_left() -> None:
         last.close()
     assert {*made} <= {errno.EMFILE, errno.EACCES} and made[0] == made[1]
     assert not errors
+
+
+class _PatientOwner:
+    """A flow whose guest takes nothing for now: it wants to hear of nothing."""
+
+    stream: TcpSocket
+
+    def connected(self, error: int) -> None:
+        raise AssertionError
+
+    def ready(self, readable: bool, writable: bool) -> None:
+        self.stream.watch(False, False)
+
+
+@pytest.mark.parametrize("is_reset", [True, False])
+def test_a_far_end_that_hung_up_keeps_nobody_busy(is_reset: bool) -> None:
+    """Nothing was wanted of the socket when the far end went: it is told of that once."""
+    loop = EpollLoop()
+    owner = _PatientOwner()
+    with (
+        contextlib.closing(loop),
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as ours,
+    ):
+        far, _ = server.accept()
+        owner.stream = HostSockets(loop, lambda: None).accepted(ours)
+        owner.stream.owner = owner
+        owner.stream.watch(True, False)
+        owner.stream.watch(False, False)
+        if is_reset:
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        else:
+            owner.stream.shutdown_write()
+        far.close()
+        assert loop.turn(5) == 1
+        assert [loop.turn(0.01) for _ in range(3)] == [0, 0, 0]
+        owner.stream.watch(True, False)  # the guest takes data again
+        assert loop.turn(5) == 1
+        buffer = [memoryview(bytearray(10))]
+        assert owner.stream.recv_into(buffer) == (RESET if is_reset else 0)
+        owner.stream.close(False)
 
 
 # --- at random ----------------------------------------------------------------------------------
