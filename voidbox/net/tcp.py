@@ -171,8 +171,9 @@ class Connection(Outgoing):
         if newly or window != self.snd_wnd:
             self.snd_wnd = window
             self._is_probe_due = False
-            wait_ns = RTO_NS if newly != outstanding else IDLE_NS
-            self.deadline_ns = now_ns + wait_ns
+            if not self._is_ack_delayed:
+                wait_ns = RTO_NS if newly != outstanding else IDLE_NS
+                self.deadline_ns = now_ns + wait_ns
         self._snd_wl1, self._snd_wl2 = seq, ack
         return True
 

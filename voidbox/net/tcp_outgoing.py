@@ -333,7 +333,7 @@ class Outgoing:
     # Time.
 
     def _set_timer(self, now_ns: int) -> None:
-        if self.state is CLOSED:
+        if self.state is CLOSED or self._is_ack_delayed:  # which comes first, and sets it anew
             return
         if self.snd_max != self.snd_una:  # something is not acknowledged
             wait_ns = min(RTO_NS << self._retries, RTO_NS_MAX)

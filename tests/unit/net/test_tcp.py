@@ -1767,6 +1767,31 @@ def test_little_data_is_acknowledged_a_moment_later_or_along_with_the_answer() -
     """)
 
 
+@pytest.mark.parametrize("flags", ["ACK", "ACK|URG"], ids=["short", "long"])
+@pytest.mark.parametrize("acknowledged", [101, 51])
+def test_what_comes_meanwhile_does_not_put_an_acknowledgement_off(
+    flags: str, acknowledged: int
+) -> None:
+    """Little data of the guest's crosses ours, and the acknowledgement of ours comes after it."""
+    exchange = Exchange(HANDSHAKE).play("""
+        guest sends ACK seq 1001 ack 1 data 1
+        stack answers ACK seq 1 ack 1002
+        host gives 100
+        stack sends ACK seq 1 data 100
+        guest sends ACK seq 1002 ack 1 data 10
+        stack answers nothing
+    """)
+    exchange.play(f"""
+        guest sends {flags} seq 1012 ack {acknowledged}
+        wait 0.009 s
+        stack answers nothing
+        wait 0.002 s
+        stack answers ACK seq 101 ack 1012
+    """)
+    if acknowledged < 101:  # what is not acknowledged has its time-out, from then on
+        exchange.play("wait 1.1 s \n stack sends ACK seq 51 data 50")
+
+
 def test_a_segments_worth_is_acknowledged_at_once() -> None:
     Exchange(HANDSHAKE).play("""
         guest sends ACK seq 1001 ack 1 data 1460
