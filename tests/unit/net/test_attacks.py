@@ -623,8 +623,8 @@ def test_large_datagrams_share_the_queue_of_frames() -> None:
     world = World()
     for port in range(20):
         world.send(udp(1000 + port, 2000, b"hello"))
-    for socket in world.host.datagrams:
-        socket.gives.extend([bytes(65507)] * 3)
+    for datagrams in world.host.datagrams:
+        datagrams.gives.extend([bytes(65507)] * 3)
     world.rx.credits = 20
     world.pump()
     assert len(world.stack.line.frames) <= FRAMES_MAX
@@ -1176,9 +1176,9 @@ class Anything(RuleBasedStateMachine):
 
     @rule(sport=SPORTS, size=st.integers(0, 2000), error=st.sampled_from([0, 0, errno.EPERM]))
     def datagram(self, sport: int, size: int, error: int) -> None:
-        for socket in self.world.host.datagrams:
-            socket.error = error
-            socket.gives.extend([bytes(size), -errno.ECONNREFUSED][: 1 + bool(error)])
+        for datagrams in self.world.host.datagrams:
+            datagrams.error = error
+            datagrams.gives.extend([bytes(size), -errno.ECONNREFUSED][: 1 + bool(error)])
         self.world.send(udp(sport, 9, bytes(size)))
         self.world.send(echo(sport, 9, bytes(size)))
 
