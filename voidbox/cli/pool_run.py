@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import CancelledError
 from typing import Any, BinaryIO, NamedTuple
 
 from voidbox.cli import exit_status
@@ -188,7 +189,7 @@ class _Lines:
         self._thread.start()
 
     def _read(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the event loop is closed
+        with contextlib.suppress(RuntimeError, CancelledError):  # the event loop ends, or has ended
             for content in self._source:
                 line = content.decode(errors="surrogateescape").rstrip("\r\n")
                 if line:
@@ -198,7 +199,11 @@ class _Lines:
             self._put(None)
 
     def _put(self, item: tuple[int, str] | None) -> None:
-        asyncio.run_coroutine_threadsafe(self._queue.put(item), self._loop).result()
+        put = self._queue.put(item)
+        try:
+            asyncio.run_coroutine_threadsafe(put, self._loop).result()
+        finally:
+            put.close()  # where the event loop is closed nobody has begun it
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, str]]:
         while (item := await self._queue.get()) is not None:

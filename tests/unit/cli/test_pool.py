@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,6 +65,21 @@ def test_a_time_limit_of_each(lines: Any, capfd: pytest.CaptureFixture[str]) -> 
     found = capfd.readouterr()
     assert found.out == "begun\n"
     assert "1000: its time limit of 1 s ran out" in found.err
+
+
+def test_output_that_nobody_reads_ends_it_though_there_are_more_lines(
+    lines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(work: object, outcome: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(pool_run._Work, "_write", refuse)
+    before = set(threading.enumerate())
+    with pytest.raises(BrokenPipeError):
+        lines("line\n" * 3000, "--size", "1", "--", "echo")
+    for thread in set(threading.enumerate()) - before:  # one that fails fails the test
+        thread.join()
+    assert kept() == []
 
 
 def test_no_lines(lines: Any, capfd: pytest.CaptureFixture[str]) -> None:
