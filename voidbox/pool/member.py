@@ -26,6 +26,7 @@ class PooledSandbox(AsyncSandbox):
 
     retire: Callable[[], asyncio.Task[bool]]
     leave: Callable[[], None]
+    _leaves_nothing = True
 
     def __init__(self, store: Store, record: SandboxRecord, keep: bool) -> None:
         """See SandboxHandle."""

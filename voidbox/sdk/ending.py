@@ -21,6 +21,8 @@ Self = TypeVar("Self", bound="EndingSandbox")
 class EndingSandbox(SandboxHandle):
     """A sandbox that can be ended; see AsyncSandbox."""
 
+    _leaves_nothing = False  # once it is killed, though this program may be killed just then, too
+
     async def stop(self, timeout: float = STOP_S) -> None:
         """End it politely, and wait: its agent is asked, then the power button, then it is killed.
 
@@ -71,7 +73,7 @@ class EndingSandbox(SandboxHandle):
         was_alive = was_alive or await self._discard()
         if was_alive:
             with contextlib.suppress(AgentError, SandboxTimeout):
-                await self._control("kill")
+                await self._control("kill", leaves_nothing=self._leaves_nothing)
             await self._place.wait_or_kill(KILL_S)
         await self._disconnect()  # it may have ended by itself
         if not self._keeps:

@@ -269,6 +269,17 @@ def test_a_program_that_is_killed_leaves_nothing(options: dict[str, Any], is_hel
         assert kept() == []
 
 
+@in_event_loop
+async def test_a_program_that_is_killed_as_it_kills_one_leaves_nothing(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with AsyncPool(1, **options) as pool:
+        sandbox = await pool.acquire()
+        monkeypatch.setattr(Store, "remove", lambda store, id: None)  # it does not live that long
+        await sandbox.kill()
+        assert kept() == []
+
+
 def test_a_zygote_ends_with_what_holds_it(options: dict[str, Any]) -> None:
     zygote = Zygote(FAKE_OWNER, environment())
     assert zygote.is_alive()

@@ -84,6 +84,13 @@ def test_kill_and_wait(sandboxes: Sandboxes) -> None:
         sandboxes.control(record).request("info")
 
 
+def test_a_kill_that_leaves_nothing(sandboxes: Sandboxes) -> None:
+    record = sandboxes.launch()
+    sandboxes.control(record).request("kill", leaves_nothing=True)
+    assert wait_ended(sandboxes.store, record.id, DEADLINE_S)
+    assert not sandboxes.store.list()
+
+
 def test_a_guest_that_powers_off_has_ended_well(sandboxes: Sandboxes) -> None:
     record = sandboxes.launch()
     with sandboxes.connect(record) as client:

@@ -311,6 +311,13 @@ def test_a_running_one_that_is_killed_has_crashed_whatever_it_was_woken_from(
     assert [record.state for record in store.clean()] == [State.CRASHED]
 
 
+def test_one_of_a_pool_that_was_only_made_is_removed(store: Store, folder: str) -> None:
+    with Store(folder) as program:
+        program.create(wanted(is_pooled=True))
+    store.clean()
+    assert not store.list() and check_whole(folder) == []
+
+
 def test_a_killed_one_that_removes_itself_is_removed(store: Store, folder: str) -> None:
     with Store(folder) as owner:
         killed = owner.create(wanted(removes_itself=True))

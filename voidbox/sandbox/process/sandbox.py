@@ -114,6 +114,11 @@ class Sandbox:
         if guest is not None:
             guest.machine.stop()
 
+    def leave_nothing(self) -> None:
+        """Have neither its record nor its logs be kept once it has ended."""
+        with contextlib.suppress(VoidboxError):  # on a full disk, say: its record stays
+            self.record = self.store.update(self.record.id, removes_itself=True)
+
     def on_signal(self, number: int) -> None:
         """Stop it; at the second signal, kill it."""
         name = signal.Signals(number).name
@@ -132,8 +137,7 @@ class Sandbox:
     def _on_orphaned(self) -> None:
         self.snapshotting.give_template_up()  # nothing is to be left of it
         if self.record.is_pooled:
-            with contextlib.suppress(VoidboxError):  # on a full disk, say: its record stays
-                self.record = self.store.update(self.record.id, removes_itself=True)
+            self.leave_nothing()
         self._end("the process that owned it ended")
 
     def _end(self, reason: str) -> None:

@@ -67,7 +67,8 @@ def _clean_one(folder: StateFolder, record: SandboxRecord, crashed: list[Sandbox
             if record.state.is_final:
                 crashed.append(record)
         folder.remove_sockets(record.id)
-        if record.removes_itself:
+        is_stillborn = record.is_pooled and not record.pid  # its program died as it made it
+        if record.removes_itself or is_stillborn:
             folder.remove_folder(record.id)
         elif record.state.is_final:
             folder.free(record.id)
