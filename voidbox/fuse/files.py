@@ -7,7 +7,7 @@ import os
 
 from voidbox.free_space import FreeSpace
 from voidbox.fuse.handles import Handle
-from voidbox.fuse.libc import Dirent, fallocate
+from voidbox.fuse.libc import DIRENT_BYTES_MIN, Dirent, fallocate
 from voidbox.fuse.nodes import Node
 from voidbox.fuse.numbers import (
     FALLOC_FL_KEEP_SIZE,
@@ -248,11 +248,17 @@ class Files:
             os.lseek(handle.fd, offset, os.SEEK_SET)
             handle.position = offset
             handle.unread.clear()
-        if not handle.unread:
-            handle.unread.extend(self._session.dirents.read(handle.fd, size))
         each_bytes = DIRENT.size + (ENTRY_OUT_BYTES if is_plus else 0)
         found: list[bytes] = []
-        while handle.unread:
+        while True:
+            if not handle.unread:
+                try:
+                    self._read_ahead(handle, size, each_bytes)
+                except OSError:
+                    if not found:  # else the next request meets it
+                        raise
+            if not handle.unread:
+                break
             entry = handle.unread[0]
             size -= each_bytes + -(-len(entry.name) // 8) * 8
             if size < 0:
@@ -263,6 +269,15 @@ class Files:
             handle.unread.popleft()
             handle.position = entry.next_offset & OFFSET_MAX
         return b"".join(found)
+
+    def _read_ahead(self, handle: Handle, size: int, each_bytes: int) -> None:
+        """Read entries for `size` bytes of an answer, and hardly more than fit there.
+
+        What does not fit is kept, for each folder that the guest has open.
+        """
+        least_bytes = each_bytes + 8  # of one in the answer, with the shortest of names
+        host_bytes = size * DIRENT_BYTES_MIN // least_bytes
+        handle.unread.extend(self._session.dirents.read(handle.fd, host_bytes))
 
     def _dirent(self, handle: Handle, entry: Dirent, *, is_plus: bool) -> bytes:
         folder, inode = handle.node, entry.inode

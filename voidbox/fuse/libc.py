@@ -16,6 +16,7 @@ BUFFER_BYTES = 64 << 10
 _DIRENT = struct.Struct("<QqHB")
 _TIMES = struct.Struct("<qqqq")  # struct timespec times[2]
 assert _DIRENT.size == 19
+DIRENT_BYTES_MIN = 24  # with the shortest of names: a multiple of 8
 
 _libc: ctypes.CDLL | None = None
 
@@ -67,7 +68,7 @@ class DirentReader:
         """
         size = max(512, min(size, BUFFER_BYTES))  # room for one name of any length
         length = _check(_load().getdents64(fd, self._buffer, size))
-        data = self._buffer.raw[:length]
+        data = ctypes.string_at(self._buffer, length)
         at = 0
         while at < length:
             inode, offset, record_bytes, kind = _DIRENT.unpack_from(data, at)

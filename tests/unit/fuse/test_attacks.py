@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import struct
 import threading
 import time
@@ -158,6 +159,42 @@ def test_a_folder_that_is_moved_while_it_is_known(client: Client, folder: Path) 
 
 
 # What the guest may have us hold.
+
+
+@pytest.mark.parametrize("opcode", [numbers.FUSE_READDIR, numbers.FUSE_READDIRPLUS])
+@pytest.mark.parametrize("room_bytes", [300, 4096, ROOM])
+def test_what_waits_of_folders_that_are_half_read_is_bounded(
+    client: Client, folder: Path, opcode: int, room_bytes: int
+) -> None:
+    for number in range(1000):
+        (folder / f"{number}").write_text("")
+    opened = client.opendir(ROOT)
+    body = struct.pack("<QQIIQII", opened.fh, 0, room_bytes, 0, 0, 0, 0)
+    answer = client.send(opcode, ROOT, body, room_bytes)
+    largest = 128 + 32 if opcode == numbers.FUSE_READDIRPLUS else 32
+    # As much as there is room for, or all that there is; and little is kept behind it.
+    assert room_bytes - largest < len(answer) <= room_bytes or len(answer) > 1000 * 24
+    assert len(client.server._session.handles.get(opened.fh).unread) < 32
+
+
+def test_a_folder_that_goes_while_it_is_read(client: Client, folder: Path) -> None:
+    """What was read before is told; then comes the error."""
+    (folder / "d").mkdir()
+    for number in range(100):
+        (folder / "d" / f"{number}").write_text("")
+    opened = client.opendir(client.path("d"))
+    body = struct.pack("<QQIIQII", opened.fh, 0, 300, 0, 0, 0, 0)
+    answer = client.send(numbers.FUSE_READDIR, opened.node, body, 300)
+    assert client.server._session.handles.get(opened.fh).unread
+    shutil.rmtree(folder / "d")
+    (offset,) = struct.unpack_from("<Q", answer, len(answer) - 32 + 8)
+    body = struct.pack("<QQIIQII", opened.fh, offset, ROOM, 0, 0, 0, 0)
+    answer = client.send(numbers.FUSE_READDIR, opened.node, body)
+    assert len(answer) > 32
+    (offset,) = struct.unpack_from("<Q", answer, len(answer) - 32 + 8)
+    body = struct.pack("<QQIIQII", opened.fh, offset, ROOM, 0, 0, 0, 0)
+    with pytest.raises(FileNotFoundError):
+        client.send(numbers.FUSE_READDIR, opened.node, body)
 
 
 def test_nodes_are_bounded(client: Client, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
