@@ -132,9 +132,11 @@ class Virtqueue(DescriptorTable):
         if avail_idx == next_avail:
             return None
         # A chain holds at least one descriptor until the driver sees it used, so no more than
-        # `size` can be outstanding. This implies avail.idx - next <= size, and it bounds what one
-        # pass can take before publish(), however fast another vCPU adds chains.
-        if ((avail_idx - self._published) & 0xFFFF) > self.size:
+        # `size` can be outstanding. This bounds what can be taken before publish(), however fast
+        # another vCPU adds chains; or turns idx back, behind what was taken.
+        published = self._published
+        ahead = (avail_idx - published) & 0xFFFF
+        if not ((next_avail - published) & 0xFFFF) < ahead <= self.size:
             raise self._too_far_ahead(avail_idx)
         head_idx = avail[2 + (next_avail & self._mask)]
         if head_idx > self._mask:
@@ -166,10 +168,11 @@ class Virtqueue(DescriptorTable):
         Raises:
             GuestError: as next_chain(); or the chain has a readable buffer.
         """
-        avail_idx = self._avail[1]
+        avail_idx, published = self._avail[1], self._published
         if avail_idx == self._next_avail:
             return None
-        if ((avail_idx - self._published) & 0xFFFF) > self.size:
+        ahead = (avail_idx - published) & 0xFFFF
+        if not ((self._next_avail - published) & 0xFFFF) < ahead <= self.size:
             raise self._too_far_ahead(avail_idx)
         head_idx = self._avail[2 + (self._next_avail & self._mask)]
         if head_idx > self._mask:
@@ -181,7 +184,10 @@ class Virtqueue(DescriptorTable):
         return head_idx, ranges
 
     def _too_far_ahead(self, avail_idx: int) -> GuestError:
-        return GuestError(f"avail idx {avail_idx} is too far ahead of used idx {self._published}")
+        return GuestError(
+            f"avail idx {avail_idx} is too far ahead of used idx {self._published}, or behind "
+            f"{self._next_avail}"
+        )
 
     def next_writable(
         self, wanted_bytes: int, chains_max: int, chain_bytes_min: int

@@ -555,6 +555,26 @@ def test_four_gigabytes_are_too_much(memory: GuestMemory) -> None:
         queue.close()
 
 
+@pytest.mark.parametrize("ranges", [False, True])
+@pytest.mark.parametrize("taken", [1, 5, 8])
+def test_a_driver_that_turns_back_gets_no_more_taken(
+    memory: GuestMemory, ranges: bool, taken: int
+) -> None:
+    """Not one chain beyond those that it offered, as long as none of them is returned."""
+    driver, queue = pair(memory, 8)
+    driver.set_desc(0, DATA_GPA, 4, WRITE)
+    take_next = queue.next_ranges if ranges else queue.next_chain
+    for _ in range(taken):
+        driver.offer(0)
+        assert take_next() is not None
+    for idx in range(taken):
+        driver.set_avail_idx(idx)
+        with pytest.raises(GuestError, match="behind"):
+            take_next()
+    driver.set_avail_idx(taken)
+    assert take_next() is None
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_one_pass_is_bounded_by_the_queue_size(memory: GuestMemory, many: bool) -> None:
     """A driver on another vCPU that goes on adding cannot keep the device in one pass."""
