@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
-from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from voidbox.cli import exit_status
 from voidbox.cli.complain import complain
 from voidbox.cli.output import print_json
 from voidbox.cli.parser import make_parser, parse_number
-from voidbox.cli.sandboxes import control, describe, find_running, open_store
+from voidbox.cli.sandboxes import describe, find_running, open_store
 from voidbox.cli.snapshot import SNAPSHOT_S
-from voidbox.errors import VoidboxError
-from voidbox.sandbox.launch import launch
-from voidbox.sandbox.snapshots.restored import record_of
-from voidbox.sandbox.snapshots.shelf import Shelf
-from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
+
+if TYPE_CHECKING:
+    from voidbox.sdk.aio import AsyncSandbox
 
 _EPILOG = """\
 The sandbox goes on; it stands still for some milliseconds. Each fork has its own random numbers,
@@ -43,37 +40,33 @@ def main(argv: list[str]) -> int:
     """Run the command; returns its exit status."""
     options = make_options().parse_args(argv)
     count = parse_number(options.count, "--count")
+    from voidbox.cli import interrupt
+
     with open_store() as store:
         original = find_running(store, options.name)
-        answer = control(store, original, SNAPSHOT_S).request("snapshot", fork=True)
-        shelf = Shelf(store.folder)
-        saved = shelf.find(str(answer.get("snapshot")))
-        record = record_of(saved.record)
-        try:
-            with ThreadPoolExecutor(min(count, os.cpu_count() or 1)) as pool:
-                found = list(pool.map(lambda _: _start(store, record), range(count)))
-        finally:  # they have it open
-            shelf.remove(saved.record.id)
+        found = interrupt.run(_fork(original.id, count))
         return _tell(store, found, options.json)
 
 
-def _start(store: Store, record: SandboxRecord) -> SandboxRecord | VoidboxError:
+async def _fork(id: str, count: int) -> list[AsyncSandbox | Exception]:
+    from voidbox.sdk.aio import AsyncSandbox
+
+    sandbox = await AsyncSandbox.connect(id, auto_resume=False)
     try:
-        made = store.create(record)
-        launch(store, made)
-        return store.read(made.id)
-    except VoidboxError as error:
-        return error
+        return await sandbox._fork_as(False, count, SNAPSHOT_S)
+    finally:
+        await sandbox.close()
 
 
-def _tell(store: Store, found: list[SandboxRecord | VoidboxError], as_json: bool) -> int:
+def _tell(store: Store, found: list[AsyncSandbox | Exception], as_json: bool) -> int:
     outcomes: list[dict[str, object]] = []
     for one in found:
-        if isinstance(one, VoidboxError):
+        if isinstance(one, Exception):
             complain(f"voidbox: {one}")
             outcomes.append({"ok": False, "error": str(one)})
         else:
-            outcomes.append({"ok": True, "error": None, **describe(store, one)})
+            record = store.read(one.sandbox_id)
+            outcomes.append({"ok": True, "error": None, **describe(store, record)})
             if not as_json:
                 print(one.name)
     if as_json:

@@ -116,31 +116,51 @@ class CopiedSandbox(EndingSandbox):
         Raises:
             ConfigError, HostError: see snapshot().
         """
+        record = await asyncio.to_thread(self._store.read, self._id)
+        return await self._fork_as(record.is_owned, count, request_timeout)
+
+    async def _fork_as(
+        self: Self, is_owned: bool, count: int, request_timeout: float | None = None
+    ) -> builtins.list[Self | Exception]:
+        """See fork(), and whether they are to end with this program."""
         snapshots.check_count(count)
         shelf = Shelf(self._store.folder)
-        saved = await asyncio.to_thread(shelf.find, await self._save("", True, request_timeout))
+        saved = await self._save("", True, request_timeout)
+        try:
+            found = await asyncio.to_thread(shelf.find, saved)
+            record = restored.record_of(found.record)._replace(is_owned=is_owned)
+            return await self._launch_several(record, count)
+        finally:  # they have it open
+            await asyncio.to_thread(shelf.remove, saved)
+
+    async def _launch_several(
+        self: Self, record: SandboxRecord, count: int
+    ) -> builtins.list[Self | Exception]:
+        """Start so many with our secrets' values; who is cancelled leaves nothing of them."""
         original = await asyncio.to_thread(self._store.read, self._id)
-        record = restored.record_of(saved.record)._replace(is_owned=original.is_owned)
         values = await asyncio.to_thread(copied_values, self._store, original)
         gate = asyncio.Semaphore(_STARTS_AT_ONCE)
         zygote = await asyncio.to_thread(zygotes.current)
+        is_detached = not record.is_owned
 
         async def start() -> Self:
             async with gate:
                 return await type(self)._launch(
                     self._store,
                     record,
-                    not original.is_owned,
+                    is_detached,
                     self._keeps,
                     None,
                     zygote=zygote,
                     values=values,
                 )
 
+        starts = [asyncio.create_task(start()) for _ in range(count)]
         try:
-            found = await asyncio.gather(*(start() for _ in range(count)), return_exceptions=True)
-        finally:  # they have it open
-            await asyncio.to_thread(shelf.remove, saved.record.id)
+            found = await asyncio.gather(*starts, return_exceptions=True)
+        except asyncio.CancelledError:  # so are those that have not succeeded yet
+            await asyncio.gather(*(_undo(one) for one in starts))
+            raise
         return [one if not isinstance(one, BaseException) else _as_error(one) for one in found]
 
     async def _save(self, name: str, is_fork: bool, request_timeout: float | None) -> str:
@@ -167,6 +187,15 @@ class CopiedSandbox(EndingSandbox):
         store = await asyncio.to_thread(Store, state_folder)
         found = await asyncio.to_thread(snapshots.find, store, snapshot)
         await asyncio.to_thread(Shelf(store.folder).remove, found.record.id)
+
+
+async def _undo(start: asyncio.Task[Self]) -> None:
+    """Leave nothing of a start, however it ends."""
+    await asyncio.wait((start,))
+    if not start.cancelled() and start.exception() is None:
+        sandbox = start.result()
+        sandbox._keeps = False
+        await sandbox.kill()
 
 
 def _as_error(error: BaseException) -> Exception:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import signal
 
 import pytest
 
 from tests.unit.cli.conftest import Cli
+from tests.unit.sandbox.owned import wait_until
+from voidbox.cli import exit_status
 
 pytestmark = pytest.mark.slow
 
@@ -65,6 +68,18 @@ def test_fork(cli: Cli) -> None:
     assert result.stderr == "voidbox: the snapshot is of another CPU\n"
     assert cli.refused("fork", "box", "-n", "0").startswith("--count 0")
     assert cli.refused("fork", "nobody").startswith("no sandbox nobody")
+
+
+def test_ctrl_c_while_forks_start_leaves_none(cli: Cli) -> None:
+    cli.launch("box")
+    cli.environment["VOIDBOX_FAKE_RESTORE"] = "waits"  # for a file that nobody makes
+    process = cli.start("fork", "box", "-n", "2")
+    wait_until(lambda: len(cli.json("ps")) == 3, "they start")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == exit_status.INTERRUPTED
+    assert [box["name"] for box in cli.json("ps", "--all")] == ["box"]
+    assert cli.json("snapshot", "ls") == []
 
 
 def test_suspend_and_resume(cli: Cli) -> None:

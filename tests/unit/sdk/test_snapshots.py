@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,14 @@ import pytest
 from tests.unit.sandbox.conftest import in_event_loop
 from tests.unit.sdk.test_sandbox import FAKE_OWNER, kept, options, state_folder
 from voidbox import Sandbox
+from voidbox.cli import exit_status, fork
 from voidbox.errors import AgentError, ConfigError, HostError
 from voidbox.sandbox import launch as launching
+from voidbox.sandbox.launch import launch
+from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.store import Store
+from voidbox.sdk import copies
+from voidbox.sdk import launching as sdk_launching
 from voidbox.sdk.aio import AsyncSandbox
 from voidbox.sdk.snapshots import SnapshotInfo
 
@@ -109,6 +116,59 @@ def test_forks_that_fail_are_exceptions(
         for count in (0, -1, 1001, 1.5, "2", True):
             with pytest.raises(ConfigError, match="give a whole number"):
                 sandbox.fork(count)  # type: ignore[arg-type]
+
+
+@in_event_loop
+async def test_forks_that_are_given_up_leave_nothing_also_of_those_that_run(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await AsyncSandbox.create(**options) as sandbox:
+        begun: list[str] = []
+
+        def launch_one(store: Store, record: SandboxRecord, *arguments: Any, **others: Any) -> None:
+            begun.append(record.id)
+            if len(begun) > 1:  # they wait for a file that nobody makes
+                monkeypatch.setenv("VOIDBOX_FAKE_RESTORE", "waits")
+            launch(store, record, *arguments, owner=FAKE_OWNER, **others)
+
+        monkeypatch.setattr(sdk_launching, "launch", launch_one)
+        monkeypatch.setattr(copies, "_STARTS_AT_ONCE", 1)
+        task = asyncio.create_task(sandbox.fork(3))
+        while len(begun) < 2:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert kept() == [sandbox.sandbox_id]
+        assert not snapshots_folder()
+
+
+@pytest.mark.parametrize("by", ["fork()", "voidbox fork"])
+def test_forks_get_the_values_of_the_originals_secrets(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    given: list[Mapping[str, str] | None] = []
+
+    def launch_one(
+        store: Store,
+        record: SandboxRecord,
+        *_: Any,
+        secrets: Mapping[str, str] | None = None,
+        **__: Any,
+    ) -> None:
+        given.append(secrets)
+        store.remove(record.id)
+        raise HostError("enough is known")
+
+    with Sandbox.create(**options) as sandbox:
+        monkeypatch.setattr(copies, "copied_values", lambda store, record: {"KEY": "value"})
+        for module in (launching, sdk_launching):
+            monkeypatch.setattr(module, "launch", launch_one)
+        if by == "fork()":
+            sandbox.fork()
+        else:
+            assert fork.main([sandbox.name]) == exit_status.USAGE
+    assert given == [{"KEY": "value"}]
 
 
 @in_event_loop
