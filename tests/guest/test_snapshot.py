@@ -467,6 +467,12 @@ def test_disks_are_copied_with_the_machine(tmp_path: Path, is_own: bool) -> None
             read = bytearray(4096)
             copy._peripherals.disks[0]._backend.read([memoryview(read)], 8192, 4096)
             assert read == b"w" * 4096
+    os.unlink(new)
+    for file in ("memory", "disk-0\0", "../disk-0"):
+        _changed(Path(path), lambda values, file=file: values["disks"][0].update(file=file))
+        with pytest.raises(ConfigError, match="damaged: a disk is called"):
+            Machine.from_snapshot(path, copy_config)
+    assert not os.path.exists(new)
 
 
 def test_snapshots_of_restored_machines_do_not_rest_on_the_first(tmp_path: Path) -> None:
@@ -662,6 +668,10 @@ def _set_bytes(values: dict[str, Any], name: str, at: int, new: bytes) -> None:
         (lambda values: values["slots"].pop(), "devices"),
         (lambda values: values["slots"][0].update(device_id=2), "device"),
         (lambda values: values["slots"][0].update(status="x"), "status"),
+        (lambda values: values["slots"][0].update(status=1 << 32), "status"),
+        (lambda values: values["kvm"].update(clock_ns=-1), "clock_ns"),
+        (lambda values: values["kvm"]["vcpus"][0].update(mp_state=1 << 32), "mp_state"),
+        (lambda values: values["balloon"].update(num_pages=1 << 32), "num_pages"),
         (lambda values: values.pop("rtc"), "machine"),
         (lambda values: values["memory"][0].__setitem__(0, 4096), "laid out"),
     ],
@@ -669,7 +679,7 @@ def _set_bytes(values: dict[str, Any], name: str, at: int, new: bytes) -> None:
 def test_a_foreign_or_damaged_snapshot_is_refused(
     tmp_path: Path, change: object, message: str
 ) -> None:
-    config = config_of(tmp_path, counting_guest())
+    config = config_of(tmp_path, counting_guest(), balloon=True)
     with Machine(config) as machine:
         attach_counter(machine)
         machine.start()

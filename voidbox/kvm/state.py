@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from voidbox.errors import ConfigError, HostError
 from voidbox.kvm import api
@@ -81,7 +81,7 @@ class VcpuState(NamedTuple):
     """
 
     cpuid: bytes
-    mp_state: int
+    mp_state: Annotated[int, 32]
     regs: bytes
     sregs: bytes
     xsave: bytes

@@ -1,7 +1,8 @@
 """Named tuples as plain values and back: what a snapshot keeps of each part of a machine.
 
 A named tuple becomes a dict of its fields, so that a file says what is what. On the way back each
-value must be of the field's type, all the way down: a snapshot is input like any other.
+value must be of the field's type, all the way down: a snapshot is input like any other. Numbers are
+unsigned, of 64 bits, or as many as Annotated[int, bits] says.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any, TypeVar
 from voidbox.errors import ConfigError
 
 _T = TypeVar("_T")
+
+_INT_BITS = 64
 
 
 def to_plain(value: Any) -> Any:
@@ -46,7 +49,7 @@ def learn(kind: Any) -> None:
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+    return typing.get_type_hints(kind, include_extras=True)
 
 
 def _build(kind: Any, value: Any, name: str) -> Any:
@@ -58,7 +61,10 @@ def _build(kind: Any, value: Any, name: str) -> Any:
         return None if value is None else _build(inner, value, name)
     if hasattr(kind, "_fields"):
         return _build_named(kind, value, name)
-    if type(value) is not kind:
+    bits = _INT_BITS
+    if origin is typing.Annotated:
+        kind, bits = typing.get_args(kind)
+    if type(value) is not kind or (kind is int and not 0 <= value < 1 << bits):
         raise _wrong(name)
     return value
 

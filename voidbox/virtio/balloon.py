@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from voidbox.errors import GuestError
 from voidbox.virtio.device import VIRTIO_ID_BALLOON, Transport, config_value
@@ -60,9 +60,9 @@ STATISTICS = (
 class BalloonState(NamedTuple):
     """The configuration space, for a snapshot."""
 
-    num_pages: int
-    actual: int
-    poison_val: int
+    num_pages: Annotated[int, 32]
+    actual: Annotated[int, 32]
+    poison_val: Annotated[int, 32]
 
 
 class BalloonStatistics(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from voidbox.virtio.queue import QueueState
 
@@ -93,17 +93,20 @@ class QueueRegisters(NamedTuple):
     ready: bool = False
 
 
+Register = Annotated[int, 32]  # bits; see snapshot.plain
+
+
 class MmioState(NamedTuple):
     """The transport at rest, for a snapshot. `virtqueues` is empty unless the device is live."""
 
-    device_id: int
-    status: int
-    device_features_sel: int
-    driver_features_sel: int
+    device_id: Register
+    status: Register
+    device_features_sel: Register
+    driver_features_sel: Register
     driver_features: int
-    queue_sel: int
-    interrupt_status: int
-    config_generation: int
+    queue_sel: Register
+    interrupt_status: Register
+    config_generation: Register
     queues: tuple[QueueRegisters, ...]
     virtqueues: tuple[QueueState, ...]
 

@@ -107,9 +107,14 @@ def disk_state(config: DiskConfig, index: int, stays: bool) -> DiskState:
         is_read_only=config.is_read_only,
         is_overlay=is_overlay,
         base_digest=digest,
-        file=f"disk-{index}" if is_copied else "",
+        file=disk_file(index) if is_copied else "",
         stays=(0, 0) if is_written and stays else None,
     )
+
+
+def disk_file(index: int) -> str:
+    """Return what the copy of a disk is called."""
+    return f"disk-{index}"
 
 
 def written_file(config: DiskConfig) -> str | None:

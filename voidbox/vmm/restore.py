@@ -38,6 +38,7 @@ from voidbox.vmm.machine_state import (
     DEVICE_MODEL,
     DiskState,
     MachineState,
+    disk_file,
     disk_state,
     memory_parts,
     stamp,
@@ -85,10 +86,10 @@ class Restore:
             raise
 
     def _place_disks(self, config: MachineConfig) -> None:
-        for saved, disk in zip(self.state.disks, config.disks, strict=True):
+        for index, (saved, disk) in enumerate(zip(self.state.disks, config.disks, strict=True)):
             target = written_file(disk)
             if saved.file and target is not None:
-                if saved.file != os.path.basename(saved.file):
+                if saved.file != disk_file(index):
                     raise ConfigError(f"the snapshot is damaged: a disk is called {saved.file!r}")
                 copy = os.path.join(self._folder, saved.file)
                 os.close(machine_bin.open_own(copy))

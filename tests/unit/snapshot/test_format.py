@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -103,13 +103,15 @@ class Outer(NamedTuple):
     flag: bool
     maybe: Inner | None
     many: tuple[Inner, ...]
+    register: Annotated[int, 32] = 0
 
 
 OUTER = Outer(1, True, None, (Inner(b"x", (1, "y")), Inner(b"", (2, ""))))
 
 
 def test_named_tuples_come_back() -> None:
-    for outer in (OUTER, OUTER._replace(maybe=Inner(b"z", (0, "a")), many=())):
+    largest = OUTER._replace(number=(1 << 64) - 1, register=(1 << 32) - 1)
+    for outer in (OUTER, largest, OUTER._replace(maybe=Inner(b"z", (0, "a")), many=())):
         assert from_plain(Outer, to_plain(outer)) == outer
 
 
@@ -117,6 +119,9 @@ def test_named_tuples_come_back() -> None:
     "change",
     [
         {"number": True},
+        {"number": -1},
+        {"register": 1 << 32},
+        {"register": "0"},
         {"number": 1.0},
         {"number": None},
         {"flag": 1},
