@@ -178,6 +178,8 @@ def make_restored(options: argparse.Namespace, store: Store) -> SandboxRecord:
         team=options.team,
         workspace=workspace.path,
         workspace_mode=workspace.mode,
+        jail=options.jail,
+        limits=limit_options.parse(options),
         is_owned=not options.detach,
     )
     return record._replace(removes_itself=options.rm)

@@ -83,7 +83,7 @@ _FIXED: dict[str, object] = {
 }
 _OF_BOTH = (
     *("publish", "envs", "secret_envs", "metadata", "timeout", "idle_timeout", "name", "workdir"),
-    *("user", "team", "workspace", "workspace_mode"),
+    *("user", "team", "workspace", "workspace_mode", "jail"),
 )
 _LIMITS = {
     "cpu": "cpu_limit",
@@ -103,6 +103,7 @@ async def make_record(store: Store, options: CreateOptions, is_owned: bool) -> S
     given: dict[str, Any] = {**options}
     net = {name: given[name] for name in _NET}
     both = {name: given[name] for name in _OF_BOTH}
+    limits = {name: given[option] for name, option in _LIMITS.items()}
     snapshot = given["snapshot"]
     if snapshot is not None:
         found = await asyncio.to_thread(snapshots.find, store, snapshot)
@@ -112,15 +113,16 @@ async def make_record(store: Store, options: CreateOptions, is_owned: bool) -> S
             net_given={
                 key: value for key, value in net.items() if value is not None and value is not False
             },
+            limits={name: value for name, value in limits.items() if value is not None},
             is_owned=is_owned,
             **both,
         )
     publish = both.pop("publish")
     record = draft.make_record(
-        **{key: given[key] for key in (*_FIXED, "workspace_cache", "jail")},
+        **{key: given[key] for key in (*_FIXED, "workspace_cache")},
         **both,
         net=draft.make_net(publish=publish, **net),
-        limits={name: given[option] for name, option in _LIMITS.items()},
+        limits=limits,
         is_owned=is_owned,
         state_folder=store.folder,
     )

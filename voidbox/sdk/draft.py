@@ -77,8 +77,7 @@ def make_record(
         )
     if type(cpus) is not int or cpus < 1:
         raise ConfigError(f"cpus={cpus!r}: give a whole number, 1 or more")
-    if workdir is not None and not (isinstance(workdir, str) and workdir.startswith("/")):
-        raise ConfigError(f"workdir={workdir!r}: give an absolute path in the guest")
+    check_workdir(workdir)
     if workspace_mode not in WORKSPACE_MODES:
         raise ConfigError(f"workspace_mode={workspace_mode!r}: choose copy, ro or rw")
     check_cache(workspace_cache, workspace_mode)
@@ -113,9 +112,19 @@ def make_record(
         workspace_mode=workspace_mode,
         workspace_cache=workspace_cache,
         jail=check_level(jail),
-        limits=_limits(limits, net),
+        limits=check_limits(limits or {}, net),
         volumes=tuple(map(str, parse_volumes(volumes or (), copied_to=copied_to))),
     )
+
+
+def check_workdir(workdir: str | None) -> None:
+    """Refuse what commands cannot run in.
+
+    Raises:
+        ConfigError: it is no absolute path.
+    """
+    if workdir is not None and not (isinstance(workdir, str) and workdir.startswith("/")):
+        raise ConfigError(f"workdir={workdir!r}: give an absolute path in the guest")
 
 
 def check_cache(cache: str, mode: str) -> None:
@@ -129,12 +138,19 @@ def check_cache(cache: str, mode: str) -> None:
         raise ConfigError(f"cache={cache} is for a workspace that is shared live: ro or rw")
 
 
-def _limits(
-    given: Mapping[str, float | None] | None, net: dict[str, object] | None
+def check_limits(
+    given: Mapping[str, object], net: Mapping[str, object] | None
 ) -> dict[str, object]:
+    """Return a record's limits.
+
+    Args:
+        given: see resource_limits; None for no limit.
+    Raises:
+        ConfigError: there is no such limit, or it makes no sense.
+    """
     from voidbox.sandbox.process import resource_limits
 
-    found = resource_limits.check(given or {})
+    found = resource_limits.check(given)
     if found.get(resource_limits.NET_BYTES_S) is not None and net is None:
         raise ConfigError("a limit for the network of a sandbox that has none")
     return {key: value for key, value in found.items() if value is not None}

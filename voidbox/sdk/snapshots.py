@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from voidbox.errors import ConfigError
 from voidbox.sandbox import launch
+from voidbox.sandbox.jail_level import check_level
 from voidbox.sandbox.session import check_seconds
 from voidbox.sandbox.snapshots import restored
 from voidbox.sandbox.snapshots.record import SNAPSHOT, SnapshotRecord
@@ -67,16 +68,25 @@ class SnapshotInfo(NamedTuple):
         )
 
 
+def key_of(snapshot: str | SnapshotInfo) -> str:
+    """Return what Shelf.find() takes.
+
+    Raises:
+        ConfigError: it is nothing of the kind.
+    """
+    key = snapshot.snapshot_id if isinstance(snapshot, SnapshotInfo) else snapshot
+    if not isinstance(key, str):
+        raise ConfigError(f"snapshot={snapshot!r}: give its name, its ID, or what snapshot() gave")
+    return key
+
+
 def find(store: Store, snapshot: str | SnapshotInfo) -> Snapshot:
     """Return what create(snapshot=…) means.
 
     Raises:
         ConfigError: there is none.
     """
-    key = snapshot.snapshot_id if isinstance(snapshot, SnapshotInfo) else snapshot
-    if not isinstance(key, str):
-        raise ConfigError(f"snapshot={snapshot!r}: give its name, its ID, or what snapshot() gave")
-    return Shelf(store.folder).find(key)
+    return Shelf(store.folder).find(key_of(snapshot))
 
 
 def list_all(store: Store) -> list[SnapshotInfo]:
@@ -113,12 +123,16 @@ def make_record(
     team: str | None,
     workspace: str | os.PathLike[str] | None,
     workspace_mode: str,
+    jail: str | None,
+    limits: Mapping[str, float | None],
     is_owned: bool,
 ) -> SandboxRecord:
     """Return what Store.create() takes, for a sandbox that is restored.
 
     Args:
         fixed, net_given: arguments of create() that are not their defaults.
+        jail: None for what its snapshot's had.
+        limits: in place of its snapshot's; None for none.
     Raises:
         ConfigError: an argument makes no sense, or cannot be changed of what is restored.
     """
@@ -126,6 +140,7 @@ def make_record(
     for given in (name, team):
         if given is not None:
             check_name(given)
+    draft.check_workdir(workdir)
     record = restored.record_of(snapshot)
     if workspace is not None:
         if workspace_mode != "copy":
@@ -146,6 +161,8 @@ def make_record(
         user=user if user is not None else record.user,
         team=team if team is not None else record.team,
         net=_net(record, net_given, publish),
+        jail=record.jail if jail is None else check_level(jail),
+        limits=draft.check_limits({**record.limits, **limits}, record.net),
         is_owned=is_owned,
     )
 

@@ -46,6 +46,8 @@ def record_of(snapshot: SnapshotRecord) -> SandboxRecord:
         removes_itself=False,
         timeout_s=None,
         idle_timeout_s=None,
+        paused_s=0.0,  # of one that was paused; its copy runs
+        paused_at=None,
         secret_envs=(),  # whoever may have a copy need not have those
         workspace=None,
         workspace_mode="copy",
