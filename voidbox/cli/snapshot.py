@@ -13,8 +13,8 @@ from voidbox.cli.output import print_json, print_table, shown, shown_size, shown
 from voidbox.cli.parser import make_parser
 from voidbox.cli.sandboxes import control, find_running, open_store
 from voidbox.errors import VoidboxError
-from voidbox.sandbox.snapshots.record import FORK, SNAPSHOT
-from voidbox.sandbox.snapshots.shelf import Shelf, Snapshot
+from voidbox.sandbox.snapshots.record import SNAPSHOT
+from voidbox.sandbox.snapshots.shelf import Shelf, Snapshot, is_left
 from voidbox.sandbox.state.store import Store
 
 SNAPSHOT_S = 310.0  # for a sandbox's process to write one
@@ -189,7 +189,7 @@ def _remove(store: Store, options: argparse.Namespace) -> int:
     for name in options.names:
         error = None
         try:
-            shelf.remove(shelf.find(name).record.id)
+            shelf.remove(shelf.id_of(name))
         except VoidboxError as problem:
             error = str(problem)
             complain(f"voidbox: {error}")
@@ -206,20 +206,21 @@ def _finish(outcomes: list[dict[str, object]], options: argparse.Namespace) -> i
     return exit_status.OK if all(one["ok"] for one in outcomes) else exit_status.USAGE
 
 
+def _is_unused(snapshot: Snapshot) -> bool:
+    """Whether it is somebody's, who does not use it now; what a fork() needs is the fork()'s."""
+    return snapshot.record.kind == SNAPSHOT and not snapshot.is_in_use
+
+
 def _prune(store: Store, options: argparse.Namespace) -> int:
     from voidbox.sandbox.snapshots.templates import Templates
 
     shelf, templates = Shelf(store.folder), Templates(store.folder)
-    if not options.dry_run:
-        shelf.sweep()
-    found = shelf.all()
-    doomed = [
-        one for one in found if (one.record.kind == FORK or options.all) and not one.is_in_use
-    ]
+    doomed = [one for one in shelf.all() if is_left(one) or (options.all and _is_unused(one))]
     freed = sum(one.sizes.disk_bytes for one in doomed)
     if not options.dry_run:
         for one in doomed:
             shelf.remove(one.record.id)
+        shelf.sweep()
     gone, template_bytes = templates.prune(dry_run=options.dry_run)
     freed += template_bytes
     names = [one.record.name or one.record.id for one in doomed]

@@ -10,7 +10,7 @@ from typing import TypeVar
 from voidbox.errors import SandboxTimeout
 from voidbox.sandbox.guarding import copied_values
 from voidbox.sandbox.snapshots import restored
-from voidbox.sandbox.snapshots.shelf import Shelf
+from voidbox.sandbox.snapshots.shelf import Lent, Shelf
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
@@ -19,6 +19,7 @@ from voidbox.sdk import parent_pipe, snapshots, zygotes
 from voidbox.sdk.ending import EndingSandbox
 from voidbox.sdk.launching import Launch
 from voidbox.sdk.snapshots import SnapshotInfo
+from voidbox.sdk.undoing import finished_or_undone
 
 _STARTS_AT_ONCE = 8
 
@@ -124,14 +125,16 @@ class CopiedSandbox(EndingSandbox):
     ) -> builtins.list[Self | Exception]:
         """See fork(), and whether they are to end with this program."""
         snapshots.check_count(count)
-        shelf = Shelf(self._store.folder)
-        saved = await self._save("", True, request_timeout)
+        saved = await finished_or_undone(self._save_for_forks(request_timeout), Lent.close)
         try:
-            found = await asyncio.to_thread(shelf.find, saved)
-            record = restored.record_of(found.record)._replace(is_owned=is_owned)
+            record = restored.record_of(saved.record)._replace(is_owned=is_owned)
             return await self._launch_several(record, count)
         finally:  # they have it open
-            await asyncio.to_thread(shelf.remove, saved)
+            await asyncio.shield(asyncio.to_thread(saved.close))
+
+    async def _save_for_forks(self, request_timeout: float | None) -> Lent:
+        id = await self._save("", True, request_timeout)
+        return await asyncio.to_thread(Shelf(self._store.folder).lend, id)
 
     async def _launch_several(
         self: Self, record: SandboxRecord, count: int
@@ -185,8 +188,8 @@ class CopiedSandbox(EndingSandbox):
             ConfigError: there is none.
         """
         store = await asyncio.to_thread(Store, state_folder)
-        found = await asyncio.to_thread(snapshots.find, store, snapshot)
-        await asyncio.to_thread(Shelf(store.folder).remove, found.record.id)
+        shelf, key = Shelf(store.folder), snapshots.key_of(snapshot)
+        await asyncio.to_thread(lambda: shelf.remove(shelf.id_of(key)))
 
 
 async def _undo(start: asyncio.Task[Self]) -> None:

@@ -16,6 +16,7 @@ from voidbox.sandbox.launch import OWNER, launch, reap, wait_ended
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sandbox.zygote.client import Zygote
+from voidbox.sdk.undoing import finished_or_undone
 
 _KILL_PAUSE_S = 0.02  # until a process that was being started can be found
 KILL_S = 10.0
@@ -179,17 +180,17 @@ async def kill_and_remove(store: Store, id: str) -> None:
         await asyncio.to_thread(store.remove, id)
 
 
-def read_truly(store: Store, id: str) -> SandboxRecord:
+def read_truly(store: Store, key: str) -> SandboxRecord:
     """Return a record that knows it, if the sandbox's process was killed.
 
     Raises:
         ConfigError: see Store.read.
     """
-    record = store.read(id)
-    if not record.state.has_process or store.is_alive(id):
+    record = store.read(key)
+    if not record.state.has_process or store.is_alive(record.id):
         return record
     store.clean()
-    return store.read(id)
+    return store.read(record.id)
 
 
 async def wait_gone(store: Store, id: str, timeout_s: float | None) -> bool:
@@ -198,7 +199,7 @@ async def wait_gone(store: Store, id: str, timeout_s: float | None) -> bool:
     Returns:
         False if `timeout_s` seconds pass before.
     """
-    fd = await asyncio.to_thread(store.open_owner, id)
+    fd = await finished_or_undone(asyncio.to_thread(store.open_owner, id), _close)
     if fd is not None:
         loop, gone = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(fd, gone.set)
@@ -212,3 +213,8 @@ async def wait_gone(store: Store, id: str, timeout_s: float | None) -> bool:
             os.close(fd)
     reap()
     return True
+
+
+def _close(fd: int | None) -> None:
+    if fd is not None:
+        os.close(fd)

@@ -145,21 +145,31 @@ def sweep(parent: str) -> list[str]:
     return swept
 
 
-def open_memory(folder: str, size_bytes: int) -> int:
+def use_memory(folder: str) -> int:
     """Open a snapshot's memory, and say that it is in use until the last copy of it is closed.
+
+    Raises:
+        ConfigError: it is not there, or not ours.
+    """
+    fd = open_own(os.path.join(folder, memory_file.NAME))
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    return fd
+
+
+def open_memory(folder: str, size_bytes: int) -> int:
+    """As use_memory(), of so many bytes.
 
     Raises:
         ConfigError: it is not there, not ours, or of another size.
     """
-    path = os.path.join(folder, memory_file.NAME)
-    fd = open_own(path)
+    fd = use_memory(folder)
     found = os.fstat(fd).st_size
     if found != size_bytes:
         os.close(fd)
+        path = os.path.join(folder, memory_file.NAME)
         raise ConfigError(
             f"snapshot {path}: it has {found} bytes of {size_bytes}: it was cut short"
         )
-    fcntl.flock(fd, fcntl.LOCK_SH)
     return fd
 
 

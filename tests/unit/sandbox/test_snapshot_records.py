@@ -143,6 +143,7 @@ def test_a_fork_that_nobody_took_away_is_swept_and_a_snapshot_is_not(tmp_path: P
         folder.mkdir(parents=True)
         (folder / records.FILE).write_bytes(snapshot_of()._replace(id=id, kind=kind).encode())
         (folder / records.FILE).chmod(0o600)
+        os.utime(folder, (1000, 1000))
     shelf.sweep()
     assert [one.record.id for one in shelf.all()] == ["f" * 12]
     assert [path.name for path in Path(shelf.path).iterdir()] == ["f" * 12]

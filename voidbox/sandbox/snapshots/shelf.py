@@ -19,7 +19,7 @@ from voidbox.storage import durable
 from voidbox.storage.durable import Corrupted
 
 FOLDER = "snapshots"
-_FORK_S = 3600.0  # of what a fork() left that was killed
+_FORK_S = 60.0  # from the making of what fork() needs until it has it in use
 _QUOTA_VARIABLE = "VOIDBOX_SNAPSHOT_QUOTA"
 
 
@@ -62,7 +62,7 @@ class Shelf:
             os.makedirs(self.path, 0o700, exist_ok=True)
         except OSError as error:
             raise durable.failure("make", self.path, error) from error
-        folders.sweep(self.path)
+        self.sweep()
         with self._reserved(name) if name else nullcontext():
             self._check_quota()
             id = names.new_id()
@@ -90,6 +90,8 @@ class Shelf:
                 found.append(self._load(id))
             except FileNotFoundError:
                 continue  # removed just now
+            except Corrupted as error:
+                warn(f"the snapshot {_damaged(id, error)}")
             except (VoidboxError, OSError) as error:
                 warn(f"{self.path}/{id}: {error}")
         found.sort(key=lambda one: (one.record.created_at, one.record.id))
@@ -107,9 +109,9 @@ class Shelf:
             except FileNotFoundError:
                 pass
             except Corrupted as error:
-                raise ConfigError(f"the snapshot {key} is damaged: {error}") from error
+                raise ConfigError(f"the snapshot {_damaged(key, error)}") from error
         found = self.all()
-        matching = [one for one in found if one.record.name == key]
+        matching = [one for one in found if key and one.record.name == key]
         if not matching and names.is_id_prefix(key):
             matching = [one for one in found if one.record.id.startswith(key)]
         if not matching:
@@ -119,6 +121,16 @@ class Shelf:
             several = ", ".join(one.record.id for one in matching)
             raise ConfigError(f"{key} may be any of these snapshots: {several}")
         return matching[0]
+
+    def id_of(self, key: str) -> str:
+        """Return the ID of find()'s snapshot; an ID is that of one that cannot be read, too.
+
+        Raises:
+            ConfigError: there is none, or several.
+        """
+        if names.is_id(key) and os.path.isdir(f"{self.path}/{key}"):
+            return key
+        return self.find(key).record.id
 
     def remove(self, id: str) -> None:
         """Delete a snapshot; sandboxes that were restored from it go on.
@@ -145,13 +157,16 @@ class Shelf:
             folders.sweep(self.path)
         for id in filter(names.is_id, self._entries()):
             with suppress(VoidboxError, OSError):
-                found = records.load(f"{self.path}/{id}")
-                if found.kind == FORK and time.time() - found.created_at > _FORK_S:
+                if is_left(self._load(id)):
                     self.remove(id)
 
     def children(self, id: str, among: Iterable[Snapshot]) -> list[str]:
         """Return the IDs of the snapshots that were made of one's sandboxes."""
         return [one.record.id for one in among if one.record.parent == id]
+
+    def lend(self, id: str) -> Lent:
+        """Return what a fork() has made, to be used and taken away. Raises as find()."""
+        return Lent(self, self.find(id))
 
     def _load(self, id: str) -> Snapshot:
         path = f"{self.path}/{id}"
@@ -182,3 +197,53 @@ class Shelf:
                 f"snapshots take {used >> 20} MiB, of {quota >> 20} MiB that {_QUOTA_VARIABLE} "
                 "allows: voidbox snapshot prune or rm frees some"
             )
+
+
+class Lent:
+    """A snapshot that is there for a fork() alone: in use until close(), which deletes it.
+
+    Thread: any.
+
+    Raises:
+        ConfigError: it cannot be used.
+
+    Attributes:
+        record: the snapshot's.
+    """
+
+    def __init__(self, shelf: Shelf, snapshot: Snapshot) -> None:
+        self.record = snapshot.record
+        self._shelf = shelf
+        self._fd = folders.use_memory(snapshot.folder)
+
+    def __enter__(self) -> Lent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Delete it; who was restored from it has it open. Idempotent.
+
+        Raises:
+            HostError: it cannot be deleted.
+        """
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+            self._shelf.remove(self.record.id)
+
+
+def is_left(snapshot: Snapshot) -> bool:
+    """Whether a snapshot is what a fork() was to take away, which was killed."""
+    if snapshot.record.kind != FORK or snapshot.is_in_use:
+        return False
+    try:
+        made_at = os.stat(snapshot.folder).st_mtime  # it may have taken minutes to write
+    except FileNotFoundError:  # taken away just now
+        return False
+    return time.time() - made_at > _FORK_S
+
+
+def _damaged(id: str, error: Corrupted) -> str:
+    return f"{id} is damaged: {error}; voidbox snapshot rm {id} removes it"
