@@ -121,6 +121,8 @@ class Snapshotting:
                 made = self._describe(self._sandbox.current_record(), record.id, "", SUSPENDED)
                 self._take(folder, made, is_suspend=True)
             except BaseException:
+                with suppress(VoidboxError):
+                    durable.remove_tree(folder)  # which it must not be woken from: it goes on
                 self._sandbox.abort_suspend()
                 raise
 
@@ -177,12 +179,19 @@ class Snapshotting:
 
     @contextmanager
     def _one(self) -> Iterator[None]:
+        self._wait_for_template()
         if not self._lock.acquire(blocking=False):
             raise ConfigError(f"{BUSY}: wait until it is done")
         try:
             yield
         finally:
             self._lock.release()
+
+    def _wait_for_template(self) -> None:
+        """Whoever wants a snapshot need not know that a template is being made."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(WRITE_S)
 
     def _check(self) -> SandboxRecord:
         record = self._sandbox.current_record()
@@ -208,7 +217,6 @@ class Snapshotting:
         It writes where its process may; from there the snapshot is brought to its place.
         """
         freezes = made.kind != TEMPLATE  # in which there is nobody yet
-        self._sandbox.with_agent(lambda client: _quiesce(client, freezes), _AGENT_S)
 
         def release() -> None:
             try:
@@ -229,6 +237,7 @@ class Snapshotting:
             id = self._sandbox.current_record().id
             written = f"{self._store.path(id, state_folder.MACHINE)}/{made.id}"
         try:
+            self._sandbox.with_agent(lambda client: _quiesce(client, freezes), _AGENT_S)
             report = self._sandbox.machine.snapshot(
                 written,
                 stop=is_suspend,

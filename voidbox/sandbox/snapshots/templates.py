@@ -120,13 +120,13 @@ class Templates:
         gone: list[str] = []
         freed = 0
         for folder in self._by_use():
-            is_current = self._is_current(folder)
-            size = folders.sizes(folder).disk_bytes if is_current else 0
-            if is_current and len(kept) < count and sum(kept) + size <= disk_bytes:
-                kept.append(size)
-                continue
-            with suppress(HostError, OSError):
-                freed += folders.sizes(folder).disk_bytes
+            with suppress(HostError, OSError):  # somebody else deletes it, say
+                size = folders.sizes(folder).disk_bytes
+                has_room = len(kept) < count and sum(kept) + size <= disk_bytes
+                if has_room and self._is_current(folder):
+                    kept.append(size)
+                    continue
+                freed += size
                 if not dry_run:
                     self._remove(folder)
                 gone.append(os.path.basename(folder))
