@@ -7,7 +7,7 @@ import signal
 from contextlib import suppress
 
 from voidbox.cli.sandboxes import CONTROL_S, control
-from voidbox.errors import AgentError, HostError, SandboxTimeout
+from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout
 from voidbox.sandbox.launch import wait_ended
 from voidbox.sandbox.process.stopping import POWER_BUTTON_S
 from voidbox.sandbox.state.lifecycle import State
@@ -20,9 +20,7 @@ _KILL_S = 10.0
 
 def begin_stop(store: Store, record: SandboxRecord, timeout_s: float) -> None:
     """Ask a sandbox to end politely; one that has ended already is left alone."""
-    if record.state is State.SUSPENDED:
-        store.discard_suspended(record.id)
-    elif not record.state.is_final:
+    if not _discard_suspended(store, record) and not record.state.is_final:
         # A process that has gone away meanwhile is what was wanted.
         with suppress(AgentError):
             control(store, record).request("stop", timeout=timeout_s)
@@ -38,15 +36,28 @@ def finish_stop(store: Store, record: SandboxRecord, timeout_s: float) -> None:
         raise HostError(
             f"{record.name} does not stop: voidbox kill {record.name} ends it in any case"
         )
+    _finish(store, record)
+
+
+def _discard_suspended(store: Store, record: SandboxRecord) -> bool:
+    """End a sandbox if it is suspended; whether it was, and nobody has woken it meanwhile."""
+    if record.state is State.SUSPENDED:
+        with suppress(ConfigError):
+            store.discard_suspended(record.id)
+            return True
+    return False
+
+
+def _finish(store: Store, record: SandboxRecord) -> None:
+    """See to it that a sandbox whose process is gone has ended."""
     store.clean()
+    with suppress(ConfigError):  # it has; or else somebody was just suspending it
+        store.discard_suspended(record.id)
 
 
 def begin_kill(store: Store, record: SandboxRecord) -> None:
     """End a sandbox at once; one that has ended already is left alone."""
-    if record.state is State.SUSPENDED:
-        store.discard_suspended(record.id)
-        return
-    if record.state.is_final:
+    if _discard_suspended(store, record) or record.state.is_final:
         return
     try:
         control(store, record, CONTROL_S / 2).request("kill")
@@ -66,7 +77,7 @@ def finish_kill(store: Store, record: SandboxRecord) -> None:
         _kill_process(store, record)
         if not wait_ended(store, record.id, _KILL_S):
             raise HostError(f"{record.name}: its process {record.pid} cannot be killed")
-    store.clean()
+    _finish(store, record)
 
 
 def _kill_process(store: Store, record: SandboxRecord) -> None:

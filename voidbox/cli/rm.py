@@ -7,6 +7,8 @@ import os
 
 from voidbox.cli.parser import make_parser
 from voidbox.cli.sandboxes import add_names, for_each, open_store
+from voidbox.errors import ConfigError
+from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 
@@ -21,7 +23,9 @@ examples:
 def make_options() -> argparse.ArgumentParser:
     """Return the verb's parser."""
     parser = make_parser("rm", "Remove sandboxes that have ended, with their logs.", _EPILOG)
-    parser.add_argument("-f", "--force", action="store_true", help="kill those that run first")
+    parser.add_argument(
+        "-f", "--force", action="store_true", help="end first what runs or is suspended"
+    )
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
     add_names(parser)
     return parser
@@ -41,4 +45,9 @@ def main(argv: list[str]) -> int:
 def _remove(store: Store, record: SandboxRecord) -> None:
     # One that removes itself may have done so just now.
     if os.path.isdir(store.path(record.id)):
+        if store.read(record.id).state is State.SUSPENDED:
+            raise ConfigError(
+                f"{record.name} is suspended, and all that it was would be gone: voidbox resume "
+                f"{record.name} wakes it, voidbox rm --force {record.name} removes it"
+            )
         store.remove(record.id)

@@ -88,6 +88,29 @@ def listen(forward: Forward) -> tuple[socket.socket, int]:
         raise
 
 
+def check_free(forward: Forward) -> None:
+    """See that a port of the host can be had now.
+
+    Raises:
+        HostError: it is taken, or not ours to take.
+    """
+    try:
+        listen(forward)[0].close()
+    except OSError as error:
+        raise refusal(forward, error) from error
+
+
+def refusal(forward: Forward, error: OSError) -> HostError:
+    """Return the error of a port that cannot be published."""
+    reasons = {
+        errno.EADDRINUSE: "another program has that port: choose another",
+        errno.EACCES: "ports below 1024 need privileges: choose another",
+        errno.EADDRNOTAVAIL: "that address is not this host's",
+    }
+    reason = reasons.get(error.errno or 0, error.strerror or "it failed")
+    return HostError(f"cannot publish {forward}: {reason}", error.errno or 0)
+
+
 class Forwards:
     """All published ports of one guest. Thread: loop.
 
@@ -120,13 +143,7 @@ class Forwards:
         try:
             sock, host_port = self._listen(forward)
         except OSError as error:
-            reasons = {
-                errno.EADDRINUSE: "another program has that port: choose another",
-                errno.EACCES: "ports below 1024 need privileges: choose another",
-                errno.EADDRNOTAVAIL: "that address is not this host's",
-            }
-            reason = reasons.get(error.errno or 0, error.strerror or "it failed")
-            raise HostError(f"cannot publish {forward}: {reason}", error.errno or 0) from error
+            raise refusal(forward, error) from error
         forward = forward._replace(host_port=host_port)
         if forward.is_udp:
             self._open[forward] = _UdpForward(self._loop, sock, forward, self._stack, self._after)

@@ -71,6 +71,9 @@ def wake(store: Store, id: str, parent_fd: int | None = None, owner: str = OWNER
 def _try_to_wake(store: Store, id: str) -> SandboxRecord | None:
     """Return a record to be started here, or one that runs; None while somebody else starts it."""
     record = store.read(id)
+    if record.state.has_process and not store.is_alive(record.id):
+        store.clean()  # whoever had it was killed
+        record = store.read(id)
     if record.state in (State.RUNNING, State.PAUSED):
         return record
     if record.state is State.CREATING:

@@ -30,6 +30,7 @@ from voidbox.sdk.commands import ExecOptions
 from voidbox.sdk.copies import CopiedSandbox
 from voidbox.sdk.creating import CreateOptions
 from voidbox.sdk.info import SandboxInfo
+from voidbox.sdk.launching import read_truly
 from voidbox.sdk.snapshots import SnapshotInfo
 
 if TYPE_CHECKING:  # few sandboxes have any
@@ -271,7 +272,7 @@ class AsyncSandbox(CopiedSandbox):
 
             return cast(Self, await RemoteSandbox.find(remote, id_or_name, auto_resume))
         store = await asyncio.to_thread(Store, state_folder)
-        record = await asyncio.to_thread(store.read, id_or_name)
+        record = await asyncio.to_thread(read_truly, store, id_or_name)
         sandbox = cls(store, record, keep=True)
         if record.state is State.SUSPENDED:
             if auto_resume:

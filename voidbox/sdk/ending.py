@@ -45,6 +45,7 @@ class EndingSandbox(SandboxHandle):
         with contextlib.suppress(AgentError):  # it has ended already
             await self._control("stop", timeout=timeout)
         await self._place.wait_or_kill(timeout + _STOP_GRACE_S)
+        await self._discard()  # if somebody was just suspending it
 
     async def wait(self, timeout: float | None = None) -> SandboxInfo:
         """Wait until it has ended; return how.
@@ -79,6 +80,8 @@ class EndingSandbox(SandboxHandle):
         if not self._keeps:
             with contextlib.suppress(ConfigError):  # somebody else has removed it
                 await asyncio.to_thread(self._place.remove)
+        elif was_alive:
+            await self._discard()  # if somebody was just suspending it
         return was_alive
 
     def _say_ended(self) -> None:

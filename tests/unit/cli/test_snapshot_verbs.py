@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 
@@ -82,6 +83,14 @@ def test_ctrl_c_while_forks_start_leaves_none(cli: Cli) -> None:
     assert cli.json("snapshot", "ls") == []
 
 
+def test_what_a_copy_may_use(cli: Cli) -> None:
+    cli.launch("box", limits={"cpu": 2, "pids": 1000})
+    cli.ok("snapshot", "create", "box", "ready")
+    options = ("--cpu-limit", "0.5", "--pids", "none", "--jail", "off")
+    made = cli.json("run", "-d", "--snapshot", "ready", *options)
+    assert (made["limits"], made["jail"]) == ({"cpu": 0.5}, "off")
+
+
 def test_suspend_and_resume(cli: Cli) -> None:
     cli.launch("box")
     assert cli.ok("suspend", "box") == "box\n"
@@ -91,8 +100,13 @@ def test_suspend_and_resume(cli: Cli) -> None:
     assert cli.ok("resume", "box") == "box\n"
     assert cli.ok("exec", "box", "echo", "hi") == "hi\n"
     cli.ok("suspend", "box")
+    assert "voidbox rm --force box removes it" in cli.refused("rm", "box")
     assert cli.ok("stop", "box") == "box\n"
     assert cli.json("inspect", "box")[0]["state"] == "stopped"
+    cli.launch("other")
+    cli.ok("suspend", "other")
+    assert cli.ok("rm", "--force", "box", "other") == "box\nother\n"
+    assert cli.json("ps", "--all") == []
 
 
 def test_prune(cli: Cli) -> None:
@@ -104,5 +118,8 @@ def test_prune(cli: Cli) -> None:
     gone = cli.json("snapshot", "prune")
     assert gone["templates"] == found["templates"]
     assert cli.ok("snapshot", "ls", "-q") == "ready\n"
+    (box,) = cli.sandboxes.store.list()
+    forking = cli.sandboxes.control(box).request("snapshot", fork=True)["snapshot"]
     assert cli.json("snapshot", "prune", "--all")["snapshots"] == ["ready"]
     assert cli.json("snapshot", "ls") == []
+    assert os.listdir(f"{cli.sandboxes.store.folder}/snapshots") == [forking]  # somebody's

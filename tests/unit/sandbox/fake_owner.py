@@ -271,6 +271,10 @@ def _await_go() -> None:
         time.sleep(0.01)
 
 
+def _refuse_to_delete(path: str) -> None:
+    raise HostError(f"cannot delete {path}: Device or resource busy", 16)
+
+
 def _nervous(*arguments: Any, **options: Any) -> Heartbeat:
     return Heartbeat(*arguments[:5], 0.1, answer_s=0.3, **options)
 
@@ -295,6 +299,8 @@ class FakeGuest:
             os.kill(os.getpid(), signal.SIGKILL)
         if problem == "no-adopt":
             restoring.protocol = SimpleNamespace(**{**vars(protocol), "ADOPT": protocol.ATTACH})  # type: ignore[assignment]
+        if problem == "stuck":
+            life.remove_tree = _refuse_to_delete  # type: ignore[assignment]
         if problem == "waits":
             adopt = restoring.adopt
 

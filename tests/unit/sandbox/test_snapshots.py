@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,16 +18,20 @@ from tests.unit.agent.conftest import USER
 from tests.unit.sandbox.owned import DEADLINE_S, FAKE_OWNER, Sandboxes, wait_until
 from voidbox.agent import protocol
 from voidbox.agent.client import AgentClient
-from voidbox.errors import AgentError, ConfigError, HostError
+from voidbox.cli.ending import begin_kill, finish_kill
+from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout
 from voidbox.sandbox import launch as launching
 from voidbox.sandbox.process import restoring
+from voidbox.sandbox.process.sandbox import Sandbox
+from voidbox.sandbox.process.snapshotting import Snapshotting
 from voidbox.sandbox.snapshots import record as records
 from voidbox.sandbox.snapshots.restored import record_of, refuse_fixed
 from voidbox.sandbox.snapshots.shelf import Shelf
 from voidbox.sandbox.snapshots.templates import Templates
-from voidbox.sandbox.state.lifecycle import State
+from voidbox.sandbox.state.lifecycle import Event, State
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.state_folder import MACHINE, SUSPENDED
+from voidbox.vmm.config import MachineConfig
 
 pytestmark = pytest.mark.slow
 
@@ -175,6 +181,14 @@ def test_a_name_is_taken_once(boxes: Sandboxes) -> None:
         shelf(boxes).find("other")
 
 
+def test_no_name_is_no_snapshots(boxes: Sandboxes) -> None:
+    """As of a variable that is not set: `voidbox snapshot rm "$NAME"`."""
+    save(boxes, boxes.launch())
+    for find in (shelf(boxes).find, shelf(boxes).id_of):
+        with pytest.raises(ConfigError, match="no snapshot ''"):
+            find("")
+
+
 def test_two_at_once_are_refused(boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VOIDBOX_FAKE_SNAPSHOT", "waits")
     box = boxes.launch()
@@ -250,7 +264,8 @@ def test_what_is_paused_can_be_saved_and_stays_so(boxes: Sandboxes) -> None:
     # Its agent was told, as that of one that runs is; without PID 1's rights it cannot freeze.
     assert "the guest's processes could not be frozen" in log_of(boxes, box)
     assert "not released" not in log_of(boxes, box)
-    assert restore(boxes, id).state is State.RUNNING
+    copy = restore(boxes, id)
+    assert (copy.state, copy.paused_at, copy.stood_still_s()) == (State.RUNNING, None, 0.0)
     stat = Path(f"/proc/{boxes.agent_pid(box)}/stat").read_text()
     assert stat.rpartition(")")[2].split()[0] == "T", "it runs on"
     boxes.control(box).request("resume")
@@ -299,7 +314,10 @@ def test_a_damaged_description_is_one_clear_line(boxes: Sandboxes, content: byte
     with pytest.raises(ConfigError, match=f"the snapshot {id} is damaged: ") as caught:
         shelf(boxes).find(id)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(f"; voidbox snapshot rm {id} removes it")
     assert shelf(boxes).all() == []
+    shelf(boxes).remove(shelf(boxes).id_of(id))
+    assert os.listdir(shelf(boxes).path) == []
 
 
 def test_a_newer_description_says_so(boxes: Sandboxes) -> None:
@@ -336,6 +354,45 @@ def test_forks_are_swept_when_nobody_took_them_away(
     monkeypatch.setattr("voidbox.sandbox.snapshots.shelf.time.time", lambda: later)
     shelf(boxes).sweep()
     assert shelf(boxes).all() == []
+
+
+def test_what_a_fork_uses_is_left_to_it(boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
+    id = str(boxes.control(boxes.launch()).request("snapshot", fork=True)["snapshot"])
+    later = time.time() + 4000
+    with shelf(boxes).lend(id) as lent:
+        monkeypatch.setattr("voidbox.sandbox.snapshots.shelf.time.time", lambda: later)
+        shelf(boxes).sweep()
+        assert [one.record for one in shelf(boxes).all()] == [lent.record]
+    assert os.listdir(shelf(boxes).path) == []
+    lent.close()
+
+
+def test_a_guest_that_was_asked_to_stand_still_is_let_go_whatever_it_answers(
+    boxes: Sandboxes,
+) -> None:
+    """The answer comes too late, say: its processes would stand still for a minute."""
+    asked: list[int] = []
+
+    def call(kind: int, values: object, what: str) -> SimpleNamespace:
+        asked.append(kind)
+
+        def result(timeout_s: float) -> dict[str, object]:
+            if kind == protocol.QUIESCE:
+                raise SandboxTimeout("the agent did not answer")
+            return {}
+
+        return SimpleNamespace(result=result)
+
+    link = SimpleNamespace(call=call, capabilities=protocol.CAN_ADOPT)
+    record = boxes.create()._replace(state=State.RUNNING)
+    sandbox = SimpleNamespace(
+        current_record=lambda: record,
+        with_agent=lambda call, timeout_s: call(SimpleNamespace(link=link)),
+        machine=SimpleNamespace(config=MachineConfig("kernel")),
+    )
+    with pytest.raises(SandboxTimeout):
+        Snapshotting(boxes.store, sandbox).create("", False)  # type: ignore[arg-type]
+    assert asked == [protocol.QUIESCE, protocol.RELEASE]
 
 
 # Suspended sandboxes.
@@ -435,7 +492,152 @@ def test_two_that_wake_it_at_once_both_get_it(boxes: Sandboxes) -> None:
     assert states == [State.RUNNING] * 2
 
 
+def test_who_wakes_after_one_that_was_killed_does_not_wait_for_it(boxes: Sandboxes) -> None:
+    box = boxes.launch()
+    suspend(boxes, box)
+    boxes.store.wake(box.id)
+    boxes.store.release(box.id)  # as its end does
+    began = time.monotonic()
+    assert wake(boxes, box).state is State.RUNNING
+    assert time.monotonic() - began < DEADLINE_S
+
+
+def test_one_that_ends_while_it_wakes_is_not_on_the_disk_any_more(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = boxes.launch()
+    suspend(boxes, box)
+    Path(boxes.store.path(box.id, "agent.pid")).unlink()
+    monkeypatch.setenv("VOIDBOX_FAKE_RESTORE", "waits")
+    failed: list[BaseException] = []
+
+    def try_to_wake() -> None:
+        try:
+            wake(boxes, box)
+        except AgentError as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=try_to_wake)
+    thread.start()
+    try:
+        wait_until(lambda: os.path.exists(boxes.store.path(box.id, "agent.pid")), "no start")
+        boxes.control(box).request("stop")
+    finally:
+        Path(boxes.store.path(box.id, "go")).touch()
+        thread.join()
+    assert failed and boxes.wait_ended(box).state is State.STOPPED
+    assert not os.path.exists(boxes.store.path(box.id, SUSPENDED))
+
+
+def test_a_port_that_is_taken_is_told_before_the_guest_runs(boxes: Sandboxes) -> None:
+    """A guest that has run is another than its disk's: it could never be woken again."""
+    box = boxes.launch(net={"publish": []})
+    suspend(boxes, box)
+    agent = Path(boxes.store.path(box.id, "agent.pid"))
+    agent.unlink()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        forward = f"127.0.0.1:{other.getsockname()[1]}:80"
+        boxes.store.update(box.id, forwards=(forward,))
+        with pytest.raises(HostError, match=f"cannot publish {forward}: another program has"):
+            wake(boxes, box)
+    assert boxes.store.read(box.id).state is State.SUSPENDED
+    assert not agent.exists()
+
+
+def test_one_whose_process_cannot_say_so_is_suspended_all_the_same(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has just room for the guest's memory, say, and none for the last word."""
+    monkeypatch.setenv("VOIDBOX_FAKE_SNAPSHOT", "waits")
+    box = boxes.launch()
+    thread = threading.Thread(target=lambda: boxes.control(box).request("suspend"))
+    thread.start()
+    part = boxes.store.path(box.id, f"{SUSPENDED}.part")
+    wait_until(lambda: os.path.isdir(part), "no snapshot began")
+    obstacle = boxes.store.path(box.id, "state.json.new")
+    os.mkdir(obstacle)
+    Path(boxes.store.path(box.id, "go")).touch()
+    thread.join()
+    assert boxes.wait_ended(box).state is State.RUNNING
+    os.rmdir(obstacle)
+    assert boxes.store.clean() == []
+    assert boxes.store.read(box.id).state is State.SUSPENDED
+    assert wake(boxes, box).state is State.RUNNING
+
+
+def test_one_that_was_woken_since_has_crashed_if_it_is_killed(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it was woken from could not be deleted, and is of another time."""
+    box = boxes.launch()
+    suspend(boxes, box)
+    monkeypatch.setenv("VOIDBOX_FAKE_RESTORE", "stuck")
+    assert wake(boxes, box).state is State.RUNNING
+    assert os.path.isdir(boxes.store.path(box.id, SUSPENDED))
+    with boxes.connect(box) as client:
+        assert output(client, "echo hello") == b"hello\n"
+    fd = boxes.store.open_owner(box.id)
+    assert fd is not None
+    signal.pidfd_send_signal(fd, signal.SIGKILL)
+    os.close(fd)
+    boxes.wait_ended(box)
+    assert [one.state for one in boxes.store.clean()] == [State.CRASHED]
+
+
+def test_one_that_ends_is_not_suspended(boxes: Sandboxes) -> None:
+    """It was asked to stop between the look at its state and its suspension's beginning."""
+    store = boxes.store
+    box = store.update(boxes.create().id, Event.BOOTED)
+    sandbox = Sandbox(store, box, None)
+    sandbox.ports = SimpleNamespace(list=lambda: [])  # type: ignore[assignment]
+    machine = SimpleNamespace(is_paused=False, stop=lambda: None, press_power_button=lambda: None)
+    sandbox.guest = SimpleNamespace(machine=machine)  # type: ignore[assignment]
+    sandbox.client = SimpleNamespace(is_serial=False, shut_down=lambda timeout_s: None)  # type: ignore[assignment]
+    sandbox.stop(reason="it was idle")
+    try:
+        with pytest.raises(AgentError, match="it ends: it was idle"):
+            sandbox.begin_suspend()
+    finally:
+        sandbox.ended.set()
+        sandbox.stopping.join()
+        os.close(sandbox.ended_fd)
+        sandbox.limits.close()
+        sandbox.relay.close()
+
+
+def test_who_stops_it_while_it_is_suspended_ends_it(boxes: Sandboxes) -> None:
+    """The process was gone when it was asked, and so was what it could be asked."""
+    box = boxes.launch()
+    suspend(boxes, box)
+    begin_kill(boxes.store, box)
+    finish_kill(boxes.store, box)
+    assert boxes.store.read(box.id).state is State.STOPPED
+
+
 # Templates.
+
+
+def test_a_snapshot_waits_for_the_template_that_nobody_asked_for(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VOIDBOX_FAKE_SNAPSHOT", "slow")
+    box = boxes.launch(**kind(boxes))
+    id = save(boxes, box)
+    assert [one.record.id for one in shelf(boxes).all()] == [id]
+    wait_for_template(boxes)
+
+
+def test_a_template_that_is_deleted_meanwhile_is_passed_over(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes.launch(**kind(boxes))
+    wait_for_template(boxes)
+
+    def sizes(folder: str) -> object:
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr("voidbox.snapshot.folder.sizes", sizes)
+    assert Templates(boxes.store.folder).prune(1, 1 << 30) == ([], 0)
 
 
 def kind(boxes: Sandboxes, **values: object) -> dict[str, object]:

@@ -85,6 +85,20 @@ def test_what_is_brought_to_the_disk(
     assert set(synced) == {own, f"{own}/state.json.new"}
 
 
+def test_one_that_is_woken_is_not_discarded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By somebody else, after it was seen to be suspended."""
+    made = store.create(wanted("web"))
+    store.adopt(made.id)
+    store.update(made.id, Event.BOOTED)
+    suspended = store.update(made.id, Event.SUSPEND)
+    store.release(made.id)
+    store.wake(made.id)
+    monkeypatch.setattr(store, "read", lambda key: suspended)
+    with pytest.raises(ConfigError, match="is not suspended"):
+        store.discard_suspended(made.id)
+    assert Store(store.folder).read(made.id).state is State.CREATING
+
+
 def test_a_life_costs_no_reading_of_others(
     store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

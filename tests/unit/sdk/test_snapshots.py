@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from voidbox.sandbox import launch as launching
 from voidbox.sandbox.launch import launch
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
-from voidbox.sdk import copies
+from voidbox.sdk import copies, creating
 from voidbox.sdk import launching as sdk_launching
 from voidbox.sdk.aio import AsyncSandbox
 from voidbox.sdk.snapshots import SnapshotInfo
@@ -101,6 +102,80 @@ async def test_forks(options: dict[str, Any]) -> None:
         assert len(names | {sandbox.name}) == 4
         assert (await sandbox.commands.run("echo $A")).stdout == "1\n"
     assert not kept()
+
+
+@in_event_loop
+async def test_a_fork_that_is_given_up_while_it_is_saved_leaves_nothing(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VOIDBOX_FAKE_SNAPSHOT", "waits")
+    async with await AsyncSandbox.create(**options, cold=True) as sandbox:
+        forking = asyncio.create_task(sandbox.fork())
+        folder = Path(sandbox._store.path(sandbox.sandbox_id))
+        while not [*folder.glob("machine/*.part")]:
+            await asyncio.sleep(0.01)
+        forking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await forking
+        (folder / "go").touch()
+        while "a fork: " not in (folder / "owner.log").read_text() or snapshots_folder():
+            await asyncio.sleep(0.01)
+
+
+@in_event_loop
+async def test_a_wait_that_is_given_up_leaves_no_descriptor(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await AsyncSandbox.create(**options) as sandbox:
+        open_owner, opened = sandbox._store.open_owner, []
+
+        def open_slowly(id: str) -> int | None:
+            time.sleep(0.2)
+            fd = open_owner(id)
+            opened.append(os.readlink(f"/proc/self/fd/{fd}") and fd)
+            return fd
+
+        monkeypatch.setattr(sandbox._store, "open_owner", open_slowly)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(sandbox.wait(), 0.05)
+        while not opened or os.path.exists(f"/proc/self/fd/{opened[0]}"):
+            await asyncio.sleep(0.01)
+        monkeypatch.undo()
+
+
+@in_event_loop
+async def test_what_a_copy_may_use_is_given_anew(options: dict[str, Any]) -> None:
+    async with await AsyncSandbox.create(
+        **options, cpu_limit=0.5, pids=1000, jail="default"
+    ) as sandbox:
+        made = await sandbox.snapshot()
+        store = sandbox._store
+
+    async def record(**given: Any) -> SandboxRecord:
+        wanted = {**creating.DEFAULTS, "snapshot": made, **given}
+        return await creating.make_record(store, wanted, True)  # type: ignore[arg-type]
+
+    as_saved = await record()
+    assert (as_saved.limits, as_saved.jail) == ({"cpu": 0.5, "pids": 1000}, "default")
+    changed = await record(cpu_limit=2, disk_ops_s=100, jail="strict")
+    assert changed.limits == {"cpu": 2, "pids": 1000, "disk_ops_s": 100}
+    assert changed.jail == "strict"
+    for wrong in ({"jail": "loose"}, {"pids": 1}, {"workdir": "relative"}):
+        with pytest.raises(ConfigError):
+            await record(**wrong)
+    await AsyncSandbox.remove_snapshot(made)
+
+
+@in_event_loop
+async def test_who_kills_what_somebody_suspends_ends_it(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await AsyncSandbox.create(**options) as sandbox:
+        other = await AsyncSandbox.connect(sandbox.sandbox_id)
+        await sandbox.suspend()
+        monkeypatch.setattr(other._place, "is_alive", lambda: True)  # as it was a moment ago
+        assert await other.kill()
+        assert (await other.get_info()).state == "stopped"
 
 
 def test_forks_that_fail_are_exceptions(

@@ -23,7 +23,7 @@ from voidbox.sandbox.process.sandbox import Sandbox
 from voidbox.sandbox.process.starting import Starting
 from voidbox.sandbox.process.verdict import Verdict
 from voidbox.sandbox.state.lifecycle import Event
-from voidbox.sandbox.state.state_folder import MACHINE
+from voidbox.sandbox.state.state_folder import MACHINE, SUSPENDED
 from voidbox.signals import SignalThread
 from voidbox.storage.durable import remove_tree
 from voidbox.vmm.outcome import Outcome
@@ -120,7 +120,7 @@ class Life:
         if starting.source is not None:
             self._learn(starting.source)
             if starting.source.is_suspended:
-                remove_tree(starting.source.folder)  # the machine has its memory mapped
+                self._forget_suspended()  # the machine has its memory mapped
         return client
 
     def _learn(self, source: Source) -> None:
@@ -128,6 +128,15 @@ class Life:
         answered_s = time.monotonic() - sandbox.started_at
         own_folder = self._store.path(self._id, MACHINE)
         self._own.callback(Learning(sandbox.machine, source, own_folder, answered_s).close)
+
+    def _forget_suspended(self) -> None:
+        """Delete what it was woken from, or is not to be woken from any more."""
+        folder = self._store.path(self._id, SUSPENDED)
+        if os.path.isdir(folder):
+            try:
+                remove_tree(folder)
+            except HostError as error:  # it goes with the sandbox
+                log.warning("%s", error)
 
     def _hang_up(self) -> None:
         if self._sandbox.client is not None:
@@ -193,6 +202,8 @@ class Life:
             sandbox.record = store.update(
                 self._id, verdict.event, reason=verdict.reason, crash=verdict.crash, end=verdict.end
             )
+            if sandbox.record.state.is_final:
+                self._forget_suspended()
             if self._control is not None:
                 self._control.hide()
             store.release(self._id)

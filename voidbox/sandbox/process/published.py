@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from voidbox.errors import ConfigError, HostError
@@ -12,6 +12,20 @@ from voidbox.sandbox.worker.machine import WorkerMachine
 
 if TYPE_CHECKING:  # a sandbox without a network starts sooner
     from voidbox.nat.forwards import Forward
+
+
+def check_free(forwards: Sequence[Forward]) -> None:
+    """See that the host's ports can be had that somebody has chosen.
+
+    Raises:
+        HostError: one is taken, or not ours to take.
+    """
+    chosen = [forward for forward in forwards if forward.host_port]
+    if chosen:
+        from voidbox.nat import forwards as nat
+
+        for forward in chosen:
+            nat.check_free(forward)
 
 
 class PublishedPorts:

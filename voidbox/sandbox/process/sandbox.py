@@ -320,6 +320,8 @@ class Sandbox:
         """See Snapshotting."""
         forwards = tuple(str(forward) for forward in self.ports.list())
         with self.lock:
+            if self.stop_reason:  # since it was looked at
+                raise AgentError(f"it ends: {self.stop_reason}")
             self.decision.begin_suspend()
             try:
                 self.record = self.store.update(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from voidbox.agent.client import AgentClient
 from voidbox.errors import VoidboxError
 from voidbox.sandbox.endpoint import first_answer_s
-from voidbox.sandbox.process import logs, recipe, resource_limits, restoring
+from voidbox.sandbox.process import logs, published, recipe, resource_limits, restoring
 from voidbox.sandbox.process.restoring import Source
 from voidbox.sandbox.process.sandbox import Sandbox
 from voidbox.sandbox.root import UPPER_FILE, make_upper
@@ -141,6 +141,8 @@ class Starting:
             None if that failed, and it may as well boot.
         """
         sandbox, secret = self._sandbox, self._store.secret(self._id)
+        forwards = recipe.forwards_of(sandbox.record, source.is_suspended)
+        published.check_free(forwards)  # once its guest has run, it is not what was suspended
         sandbox.is_copy = True
         try:
             guest = self._held or self._make(restoring.closed(config), source)
@@ -157,7 +159,7 @@ class Starting:
         log.info("restored from %s", source.folder)
         if config.vsock is not None and config.vsock.path is not None:
             guest.machine.publish_vsock(config.vsock.path)
-        for forward in recipe.forwards_of(sandbox.record, source.is_suspended):
+        for forward in forwards:
             sandbox.ports.add(forward)
         return client
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from voidbox.errors import HostError
+from voidbox.errors import HostError, VoidboxError
 from voidbox.sandbox.log_file import read_tail
 from voidbox.sandbox.state.lifecycle import Event, State, step
 from voidbox.sandbox.state.records import SandboxRecord
@@ -85,9 +85,9 @@ def _is_stale(folder: StateFolder, record: SandboxRecord) -> bool:
 
 
 def _bury(folder: StateFolder, record: SandboxRecord) -> SandboxRecord:
-    """Say that it has crashed; one that was just being woken still lies on the disk, whole."""
+    """Say that it has crashed, or is suspended, if all of it lies on the disk."""
     reason = "its process was killed"
-    if record.state is State.CREATING and os.path.isdir(folder.file(record.id, SUSPENDED)):
+    if _is_on_disk(folder, record):
         return folder.save(record._replace(state=step(record.state, Event.SUSPEND), pid=0))
     tail = read_tail(folder.file(record.id, CONSOLE), _TAIL_BYTES)
     return folder.save(
@@ -99,3 +99,19 @@ def _bury(folder: StateFolder, record: SandboxRecord) -> SandboxRecord:
             crash=f"{reason}\nthe console's last lines:\n{tail}" if tail else reason,
         )
     )
+
+
+def _is_on_disk(folder: StateFolder, record: SandboxRecord) -> bool:
+    """Whether it was just being woken, or suspended and its process could not say so any more."""
+    path = folder.file(record.id, SUSPENDED)
+    if record.state is State.CREATING or not os.path.isdir(path):
+        return os.path.isdir(path)
+    from voidbox.sandbox.snapshots.record import load  # hardly a command needs it
+
+    try:
+        saved = load(path).sandbox
+    except (FileNotFoundError, VoidboxError):
+        return False
+    # One that was woken since is another process's, and began at another time.
+    moments = [(one.pid, one.started_at, one.ran_s) for one in (saved, record)]
+    return moments[0] == moments[1]

@@ -169,9 +169,11 @@ class Store:
         Raises:
             ConfigError: there is no such sandbox, or it is not suspended.
         """
-        if self.read(id).state is not State.SUSPENDED:
-            raise ConfigError(f"{id} is not suspended")
-        record = self.update(id, Event.ENDED, reason="it was ended while it was suspended")
+        with self._state.lock():  # nobody wakes it meanwhile
+            if self._load_to_change(id).state is not State.SUSPENDED:
+                raise ConfigError(f"{id} is not suspended")
+            reason = "it was ended while it was suspended"
+            record = self._change(id, Event.ENDED, {"reason": reason})
         durable.remove_tree(self.path(id, SUSPENDED))
         return record
 
@@ -196,17 +198,21 @@ class Store:
         if wrong:
             raise TypeError(f"update() cannot change {', '.join(sorted(wrong))}")
         with self._state.lock():
-            record = self._load_to_change(id)
-            if event is not None:
-                changes["state"] = step(record.state, event)
-                if event is Event.BOOTED:
-                    changes.setdefault("started_at", time.time())
-                if event in (Event.ENDED, Event.FAILED):
-                    changes.setdefault("ended_at", time.time())
-                    changes["ports"] = ()
-            record = self._save(record._replace(**changes))  # type: ignore[arg-type]
-            if record.state.is_final:
-                self._state.free(id)
+            return self._change(id, event, changes)
+
+    def _change(self, id: str, event: Event | None, changes: dict[str, object]) -> SandboxRecord:
+        """See update(). Lock: held."""
+        record = self._load_to_change(id)
+        if event is not None:
+            changes["state"] = step(record.state, event)
+            if event is Event.BOOTED:
+                changes.setdefault("started_at", time.time())
+            if event in (Event.ENDED, Event.FAILED):
+                changes.setdefault("ended_at", time.time())
+                changes["ports"] = ()
+        record = self._save(record._replace(**changes))  # type: ignore[arg-type]
+        if record.state.is_final:
+            self._state.free(id)
         return record
 
     def rename(self, id: str, name: str) -> SandboxRecord:
