@@ -116,7 +116,9 @@ class FakeMachine:
             raise HostError("the machine has ended")
         if mode == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        if not stop:
+        if stop:
+            self._signal(signal.SIGSTOP)
+        else:
             on_frozen()
         if mode == "slow" and self._closed.wait(1):
             draft.abort()

@@ -419,6 +419,23 @@ def test_a_suspended_sandbox_is_woken_as_it_was(boxes: Sandboxes) -> None:
     assert suspend(boxes, box).state is State.SUSPENDED  # and again
 
 
+def test_nobody_misses_a_guest_that_stands_still_to_be_suspended(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Much memory on a slow disk: neither its heartbeat nor its time limit ends it."""
+    monkeypatch.setenv("VOIDBOX_FAKE_SNAPSHOT", "waits")
+    box = boxes.launch("nervous")
+    boxes.control(box).request("set_timeout", timeout=2.0)
+    thread = threading.Thread(target=lambda: boxes.control(box).request("suspend"))
+    thread.start()
+    part = boxes.store.path(box.id, f"{SUSPENDED}.part")
+    wait_until(lambda: os.path.isdir(part), "no snapshot began")
+    time.sleep(3)  # a nervous one misses it within a second
+    Path(boxes.store.path(box.id, "go")).touch()
+    thread.join()
+    assert boxes.wait_ended(box).state is State.SUSPENDED
+
+
 def test_one_that_cannot_be_woken_stays_suspended(
     boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

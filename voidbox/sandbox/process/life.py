@@ -155,7 +155,10 @@ class Life:
             self._store.secret(self._id),
             self._reconnect,
             lambda: (
-                sandbox.ended.is_set() or sandbox.stopping.has_begun or sandbox.machine.is_paused
+                sandbox.ended.is_set()
+                or sandbox.stopping.has_begun
+                or sandbox.decision.is_suspend
+                or sandbox.machine.is_paused
             ),
             lambda reason: sandbox.kill(reason, Event.FAILED),
             sandbox.idle.period_s(PERIOD_S),

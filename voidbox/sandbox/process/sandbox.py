@@ -151,6 +151,8 @@ class Sandbox:
         self.kill(reason)
 
     def _on_idle(self) -> None:
+        if self.decision.is_suspend:  # its answer came just before
+            return
         reason = f"nobody used it for {self.record.idle_timeout_s:g} s"
         log.info("%s: stopping", reason)
         self._stop_or_kill(reason)
@@ -330,10 +332,14 @@ class Sandbox:
             except BaseException:
                 self.decision.abort_suspend()
                 raise
+            self.limits.hold()  # it stands still
 
     def abort_suspend(self) -> None:
         """See Snapshotting."""
-        self.decision.abort_suspend()
+        with self.lock:
+            self.decision.abort_suspend()
+            if self.record.paused_at is None:
+                self.limits.go_on()
 
     def _check_stays(self) -> None:
         if self.decision.is_suspend:
