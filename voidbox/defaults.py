@@ -26,9 +26,9 @@ from __future__ import annotations
 
 import os
 import re
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 
 # Linux Documentation/arch/x86/boot.rst: header, and kernel_version, an offset less 0x200.
 _MAGIC_OFFSET = 0x202

@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from voidbox.agent import protocol
 from voidbox.agent.call import Call, NotStarted, RequestFailed
 from voidbox.agent.core import Data, Pong, printable
 from voidbox.agent.link import Link
 from voidbox.errors import AgentError, SandboxTimeout
+from voidbox.named_tuple import NamedTuple
 
 REQUEST_TIMEOUT_S = 30.0
 _CHUNK_BYTES = protocol.CHUNK_BYTES

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.agent import protocol
 from voidbox.agent.packing import PackingError, pack, unpack
 from voidbox.agent.protocol import Decoder, Frame, ProtocolError, ReceiveWindow, SendWindow
+from voidbox.named_tuple import NamedTuple
 
 # Of the guest's words, which nobody else has checked: room for the longest path.
 _MESSAGE_CHARACTERS_MAX = 5000

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.agent import protocol
 from voidbox.agent.call import Call
@@ -20,6 +20,7 @@ from voidbox.agent.serial_link import CLOSED, OPEN, SerialLink
 from voidbox.errors import AgentError, ConfigError, SandboxTimeout
 from voidbox.event_loop import EventLoop
 from voidbox.loop_api import TimerHandle
+from voidbox.named_tuple import NamedTuple
 
 _IO_BYTES = 256 << 10
 # Those that may last for ever leave room for others: who has them all must be able to end some.

@@ -7,10 +7,10 @@ import fcntl
 import os
 import stat
 import time
-from typing import NamedTuple
 
 from voidbox.block import host_io
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 
 SECTOR_BYTES = 512
 

@@ -14,12 +14,12 @@ import os
 import struct
 import zlib
 from contextlib import suppress
-from typing import NamedTuple
 
 from voidbox.block import host_io
 from voidbox.block.bitmap import PAGE_BYTES
 from voidbox.block.image import Image
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 
 MAGIC = b"VoidboxO"
 VERSION = 1

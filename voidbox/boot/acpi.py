@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from voidbox.boot import aml, layout
+from voidbox.named_tuple import NamedTuple
 
 # struct acpi_table_header, ACPI 6.4 §5.2.6
 _HEADER = struct.Struct("<4sIBB6s8sI4sI")

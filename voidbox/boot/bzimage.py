@@ -7,9 +7,9 @@ followed by the protected-mode kernel, entered 0x200 bytes into it.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 
 SECTOR_BYTES = 512
 SETUP_HEADER_OFFSET = 0x1F1

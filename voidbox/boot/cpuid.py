@@ -7,7 +7,8 @@ One thread a core, one package; the APIC id is the vCPU id.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+
+from voidbox.named_tuple import NamedTuple
 
 _EBX_CLFLUSH_8_QUADWORDS = 8 << 8
 _ECX_TSC_DEADLINE = 1 << 24

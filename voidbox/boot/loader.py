@@ -7,11 +7,11 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 from voidbox.boot import bzimage, elf, layout, params, payload
 from voidbox.errors import ConfigError, GuestError, HostError
 from voidbox.memory import MMIO_HOLE_GPA, PAGE_BYTES, GuestMemory
+from voidbox.named_tuple import NamedTuple
 
 _CMDLINE_BYTES_MAX = 2047  # Linux's COMMAND_LINE_SIZE on x86, less the terminating zero
 _MIB = 1 << 20

@@ -13,7 +13,9 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
+
+from voidbox.named_tuple import NamedTuple
 
 _MAGIC = "070701"
 _TRAILER = "TRAILER!!!"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from voidbox.boot import layout
 from voidbox.memory import MMIO_HOLE_END_GPA, PAGE_BYTES
 from voidbox.memory import layout as memory_layout
+from voidbox.named_tuple import NamedTuple
 
 E820_TYPE_RAM = 1
 E820_TYPE_RESERVED = 2

@@ -10,7 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.agent.aio import AsyncAgent
 from voidbox.cli import (
@@ -35,6 +35,7 @@ from voidbox.cli.output import print_json, print_table, shown_size, shown_span
 from voidbox.cli.parser import parse_duration, parse_environment
 from voidbox.cli.sandboxes import for_each
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 from voidbox.remote.address import REMOTE
 from voidbox.remote.endpoint import RemoteEndpoint
 from voidbox.remote.server import Server, sandbox_path

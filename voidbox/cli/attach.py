@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from typing import NamedTuple
 
 from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import AgentClient, RemoteProcess
@@ -15,6 +14,7 @@ from voidbox.agent.protocol import BAD_REQUEST
 from voidbox.cli import exit_status, streams
 from voidbox.cli.complain import complain
 from voidbox.errors import AgentError, ConfigError, SandboxTimeout, VoidboxError
+from voidbox.named_tuple import NamedTuple
 from voidbox.signals import SignalThread
 
 SHELL = ("/bin/sh", "-l")

@@ -6,7 +6,6 @@ import argparse
 import os
 import posixpath
 from collections.abc import Callable
-from typing import NamedTuple
 
 from voidbox.agent.aio import AsyncAgent
 from voidbox.agent.call import RequestFailed
@@ -19,6 +18,7 @@ from voidbox.cli.parser import make_parser
 from voidbox.cli.progress import ProgressBar
 from voidbox.cli.sandboxes import check_answers, open_store
 from voidbox.errors import AgentError, ConfigError, SandboxTimeout
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.endpoint import StoredEndpoint
 from voidbox.sandbox.session import Session
 from voidbox.sandbox.state.names import is_id, is_name

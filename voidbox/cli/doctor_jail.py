@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
 
 from voidbox.jail import cgroups, trial
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.process import control_group
 
 _NAME, _LIMITS = "jail", "limits"

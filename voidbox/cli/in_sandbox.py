@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import NamedTuple
 
 from voidbox.agent import connect as agent_connect
 from voidbox.agent.client import AgentClient
@@ -15,6 +14,7 @@ from voidbox.cli.attach import Attachment, Command, status_of
 from voidbox.cli.complain import complain
 from voidbox.cli.sandboxes import check_alive, check_answers
 from voidbox.errors import AgentError, VoidboxError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.endpoint import StoredEndpoint, first_answer_s
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from voidbox.cli import limit_options, network
 from voidbox.cli.parser import parse_environment, parse_number, parse_optional_duration
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 
 if TYPE_CHECKING:  # the usual `voidbox run` needs none
     from voidbox.sandbox.image_choice import Choice

@@ -10,13 +10,14 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import CancelledError
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from voidbox.cli import exit_status
 from voidbox.cli.complain import complain
 from voidbox.cli.count_bar import CountBar
 from voidbox.cli.output import shown
 from voidbox.errors import CommandTimeout, VoidboxError
+from voidbox.named_tuple import NamedTuple
 from voidbox.pool.aio import AsyncPool
 
 PLACE = "{}"

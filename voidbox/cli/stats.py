@@ -6,13 +6,14 @@ import argparse
 import json
 import sys
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.cli import exit_status
 from voidbox.cli.output import print_json, print_table, shown_size, shown_span
 from voidbox.cli.parser import make_parser
 from voidbox.cli.sandboxes import control, find_running, open_store
 from voidbox.errors import AgentError, SandboxTimeout
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 

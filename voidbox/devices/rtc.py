@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+
+from voidbox.named_tuple import NamedTuple
 
 RTC_PORT = 0x70
 RTC_PORTS = 2

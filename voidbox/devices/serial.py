@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Lock
-from typing import NamedTuple
+
+from voidbox.named_tuple import NamedTuple
 
 COM1_PORT, COM1_GSI = 0x3F8, 4
 COM2_PORT, COM2_GSI = 0x2F8, 3

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 
 _DAY_S = 24 * 60 * 60
 

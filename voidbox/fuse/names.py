@@ -6,7 +6,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable
-from typing import NamedTuple
 
 from voidbox.fuse.folder import MODE_BITS, check_name
 from voidbox.fuse.libc import renameat2
@@ -27,6 +26,7 @@ from voidbox.fuse.wire import (
     Request,
     refused,
 )
+from voidbox.named_tuple import NamedTuple
 
 _TARGET_BYTES_MAX = 4095
 # What mknod may make: nothing that has a meaning on the host.

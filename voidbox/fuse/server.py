@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from voidbox.fuse import numbers
 from voidbox.fuse.attributes import Attributes
@@ -15,6 +15,7 @@ from voidbox.fuse.names import Names
 from voidbox.fuse.owners import GUEST_GID, GUEST_UID
 from voidbox.fuse.session import Exchange, Session
 from voidbox.fuse.wire import IN_HEADER, INIT_IN, INIT_OUT, OUT_HEADER, WRITE_IN, Request, refused
+from voidbox.named_tuple import NamedTuple
 
 # FUSE_SETXATTR's value is the longest that a request brings, but for FUSE_WRITE's data.
 REQUEST_BYTES_MAX = 72 << 10

@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from typing import Any, NamedTuple
+from typing import Any
+
+from voidbox.named_tuple import NamedTuple
 
 # struct fuse_in_header { u32 len, opcode; u64 unique, nodeid; u32 uid, gid, pid;
 #                         u16 total_extlen, padding; };

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.errors import ConfigError
 from voidbox.images import manifest
@@ -21,6 +21,7 @@ from voidbox.images.boxes import Box, read_small
 from voidbox.images.errors import ImageError
 from voidbox.images.manifest import DOCUMENT_BYTES_MAX, Descriptor, Index, OciConfig, Platform
 from voidbox.images.reference import Reference, parse_reference
+from voidbox.named_tuple import NamedTuple
 
 _DOCKER, _OCI, _OCI_LAYOUT = "manifest.json", "index.json", "oci-layout"
 _IMAGES_MAX, _NESTED_MAX = 1024, 4

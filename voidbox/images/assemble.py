@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from io import BufferedRandom
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from voidbox.images.draft import Draft
 from voidbox.images.erofs import write_erofs
@@ -19,6 +19,7 @@ from voidbox.images.reference import Reference
 from voidbox.images.store import Image, ImageStore
 from voidbox.images.tar_layers import apply_layer
 from voidbox.images.tree import Tree
+from voidbox.named_tuple import NamedTuple
 from voidbox.storage import durable
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-from typing import NamedTuple
 from urllib.parse import urlencode
 
 from voidbox.images.credentials import Credentials, find_credentials
 from voidbox.images.transport import RegistryError, Transport, parse_url
+from voidbox.named_tuple import NamedTuple
 
 _TOKEN_BYTES_MAX = 256 << 10
 _CHALLENGE_CHARACTERS_MAX = 8192

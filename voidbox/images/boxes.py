@@ -12,11 +12,12 @@ import posixpath
 import stat
 import tarfile
 from collections.abc import Callable
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, Protocol
 
 from voidbox.images.errors import ImageError
 from voidbox.images.limits import DEFAULT_LIMITS
 from voidbox.images.tar_reader import Reader
+from voidbox.named_tuple import NamedTuple
 
 _MEMBERS_MAX = 100_000
 _LINKS_MAX = 8

@@ -7,9 +7,10 @@ docker's application/vnd.docker.container.image.v1+json has as well.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.images.errors import ImageError
+from voidbox.named_tuple import NamedTuple
 
 _WORDS_MAX, _TEXT_BYTES_MAX = 4096, 128 << 10  # the kernel's MAX_ARG_STRLEN
 

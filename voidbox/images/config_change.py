@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError
 from voidbox.images.config import ImageConfig, is_clean
+from voidbox.named_tuple import NamedTuple
 
 
 class ConfigChange(NamedTuple):

@@ -8,10 +8,10 @@ from __future__ import annotations
 import base64
 import json
 import os
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError
 from voidbox.images.reference import DEFAULT_REGISTRY
+from voidbox.named_tuple import NamedTuple
 
 _FILE_BYTES_MAX = 4 << 20
 _DOCKER_IO = ("index.docker.io", "registry-1.docker.io")  # other names that are in use

@@ -19,11 +19,11 @@ import struct
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from typing import NamedTuple
 
 from voidbox.images.contents import write_all
 from voidbox.images.erofs_format import BLOCK_BYTES
 from voidbox.lz4 import Compressor
+from voidbox.named_tuple import NamedTuple
 from voidbox.threads import Threads
 
 EROFS_INODE_COMPRESSED_FULL = 1

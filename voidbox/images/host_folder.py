@@ -12,7 +12,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from voidbox.images.errors import ImageError
 from voidbox.images.limits import DEFAULT_LIMITS, DEPTH_MAX, Limits
@@ -26,6 +25,7 @@ from voidbox.images.tree import (
     Tree,
     decode,
 )
+from voidbox.named_tuple import NamedTuple
 
 _PROC_FD = b"/proc/self/fd/%d"  # calls on xattrs take no folder's descriptor
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC

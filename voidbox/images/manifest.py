@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import re
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.images.config import ImageConfig
 from voidbox.images.cpu_level import LEVELS, host_level
 from voidbox.images.errors import ImageError
 from voidbox.images.reference import is_digest
+from voidbox.named_tuple import NamedTuple
 
 DOCUMENT_BYTES_MAX = 4 << 20  # as registries have it, at most
 _LAYERS_MAX, _MANIFESTS_MAX = 512, 1024

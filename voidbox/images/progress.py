@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import NamedTuple
+
+from voidbox.named_tuple import NamedTuple
 
 CACHED, DOWNLOAD, LAYER, UNPACK = "cached", "download", "layer", "unpack"
 WRITE, WAIT, INSTALL = "write", "wait", "install"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import NamedTuple
 
 from voidbox.images import pins
 from voidbox.images.errors import ImageError
 from voidbox.images.flock import try_lock
 from voidbox.images.store import BLOBS, PARTIAL, ImageStore
+from voidbox.named_tuple import NamedTuple
 from voidbox.storage import durable
 
 

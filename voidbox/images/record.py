@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.errors import VoidboxError
 from voidbox.images.config import ImageConfig
 from voidbox.images.reference import is_digest
+from voidbox.named_tuple import NamedTuple
 from voidbox.storage.durable import Corrupted
 
 VERSION = 1

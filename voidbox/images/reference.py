@@ -8,9 +8,9 @@ localhost.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 
 DEFAULT_REGISTRY, DEFAULT_TAG = "docker.io", "latest"
 _LIBRARY = "library/"  # where docker.io has the repositories that are nobody's own

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from voidbox.images import manifest
 from voidbox.images.authorization import Authorizer
@@ -23,6 +23,7 @@ from voidbox.images.transport import (
     parse_url,
     shown,
 )
+from voidbox.named_tuple import NamedTuple
 
 BACKOFF_S = 1.0  # before a second attempt; twice as long before each further one
 _BACKOFF_MAX = 30.0  # times that, where the registry says how long

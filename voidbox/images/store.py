@@ -20,7 +20,6 @@ import os
 import re
 import time
 from contextlib import suppress
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError, HostError, VoidboxError
 from voidbox.images import pins
@@ -30,6 +29,7 @@ from voidbox.images.errors import ImageError
 from voidbox.images.flock import try_lock
 from voidbox.images.record import VERSION, ImageRecord
 from voidbox.images.reference import Reference, is_digest, parse_reference
+from voidbox.named_tuple import NamedTuple
 from voidbox.storage import durable
 from voidbox.storage.durable import Corrupted
 from voidbox.storage.locking import FileLock

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import stat
 import tarfile
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from voidbox.images.errors import ImageError
 from voidbox.images.limits import (
@@ -52,6 +52,7 @@ from voidbox.images.tree import (
     encode,
 )
 from voidbox.images.unpack import unpack
+from voidbox.named_tuple import NamedTuple
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"

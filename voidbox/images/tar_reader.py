@@ -14,11 +14,11 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from voidbox.images.errors import ImageError
 from voidbox.images.limits import Limits
 from voidbox.images.tree import decode
+from voidbox.named_tuple import NamedTuple
 
 _BLOCK_BYTES = 512
 _NS = 10**9

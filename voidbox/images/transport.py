@@ -19,7 +19,7 @@ import urllib.request
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
@@ -35,6 +35,7 @@ from urllib3.exceptions import (
 )
 
 from voidbox.images.errors import ImageError
+from voidbox.named_tuple import NamedTuple
 from voidbox.version import __version__
 
 CHUNK_BYTES = 256 << 10

@@ -17,10 +17,11 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Protocol
 
 from voidbox.images.errors import ImageError
 from voidbox.images.limits import DEPTH_MAX
+from voidbox.named_tuple import NamedTuple
 
 LINKS_FOLLOWED_MAX = 40  # MAXSYMLINKS (namei.h)
 

@@ -10,11 +10,12 @@ import contextlib
 import hashlib
 import zlib
 from collections.abc import Iterator
-from typing import IO, BinaryIO, NamedTuple
+from typing import IO, BinaryIO
 
 from voidbox import zstd
 from voidbox.images.errors import ImageError
 from voidbox.images.limits import Limits
+from voidbox.named_tuple import NamedTuple
 
 # Short: what follows a member of gzip is copied, and there may be one every 20 bytes.
 _READ_BYTES = 64 << 10

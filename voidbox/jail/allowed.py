@@ -10,11 +10,11 @@ from __future__ import annotations
 import errno
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from voidbox.jail import bpf
 from voidbox.jail.bpf import Arg, Rule
 from voidbox.jail.numbers import NR
+from voidbox.named_tuple import NamedTuple
 
 _PROT_EXEC = 4
 _CLONE_THREAD = 0x00010000

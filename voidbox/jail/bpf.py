@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+
+from voidbox.named_tuple import NamedTuple
 
 SOCK_FILTER = struct.Struct("=HBBI")
 assert SOCK_FILTER.size == 8

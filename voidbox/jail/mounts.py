@@ -10,9 +10,9 @@ import os
 import stat
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from voidbox.jail import system
+from voidbox.named_tuple import NamedTuple
 
 # <linux/mount.h>
 MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 1 << 1, 1 << 2, 1 << 12, 1 << 14, 1 << 18

@@ -14,9 +14,9 @@ import errno
 import fcntl
 import struct
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from voidbox.jail import bpf, system
+from voidbox.named_tuple import NamedTuple
 
 SET_MODE_FILTER = 1  # SECCOMP_SET_MODE_FILTER
 FLAG_TSYNC = 1 << 0

@@ -7,9 +7,9 @@ import functools
 import os
 import socket
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 from voidbox.jail import allowed, landlock, mounts, namespaces, privileges, seccomp, system
+from voidbox.named_tuple import NamedTuple
 
 SECCOMP, LANDLOCK, NAMESPACES, MOUNT = "seccomp", "Landlock", "namespaces", "mount"
 PID = "pid"

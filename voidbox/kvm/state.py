@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from voidbox.errors import ConfigError, HostError
 from voidbox.kvm import api
@@ -24,6 +24,7 @@ from voidbox.kvm._abi import ffi
 from voidbox.kvm.kvm import Kvm
 from voidbox.kvm.vcpu import Vcpu
 from voidbox.kvm.vm import Vm
+from voidbox.named_tuple import NamedTuple
 
 MSR_IA32_TSC = 0x10
 MSR_IA32_TSC_DEADLINE = 0x6E0

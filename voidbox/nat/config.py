@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.nat.forwards import Forward
 from voidbox.nat.outside import Outside
 from voidbox.nat.resolv_conf_file import NameServers, read_resolv_conf

@@ -10,10 +10,11 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from voidbox.errors import ConfigError, HostError
 from voidbox.loop_api import Loop, TimerHandle
+from voidbox.named_tuple import NamedTuple
 from voidbox.nat.sockets import HostSockets
 from voidbox.net.addresses import parse_address
 from voidbox.net.datagram_flows import DATAGRAM_BYTES_MAX

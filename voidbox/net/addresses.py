@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 
 ALL_ADDRESSES = 0xFFFF_FFFF
 MAC_BYTES = 6

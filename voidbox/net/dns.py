@@ -15,8 +15,8 @@ as HTTPS with its hints, go through as they are; the policy knows no addresses o
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from typing import NamedTuple
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.net import dns_message as dns
 from voidbox.net.dns_message import ParseError, Query
 from voidbox.net.policy import Policy

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from voidbox.errors import VoidboxError
+from voidbox.named_tuple import NamedTuple
 
 # struct { u16 id, flags, qdcount, ancount, nscount, arcount; }
 HEADER = struct.Struct("!HHHHHH")

@@ -27,9 +27,10 @@ knows its address, or another name of it, needs no resolving. To shut something 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 from voidbox.net.addresses import NetworkConfig, format_address
 from voidbox.net.rules import (
     PORT_MAX,

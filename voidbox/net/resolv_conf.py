@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.net.addresses import parse_address
 
 SERVERS_MAX = 3  # as in glibc (MAXNS): a fourth would be asked when the guest has given up

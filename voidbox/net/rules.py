@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 from voidbox.net.addresses import ALL_ADDRESSES, format_address, parse_address
 
 PORT_MAX = 65535

@@ -13,9 +13,10 @@ bounded: flows by number, their data by windows, small frames by a queue.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from voidbox.buffers import clip, first_bytes, skip, write_bytes
+from voidbox.named_tuple import NamedTuple
 from voidbox.net import wire
 from voidbox.net.addresses import NetworkConfig
 from voidbox.net.datagram_flows import DatagramFlow

@@ -7,8 +7,7 @@ Here the line is a queue in memory. Half of it is in tcp_outgoing: what goes to 
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
+from voidbox.named_tuple import NamedTuple
 from voidbox.net.tcp_outgoing import HALF, IDLE_NS, MSS_DEFAULT, RTO_NS, U32, Outgoing
 from voidbox.net.tcp_states import (
     CAN_RECEIVE,

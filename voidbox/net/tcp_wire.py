@@ -7,8 +7,8 @@ TCP      +0 ports   +4 sequence   +8 acknowledgement   +12 offset, flags, window
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.net.wire import (
     ETH_BYTES,
     ETH_P_IP,

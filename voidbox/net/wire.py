@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
+
+from voidbox.named_tuple import NamedTuple
 
 ETH_BYTES = 14
 ETH_P_IP = 0x0800

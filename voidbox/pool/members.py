@@ -15,9 +15,9 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from typing import NamedTuple
 
 from voidbox.errors import VoidboxError
+from voidbox.named_tuple import NamedTuple
 from voidbox.pool.host_memory import HostMemory
 from voidbox.pool.member import PooledSandbox
 from voidbox.pool.start_limit import StartLimit

@@ -7,7 +7,8 @@ import json
 import os
 import resource
 import shlex
-from typing import NamedTuple
+
+from voidbox.named_tuple import NamedTuple
 
 RESOURCE = "kvm"
 OBJECT_STORE_BYTES = 200 << 20

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from voidbox.errors import AgentError, SandboxLost
+from voidbox.named_tuple import NamedTuple
 from voidbox.ray import tls
 from voidbox.ray.gateway import watch_peer
 from voidbox.sandbox.control import ControlClient

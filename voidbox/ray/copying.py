@@ -17,7 +17,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.errors import ConfigError, HostError
 from voidbox.images import pins
@@ -25,6 +25,7 @@ from voidbox.images.draft import ROOTFS
 from voidbox.images.record import VERSION, ImageRecord
 from voidbox.images.reference import parse_reference
 from voidbox.images.store import ImageStore
+from voidbox.named_tuple import NamedTuple
 from voidbox.ray.gateway import Stream
 from voidbox.sandbox.image_choice import is_stored
 from voidbox.sandbox.snapshots import record as records

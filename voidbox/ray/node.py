@@ -13,9 +13,10 @@ import logging
 import secrets
 import socket
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.errors import PoolFull, VoidboxError
+from voidbox.named_tuple import NamedTuple
 from voidbox.pool.aio import AsyncPool
 from voidbox.pool.member import PooledSandbox
 from voidbox.ray import copying, tls

@@ -13,12 +13,13 @@ import io
 import itertools
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 from ray import cloudpickle
 from ray.exceptions import ActorUnschedulableError, RayActorError, RayError
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.ray import functions
 
 ROLLOUTS_MAX = 1000  # of a program, on a node at once

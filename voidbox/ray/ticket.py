@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sdk.place import StoredPlace
 

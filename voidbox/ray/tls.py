@@ -14,9 +14,9 @@ import ssl
 import tempfile
 import threading
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 
 _VALID = timedelta(days=3650)
 _BYTES = 128 << 10

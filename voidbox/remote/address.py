@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 
 REMOTE, KEY = "VOIDBOX_REMOTE", "VOIDBOX_API_KEY"
 _PORTS = {"http": 80, "https": 443}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from voidbox import defaults
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.root import DISK_BYTES_DEFAULT, Root, check_disk_bytes, is_file_system
 from voidbox.sandbox.session import WORKDIR
 

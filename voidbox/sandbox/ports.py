@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from voidbox.errors import AgentError, ConfigError
+from voidbox.named_tuple import NamedTuple
 
 # As the sandbox's process shows one: 127.0.0.1:8080:80/tcp
 _FORWARD = r"([0-9.]+):([0-9]{1,5}):([0-9]{1,5})/(tcp|udp)"

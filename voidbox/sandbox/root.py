@@ -10,11 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.agent import protocol
 from voidbox.boot import newc
 from voidbox.errors import ConfigError, HostError
+from voidbox.named_tuple import NamedTuple
 from voidbox.vmm.config import DiskConfig, MachineConfig
 
 # Serial numbers

@@ -5,12 +5,13 @@ from __future__ import annotations
 import codecs
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from voidbox.agent import protocol
 from voidbox.agent.client import Exit
 from voidbox.agent.core import printable
 from voidbox.errors import CommandFailed, CommandTimeout
+from voidbox.named_tuple import NamedTuple
 
 # Of each stream, kept for the result: a guest that writes without end must not fill our memory.
 OUTPUT_BYTES_KEPT = 256 << 20

@@ -6,12 +6,13 @@ import asyncio
 import shlex
 import signal as signals
 from collections.abc import Mapping, Sequence
-from typing import IO, Any, Literal, NamedTuple, TypedDict, Unpack, overload
+from typing import IO, Any, Literal, TypedDict, Unpack, overload
 
 from voidbox.agent import protocol
 from voidbox.agent.client import Exit, parse_exit
 from voidbox.agent.core import Data, printable
 from voidbox.errors import AgentError, ConfigError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.session import Session, check_seconds, check_words
 from voidbox.sdk.command_handle import AsyncCommandHandle, OnText, send_signal, to_bytes
 from voidbox.sdk.command_result import CommandResult

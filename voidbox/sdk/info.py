@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.state.records import SandboxRecord
 
 _NUMBER_MAX = 1 << 63

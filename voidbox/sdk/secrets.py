@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import builtins
 import os
-from typing import NamedTuple
 
 from voidbox.errors import AgentError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.guarding import SECRETS_ANSWER_S, check_has_secrets
 from voidbox.sandbox.session import check_seconds
 from voidbox.sandbox.state.records import SandboxRecord

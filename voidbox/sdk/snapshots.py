@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox import launch
 from voidbox.sandbox.jail_level import check_level
 from voidbox.sandbox.session import check_seconds

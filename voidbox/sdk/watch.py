@@ -7,13 +7,14 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from voidbox.agent import protocol
 from voidbox.agent.aio import AsyncCall
 from voidbox.agent.call import RequestFailed
 from voidbox.agent.core import Data, Event, printable
 from voidbox.errors import AgentError, SandboxTimeout
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.workspace.watching import SharedFolderWatch
 
 

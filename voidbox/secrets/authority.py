@@ -14,9 +14,10 @@ import os
 import ssl
 import tempfile
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 
 EXTRA = "pip install 'voidbox-kvm[secrets]'"
 NAME = "voidbox sandbox CA"

@@ -10,10 +10,11 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import h11
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.secrets.audit import Entry
 from voidbox.secrets.hello import Hello, HelloReader
 from voidbox.secrets.http1 import Broken, Http1

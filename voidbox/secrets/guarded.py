@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 from voidbox.secrets.authority import check_extra
 from voidbox.secrets.guard import check_open, places_of
 from voidbox.secrets.guest_paths import BUNDLE_PATH, CERTIFICATE_PATH

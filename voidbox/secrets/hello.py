@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ssl
 import threading
-from typing import NamedTuple
+
+from voidbox.named_tuple import NamedTuple
 
 HELLO_BYTES_MAX = 64 << 10
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.secrets.audit import AuditLog, Entry
 from voidbox.secrets.http_rules import HttpRules, Refused
 from voidbox.secrets.masking import Finder, Masker

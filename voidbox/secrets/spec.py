@@ -15,9 +15,10 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 from voidbox.net.rules import parse_rule
 from voidbox.secrets.placeholder import make_placeholder
 

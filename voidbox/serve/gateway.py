@@ -8,13 +8,13 @@ PORT-ID.DOMAIN.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from voidbox.errors import VoidboxError
+from voidbox.named_tuple import NamedTuple
 from voidbox.serve.envd import access, service
 from voidbox.serve.errors import ApiError, SandboxGone, as_api_error, gone
 from voidbox.serve.interpreter import starting

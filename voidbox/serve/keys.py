@@ -9,9 +9,9 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 from voidbox.serve.database import Database
 
 # What some SDKs check that a key looks like: ^e2b_[0-9a-f]+$.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+from voidbox.named_tuple import NamedTuple
 
 # Names of metadata that begin so are the server's: no client reads or writes them.
 PREFIX = "voidbox.serve"

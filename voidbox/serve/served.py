@@ -10,12 +10,13 @@ import logging
 import socket
 import time
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.agent import protocol
 from voidbox.agent.aio import AsyncAgent
 from voidbox.agent.call import RequestFailed
 from voidbox.errors import AgentError, VoidboxError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.control import ControlClient
 from voidbox.sandbox.endpoint import StoredEndpoint
 from voidbox.sandbox.session import Session

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 import time
-from typing import NamedTuple
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.serve.database import Database
 
 DEFAULT = "default"

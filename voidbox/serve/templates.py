@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.errors import ConfigError, VoidboxError
 from voidbox.images.store import ImageStore
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.image_choice import DEFAULT
 from voidbox.sandbox.snapshots.record import SNAPSHOT
 from voidbox.sandbox.snapshots.shelf import Shelf, Snapshot

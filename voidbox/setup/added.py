@@ -6,11 +6,11 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from voidbox.images import host_folder
 from voidbox.images.errors import ImageError
 from voidbox.images.tree import Tree
+from voidbox.named_tuple import NamedTuple
 from voidbox.setup.errors import SetupError
 
 _FILE_BYTES_MAX = 1 << 30

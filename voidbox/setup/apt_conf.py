@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from typing import NamedTuple
+
+from voidbox.named_tuple import NamedTuple
 
 _FILE_BYTES_MAX = 1 << 20
 _TOKEN = re.compile(

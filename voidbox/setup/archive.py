@@ -15,11 +15,11 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import NamedTuple
 
 from voidbox.defaults import cache_folder
 from voidbox.images import progress
 from voidbox.images.progress import INSTALL, ImageProgress, OnProgress, Tally
+from voidbox.named_tuple import NamedTuple
 from voidbox.setup import openpgp, sources
 from voidbox.setup.apt_conf import AptConf, read_apt_conf
 from voidbox.setup.errors import SetupError

@@ -14,7 +14,7 @@ import lzma
 import re
 import tarfile
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, cast
 
 from voidbox.images.errors import ImageError
 from voidbox.images.limits import DEFAULT_LIMITS, Limits
@@ -22,6 +22,7 @@ from voidbox.images.tar_layers import apply_layer
 from voidbox.images.tar_reader import Reader
 from voidbox.images.tree import Tree
 from voidbox.images.unpack import unpack
+from voidbox.named_tuple import NamedTuple
 from voidbox.setup.errors import SetupError
 
 _MAGIC = b"!<arch>\n"

@@ -18,8 +18,8 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.setup.modules import Modules
 
 _HEADER = struct.Struct(">III")

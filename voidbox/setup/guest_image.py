@@ -17,13 +17,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from voidbox.boot import newc
 from voidbox.defaults import cache_folder
 from voidbox.images.pack import write_tree
 from voidbox.images.progress import INSTALL, ImageProgress, OnProgress, ignore
 from voidbox.images.tree import Regular, Special, Symlink, Tree, encode, file_type
+from voidbox.named_tuple import NamedTuple
 from voidbox.setup import guest_tree, modules
 from voidbox.setup.added import Added
 from voidbox.setup.archive import Archive

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from voidbox.images.progress import OnProgress, ignore
+from voidbox.named_tuple import NamedTuple
 from voidbox.setup.archive import ArchiveOptions, open_archive
 from voidbox.setup.default_image import IMAGE, build_default_image
 from voidbox.setup.guest_image import build_guest_image

@@ -15,8 +15,8 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.setup.errors import SetupError
 
 DOCUMENT_BYTES_MAX = 8 << 20

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.setup import versions
 from voidbox.setup.errors import SetupError
 from voidbox.setup.release import Digest

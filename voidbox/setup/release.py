@@ -12,8 +12,8 @@ import email.utils
 import re
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.setup import openpgp
 from voidbox.setup.errors import SetupError
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.setup.errors import SetupError
 
 SUITES = ("bookworm", "trixie")

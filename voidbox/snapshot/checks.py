@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 
 _CPUINFO_BYTES = 16 << 10  # the first processor's entry is in it
 _XSAVE_LEAF = 0xD

@@ -10,9 +10,9 @@ import errno
 import fcntl
 import os
 from contextlib import suppress
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 from voidbox.snapshot import files
 from voidbox.snapshot import memory as memory_file
 from voidbox.snapshot.format import open_own

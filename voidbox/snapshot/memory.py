@@ -11,8 +11,8 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.snapshot import pagemap
 
 NAME = "memory"

@@ -10,9 +10,9 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 from voidbox.snapshot import files, pagemap
 from voidbox.snapshot import format as machine_bin
 from voidbox.snapshot.memory import Part, extents

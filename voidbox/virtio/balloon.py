@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 from voidbox.errors import GuestError
+from voidbox.named_tuple import NamedTuple
 from voidbox.virtio.device import VIRTIO_ID_BALLOON, Transport, config_value
 from voidbox.virtio.queue import Virtqueue
 

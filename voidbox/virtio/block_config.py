@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 from voidbox.virtio.block_request import SECTOR_BYTES, VIRTIO_BLK_ID_BYTES
 
 # linux/virtio_blk.h, as masks

@@ -7,10 +7,10 @@ it is cut into buffers is the driver's choice (§2.7.4.1).
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 from voidbox.buffers import clip, first_bytes, skip
 from voidbox.errors import GuestError
+from voidbox.named_tuple import NamedTuple
 from voidbox.virtio.descriptors import Chain
 
 # linux/virtio_blk.h

@@ -11,10 +11,10 @@ import threading
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 from voidbox.block.workers import Workers
 from voidbox.errors import HostError
+from voidbox.named_tuple import NamedTuple
 from voidbox.virtio.block_config import BlockStatistics
 from voidbox.virtio.block_request import (
     VIRTIO_BLK_S_IOERR,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.virtio.net_header import FrameHeader
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.virtio.queue import QueueState
 
 # linux/virtio_mmio.h

@@ -16,9 +16,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError, GuestError
+from voidbox.named_tuple import NamedTuple
 from voidbox.virtio.device import VIRTIO_ID_NET, Transport, config_value
 from voidbox.virtio.frame_backend import FrameBackend, Offloads, RxFrames
 from voidbox.virtio.net_header import (

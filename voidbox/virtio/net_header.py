@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import NamedTuple
+
+from voidbox.named_tuple import NamedTuple
 
 # linux/virtio_net.h; features as masks
 VIRTIO_NET_F_CSUM = 1 << 0

@@ -24,10 +24,11 @@ import threading
 from array import array
 from collections.abc import Sequence
 from itertools import chain as join
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from voidbox.errors import GuestError
 from voidbox.memory import GuestMemory
+from voidbox.named_tuple import NamedTuple
 from voidbox.virtio.descriptors import (
     INDIRECT,
     KIND,

@@ -7,7 +7,7 @@ is served, and the rate holds on average.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from voidbox.named_tuple import NamedTuple
 
 BURST_S = 0.1  # what a bucket holds, in time at its rate
 _S = 1_000_000_000

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from voidbox.boot import newc
 from voidbox.errors import ConfigError
 from voidbox.memory import PAGE_BYTES
+from voidbox.named_tuple import NamedTuple
 
 if TYPE_CHECKING:  # a machine without a network starts sooner
     import socket

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from voidbox.boot import layout
 from voidbox.errors import ConfigError, HostError
+from voidbox.named_tuple import NamedTuple
 from voidbox.vmm.assembly import Assembly
 from voidbox.vmm.config import MEMORY_BYTES_MIN
 from voidbox.vmm.throttle import ThrottleStatistics

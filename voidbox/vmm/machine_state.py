@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
 
 from voidbox.devices.rtc import RtcState
 from voidbox.devices.serial import SerialState
 from voidbox.kvm.state import VmState
 from voidbox.kvm.vm import host_address
 from voidbox.memory import GuestMemory
+from voidbox.named_tuple import NamedTuple
 from voidbox.net.addresses import NetworkConfig
 from voidbox.net.flow_state import FlowState
 from voidbox.snapshot.checks import Host

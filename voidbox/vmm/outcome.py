@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
+
+from voidbox.named_tuple import NamedTuple
 
 _PANIC_MARK = "Kernel panic - not syncing"
 

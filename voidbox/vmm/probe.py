@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import struct
 import time
-from typing import NamedTuple
 
 from voidbox.boot import layout
 from voidbox.errors import HostError
 from voidbox.kvm import api
 from voidbox.kvm.kvm import Kvm
 from voidbox.memory import GuestMemory
+from voidbox.named_tuple import NamedTuple
 
 # Hardware: about 0.5. QEMU's TCG below a nested KVM: 2 to 20. Instruction emulation: over 500.
 EMULATED_NS_PER_LOOP = 100.0

@@ -15,11 +15,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from voidbox.errors import ConfigError, HostError
 from voidbox.event_loop import EventLoop
 from voidbox.kvm import state as kvm_state
+from voidbox.named_tuple import NamedTuple
 from voidbox.snapshot import files, folder
 from voidbox.snapshot import format as machine_bin
 from voidbox.snapshot import memory as memory_file

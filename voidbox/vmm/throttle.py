@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import NamedTuple
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.vmm.vcpus import Vcpus
 
 PERIOD_S = 0.1  # what may be used at once, in time at the limit

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.vsock.connection import Connection
 
 Key = bytes  # packet.ENDS of what the guest sends

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from voidbox.buffers import clip, first_bytes, skip
 from voidbox.errors import GuestError
+from voidbox.named_tuple import NamedTuple
 
 # linux/virtio_vsock.h
 VIRTIO_VSOCK_TYPE_STREAM = 1

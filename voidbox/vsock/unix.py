@@ -13,9 +13,9 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from voidbox.loop_api import Loop, TimerHandle
+from voidbox.named_tuple import NamedTuple
 from voidbox.vsock.dial import connect_unix
 from voidbox.vsock.link import MuxerStatistics, RxBuffers
 from voidbox.vsock.muxer import Muxer

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-from typing import NamedTuple
 
 from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import AgentClient
 from voidbox.errors import AgentError
+from voidbox.named_tuple import NamedTuple
 from voidbox.secrets.guest_paths import BUNDLE_PATH, CERTIFICATE_PATH
 
 BUNDLE_BYTES_MAX = 4 << 20

@@ -16,9 +16,9 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError, VoidboxError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.control import BECOMES, REQUEST_BYTES_MAX, describe_error, encode
 from voidbox.vsock.unix_listener import UnixListener
 

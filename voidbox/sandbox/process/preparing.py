@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from voidbox.jail import cgroups
 from voidbox.jail.cgroups import Group
 from voidbox.jail.levels import OFF
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.keeper import confinement
 from voidbox.sandbox.process import control_group, recipe, resource_limits, restoring
 from voidbox.sandbox.process.restoring import Source

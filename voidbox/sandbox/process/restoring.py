@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import time
-from typing import NamedTuple
 
 from voidbox.agent import protocol
 from voidbox.agent.client import AgentClient
 from voidbox.errors import AgentError, ConfigError, VoidboxError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.snapshots import record as records
 from voidbox.sandbox.snapshots import rests_on
 from voidbox.sandbox.snapshots.record import SNAPSHOT, SUSPENDED, TEMPLATE, SnapshotRecord

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from typing import NamedTuple
 
 from voidbox.errors import AgentError, VoidboxError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.state.lifecycle import Event
 from voidbox.vmm.outcome import EndReason, Outcome
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from voidbox.errors import VoidboxError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.relay.protocol import (
     NO_ANSWER,
     NOT_RUNNING,

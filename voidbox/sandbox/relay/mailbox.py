@@ -6,9 +6,9 @@ import time
 from collections import deque
 from collections.abc import Callable
 from threading import Lock
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.relay.protocol import DELIVERED, FULL, NOT_RUNNING, TEXT_BYTES_MAX
 
 MESSAGES_MAX = 256

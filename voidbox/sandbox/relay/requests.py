@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from voidbox.agent.packing import PackingError, pack, unpack
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.relay import protocol
 from voidbox.sandbox.relay.mailbox import Message
 from voidbox.sandbox.relay.protocol import ProtocolError

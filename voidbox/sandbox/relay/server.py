@@ -16,10 +16,10 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError
 from voidbox.event_loop import EventLoop, TimerHandle
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.relay import protocol, requests
 from voidbox.sandbox.relay.courier import PEERS_MAX, Courier, CourierError
 from voidbox.sandbox.relay.mailbox import Mailbox, Message

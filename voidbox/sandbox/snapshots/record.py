@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.state.names import is_id, is_name
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.storage import durable

@@ -6,9 +6,9 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import NamedTuple
 
 from voidbox.errors import ConfigError, HostError, VoidboxError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.snapshots import record as records
 from voidbox.sandbox.snapshots.record import FORK, SnapshotRecord
 from voidbox.sandbox.state import names

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.names import is_id, is_name
 from voidbox.storage.durable import Corrupted

@@ -10,10 +10,11 @@ import errno
 import io
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from voidbox.agent import protocol
 from voidbox.errors import AgentError
+from voidbox.named_tuple import NamedTuple
 
 Extent: TypeAlias = tuple[int, int]
 _OFFSET_MAX = (1 << 63) - 1  # loff_t

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.agent import protocol
 from voidbox.agent.aio import AsyncAgent
 from voidbox.agent.core import Data, Event, printable
 from voidbox.errors import AgentError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.transfer.again import again, lost_or
 
 ENTRIES_MAX = 1_000_000  # in a folder

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from voidbox.agent import protocol
 from voidbox.agent.core import printable
 from voidbox.errors import ConfigError, HostError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.transfer.extents import Extent, Holes, Piece
 
 

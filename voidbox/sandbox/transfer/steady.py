@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from voidbox.agent.call import RequestFailed
 from voidbox.agent.core import printable
+from voidbox.named_tuple import NamedTuple
 
 _READS_MAX = 3
 

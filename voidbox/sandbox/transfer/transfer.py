@@ -11,9 +11,10 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from voidbox.agent.aio import AsyncCall
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.session import Session
 from voidbox.sandbox.transfer.telling import Progress, Teller
 from voidbox.sandbox.transfer.trees import SMALL_BYTES, Entry

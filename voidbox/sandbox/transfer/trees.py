@@ -10,10 +10,11 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.agent.core import printable
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.transfer.host_tree import HostFolder, is_safe_link, split_name
 from voidbox.sandbox.transfer.listing import error_of, numbers_of
 from voidbox.sandbox.transfer.steady import ReadInfo

@@ -16,9 +16,10 @@ import fcntl
 import os
 import re
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.errors import ConfigError
+from voidbox.named_tuple import NamedTuple
 from voidbox.storage import durable
 from voidbox.storage.durable import Corrupted
 from voidbox.storage.locking import FileLock

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from typing import NamedTuple
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.worker.surroundings import Walls
 from voidbox.vmm.config import MachineConfig
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NamedTuple
 
 import voidbox
 from voidbox.errors import ConfigError
 from voidbox.kvm import KVM_DEVICE
+from voidbox.named_tuple import NamedTuple
 from voidbox.vmm.config import MachineConfig
 
 _SHARED_LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import NamedTuple
 
 from voidbox.agent.core import printable
 from voidbox.errors import AgentError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.transfer.host_tree import is_safe_link, split_name
 from voidbox.sandbox.transfer.listing import error_of
 from voidbox.sandbox.workspace.manifest import (

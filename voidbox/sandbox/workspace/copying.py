@@ -6,10 +6,11 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.agent.core import printable
 from voidbox.errors import AgentError, HostError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.session import WORKDIR, Session
 from voidbox.sandbox.transfer import threads
 from voidbox.sandbox.transfer.again import again

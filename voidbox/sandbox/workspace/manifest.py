@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import stat
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.agent.core import printable
 from voidbox.errors import ConfigError, HostError
+from voidbox.named_tuple import NamedTuple
 
 STAGING_PREFIX = ".voidbox-sync-"
 FILE, FOLDER, LINK = "file", "folder", "link"

@@ -13,9 +13,9 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from voidbox.agent.core import printable
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.transfer.host_tree import is_safe_link, umask
 from voidbox.sandbox.workspace.changes import Changes
 from voidbox.sandbox.workspace.manifest import (

@@ -12,13 +12,14 @@ import time
 import uuid
 from collections import OrderedDict
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from voidbox.errors import VoidboxError
 from voidbox.images.credentials import Credentials
 from voidbox.images.progress import ImageProgress
 from voidbox.images.pulling import pull
 from voidbox.images.reference import parse_reference
+from voidbox.named_tuple import NamedTuple
 from voidbox.pool.options import complete
 from voidbox.sandbox.snapshots.rests_on import identify
 from voidbox.sdk.creating import CreateOptions, make_record

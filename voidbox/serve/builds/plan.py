@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import posixpath
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.images.credentials import Credentials
+from voidbox.named_tuple import NamedTuple
 from voidbox.serve import bodies
 from voidbox.serve.bodies import Fields
 from voidbox.serve.control.wishes import refuse_unknown

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from voidbox.named_tuple import NamedTuple
 from voidbox.serve import bodies
 from voidbox.serve.bodies import Fields
 from voidbox.serve.config import ServeConfig

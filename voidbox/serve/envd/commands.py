@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from voidbox.agent import protocol
 from voidbox.agent.aio import AsyncCall
@@ -18,6 +18,7 @@ from voidbox.agent.call import RequestFailed
 from voidbox.agent.client import Exit, parse_exit
 from voidbox.agent.core import Data
 from voidbox.errors import AgentError, VoidboxError
+from voidbox.named_tuple import NamedTuple
 from voidbox.sandbox.session import Session
 from voidbox.sdk.command_handle import send_signal
 from voidbox.sdk.commands import AsyncCommands

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import posixpath
 import time
-from typing import NamedTuple
 
 from voidbox.agent.call import RequestFailed
+from voidbox.named_tuple import NamedTuple
 from voidbox.sdk.files import AsyncFiles
 from voidbox.serve.errors import ConnectError
 
