@@ -65,10 +65,12 @@ class Outlet:
     def __init__(self, loop: Loop) -> None:
         self.data = b""
         self.end: dict[str, Any] | None = None
+        self.on_data = lambda: None
         self._loop = loop
 
     def take(self, stream: int, data: bytes) -> None:
         self.data += data
+        self.on_data()
 
     def ended(self, values: dict[str, Any]) -> None:
         self.end = values
@@ -76,12 +78,13 @@ class Outlet:
 
 
 def run(group: Group, line: str, seconds: float) -> Outlet:
+    """Run a command, which is ended so long after it has said something."""
     loop = Loop()
     loop.catch(())
     outlet = Outlet(loop)
     program = Program(["/bin/sh", "-c", line], {"PATH": spawn.PATH}, "/", USER, None, False)
     process = Process(loop, program, spawn.start(program, group), outlet, group)
-    process.limit_time(seconds)
+    outlet.on_data = lambda: process.limit_time(seconds)
     loop.call_later(30, loop.stop)
     loop.run()
     assert outlet.end is not None
