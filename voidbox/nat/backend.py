@@ -15,6 +15,7 @@ from typing import Protocol
 
 from voidbox.errors import ConfigError
 from voidbox.loop_api import Loop, TimerHandle
+from voidbox.nat.bucket import Bucket
 from voidbox.nat.config import NatConfig, host_servers, make_forwarder
 from voidbox.nat.forwards import Forwards
 from voidbox.nat.limited_log import LimitedLog
@@ -30,7 +31,6 @@ from voidbox.net.policy import Gate, Policy
 from voidbox.net.stack import Header, Stack, StackStatistics
 
 _FLUSH_S = 1.0  # how old what is in the pcap file's buffer may get
-_BURST_S = 0.1  # of the rate: what may pass at once
 
 
 class Offloads(Protocol):
@@ -65,9 +65,8 @@ class NatBackend:
         self._log = log
         self._timer: TimerHandle | None = None
         self._timer_ns = 0
-        self._rate_bytes_s = config.rate_bytes_s
-        self._budget_bytes = 0.0
-        self._budget_ns = time.monotonic_ns()
+        self._budget: Bucket | None = None
+        self._datagrams: Bucket | None = None  # of the guest
         self._rate_timer: TimerHandle | None = None
         self._pcap: PcapWriter | None = None
         self._pcap_timer: TimerHandle | None = None
@@ -80,8 +79,7 @@ class NatBackend:
             raise
 
     def _build(self, config: NatConfig) -> None:
-        if self._rate_bytes_s is not None and self._rate_bytes_s < 1:
-            raise ConfigError(f"a rate of {self._rate_bytes_s} bytes a second: give at least 1")
+        self._set_budgets(config.rate_bytes_s)
         log = LimitedLog(self._loop, self._log)
         self._resources.callback(log.close)
         listen_on = None
@@ -105,6 +103,7 @@ class NatBackend:
         )
         self._line = self._stack.line
         self._line.on_note = log.add
+        self._line.takes_datagram = self._takes_datagram
         self.has_pending = self._stack.has_pending
         self._resources.callback(self._stack.reset)
         self.forwards = Forwards(self._loop, self._stack, self._sockets, self._after, listen_on)
@@ -147,8 +146,8 @@ class NatBackend:
     def receive(self, frame: list[memoryview], header: Header) -> None:
         """Take one frame of the guest."""
         now_ns = time.monotonic_ns()
-        if self._rate_bytes_s is not None:
-            self._spend(sum(map(len, frame)), now_ns)
+        if self._budget is not None:
+            self._budget.spend(sum(map(len, frame)), now_ns)
         self._stack.receive(frame, header, now_ns)
         if self._line.has_new_deadline:
             self._set_timer(now_ns)
@@ -156,15 +155,16 @@ class NatBackend:
     def transmit(self, rx: RxFrames) -> bool:
         """Give the guest the next frame."""
         now_ns = time.monotonic_ns()
-        if self._rate_bytes_s is None:
+        budget = self._budget
+        if budget is None:
             done = self._stack.transmit(rx, now_ns)
         else:
-            if not self._has_budget(now_ns):
+            if not self._has_budget(budget, now_ns):
                 self._stack.pause()  # sockets with data would keep the loop busy
                 return False
             before = self._line.bytes_to_guest
             done = self._stack.transmit(rx, now_ns)
-            self._spend(self._line.bytes_to_guest - before, now_ns)
+            budget.spend(self._line.bytes_to_guest - before, now_ns)
         if self._line.has_new_deadline:
             self._set_timer(now_ns)
         return done
@@ -187,7 +187,7 @@ class NatBackend:
         """Tell the guest of a restored machine that its connections of before are over."""
         self._stack.reset_flows(states)
 
-    # The rate: a token bucket, which may be overdrawn by one frame.
+    # The rate: what goes to the guest waits, and with it what acknowledges the guest's own data.
 
     def set_rate(self, bytes_s: int | None) -> None:
         """Change the rate; None for no limit.
@@ -195,29 +195,37 @@ class NatBackend:
         Raises:
             ConfigError: less than a byte a second.
         """
-        if bytes_s is not None and bytes_s < 1:
-            raise ConfigError(f"a rate of {bytes_s} bytes a second: give at least 1")
-        self._rate_bytes_s = bytes_s
-        self._budget_bytes, self._budget_ns = 0.0, time.monotonic_ns()
+        self._set_budgets(bytes_s)
         if self._rate_timer is not None:
             self._rate_timer.cancel()
         self._on_budget()
 
-    def _has_budget(self, now_ns: int) -> bool:
-        assert self._rate_bytes_s is not None
-        self._spend(0, now_ns)
-        if self._budget_bytes > 0:
-            return True
-        if self._rate_timer is None:
-            wait_s = (1 - self._budget_bytes) / self._rate_bytes_s
-            self._rate_timer = self._loop.call_later(wait_s, self._on_budget)
-        return False
+    def _set_budgets(self, bytes_s: int | None) -> None:
+        if bytes_s is not None and bytes_s < 1:
+            raise ConfigError(f"a rate of {bytes_s} bytes a second: give at least 1")
+        now_ns = time.monotonic_ns()
+        self._budget = None if bytes_s is None else Bucket(bytes_s, now_ns)
+        self._datagrams = None if bytes_s is None else Bucket(bytes_s, now_ns)
 
-    def _spend(self, size: int, now_ns: int) -> None:
-        rate = self._rate_bytes_s or 0
-        earned = (now_ns - self._budget_ns) * rate / 1e9
-        self._budget_ns = now_ns
-        self._budget_bytes = min(self._budget_bytes + earned, rate * _BURST_S) - size
+    def _has_budget(self, budget: Bucket, now_ns: int) -> bool:
+        wait_s = budget.wait_s(now_ns)
+        if wait_s and self._rate_timer is None:
+            self._rate_timer = self._loop.call_later(wait_s, self._on_budget)
+        return not wait_s
+
+    def _takes_datagram(self, size: int, now_ns: int) -> bool:
+        """Whether a datagram of the guest may pass, which no acknowledgement ever holds back.
+
+        They have a budget of their own, and are charged to the other as well: streams, which may
+        overdraw that one for long, do not have all of them dropped.
+        """
+        if self._budget is None or self._datagrams is None:
+            return True
+        if self._datagrams.wait_s(now_ns):
+            self._budget.spend(-size, now_ns)  # it is not sent
+            return False
+        self._datagrams.spend(size, now_ns)
+        return True
 
     def _on_budget(self) -> None:
         self._rate_timer = None

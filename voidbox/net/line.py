@@ -72,6 +72,7 @@ class Line:
             clear.
         dropped: what was not served or not said, by reason.
         on_note: takes a line for the log, about what a user may have to know.
+        takes_datagram: whether one of the guest of so many bytes may pass, by the rate.
         frames_to_guest, bytes_to_guest: so far.
     """
 
@@ -87,6 +88,7 @@ class Line:
         self.has_new_deadline = False
         self.dropped: Counter[str] = Counter()
         self.on_note: Callable[[str], None] = lambda text: None
+        self.takes_datagram: Callable[[int, int], bool] = lambda size, now_ns: True
         self.frames_to_guest = self.bytes_to_guest = 0
         self._tap = tap
         self._ports = count()

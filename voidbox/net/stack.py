@@ -172,6 +172,8 @@ class Stack:
             drop("wrong checksum")
         elif ip.protocol == wire.IPPROTO_TCP:
             self._tcp.receive(frame, head, ip, now_ns)
+        elif not self.line.takes_datagram(wire.ETH_BYTES + ip.length, now_ns):
+            drop("datagram over the rate")
         elif is_udp:
             self._receive_udp(frame, head, ip, now_ns)
         elif ip.protocol == wire.IPPROTO_ICMP:

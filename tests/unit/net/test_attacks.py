@@ -13,6 +13,7 @@ import resource
 import socket
 import struct
 import sys
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.unit.net.exchange import pattern
+from tests.unit.net.tap import Offloads
 from tests.unit.net.world import (
     ACK,
     DNS,
@@ -36,6 +38,7 @@ from tests.unit.net.world import (
     URG,
     FakeDatagrams,
     FakeStream,
+    Header,
     S,
     World,
     arp,
@@ -53,6 +56,9 @@ from tests.unit.net.world import (
 )
 from tests.unit.vsock.loop import EpollLoop
 from voidbox.event_loop import EventLoop
+from voidbox.nat.backend import NatBackend
+from voidbox.nat.bucket import BURST_S
+from voidbox.nat.config import NatConfig
 from voidbox.nat.forwards import _Peer
 from voidbox.nat.sockets import HostSockets, TcpSocket
 from voidbox.net.datagram_table import DATAGRAM_FLOWS_MAX
@@ -1005,6 +1011,40 @@ def test_a_far_end_that_hung_up_keeps_nobody_busy(is_reset: bool) -> None:
         buffer = [memoryview(bytearray(10))]
         assert owner.stream.recv_into(buffer) == (RESET if is_reset else 0)
         owner.stream.close(False)
+
+
+def test_a_flood_of_datagrams_keeps_to_the_rate() -> None:
+    """Nothing acknowledges them, and so nothing held them back."""
+    rate, size = 10_000, 1000
+    loop = EpollLoop()
+    with contextlib.closing(loop), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.setblocking(False)
+        port = server.getsockname()[1]
+        config = NatConfig(allow_host_ports=(port,), rate_bytes_s=rate)
+        started_ns = time.monotonic_ns()
+        with contextlib.closing(NatBackend(config, loop)) as backend:
+            backend.start(Offloads(True, True))
+            frame = memoryview(udp(2000, port, bytes(size), GATEWAY))
+            stream = memoryview(tcp(2000, port, 1, 1, ACK, payload=bytes(1400), destination=FAR))
+            for _ in range(100):
+                backend.receive([frame], Header())
+                backend.receive([stream], Header())  # which may overdraw the rate
+            arrived = 0
+            with contextlib.suppress(BlockingIOError):
+                while server.recv(size):
+                    arrived += 1
+            may_pass = rate * (time.monotonic_ns() - started_ns) / S + rate * BURST_S
+            assert 1 <= arrived <= may_pass // size + 1
+            assert backend.statistics().dropped["datagram over the rate"] == 100 - arrived
+            # What was dropped is not paid for.
+            debt_bytes = arrived * len(frame) + 100 * len(stream)
+            assert backend._budget is not None
+            assert backend._budget.wait_s(time.monotonic_ns()) <= debt_bytes / rate
+            backend.set_rate(None)
+            for _ in range(100):
+                backend.receive([frame], Header())
+            assert backend.statistics().dropped["datagram over the rate"] == 100 - arrived
 
 
 # --- at random ----------------------------------------------------------------------------------
