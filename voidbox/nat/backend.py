@@ -68,6 +68,7 @@ class NatBackend:
         self._budget: Bucket | None = None
         self._datagrams: Bucket | None = None  # of the guest
         self._rate_timer: TimerHandle | None = None
+        self._is_paused = False  # the guest stands still
         self._pcap: PcapWriter | None = None
         self._pcap_timer: TimerHandle | None = None
         self._is_closed = False
@@ -170,11 +171,21 @@ class NatBackend:
         return done
 
     def pause(self) -> None:
-        """Nothing is asked for before the next kick: sockets with data wait, unwatched."""
+        """The guest stands still, and so do its time-outs; sockets with data wait, unwatched."""
+        self._is_paused = True
         self._stack.pause()
+
+    def resume(self) -> None:
+        """It goes on, and is late with no answer for the time between."""
+        if self._is_paused:
+            self._is_paused = False
+            now_ns = time.monotonic_ns()
+            self._stack.resume(now_ns)
+            self._set_timer(now_ns)
 
     def reset(self) -> None:
         """The driver let go of the device."""
+        self._is_paused = False
         self._stack.reset()
 
     # Snapshots.
@@ -265,6 +276,8 @@ class NatBackend:
 
     def _on_time(self) -> None:
         self._timer = None
+        if self._is_paused:
+            return
         self._stack.on_time(time.monotonic_ns())
         self._after()
         self._set_timer(time.monotonic_ns())

@@ -280,6 +280,10 @@ class Stack:
         self.line.is_stalled = True
         self._disarm()
 
+    def resume(self, now_ns: int) -> None:
+        """The guest stood still, and so was on_time(), until now."""
+        self._tcp.resume(now_ns)
+
     def _disarm(self) -> None:
         """The guest takes nothing: sockets with data for it would keep the loop busy."""
         for flow in self.line.pending:

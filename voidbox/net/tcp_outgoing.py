@@ -341,6 +341,12 @@ class Outgoing:
             wait_ns = self._quiet_ns
         self.deadline_ns = now_ns + wait_ns
 
+    def resume(self, now_ns: int) -> None:
+        """The guest stood still until now: its silence says nothing."""
+        self.last_ns = now_ns
+        if self.deadline_ns is not None and not self._is_ack_delayed:
+            self.deadline_ns = max(self.deadline_ns, now_ns + RTO_NS)
+
     def await_window(self, now_ns: int) -> None:
         """There is data, and the guest's window is shut: ask now and then (§3.8.6.1)."""
         if self.snd_max == self.snd_una:

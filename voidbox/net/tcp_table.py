@@ -400,6 +400,11 @@ class TcpTable:
             else:
                 self._watch_time(flow)
 
+    def resume(self, now_ns: int) -> None:
+        """The guest could say nothing until now, and has as much time for it as ever."""
+        for flow in self.flows.values():
+            flow.connection.resume(now_ns)
+
     def reset(self) -> None:
         """Forget every flow, without a word to the guest."""
         for flow in list(self.flows.values()):

@@ -112,7 +112,11 @@ class FrameBackend(Protocol):
         ...
 
     def pause(self) -> None:
-        """No transmit() comes before the next notification: do not ask for one again and again."""
+        """The guest stands still: nothing is called before resume(), so ask for nothing."""
+        ...
+
+    def resume(self) -> None:
+        """It goes on; a notification follows."""
         ...
 
     def reset(self) -> None:

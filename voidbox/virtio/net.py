@@ -226,7 +226,8 @@ class VirtioNet:
         self._backend.pause()
 
     def resume(self) -> None:
-        """The notification that follows starts the traffic."""
+        """Have the backend go on; the notification that follows starts the traffic."""
+        self._backend.resume()
 
     def reset(self) -> None:
         """Forget the queues, and every buffer of theirs."""

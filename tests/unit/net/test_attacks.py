@@ -1013,6 +1013,22 @@ def test_a_far_end_that_hung_up_keeps_nobody_busy(is_reset: bool) -> None:
         owner.stream.close(False)
 
 
+def test_nothing_is_late_while_the_guest_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = EpollLoop()
+    calls: list[int] = []
+    with contextlib.closing(loop), contextlib.closing(NatBackend(NatConfig(), loop)) as backend:
+        monkeypatch.setattr(backend._stack, "on_time", calls.append)
+        deadlines = iter([time.monotonic_ns()] * 2)
+        monkeypatch.setattr(backend._stack, "next_deadline_ns", lambda: next(deadlines, None))
+        backend.start(Offloads(True, True))
+        backend.pause()
+        backend._set_timer(time.monotonic_ns())
+        assert loop.turn(0.1) == 1
+        assert not calls
+        backend.resume()
+        assert loop.turn(0.1) == len(calls) == 1
+
+
 def test_a_flood_of_datagrams_keeps_to_the_rate() -> None:
     """Nothing acknowledges them, and so nothing held them back."""
     rate, size = 10_000, 1000

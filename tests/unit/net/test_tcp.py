@@ -20,6 +20,7 @@ from tests.unit.net.world import (
     SYN,
     URG,
     FakeStream,
+    S,
     World,
     assert_served,
     ip_of,
@@ -1834,6 +1835,43 @@ def test_many_flows_are_all_told() -> None:
     state = FlowState(1, FAR, 80, 5, 6)
     world.stack.reset_flows([state._replace(guest_port=port) for port in range(2000)])
     assert len(world.take()) == TCP_FLOWS_MAX
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "host gives 100 \n stack sends ACK seq 1 data 100",
+        "host ends \n stack sends FIN|ACK seq 1",
+        "guest sends FIN|ACK seq 1001 ack 1 \n stack answers ACK ack 1002",
+        "stack sends nothing",
+    ],
+    ids=["data", "our FIN", "half-closed", "idle"],
+)
+def test_a_guest_that_stood_still_for_a_day_is_not_late(script: str) -> None:
+    exchange = Exchange(OPEN).play(script)
+    world = exchange.world
+    world.stack.pause()
+    world.now_ns += 24 * 3600 * S
+    world.stack.resume(world.now_ns)
+    exchange.play("wait 0.9 s \n stack sends nothing \n flows 1")
+    if "sends ACK" in script:  # but it has lost what it does not answer now
+        exchange.play("wait 0.2 s \n stack sends ACK seq 1 data 100")
+        exchange.play("guest sends ACK seq 1001 ack 101")
+    elif "stack sends FIN" in script:
+        exchange.play("wait 0.2 s \n stack sends FIN|ACK seq 1")
+    exchange.play("host is open")
+
+
+def test_a_pause_does_not_put_an_acknowledgement_off() -> None:
+    exchange = Exchange(OPEN).play("""
+        guest sends ACK seq 1001 ack 1 data 1
+        stack answers ACK ack 1002
+        guest sends ACK seq 1002 ack 1 data 10
+        stack sends nothing
+    """)
+    exchange.world.stack.pause()
+    exchange.world.stack.resume(exchange.world.now_ns)
+    exchange.play("wait 0.011 s \n stack sends ACK seq 1 ack 1012")
 
 
 def test_a_pause_leaves_sockets_with_data_unwatched() -> None:

@@ -62,6 +62,7 @@ class Wire:
         self.pending: deque[tuple[bytes, dict[str, int]]] = deque()
         self.started: list[Offloads] = []
         self.resets = 0
+        self.is_paused = False
         self.passes_starved = 0
         self.reserve_extra = 0  # asks for more room than the frame needs
         self.inside = False
@@ -102,6 +103,12 @@ class Wire:
         rx.commit(len(frame), **offloads)
         self.pending.popleft()
         return True
+
+    def pause(self) -> None:
+        self.is_paused = True
+
+    def resume(self) -> None:
+        self.is_paused = False
 
     def reset(self) -> None:
         self.pending.clear()

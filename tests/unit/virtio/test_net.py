@@ -926,6 +926,18 @@ def test_features_are_forgotten_with_a_reset(guest: NetGuest) -> None:
     assert [offloads.mergeable for offloads in guest.wire.started] == [True, False]
 
 
+def test_the_network_hears_of_a_pause_and_of_its_end() -> None:
+    with NetGuest() as guest:
+        guest.boot()
+        guest.transport.pause()
+        assert guest.wire.is_paused
+        guest.wire.queue(pattern(60))
+        assert guest.collect() == []
+        guest.transport.resume()
+        assert not guest.wire.is_paused
+        assert [frame.frame for frame in guest.pump()] == [pattern(60)]
+
+
 def test_a_snapshot_between_passes_loses_no_buffer() -> None:
     """Buffers kept for the next frame are in the ring when another device takes over."""
     with NetGuest(rx_layouts=[[1536]], queue_size=32) as guest:
