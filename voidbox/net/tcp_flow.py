@@ -369,9 +369,11 @@ class TcpFlow:
 
     def _send_again(self, rx: RxFrames, size: int, now_ns: int) -> bool:
         connection = self.connection
-        buffers = rx.reserve(HEADER_BYTES + size)
+        # What the guest has no more room for now comes later, as with new data.
+        buffers = rx.reserve(HEADER_BYTES + size, HEADER_BYTES + min(size, connection.mss))
         if buffers is None:
             return False
+        size = sum(map(len, buffers)) - HEADER_BYTES
         offset = (connection.snd_nxt - self._kept_seq) & U32
         data = self._kept.read(offset, size)
         write_bytes(skip(buffers, HEADER_BYTES), data)

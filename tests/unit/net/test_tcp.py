@@ -730,6 +730,25 @@ def test_an_acknowledgement_in_the_middle_of_a_segment() -> None:
     """)  # fmt: skip
 
 
+def test_what_is_sent_again_takes_the_room_there_is() -> None:
+    """A driver whose ring is short has few buffers that a frame may be spread over."""
+    world = World(has_csum=True, has_tso=True)
+    world.rx.room_bytes = 5000 + 54
+    exchange = Exchange(OPEN, world=world).play("""
+        host gives 9000
+        stack sends ACK seq 1 data 5000 gso 1460
+        stack sends ACK seq 5001 data 4000 gso 1460
+    """)
+    world.rx.room_bytes = 3000 + 54
+    exchange.play("""
+        wait 1 s
+        stack sends ACK seq 1 data 3000 gso 1460
+        stack sends ACK seq 3001 data 3000 gso 1460
+        stack sends ACK seq 6001 data 3000 gso 1460
+        guest sends ACK seq 1001 ack 9001
+    """)
+
+
 def test_new_data_does_not_put_off_the_old() -> None:
     Exchange(OPEN + """
         host gives 1460

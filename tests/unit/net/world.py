@@ -195,12 +195,17 @@ def check_frame(frame: bytes, csum_start: int, csum_offset: int) -> None:
 
 
 class FakeRx:
-    """The guest's receive buffers: `credits` frames of them, None for any number."""
+    """The guest's receive buffers: `credits` frames of them, None for any number.
+
+    Attributes:
+        room_bytes: for a frame, in all the buffers that it ever has.
+    """
 
     def __init__(self) -> None:
         self.seen: deque[Seen] = deque()
         self.credits: int | None = None
         self.piece_bytes = 1526  # as Linux gives them: a frame lies in several
+        self.room_bytes = 65549
         self.checks = True
         self.count = 0
         self._memory = memoryview(bytearray(70000))
@@ -210,7 +215,8 @@ class FakeRx:
         assert 0 < size <= 65549 and least <= size
         if self.credits == 0:
             return None
-        self._reserved = size
+        assert (size if least < 0 else least) <= self.room_bytes, "the device is broken by that"
+        self._reserved = size = min(size, self.room_bytes)
         area, piece = self._memory, self.piece_bytes
         return [area[at : min(at + piece, size)] for at in range(0, size, piece)]
 
