@@ -62,6 +62,7 @@ class Server:
         is_read_only: refuse every change.
         cache: what the guest may keep: auto, always or none.
         guest_uid, guest_gid: whom the guest takes the host user for.
+        server_count: of the same guest's, this one included: they share a limit on descriptors.
 
     Raises:
         ConfigError: it is no folder that can be shared.
@@ -74,8 +75,9 @@ class Server:
         cache: str = CACHE_DEFAULT,
         guest_uid: int = GUEST_UID,
         guest_gid: int = GUEST_GID,
+        server_count: int = 1,
     ) -> None:
-        session = Session(path, is_read_only, find_cache(cache), guest_uid, guest_gid)
+        session = Session(path, is_read_only, find_cache(cache), guest_uid, guest_gid, server_count)
         self._session = session
         files, names, attributes = Files(session), Names(session), Attributes(session)
         self.requests: Counter[int] = Counter()  # by opcode

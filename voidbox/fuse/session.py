@@ -46,18 +46,27 @@ class Exchange(Protocol):
 class Session:
     """One server's state. Thread: one, the server's, but for the constructor.
 
+    Args:
+        server_count: how many share what the guest may have us hold.
+
     Attributes:
         is_begun: FUSE_INIT has come.
         is_writeback: the client writes later, and itself knows sizes and times meanwhile.
     """
 
     def __init__(
-        self, path: str, is_read_only: bool, cache: Cache, guest_uid: int, guest_gid: int
+        self,
+        path: str,
+        is_read_only: bool,
+        cache: Cache,
+        guest_uid: int,
+        guest_gid: int,
+        server_count: int,
     ) -> None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         share = DESCRIPTORS_MAX if limit < 0 else limit // _SHARE_OF_DESCRIPTORS
         self.cache = cache
-        self.folder = Folder(path, is_read_only, min(DESCRIPTORS_MAX, share))
+        self.folder = Folder(path, is_read_only, min(DESCRIPTORS_MAX, share) // server_count)
         self.nodes = NodeTable(self.folder.root)
         self.handles = HandleTable(self.folder, self.nodes)
         self.owners = Owners(os.fstat(self.folder.fd(self.folder.root)), guest_uid, guest_gid)

@@ -92,7 +92,7 @@ class Peripherals:
         if config.net is not None:
             self._attach_network(config.net)
         for share in config.shares:
-            self._attach_share(share)
+            self._attach_share(share, len(config.shares))
         if config.balloon:
             self._attach_balloon()
 
@@ -143,11 +143,12 @@ class Peripherals:
         mac = config.network.guest_mac
         self._add(VirtioNet(self.network, mac, call_later=self._loop.call_later))
 
-    def _attach_share(self, share: ShareConfig) -> None:
+    def _attach_share(self, share: ShareConfig, share_count: int) -> None:
         from voidbox.fuse.server import Server
         from voidbox.virtio.fs import VirtioFs
 
-        device = VirtioFs(Server(share.path, share.is_read_only, share.cache), share.tag)
+        server = Server(share.path, share.is_read_only, share.cache, server_count=share_count)
+        device = VirtioFs(server, share.tag)
         self._resources.callback(device.close)
         # Its own, as a disk's: a reset waits for the host's file system.
         loop = EventLoop(self._on_loop_error, name=f"voidbox-{share.tag}")

@@ -238,6 +238,15 @@ def test_nodes_that_only_hold_others_are_bounded(
     assert client.server.nodes == 1
 
 
+def test_all_folders_share_what_a_guest_may_have_open(folder: Path) -> None:
+    """Else four of them have the machine open no file or socket any more."""
+    servers = [Server(str(folder), server_count=count) for count in (1, 4)]
+    alone, one_of_four = (server._session.folder.descriptors.limit for server in servers)
+    for server in servers:
+        server.close()
+    assert 0 < one_of_four <= alone / 4
+
+
 def test_descriptors_are_bounded(client: Client, folder: Path) -> None:
     descriptors = client.server._session.folder.descriptors
     descriptors.limit = 40
