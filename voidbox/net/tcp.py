@@ -328,6 +328,7 @@ class Connection(Outgoing):
         self.rcv_nxt = (self.rcv_nxt + 1) & U32
         if before(self.rcv_adv, self.rcv_nxt):
             self.rcv_adv = self.rcv_nxt  # it took no room
+        self.guest_has_ended = True
         self._step(Event.GUEST_FIN)
         if self.state is not CLOSE_WAIT:
             self.ack_due = True

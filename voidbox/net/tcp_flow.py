@@ -408,6 +408,8 @@ class TcpFlow:
         """Let go of the host's end."""
         if self.stream is not None:
             stream, self.stream = self.stream, None
-            # The far end must not take what it got so far for all.
+            # The far end must not take what it got so far for all. But what the guest has sent up
+            # to its FIN may be on its way still, in the host's kernel, however the guest ends then:
+            # one that has closed forgets the connection after a minute, and says so by RST.
             stream.close(is_reset=not self.connection.guest_has_ended)
         self._held.clear()

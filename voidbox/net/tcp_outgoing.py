@@ -15,7 +15,6 @@ from voidbox.net.tcp_states import (
     ESTABLISHED,
     FIN_SENT,
     FIN_WAIT_2,
-    GUEST_ENDED,
     HALF_CLOSED,
     LAST_ACK,
     SYN_RECEIVED,
@@ -61,6 +60,7 @@ class Outgoing:
         ack_due: the guest is owed an acknowledgement or a new window.
         reset_due: the connection ended in a way that the guest must be told by RST.
         ended_by_fin: it is over, and both sides said so.
+        guest_has_ended: the guest has said that it sent everything, and the host has all of it.
         last_ns: when the guest last said something.
         deadline_ns: when on_time() is to be called; None for never.
     """
@@ -87,6 +87,7 @@ class Outgoing:
         "ack_due",
         "deadline_ns",
         "ended_by_fin",
+        "guest_has_ended",
         "held_bytes",
         "iss",
         "last_ns",
@@ -113,6 +114,7 @@ class Outgoing:
         self.syn_due = False
         self.reset_due = False
         self.ended_by_fin = False
+        self.guest_has_ended = False
         self.deadline_ns: int | None = now_ns + CONNECT_NS
         self._receive_bytes = receive_bytes
         self._send_bytes = send_bytes
@@ -183,11 +185,6 @@ class Outgoing:
     def offers_wscale(self) -> bool:
         """Whether our SYN carries a window scale."""
         return self._is_scaled or self.state is SYN_SENT
-
-    @property
-    def guest_has_ended(self) -> bool:
-        """Whether the guest has said that it sent everything."""
-        return self.ended_by_fin or self.state in GUEST_ENDED
 
     def room(self, flight_bytes_max: int = U32) -> int:
         """How many bytes of new data may be sent now.

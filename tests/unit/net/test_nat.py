@@ -246,6 +246,32 @@ print(socks[0].recv(100, socket.MSG_WAITALL).decode())
 
 
 @pytest.mark.usefixtures("impatience")
+def test_a_slow_reader_gets_all_of_what_a_guest_sent_that_is_gone() -> None:
+    """Its kernel takes it to be delivered, and forgets the connection after tcp_fin_timeout."""
+    code = """
+import socket, sys
+sock = socket.create_connection(("10.0.2.2", int(sys.argv[1])), timeout=60)
+sock.sendall(bytes(300_000))
+"""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        with TapGuest(NatConfig(allow_host_ports=(port,))) as guest:
+            guest.sh("echo 1 > /proc/sys/net/ipv4/tcp_fin_timeout")
+            assert guest.python(code, port) == ""
+            connection, _ = server.accept()
+            with connection:
+                connection.settimeout(60)
+                wait_for(lambda: statistics(guest).tcp_flows == 0, "the flow is still there")
+                got = 0
+                while part := connection.recv(65536):
+                    got += len(part)
+                assert got == 300_000
+
+
+@pytest.mark.usefixtures("impatience")
 def test_half_closed_connections_end_when_the_far_end_forgot_them() -> None:
     code = """
 import socket, sys

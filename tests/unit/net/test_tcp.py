@@ -1240,13 +1240,14 @@ def test_half_closed_for_a_day_while_both_ends_want_it(
 def test_half_closed_and_forgotten_by_the_guest(script: str) -> None:
     """Its program has closed the connection, and its kernel waited for the other side's end."""
     number = 1002 if script == CLOSE_WAIT else 1001
+    # A far end that reads slowly does not have all of what the guest has sent yet.
     Exchange(script + f"""
         wait 60.1 s
         stack sends ACK ack {number}
         guest sends RST seq {number}
         stack sends nothing
         flows 0
-        host is reset
+        host is {"closed" if script == CLOSE_WAIT else "reset"}
     """)  # fmt: skip
 
 
@@ -1297,7 +1298,7 @@ def test_half_closed_and_no_answer(script: str) -> None:
     exchange.world.wait(2)
     frames = [seen.tcp.flags for seen in exchange.world.take()]
     assert frames == [ACK] * 9 + [RST | ACK]
-    exchange.play("flows 0 \n host is reset")
+    exchange.play(f"flows 0 \n host is {'closed' if script == CLOSE_WAIT else 'reset'}")
 
 
 def test_a_syn_ack_that_finds_no_buffer_does_not_wait_for_ever() -> None:
@@ -1536,7 +1537,7 @@ def test_too_many_connections_the_oldest_that_is_idle_makes_room(
         assert flow is not None
         stream.owner = flow
         assert [s.tcp.flags for s in world.take()] == [RST | ACK, SYN]
-    assert not oldest.is_open and oldest.was_reset
+    assert not oldest.is_open and oldest.was_reset == (state != "CLOSE_WAIT")
     assert len(world.flows) == 64
     assert world.dropped == {"oldest idle TCP connection, for a new one": 1}
     kind = "idle" if state == "ESTABLISHED" else "half-closed"
