@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterable, Iterator
 
 
 @contextlib.contextmanager
-def blocked() -> Iterator[None]:
+def blocked() -> Iterator[set[int | signal.Signals]]:
     """Have all signals blocked, in this thread and in those that it starts meanwhile.
 
-    These keep it so: no signal is for them, whoever waits for one later.
+    These keep it so: no signal is for them, whoever waits for one later. What was blocked before is
+    given for those that start programs of the caller's.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:  # the next call raises what an earlier signal asks for, and blocks them nevertheless
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        yield
+        yield before
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

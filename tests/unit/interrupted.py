@@ -1,6 +1,6 @@
 """A program of the tests: SIGINT at one instruction after another of who uses threads.
 
-    python -m tests.unit.interrupted threads|blocking-call
+    python -m tests.unit.interrupted threads|blocking-call|first-call
 
 It says which one comes, as it may be the one at which everything stops, and at its end how many
 there are. It traces, and needs a main thread, so it is a process of its own.
@@ -76,14 +76,22 @@ def run(use: Callable[[], None], at: int) -> int:
     return interrupt.count
 
 
-def main(use: Callable[[], None]) -> None:
-    use()  # starts the loop's thread, once
+def main(use: Callable[[], None], prepare: Callable[[], None]) -> None:
+    use()  # what is done once has been done
+    prepare()
     count = run(use, 0)
     for at in range(1, count + 1):
+        prepare()
         run(use, at)
         use()
     print(count, "instructions")
 
 
+USES: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
+    "threads": (use_threads, lambda: None),
+    "blocking-call": (call_blocking, lambda: None),
+    "first-call": (call_blocking, loop_thread.stop),  # starts the loop's thread
+}
+
 if __name__ == "__main__":
-    main({"threads": use_threads, "blocking-call": call_blocking}[sys.argv[1]])
+    main(*USES[sys.argv[1]])

@@ -50,7 +50,9 @@ def test_the_end_begins_nothing_more_and_waits_for_what_has_begun() -> None:
     assert done == [1] and never.cancelled()
 
 
-@pytest.mark.parametrize(("use", "count_min"), [("threads", 200), ("blocking-call", 15)])
+@pytest.mark.parametrize(
+    ("use", "count_min"), [("threads", 200), ("blocking-call", 15), ("first-call", 60)]
+)
 def test_an_interrupt_at_any_instruction_leaves_no_lock(use: str, count_min: int) -> None:
     program = [sys.executable, "-W", "ignore", "-m", "tests.unit.interrupted", use]
     with subprocess.Popen(

@@ -10,14 +10,16 @@ import asyncio
 import atexit
 import os
 import queue
+import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from voidbox.errors import ConfigError, VoidboxError
+from voidbox.signals import blocked
 
 T = TypeVar("T")
 
@@ -160,19 +162,21 @@ def _start() -> asyncio.AbstractEventLoop:
     global _loop, _thread, _has_hooks
     with _lock:
         if _loop is None:
-            _loop = asyncio.new_event_loop()
-            _thread = threading.Thread(
-                target=_serve, args=(_loop,), name="voidbox-asyncio", daemon=True
-            )
-            _thread.start()
-            if not _has_hooks:
-                _has_hooks = True
-                atexit.register(stop)
-                os.register_at_fork(after_in_child=_forget)
+            with blocked() as mask:  # Ctrl-C would leave a loop that no thread serves
+                _loop = asyncio.new_event_loop()
+                _thread = threading.Thread(
+                    target=_serve, args=(_loop, mask), name="voidbox-asyncio", daemon=True
+                )
+                _thread.start()
+                if not _has_hooks:
+                    _has_hooks = True
+                    atexit.register(stop)
+                    os.register_at_fork(after_in_child=_forget)
         return _loop
 
 
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
+def _serve(loop: asyncio.AbstractEventLoop, mask: Iterable[int]) -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # what sandboxes' processes begin with
     asyncio.set_event_loop(loop)
     try:
         loop.run_forever()
