@@ -43,6 +43,7 @@ def test_a_record_comes_back(**values: Any) -> None:
         ("id", "../../etc"), ("id", 5), ("name", "a/b"), ("state", "asleep"), ("state", None),
         ("state", []), ("envs", {"a": 1}), ("envs", []), ("created_at", "today"),
         ("created_at", True), ("pid", -1), ("pid", 1.0), ("ports", [1.5]), ("ports", 7),
+        ("pid", 1 << 31), ("created_at", 1e300), ("ended_at", -1e12), ("paused_at", 1e308),
         ("is_owned", 1), ("net", []), ("crash", None), ("cpus", None), ("user", 0),
     ],
 )  # fmt: skip

@@ -67,6 +67,20 @@ def test_a_corrupted_record_is_set_aside_with_its_logs(
     assert not caplog.messages
 
 
+@pytest.mark.parametrize("changes", [{"cid": 0}, {"cid": 1 << 40}, {"ports": [80, 70000]}])
+def test_an_index_is_made_anew_whatever_number_a_record_has(
+    folder: str, changes: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Store(folder) as store:
+        made = store.create(wanted())
+        damaged = json.dumps(made.to_json() | changes)
+        Path(store.path(made.id, "state.json")).write_text(damaged)
+        Path(folder, "allocations", "allocations.json").unlink()
+        others = [Store(folder).create(wanted()) for _ in range(2)]
+        assert len({one.cid for one in others}) == 2
+    assert not caplog.messages and not Path(folder, "set-aside").exists()
+
+
 def test_a_record_of_another_or_none_at_all(folder: str, caplog: pytest.LogCaptureFixture) -> None:
     with Store(folder) as store:
         one, two, three = [store.create(wanted(name)) for name in ("one", "two", "three")]

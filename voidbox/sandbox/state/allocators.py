@@ -6,6 +6,7 @@ Nothing here locks: whoever loads it and saves it holds the state folder's lock 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
@@ -110,6 +111,14 @@ class Allocations:
     def numbered(self) -> set[str]:
         """Return the IDs of all that have a CID or ports."""
         return {*self.cids.taken.values(), *self.ports.taken.values()}
+
+    def take(self, owner: str, cid: int, ports: Iterable[int]) -> None:
+        """Have a CID and ports be a sandbox's; what is none, in a damaged record, is nobody's."""
+        if CID_MIN <= cid <= CID_MAX:
+            self.cids.taken[cid] = owner
+        for port in ports:
+            if PORT_MIN <= port <= PORT_SPARE_MAX:
+                self.ports.taken[port] = owner
 
     def release_numbers(self, owner: str) -> None:
         """Have the CID and the ports of a sandbox be free."""

@@ -14,6 +14,8 @@ from voidbox.sandbox.state.names import is_id, is_name
 from voidbox.storage.durable import Corrupted
 
 VERSION = 1
+_PID_MAX = (1 << 31) - 1
+_TIME_MAX = 10**11  # the year 5138: the calendar has no end for much more
 
 
 class SandboxRecord(NamedTuple):
@@ -184,6 +186,18 @@ def _is_count(value: object) -> bool:
     return type(value) is int and value >= 0
 
 
+def _is_pid(value: object) -> bool:
+    return _is_count(value) and value <= _PID_MAX  # type: ignore[operator]
+
+
+def _is_time(value: object) -> bool:
+    return _is_number(value) and abs(value) <= _TIME_MAX  # type: ignore[arg-type]
+
+
+def _is_time_or_none(value: object) -> bool:
+    return value is None or _is_time(value)
+
+
 def _is_number(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
@@ -224,18 +238,18 @@ _KINDS: dict[str, Callable[[object], bool]] = {
     "metadata": _is_texts,
     "id": _is_text,
     "state": _is_state,
-    "created_at": _is_number,
-    "started_at": _is_number_or_none,
-    "ended_at": _is_number_or_none,
-    "pid": _is_count,
+    "created_at": _is_time,
+    "started_at": _is_time_or_none,
+    "ended_at": _is_time_or_none,
+    "pid": _is_pid,
     "cid": _is_count,
     "ports": _is_counts,
     "workdir": _is_text_or_none,
     "user": _is_text_or_none,
     "timeout_s": _is_number_or_none,
     "idle_timeout_s": _is_number_or_none,
-    "paused_s": _is_number,
-    "paused_at": _is_number_or_none,
+    "paused_s": _is_time,
+    "paused_at": _is_time_or_none,
     "net": _is_options,
     "vsock": _is_text,
     "team": _is_text_or_none,

@@ -420,8 +420,7 @@ class StateFolder:
         for record in found:
             allocations.names[record.name] = record.id
             if not record.state.is_final:
-                allocations.cids.taken[record.cid] = record.id
-                allocations.ports.taken.update(dict.fromkeys(record.ports, record.id))
+                allocations.take(record.id, record.cid, record.ports)
 
     # Cleaning.
 
