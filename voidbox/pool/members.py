@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
+from itertools import count
 
 from voidbox.errors import VoidboxError
 from voidbox.named_tuple import NamedTuple
@@ -29,6 +30,7 @@ from voidbox.sdk.creating import CreateOptions
 
 _LOOK_AGAIN_S = 0.5  # at the host's memory
 _TRY_AGAIN_S = 0.5  # to watch a process, or to end it: without a descriptor there is no way
+_TRIES = 10  # to remove what is left of one whose process is gone
 _REST_S, _REST_S_MAX = 1.0, 30.0  # after a start that nobody waited for has failed
 _ENDS_AT_ONCE = 16
 _SMOOTHING = 0.2
@@ -354,14 +356,14 @@ class Members:
         await launching.wait_gone(self._store, sandbox.sandbox_id, None)
 
     async def _kill_surely(self, sandbox: PooledSandbox) -> None:
-        while True:
+        for tries in count(1):
             try:
                 await self._kill_process(sandbox)
                 return
             except VoidboxError as error:
                 _logger.warning("%s cannot be killed: %s", sandbox.name, error)
-            if sandbox not in self._watches:
-                return
+            if sandbox not in self._watches and tries >= _TRIES:
+                return  # its record stays
             await asyncio.sleep(_TRY_AGAIN_S)
 
     async def _kill_process(self, sandbox: PooledSandbox) -> None:

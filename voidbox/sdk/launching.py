@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping
 
 from voidbox.errors import ConfigError, HostError, VoidboxError
@@ -132,15 +133,22 @@ class Launch:
             self._end(self._record)  # it may have gone well
 
     def _end(self, record: SandboxRecord) -> None:
-        """Leave nothing of it, whatever there is."""
-        try:
-            kill_process(self._store, record.id)
-            wait_ended(self._store, record.id, KILL_S)
-            self._store.clean()
-            if os.path.isdir(self._store.path(record.id)):
-                self._store.remove(record.id)
-        except VoidboxError as error:
-            _logger.warning("a start that was given up leaves something behind: %s", error)
+        """Leave nothing of it, whatever there is. A descriptor may be missing just then."""
+        deadline = time.monotonic() + KILL_S
+        while True:
+            try:
+                kill_process(self._store, record.id)
+                wait_ended(self._store, record.id, KILL_S)
+                self._store.clean()
+                if os.path.isdir(self._store.path(record.id)):
+                    self._store.remove(record.id)
+                return
+            except VoidboxError as error:
+                problem = error
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_KILL_PAUSE_S)
+        _logger.warning("a start that was given up leaves something behind: %s", problem)
 
 
 def kill_process(store: Store, id: str) -> None:

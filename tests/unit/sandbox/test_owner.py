@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -242,6 +243,21 @@ def test_one_that_removes_itself_leaves_nothing(sandboxes: Sandboxes) -> None:
     assert answers[0]["record"]["reason"] == "it was stopped"  # type: ignore[index]
     assert sandboxes.store.list() == []
     assert not os.path.exists(sandboxes.store.path(record.id))
+
+
+def test_one_that_nobody_waits_for_any_more_does_not_begin(sandboxes: Sandboxes) -> None:
+    record = sandboxes.create()
+    ours, theirs = os.pipe()
+    os.close(ours)  # whoever starts it is gone
+    command = [sys.executable, "-P", "-m", FAKE_OWNER, sandboxes.store.path(record.id)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [*command, "--status-fd", str(theirs)], pass_fds=[theirs], env=environment
+    ) as process:
+        os.close(theirs)
+        sandboxes.store.release(record.id)
+        assert process.wait(DEADLINE_S) == 1
+    assert [one.id for one in sandboxes.store.clean()] == [record.id]
 
 
 def test_what_cannot_begin_leaves_nothing_and_says_why(sandboxes: Sandboxes) -> None:

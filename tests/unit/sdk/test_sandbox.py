@@ -485,6 +485,28 @@ async def test_a_start_that_is_given_up_again_and_again(
 
 
 @in_event_loop
+async def test_a_start_is_given_up_though_descriptors_are_short_for_a_moment(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options["image"] = tmp_path / "imageslow"
+    task = asyncio.create_task(AsyncSandbox.create(**options))
+    await until(lambda: bool(kept()))
+    wait_ended = launching.wait_ended
+    problems = [HostError("pidfd_open: Too many open files") for _ in range(3)]
+
+    def fails_at_first(*arguments: Any) -> bool:
+        if problems:
+            raise problems.pop()
+        return wait_ended(*arguments)
+
+    monkeypatch.setattr(launching, "wait_ended", fails_at_first)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not kept() and not problems
+
+
+@in_event_loop
 async def test_a_start_that_is_given_up_as_it_succeeds(options: dict[str, Any]) -> None:
     before = asyncio.all_tasks()
     outer = asyncio.create_task(Launch(Store(), draft_of(options), None).run())

@@ -49,16 +49,15 @@ def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
     folder, status_fd, parent_fd = _parse(argv)
 
     def report(values: dict[str, object]) -> None:
-        line = json.dumps(values).encode() + b"\n"
         with contextlib.suppress(OSError):  # nobody waits for it any more
-            os.write(status_fd, line)
+            _tell(status_fd, values)
 
     gc.disable()  # until it has begun: what is imported stays
     os.umask(0o077)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # whatever terminal it was started from
     try:
         store, record = _adopt(folder)
-        report({"adopted": True})
+        _tell(status_fd, {"adopted": True})
         raise_file_limit()
         keep_stacks_small()
         import_all(SHARED)
@@ -77,6 +76,11 @@ def main(argv: list[str], make_guest: MakeGuest | None = None) -> int:
     gc.enable()
     life.run()
     return 0
+
+
+def _tell(status_fd: int, values: dict[str, object]) -> None:
+    """Raises OSError: whoever waited for it has given up, or is gone."""
+    os.write(status_fd, json.dumps(values).encode() + b"\n")
 
 
 def _adopt(folder: str) -> tuple[Store, SandboxRecord]:

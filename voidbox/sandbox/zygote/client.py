@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -70,7 +72,10 @@ class Zygote:
         Raises:
             HostError: the zygote is gone, or the host gives no process.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise HostError.from_errno("socketpair", error.errno or 0) from error
         with ours, theirs:
             try:
                 with self._lock:  # whole messages, and none to a socket that is being closed
@@ -82,9 +87,14 @@ class Zygote:
                 raise HostError.from_errno("ask the zygote", error.errno or 0) from error
         if answer is None:
             raise HostError("the zygote, which forks sandboxes' processes, has ended")
-        if "errno" in answer or not found:
-            raise HostError.from_errno("fork a sandbox's process", int(answer.get("errno", 0)))
-        return int(answer["pid"]), found[0]
+        if "errno" in answer:
+            raise HostError.from_errno("fork a sandbox's process", int(answer["errno"]))
+        pid = int(answer["pid"])
+        if not found:  # there was no descriptor for it, so nobody would know when it ends
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            raise HostError.from_errno("receive a pidfd", errno.EMFILE)
+        return pid, found[0]
 
     def is_alive(self) -> bool:
         """Whether it can be asked."""
