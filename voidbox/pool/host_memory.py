@@ -4,26 +4,46 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 
 from voidbox.errors import ConfigError
+from voidbox.sandbox.host_room import number_in, own_cgroups
 from voidbox.sdk.draft import memory_bytes
 
 AUTO = "auto"
-_MEMINFO = "/proc/meminfo"
 _OWNER_BYTES = 24 << 20  # a sandbox's processes
 _SHARE = 4  # a guest touches a quarter of its memory soon, a boot at the least this much
 _RESERVE = 10  # a tenth of the host's memory stays for others
 _FIELD = re.compile(r"^(MemTotal|MemAvailable):\s+([0-9]+) kB$", re.MULTILINE)
+_INACTIVE_FILE = re.compile(r"^inactive_file ([0-9]+)$", re.MULTILINE)
 
 
-def available_and_total() -> tuple[int, int]:
-    """Return the host's memory in bytes: what is available, and all of it."""
-    try:
-        with open(_MEMINFO) as file:
-            found = {name: int(kib) << 10 for name, kib in _FIELD.findall(file.read())}
-        return found["MemAvailable"], found["MemTotal"]
-    except (OSError, KeyError):
-        return 1 << 62, 1 << 62  # a host that does not tell: nothing is held back
+def available_and_total(root: str = "") -> tuple[int, int]:
+    """Return the memory in bytes that this program's control group, or the host, has.
+
+    Args:
+        root: where /proc and /sys are.
+    Returns:
+        What is available, and all of it.
+    """
+    available = total = 1 << 62  # a host that does not tell: nothing is held back
+    with suppress(OSError, KeyError), open(f"{root}/proc/meminfo") as file:
+        found = {name: int(kib) << 10 for name, kib in _FIELD.findall(file.read())}
+        available, total = found["MemAvailable"], found["MemTotal"]
+    for folder in own_cgroups(root):
+        most, used = number_in(f"{folder}/memory.max"), number_in(f"{folder}/memory.current")
+        if most is not None and used is not None:
+            available = max(0, min(available, most - used + _idle_cache(folder)))
+            total = min(total, most)
+    return available, total
+
+
+def _idle_cache(folder: str) -> int:
+    """Return what a control group has of files that nobody uses: it gives that back first."""
+    with suppress(OSError), open(f"{folder}/memory.stat") as file:
+        found = _INACTIVE_FILE.search(file.read())
+        return int(found[1]) if found is not None else 0
+    return 0
 
 
 class HostMemory:

@@ -28,8 +28,8 @@ def check(cpus: int, root: str = "") -> None:
     threads = THREADS + cpus
     total, ceiling = _tasks(root), _smallest(f"{root}/proc/sys/kernel", ("threads-max", "pid_max"))
     _refuse(threads, total, ceiling, "threads", "kernel.pid_max and kernel.threads-max")
-    for folder in _own_cgroups(root):
-        used, most = _number(f"{folder}/pids.current"), _number(f"{folder}/pids.max")
+    for folder in own_cgroups(root):
+        used, most = number_in(f"{folder}/pids.current"), number_in(f"{folder}/pids.max")
         _refuse(threads, used, most, "threads in this control group", "its pids.max")
     with suppress(OSError, ValueError, IndexError):
         allocated, unused, most = map(int, _read(f"{root}/proc/sys/fs/file-nr").split())
@@ -58,7 +58,7 @@ def _tasks(root: str) -> int | None:
     return None
 
 
-def _own_cgroups(root: str) -> list[str]:
+def own_cgroups(root: str = "") -> list[str]:
     """Return the folders of this process's control group and those around it."""
     found = []
     with suppress(OSError, StopIteration):
@@ -73,11 +73,12 @@ def _own_cgroups(root: str) -> list[str]:
 
 
 def _smallest(folder: str, names: tuple[str, ...]) -> int | None:
-    found = [number for name in names if (number := _number(f"{folder}/{name}")) is not None]
+    found = [number for name in names if (number := number_in(f"{folder}/{name}")) is not None]
     return min(found) if found else None
 
 
-def _number(path: str) -> int | None:
+def number_in(path: str) -> int | None:
+    """Return the number that a file has; None where there is none, or no limit."""
     with suppress(OSError, ValueError):  # there is none, or it says "max"
         return int(_read(path))
     return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,3 +80,22 @@ def test_what_is_no_amount_of_memory(wrong: object) -> None:
 def test_the_host_tells_its_memory() -> None:
     available, total = available_and_total()
     assert 0 < available <= total
+
+
+def test_a_control_group_is_the_host_of_what_is_in_it(tmp_path: Path) -> None:
+    group = tmp_path / "sys" / "fs" / "cgroup" / "box" / "program"
+    group.mkdir(parents=True)
+    for path, content in {
+        tmp_path / "proc" / "meminfo": "MemTotal: 64000 kB\nMemAvailable: 32000 kB\n",
+        tmp_path / "proc" / "self" / "cgroup": "0::/box/program\n",
+        group.parent / "memory.max": f"{10 * MIB}\n",
+        group.parent / "memory.current": f"{9 * MIB}\n",
+        group.parent / "memory.stat": f"anon 1\ninactive_file {3 * MIB}\nactive_file 7\n",
+        group / "memory.max": "max\n",
+        group / "memory.current": f"{9 * MIB}\n",
+    }.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    assert available_and_total(str(tmp_path)) == (4 * MIB, 10 * MIB)
+    (group.parent / "memory.max").write_text("max\n")
+    assert available_and_total(str(tmp_path)) == (32000 << 10, 64000 << 10)
