@@ -93,6 +93,7 @@ ALLOWED: dict[str, set[str]] = {
         "defaults",
         "images",
         "sandbox",
+        "signals",
     },
     "pool": {"errors", "sandbox", "sdk", "file_limit"},
     "ray": {"errors", "agent", "sandbox", "snapshot", "images", "sdk", "pool", "storage"},

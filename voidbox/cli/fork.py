@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from voidbox.cli import exit_status
@@ -44,16 +45,16 @@ def main(argv: list[str]) -> int:
 
     with open_store() as store:
         original = find_running(store, options.name)
-        found = interrupt.run(_fork(original.id, count))
-        return _tell(store, found, options.json)
+        return interrupt.run(_fork(store, original.id, count, options.json))
 
 
-async def _fork(id: str, count: int) -> list[AsyncSandbox | Exception]:
+async def _fork(store: Store, id: str, count: int, as_json: bool) -> int:
+    """Make them, and tell of them before anything interrupts us."""
     from voidbox.sdk.aio import AsyncSandbox
 
     sandbox = await AsyncSandbox.connect(id, auto_resume=False)
     try:
-        return await sandbox._fork_as(False, count, SNAPSHOT_S)
+        return _tell(store, await sandbox._fork_as(False, count, SNAPSHOT_S), as_json)
     finally:
         await sandbox.close()
 
@@ -71,4 +72,5 @@ def _tell(store: Store, found: list[AsyncSandbox | Exception], as_json: bool) ->
                 print(one.name)
     if as_json:
         print_json(outcomes)
+    sys.stdout.flush()
     return exit_status.OK if all(one["ok"] for one in outcomes) else exit_status.USAGE

@@ -126,20 +126,26 @@ class CopiedSandbox(EndingSandbox):
         """See fork(), and whether they are to end with this program."""
         snapshots.check_count(count)
         saved = await finished_or_undone(self._save_for_forks(request_timeout), Lent.close)
+        starts: builtins.list[asyncio.Task[Self]] = []
         try:
             record = restored.record_of(saved.record)._replace(is_owned=is_owned)
-            return await self._launch_several(record, count)
-        finally:  # they have it open
+            starts = await self._begin_several(record, count)
+            found = await asyncio.gather(*starts, return_exceptions=True)
+            await asyncio.to_thread(saved.close)  # they have it open
+        except BaseException:  # nobody gets those that run already
+            await asyncio.gather(*map(_undo, starts))
             await asyncio.shield(asyncio.to_thread(saved.close))
+            raise
+        return [one if not isinstance(one, BaseException) else _as_error(one) for one in found]
 
     async def _save_for_forks(self, request_timeout: float | None) -> Lent:
         id = await self._save("", True, request_timeout)
         return await asyncio.to_thread(Shelf(self._store.folder).lend, id)
 
-    async def _launch_several(
+    async def _begin_several(
         self: Self, record: SandboxRecord, count: int
-    ) -> builtins.list[Self | Exception]:
-        """Start so many with our secrets' values; who is cancelled leaves nothing of them."""
+    ) -> builtins.list[asyncio.Task[Self]]:
+        """Begin to start so many of a record, with our secrets' values."""
         original = await asyncio.to_thread(self._store.read, self._id)
         values = await asyncio.to_thread(copied_values, self._store, original)
         gate = asyncio.Semaphore(_STARTS_AT_ONCE)
@@ -158,13 +164,7 @@ class CopiedSandbox(EndingSandbox):
                     values=values,
                 )
 
-        starts = [asyncio.create_task(start()) for _ in range(count)]
-        try:
-            found = await asyncio.gather(*starts, return_exceptions=True)
-        except asyncio.CancelledError:  # so are those that have not succeeded yet
-            await asyncio.gather(*(_undo(one) for one in starts))
-            raise
-        return [one if not isinstance(one, BaseException) else _as_error(one) for one in found]
+        return [asyncio.create_task(start()) for _ in range(count)]
 
     async def _save(self, name: str, is_fork: bool, request_timeout: float | None) -> str:
         """Have a snapshot written; return its ID."""
@@ -194,6 +194,7 @@ class CopiedSandbox(EndingSandbox):
 
 async def _undo(start: asyncio.Task[Self]) -> None:
     """Leave nothing of a start, however it ends."""
+    start.cancel()
     await asyncio.wait((start,))
     if not start.cancelled() and start.exception() is None:
         sandbox = start.result()

@@ -19,6 +19,7 @@ from voidbox.cli import exit_status, fork
 from voidbox.errors import AgentError, ConfigError, HostError
 from voidbox.sandbox import launch as launching
 from voidbox.sandbox.launch import launch
+from voidbox.sandbox.snapshots.shelf import Lent
 from voidbox.sandbox.state.records import SandboxRecord
 from voidbox.sandbox.state.store import Store
 from voidbox.sdk import copies, creating
@@ -212,6 +213,30 @@ async def test_forks_that_are_given_up_leave_nothing_also_of_those_that_run(
         while len(begun) < 2:
             await asyncio.sleep(0.01)
         task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert kept() == [sandbox.sandbox_id]
+        assert not snapshots_folder()
+
+
+@in_event_loop
+async def test_forks_that_are_given_up_at_last_leave_nothing(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await AsyncSandbox.create(**options) as sandbox:
+        loop, close = asyncio.get_running_loop(), Lent.close
+
+        def close_as_it_is_given_up(lent: Lent) -> None:
+            assert len(kept()) == 3, "all of them run"
+            monkeypatch.setattr(Lent, "close", close)
+            asyncio.run_coroutine_threadsafe(cancel(), loop).result()
+            close(lent)
+
+        async def cancel() -> None:
+            task.cancel()
+
+        monkeypatch.setattr(Lent, "close", close_as_it_is_given_up)
+        task = asyncio.create_task(sandbox.fork(2))
         with pytest.raises(asyncio.CancelledError):
             await task
         assert kept() == [sandbox.sandbox_id]
