@@ -63,6 +63,7 @@ class TcpFlow:
         "_batch_bytes",
         "_headers",
         "_held",
+        "_is_broken",
         "_kept",
         "_kept_seq",
         "_line",
@@ -107,6 +108,7 @@ class TcpFlow:
         self._kept_seq = (connection.iss + 1) & U32  # of the first byte in _kept
         self._batch_bytes = BATCH_BYTES
         self._watched = 0  # what the stream was asked for last, of _READABLE and _WRITABLE
+        self._is_broken = False  # the host's end takes nothing more; see _break_off
 
     # From the host.
 
@@ -137,8 +139,7 @@ class TcpFlow:
         while held and stream is not None:
             sent = stream.send(list(held))
             if sent is None:
-                self.connection.abort()
-                held.clear()
+                self._break_off()
                 return
             if not sent:
                 break
@@ -148,6 +149,19 @@ class TcpFlow:
                 del held[0][:sent]
         self.connection.held(sum(map(len, held)))
         self._pass_fin_on()
+
+    def _break_off(self) -> None:
+        """The host's end was broken off, but what came before that may still be in the socket.
+
+        Servers do so to a request that is too long: they answer, and close. The guest gets what it
+        has room for, and then RST; what it sends meanwhile nobody wants.
+        """
+        self._held.clear()
+        self.connection.held_bytes = 0
+        if self.connection.sends_data:
+            self._is_broken = self.readable = True
+        else:
+            self.connection.abort()
 
     def _pass_fin_on(self) -> None:
         if self.connection.take_fin() and self.stream is not None:
@@ -235,8 +249,8 @@ class TcpFlow:
                 connection.accepted(length, 0)
                 return
         if sent is None:
-            connection.abort()
-            return
+            self._break_off()
+            sent = length
         for part in skip(payload, sent) if sent else payload:
             self._hold(part)
         connection.accepted(length, connection.held_bytes + length - sent)
@@ -258,7 +272,7 @@ class TcpFlow:
             return True
         if connection.snd_nxt != connection.snd_max and connection.again_bytes():
             return True
-        return self.readable and connection.sends_data and self._room() > 0
+        return self.readable and connection.sends_data and (self._room() > 0 or self._is_broken)
 
     def _room(self) -> int:
         sharing = self._line.sharing
@@ -289,6 +303,8 @@ class TcpFlow:
                 done = self._send_new(rx, room, now_ns)
                 if done is not None:
                     return done
+            elif self._is_broken:
+                connection.abort()
         if not connection.has_control():
             return True
         return self._send_control(rx, now_ns)
@@ -348,16 +364,16 @@ class TcpFlow:
         if count is None or count <= 0:
             rx.cancel()
             self.readable = False
-            if count == 0:
-                connection.end_data()
-            elif count == RESET:
+            if count == RESET or self._is_broken:
                 connection.abort()
+            elif count == 0:
+                connection.end_data()
             return None
         if line.sharing.is_active:
             line.sharing.gave(count)
         if count < wanted:
             # A short read left the socket empty; if not, level-triggered epoll says so.
-            self.readable = False
+            self.readable = self._is_broken
             if self._batch_bytes > BATCH_BYTES_MIN:
                 self._batch_bytes = max(BATCH_BYTES_MIN, count, self._batch_bytes // 2)
         elif count == self._batch_bytes:

@@ -354,6 +354,30 @@ sock.close()
             wait_for(lambda: statistics(guest).tcp_flows == 0, "the flow is still there")
 
 
+def test_an_answer_that_comes_before_the_end_of_the_request() -> None:
+    """The server does not want the rest, and its kernel says so by RST, right behind the answer."""
+    code = """
+import socket, sys
+for _ in range(10):
+    sock = socket.create_connection(("10.0.2.2", int(sys.argv[1])), timeout=60)
+    try:
+        while True:
+            sock.sendall(bytes(65536))
+    except ConnectionError:
+        print(sock.recv(100).decode())
+"""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with TapGuest(NatConfig(allow_host_ports=(port,))) as guest:
+            process = guest.start(code, port)
+            for _ in range(10):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(100_000)
+                    connection.sendall(b"too large")
+            assert process.communicate(timeout=60)[0] == b"too large\n" * 10
+
+
 def test_a_slow_reader_holds_up_nobody_else_and_grows_nothing() -> None:
     """The guest sends to a program that does not read; then it reads everything."""
     with socket.create_server(("127.0.0.1", 0)) as server, echo_server() as echo_port:

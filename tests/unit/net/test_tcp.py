@@ -1372,10 +1372,33 @@ def test_a_host_that_breaks_off(when: str) -> None:
     if when == "sending":  # before the host's loop says anything
         exchange.world.send(tcp(40000, 80, 1001, (exchange.iss or 0) + 1, ACK, payload=b"x"))
     exchange.play(f"""
-        stack sends RST|ACK seq 1 ack {1011 if when == "flushing" else 1001}
+        stack sends RST|ACK seq 1 ack { {"reading": 1001, "sending": 1002, "flushing": 1011}[when] }
         flows 0
         host is reset
     """)
+
+
+@pytest.mark.parametrize("when", ["at once", "held"])
+@pytest.mark.parametrize(("window", "told"), [(65535, 5000), (3000, 2920), (100, 100), (0, 0)])
+def test_what_came_before_the_host_broke_off_is_told(when: str, window: int, told: int) -> None:
+    """A server that answers a request it does not want, and closes without reading it."""
+    exchange = Exchange(OPEN).play(f"guest sends ACK seq 1001 ack 1 win {window}")
+    if when == "held":
+        exchange.play("host takes 0 \n guest sends ACK seq 1001 ack 1 data 10")
+    exchange.play("""
+        guest has 0 buffers
+        host gives 5000
+        host breaks
+    """)
+    seq = 1011 if when == "held" else 1001
+    exchange.play(f"guest sends ACK seq {seq} ack 1 data 10")
+    exchange.world.rx.credits = None
+    frames = [seen.tcp for seen in exchange.world.take()]
+    told_frames = [frame for frame in frames if frame.payload]
+    assert b"".join(frame.payload for frame in told_frames) == pattern(0, told)
+    assert frames[: len(told_frames)] == told_frames  # and nothing behind the RST
+    assert frames[len(told_frames)].flags == RST | ACK
+    exchange.play("flows 0 \n host is reset")
 
 
 def test_replies_that_were_queued_do_not_follow_an_rst() -> None:

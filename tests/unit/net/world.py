@@ -264,10 +264,8 @@ class FakeStream:
 
     def recv_into(self, buffers: list[memoryview]) -> int | None:
         assert self.is_open and self.is_connected
-        if self.breaks:
-            return RESET
         if not self.gives:
-            return 0 if self.has_ended else None
+            return RESET if self.breaks else 0 if self.has_ended else None
         done = 0
         for buffer in buffers:
             part = self.gives[done : done + len(buffer)]
