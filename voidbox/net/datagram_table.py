@@ -97,6 +97,7 @@ class DatagramTable:
         """Send a flow's next datagram to the guest; False if it has no buffer."""
         if not flow.transmit(rx, self._scratch, self._line.queue_frame, now_ns):
             return False
+        self.flows[flow.key] = self.flows.pop(flow.key)  # the last one, as in send()
         self._line.end_turn(flow)
         # Another turn, or it waits for the socket.
         if flow.has_pending:

@@ -813,6 +813,19 @@ def test_a_flow_that_is_used_is_not_the_oldest() -> None:
     assert first.is_open and len(first.got) == 21
 
 
+def test_a_flow_by_which_the_guest_only_receives_is_not_the_oldest() -> None:
+    """Of a published port, say: else others take the place of the peer that sends most."""
+    world = World()
+    world.send(udp(1000, 9, b"subscribe"))
+    used = world.host.datagrams[0]
+    for number in range(DATAGRAM_FLOWS_MAX + 10):
+        used.gives.append(b"news")
+        world.take()
+        world.send(udp(2000 + number, 9, b"x"))
+    assert used.is_open
+    world.check()
+
+
 def test_a_ping_flood() -> None:
     world = World()
     for number in range(3000):
