@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections import Counter
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -80,7 +79,6 @@ class Server:
         session = Session(path, is_read_only, find_cache(cache), guest_uid, guest_gid, server_count)
         self._session = session
         files, names, attributes = Files(session), Names(session), Attributes(session)
-        self.requests: Counter[int] = Counter()  # by opcode
         # What is not here is answered with ENOSYS, and Linux then does without: FUSE_FLUSH at each
         # close, FUSE_ACCESS (it checks permissions itself), locks (its programs' among themselves).
         self._handlers: dict[int, Handler] = {
@@ -133,7 +131,6 @@ class Server:
         """
         request = Request.parse(message)
         opcode, unique = request.opcode, request.unique
-        self.requests[opcode] += 1
         session = self._session
         try:
             handler = self._handlers.get(opcode)

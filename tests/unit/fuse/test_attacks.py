@@ -9,6 +9,7 @@ import shutil
 import struct
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -236,6 +237,17 @@ def test_nodes_that_only_hold_others_are_bounded(
     assert client.server.nodes == 50
     client.forget(node)
     assert client.server.nodes == 1
+
+
+def test_requests_that_do_not_exist_leave_nothing(client: Client) -> None:
+    tracemalloc.start()
+    try:
+        for opcode in range(1000, 31000):
+            client.server.handle(IN_HEADER.pack(40, opcode, 7, ROOT, 0, 0, 0, 0, 0), Memory())
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes < 100_000
 
 
 def test_all_folders_share_what_a_guest_may_have_open(folder: Path) -> None:
