@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Iterable
 from typing import TypeVar, Unpack
 
@@ -82,12 +83,14 @@ class AsyncPool(Members, Giving[PooledSandbox]):
         self._state_folder = state_folder
         self._is_isolated = isolated
         self._closing: asyncio.Task[None] | None = None
+        self._pid = os.getpid()
 
     # Its life.
 
     async def __aenter__(self) -> AsyncPool:
         if self._store is not None:
             raise ConfigError("a pool is opened once: make another one")
+        self._pid = os.getpid()
         raise_file_limit(_FDS + _FDS_EACH * self.size)
         self._store = await asyncio.to_thread(Store, self._state_folder)
         # What is wrong with the options is told here, and not by each start.
@@ -105,6 +108,7 @@ class AsyncPool(Members, Giving[PooledSandbox]):
 
         Whoever waits in acquire() gets ConfigError.
         """
+        self._check_ours()
         self._end_giving("the pool is being drained")
         while self._starting or self._given or self._warm or self._ending:
             for sandbox in list(self._warm):
@@ -113,6 +117,8 @@ class AsyncPool(Members, Giving[PooledSandbox]):
 
     async def close(self) -> None:
         """End all that it has made, and wait for that. Idempotent."""
+        if self._pid != os.getpid():
+            return  # a child has a copy of what we know, and its parent goes on
         self._end_giving("the pool is closed")
         closing = self._closing = asyncio.create_task(self._close())
         await asyncio.shield(closing)  # whoever waits for it may be cancelled
@@ -204,6 +210,12 @@ class AsyncPool(Members, Giving[PooledSandbox]):
             raise ConfigError("the pool is not open: use `async with AsyncPool(…) as pool`")
         if self._closed:
             raise ConfigError(self._closed)
+        self._check_ours()
+
+    def _check_ours(self) -> None:
+        """Refuse a child without exec: it would give what its parent gives, too."""
+        if self._pid != os.getpid():
+            raise ConfigError("the pool is that of the process that opened it: open another one")
 
     def _leave(self, waiter: Waiter) -> None:
         """Have a call of acquire() wait no more; what it was given is somebody else's."""

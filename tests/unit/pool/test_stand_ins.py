@@ -194,6 +194,27 @@ def test_a_pool_that_blocks(options: dict[str, Any]) -> None:
     assert kept() == []
 
 
+def test_a_forked_child_is_given_nothing_of_its_parents_pool(options: dict[str, Any]) -> None:
+    with Pool(1, warm=1, **options) as pool:
+        deadline = time.monotonic() + DEADLINE_S
+        while not pool.stats().warm:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        pid = os.fork()
+        if not pid:
+            refusals = 0
+            for use in (pool.acquire, pool.drain, lambda: pool.map(print, [1])):
+                try:
+                    use()
+                except ConfigError as error:
+                    refusals += "process that opened it" in str(error)
+            pool.close()
+            os._exit(refusals)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 3
+        with pool.sandbox(0) as sandbox:
+            assert sandbox.commands.run("echo hello").stdout == "hello\n"
+
+
 def test_a_pool_opens_or_says_why(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="jail"), Pool(1, **{**options, "jail": "tight"}):
         pass
