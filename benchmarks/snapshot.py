@@ -35,9 +35,9 @@ from tests.in_process import InProcessGuest as Guest
 from voidbox.agent import connect
 from voidbox.agent.client import AgentClient
 from voidbox.sandbox.guest import MachineEndpoint
-from voidbox.sandbox.process.learning import BYTES_MAX
 from voidbox.snapshot import folder as snapshot_folder
 from voidbox.snapshot import working_set
+from voidbox.snapshot.working_set import BYTES_MAX
 from voidbox.vmm.config import MachineConfig, VsockConfig
 from voidbox.vmm.machine import Machine
 

@@ -49,8 +49,7 @@ def verify(folder: str) -> None:
     """
     machine_bin.read(folder)
     path = os.path.join(folder, NAME)
-    with open(machine_bin.open_own(path), "rb") as file:
-        expected = machine_bin.decode(file.read(), path)
+    expected = machine_bin.read_file(path)
     try:
         found = dict(_all_blocks(folder))
         for name, values in expected.items():

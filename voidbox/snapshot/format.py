@@ -20,6 +20,7 @@ from typing import Any
 
 from voidbox.agent.packing import PackingError, pack, unpack
 from voidbox.errors import ConfigError
+from voidbox.storage import durable
 
 MAGIC = b"VoidboxM"
 VERSION = 1
@@ -74,12 +75,24 @@ def read(folder: str) -> dict[str, Any]:
     """Return what a snapshot's machine.bin holds.
 
     Raises:
-        ConfigError: as decode(); it is not there, or somebody else's.
+        ConfigError, HostError: see read_file.
     """
-    path = os.path.join(folder, NAME)
+    return read_file(os.path.join(folder, NAME))
+
+
+def read_file(path: str) -> dict[str, Any]:
+    """Return what a snapshot's file of this format holds.
+
+    Raises:
+        ConfigError: as decode(); it is not there, or somebody else's.
+        HostError: the disk does not give it.
+    """
     fd = open_own(path)
-    with open(fd, "rb") as file:
-        data = file.read(_HEADER.size + PAYLOAD_BYTES_MAX + 1)
+    try:
+        with open(fd, "rb") as file:
+            data = file.read(_HEADER.size + PAYLOAD_BYTES_MAX + 1)
+    except OSError as error:
+        raise durable.failure("read", path, error) from error
     return decode(data, f"snapshot {path}")
 
 

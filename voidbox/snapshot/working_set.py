@@ -10,8 +10,9 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
-from voidbox.errors import ConfigError
+from voidbox.errors import ConfigError, HostError
 from voidbox.named_tuple import NamedTuple
 from voidbox.snapshot import files, pagemap
 from voidbox.snapshot import format as machine_bin
@@ -22,6 +23,7 @@ from voidbox.storage import durable
 NAME = "working-set"
 MADV_POPULATE_READ = 22  # <linux/mman.h>, since Linux 5.14
 MADV_POPULATE_WRITE = 23
+BYTES_MAX = 48 << 20  # of one that is of use
 _PIECE_BYTES = 1 << 20
 # Runs that are closer than this are fetched as one.
 _GAP_BYTES = 16 << 10
@@ -107,27 +109,30 @@ def save(path: str, working_set: WorkingSet) -> None:
     """
     beside = f"{path}.{os.getpid()}"
     try:
-        files.write(beside, machine_bin.encode(to_plain(working_set)))
         try:
-            os.link(beside, path)
-        except FileExistsError:
-            pass
+            files.write(beside, machine_bin.encode(to_plain(working_set)))
+            with suppress(FileExistsError):
+                os.link(beside, path)
         finally:
-            os.unlink(beside)
+            with suppress(FileNotFoundError):
+                os.unlink(beside)
     except OSError as error:
         raise durable.failure("write", path, error) from error
 
 
 def load(folder: str) -> WorkingSet | None:
-    """Return a snapshot's; None if there is none, or none that is of use."""
+    """Return a snapshot's; None if there is none, or none that is of use.
+
+    Another guest's process has written it: it may have been taken over, and ask for all there is.
+    """
     path = os.path.join(folder, NAME)
     if not os.path.lexists(path):
         return None
     try:
-        with open(machine_bin.open_own(path), "rb") as file:
-            return from_plain(WorkingSet, machine_bin.decode(file.read(), path))
-    except ConfigError:
+        found = from_plain(WorkingSet, machine_bin.read_file(path))
+    except (ConfigError, HostError):
         return None
+    return found if found.size_bytes <= BYTES_MAX else None
 
 
 class Prefetch:

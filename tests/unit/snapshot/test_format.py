@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from voidbox.agent.packing import pack
-from voidbox.errors import ConfigError
+from voidbox.errors import ConfigError, HostError
 from voidbox.snapshot import format as machine_bin
 from voidbox.snapshot.plain import from_plain, to_plain
 
@@ -91,6 +91,11 @@ def test_another_users_file_is_not_read(tmp_path: Path) -> None:
     os.chown(path, 12345, 12345)
     with pytest.raises(ConfigError, match="another user"):
         machine_bin.read(str(tmp_path))
+
+
+def test_a_disk_that_does_not_give_it_is_told() -> None:
+    with pytest.raises(HostError, match="cannot read /proc/self/mem: Input/output error"):
+        machine_bin.read_file("/proc/self/mem")
 
 
 class Inner(NamedTuple):

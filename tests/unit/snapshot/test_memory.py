@@ -354,6 +354,28 @@ def test_fetching_makes_no_pages_of_holes() -> None:
         assert allocated(path) == before
 
 
+def test_a_working_set_of_all_there_is_is_of_no_use(tmp_path: Path) -> None:
+    """Whoever wrote it may have been taken over: each later guest would fetch its whole memory."""
+    most = working_set.BYTES_MAX // 2
+    for name, size in (("usual", most), ("all", most + 1)):
+        os.mkdir(tmp_path / name)
+        made = WorkingSet(read=((0, most),), written=((most, size),))
+        working_set.save(str(tmp_path / name / working_set.NAME), made)
+        assert working_set.load(str(tmp_path / name)) == (made if name == "usual" else None)
+
+
+def test_a_disk_that_is_full_keeps_nothing_of_a_working_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with pytest.raises(HostError, match="No space left"):
+        working_set.save(str(tmp_path / working_set.NAME), WorkingSet())
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_damaged_working_set_is_no_harm(tmp_path: Path) -> None:
     assert working_set.load(str(tmp_path)) is None
     path = tmp_path / working_set.NAME

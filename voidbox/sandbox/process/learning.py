@@ -15,11 +15,11 @@ from voidbox.errors import VoidboxError
 from voidbox.sandbox.process.restoring import Source
 from voidbox.sandbox.worker.machine import WorkerMachine
 from voidbox.snapshot import working_set
+from voidbox.snapshot.working_set import BYTES_MAX
 
 # Until a first command has been answered: some times what it took until the agent was. What touches
 # more than this within that time is at work of its own, and the next guest is looked at.
 _AFTER, _AFTER_S_MIN, _AFTER_S_MAX = 4.0, 0.5, 60.0
-BYTES_MAX = 48 << 20
 
 log = logging.getLogger(__name__)
 
