@@ -33,10 +33,11 @@ def main(argv: list[str]) -> int:
 
 
 def _resume(store: Store, record: SandboxRecord) -> None:
-    if record.state is State.SUSPENDED:
-        from voidbox.sandbox.launch import wake
+    if record.state in (State.SUSPENDED, State.CREATING):
+        from voidbox.sandbox import launch
 
-        wake(store, record.id)
-        return
+        if launch.is_asleep(store, record):
+            launch.wake(store, record.id)
+            return
     check_alive(store, record)
     control(store, record).request("resume")

@@ -24,6 +24,7 @@ from voidbox.sandbox.log_file import read_tail
 from voidbox.sandbox.process.logs import open_log
 from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.records import SandboxRecord
+from voidbox.sandbox.state.state_folder import SUSPENDED
 from voidbox.sandbox.state.store import Store
 
 if TYPE_CHECKING:
@@ -36,6 +37,13 @@ _POLL_MS_MAX = (1 << 31) - 1  # of poll(2): some 24 days
 
 _children: dict[int, str] = {}  # of launch(), that nobody has waited for yet, and their sandboxes
 _children_lock = threading.Lock()
+
+
+def is_asleep(store: Store, record: SandboxRecord) -> bool:
+    """Whether a sandbox is suspended, or somebody is just waking it: wake() is what it needs."""
+    if record.state is State.CREATING:
+        return os.path.isdir(store.path(record.id, SUSPENDED))
+    return record.state is State.SUSPENDED
 
 
 def wake(store: Store, id: str, parent_fd: int | None = None, owner: str = OWNER) -> SandboxRecord:

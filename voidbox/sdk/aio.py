@@ -19,9 +19,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, TypeVar, Unpack, cast, overload
 
 from voidbox.errors import AgentError, ConfigError
+from voidbox.sandbox import launch
 from voidbox.sandbox.guarding import guard
 from voidbox.sandbox.session import check_seconds
-from voidbox.sandbox.state.lifecycle import State
 from voidbox.sandbox.state.store import Store
 from voidbox.sdk import creating, snapshots, zygotes
 from voidbox.sdk.command_handle import AsyncCommandHandle
@@ -274,7 +274,7 @@ class AsyncSandbox(CopiedSandbox):
         store = await asyncio.to_thread(Store, state_folder)
         record = await asyncio.to_thread(read_truly, store, id_or_name)
         sandbox = cls(store, record, keep=True)
-        if record.state is State.SUSPENDED:
+        if launch.is_asleep(store, record):
             if auto_resume:
                 await snapshots.wake(store, record.id)
             return sandbox

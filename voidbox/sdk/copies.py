@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from voidbox.errors import SandboxTimeout
+from voidbox.sandbox import launch
 from voidbox.sandbox.guarding import copied_values
 from voidbox.sandbox.snapshots import restored
 from voidbox.sandbox.snapshots.shelf import Lent, Shelf
@@ -68,7 +69,7 @@ class CopiedSandbox(EndingSandbox):
     async def resume(self, *, request_timeout: float | None = None) -> None:
         """Let it go on after pause(), or wake it after suspend()."""
         record = await asyncio.to_thread(self._store.read, self._id)
-        if record.state is State.SUSPENDED:
+        if launch.is_asleep(self._store, record):
             await snapshots.wake(self._store, self._id)
         else:
             await self._control("resume", request_timeout)

@@ -18,6 +18,7 @@ from tests.unit.agent.conftest import USER
 from tests.unit.sandbox.owned import DEADLINE_S, FAKE_OWNER, Sandboxes, wait_until
 from voidbox.agent import protocol
 from voidbox.agent.client import AgentClient
+from voidbox.cli import resume
 from voidbox.cli.ending import begin_kill, finish_kill
 from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout
 from voidbox.sandbox import launch as launching
@@ -517,6 +518,24 @@ def test_who_wakes_after_one_that_was_killed_does_not_wait_for_it(boxes: Sandbox
     began = time.monotonic()
     assert wake(boxes, box).state is State.RUNNING
     assert time.monotonic() - began < DEADLINE_S
+
+
+def test_who_resumes_what_somebody_is_waking_waits_for_it(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = boxes.launch()
+    suspend(boxes, box)
+    Path(boxes.store.path(box.id, "agent.pid")).unlink()
+    monkeypatch.setenv("VOIDBOX_FAKE_RESTORE", "waits")
+    waking = threading.Thread(target=wake, args=(boxes, box))
+    waking.start()
+    wait_until(lambda: os.path.exists(boxes.store.path(box.id, "agent.pid")), "no start")
+    found = boxes.store.read(box.id)
+    assert found.state is State.CREATING
+    threading.Timer(0.2, Path(boxes.store.path(box.id, "go")).touch).start()
+    resume._resume(boxes.store, found)
+    assert boxes.store.read(box.id).state is State.RUNNING
+    waking.join()
 
 
 def test_one_that_ends_while_it_wakes_is_not_on_the_disk_any_more(

@@ -296,6 +296,29 @@ async def test_suspend_and_resume(options: dict[str, Any]) -> None:
     assert not kept()
 
 
+@in_event_loop
+async def test_who_finds_what_somebody_is_waking_waits_for_it(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await AsyncSandbox.create(**options, name="one") as sandbox:
+        await sandbox.suspend()
+        folder = Path(sandbox._store.path(sandbox.sandbox_id))
+        (folder / "agent.pid").unlink()
+        monkeypatch.setenv("VOIDBOX_FAKE_RESTORE", "waits")
+        waking = asyncio.create_task(sandbox.resume())
+        while not (folder / "agent.pid").exists():
+            await asyncio.sleep(0.01)
+        resuming = asyncio.create_task(sandbox.resume())
+        finding = asyncio.create_task(AsyncSandbox.connect("one"))
+        await asyncio.sleep(0.3)
+        assert not finding.done() and not resuming.done()
+        (folder / "go").touch()
+        await asyncio.gather(waking, resuming)
+        other = await finding
+        assert (await other.commands.run("echo hi")).stdout == "hi\n"
+        await other.close()
+
+
 def test_a_suspended_one_is_stopped_and_killed(options: dict[str, Any]) -> None:
     sandbox = Sandbox.create(**options, keep=True)
     sandbox.suspend()
