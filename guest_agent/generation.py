@@ -46,6 +46,7 @@ class Generation:
         self._identity: Identity | None = None
         self._on_adopted = on_adopted
         self._timer: Timer | None = None
+        self._has_gone_on = False  # before anybody released what was frozen
 
     def _load(self) -> Identity | None:
         if self._identity is None and self._load_identity is not None:
@@ -57,9 +58,15 @@ class Generation:
         self.release()
         identity = self._load()  # whether or not it is needed here: the copy will have it at hand
         self._table.keeps_foreground = True
-        self._timer = self._loop.call_later(seconds, self.release)
+        self._timer = self._loop.call_later(seconds, self._go_on)
         is_frozen = freezes and identity is not None and identity.freeze()
+        self._has_gone_on = False
         return {"is_frozen": is_frozen}
+
+    def _go_on(self) -> None:
+        """Nobody has released it in time."""
+        self._has_gone_on = True
+        self.release()
 
     def release(self) -> None:
         """Go on as before. Idempotent."""
@@ -89,6 +96,9 @@ class Generation:
         self._on_adopted(connection, secret)
         if identity is not None:
             notes = identity.rename(**names)
+        if self._has_gone_on:
+            notes.append("its processes have run before it was told that it is another")
+            self._has_gone_on = False
         self._table.environment = environment
         self.release()
         return {"notes": notes}

@@ -261,3 +261,17 @@ def test_a_mere_program_changes_no_machine(client: AgentClient) -> None:
     """The agent that tests and developers run must not touch the clock of their machine."""
     assert quiesce(client, freeze=True) == {"is_frozen": False}
     client.request(protocol.RELEASE, {}, "release")
+
+
+def test_a_copy_whose_processes_ran_before_says_so(
+    make_agent: Callable[..., RecordingAgent],
+) -> None:
+    """It was told what it is later than its freezer waits: on a host that is very busy, say."""
+    agent = make_agent()
+    client = agent.connect()
+    quiesce(client, timeout=0.3, freeze=True)
+    wait_for(client, lambda: agent.told()[-1] == "thaw")
+    note = "its processes have run before it was told that it is another"
+    assert adopt(client)["notes"] == ["a note", note]
+    quiesce(client, freeze=True)
+    assert adopt(client, secret=SECRET)["notes"] == ["a note"]
