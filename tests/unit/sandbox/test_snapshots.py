@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -753,6 +754,27 @@ def test_a_template_that_fails_is_set_aside_and_the_sandbox_boots(
     assert not os.path.exists(Templates(boxes.store.folder).place(key))
     (aside,) = os.listdir(f"{boxes.store.folder}/set-aside")
     assert f"template-{key}" in aside
+
+
+def test_no_more_templates_are_made_of_a_kind_that_is_never_restored(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second start would fail first, after half a minute at worst."""
+    templates = Templates(boxes.store.folder)
+    boxes.launch(**kind(boxes))
+    (key,) = wait_for_template(boxes)
+    folder = templates.place(key)
+    for _ in range(3):
+        shutil.copytree(folder, f"{folder}-copy")
+        templates.set_aside(folder)
+        os.rename(f"{folder}-copy", folder)
+    templates.prune()
+    box = boxes.launch(**kind(boxes))
+    wait_until(lambda: "no template: 3 of this kind" in log_of(boxes, box), "it is not told")
+    assert os.listdir(templates.path) == []
+    later = time.time() + 2 * 24 * 3600
+    monkeypatch.setattr("voidbox.sandbox.snapshots.templates.time.time", lambda: later)
+    templates.check_worth(key)
 
 
 def test_a_full_disk_is_no_reason_not_to_start(

@@ -136,8 +136,9 @@ class Snapshotting:
         def make() -> None:
             try:
                 with self._one():
-                    self._sandbox.with_agent(_run_first_command, _AGENT_S)
                     templates = Templates(self._store.folder)
+                    templates.check_worth(key)
+                    self._sandbox.with_agent(_run_first_command, _AGENT_S)
                     templates.prepare()
                     made = self._describe(self._sandbox.current_record(), key, "", TEMPLATE)
                     self._take(templates.place(key), made, on_frozen=held.set)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from contextlib import suppress
 from hashlib import blake2b
 
@@ -24,6 +25,8 @@ from voidbox.vmm.config import MachineConfig
 FOLDER = "templates"
 COUNT_MAX, DISK_BYTES_MAX = 8, 4 << 30
 _VARIABLE, _OFF = "VOIDBOX_TEMPLATES", "off"
+# Those that could not be restored, within so long, after which no more of a kind are made.
+_FAILURES_MAX, _FAILURES_S = 3, 24 * 3600.0
 _KEY_BYTES = names.ID_DIGITS // 2
 
 
@@ -73,8 +76,8 @@ class Templates:
     """The templates in a state folder. Thread: any; processes: any number."""
 
     def __init__(self, state_folder: str) -> None:
-        self._state_folder = state_folder
         self.path = f"{state_folder}/{FOLDER}"
+        self._aside = f"{state_folder}/set-aside"
 
     def find(self, key: str) -> str | None:
         """Return a template's folder, which counts as used now; None if there is none."""
@@ -135,11 +138,29 @@ class Templates:
     def set_aside(self, folder: str) -> None:
         """Have nobody find a template that could not be restored; its description is kept."""
         with suppress(VoidboxError, OSError):
-            name = f"template-{os.path.basename(folder)}"
-            aside = durable.set_aside(folder, f"{self._state_folder}/set-aside", name)
+            aside = durable.set_aside(folder, self._aside, _aside_name(os.path.basename(folder)))
             for file in os.listdir(aside):
                 if file not in (records.FILE, "machine.bin"):
                     os.unlink(f"{aside}/{file}")
+
+    def check_worth(self, key: str) -> None:
+        """Refuse to make yet another one of a kind that this host cannot restore.
+
+        Each costs its writing, and then a start that fails before another that boots.
+
+        Raises:
+            ConfigError: so many have been set aside of late.
+        """
+        failures = 0
+        with suppress(OSError), os.scandir(self._aside) as entries:
+            for entry in entries:
+                is_of_kind = _aside_name(key) in entry.name
+                failures += is_of_kind and time.time() - entry.stat().st_mtime < _FAILURES_S
+        if failures >= _FAILURES_MAX:
+            raise ConfigError(
+                f"{failures} of this kind could not be restored within a day; what is in "
+                f"{self._aside} says when"
+            )
 
     def _remove(self, folder: str) -> None:
         gone = f"{folder}.part"  # which is swept
@@ -163,3 +184,8 @@ class Templates:
                 if names.is_id(entry.name):
                     found.append((entry.stat().st_mtime_ns, entry.path))
         return [path for _, path in sorted(found, reverse=True)]
+
+
+def _aside_name(key: str) -> str:
+    """Return what one that was set aside is called, after the time."""
+    return f"template-{key}"
