@@ -288,7 +288,8 @@ class FakeGuest:
         assert config.initramfs is not None
         with open(config.initramfs) as file:
             self._options = SimpleNamespace(**{"mode": "", **json.load(file)})
-        if self._options.mode == "bad":
+        boots_badly = snapshot is None and os.environ.get("VOIDBOX_FAKE_BOOT") == "bad"
+        if self._options.mode == "bad" or boots_badly:
             raise ConfigError("the kernel is no kernel")
         if self._options.mode == "bug":
             raise ZeroDivisionError("a bug")

@@ -602,6 +602,19 @@ def test_one_whose_process_cannot_say_so_is_suspended_all_the_same(
     assert wake(boxes, box).state is State.RUNNING
 
 
+def test_one_that_was_stopping_has_crashed_whatever_is_on_the_disk(boxes: Sandboxes) -> None:
+    """Its suspension failed, and what there was of it could not be deleted."""
+    store = boxes.store
+    box = store.update(boxes.create().id, Event.BOOTED)
+    folder = Path(store.path(box.id, SUSPENDED))
+    folder.mkdir(parents=True)
+    made = records.SnapshotRecord(box.id, "", records.SUSPENDED, 1.0, "", {}, "0.1.0", box)
+    (folder / records.FILE).write_bytes(made.encode())
+    store.update(box.id, Event.STOP)
+    store.release(box.id)
+    assert [one.state for one in store.clean()] == [State.CRASHED]
+
+
 def test_one_that_was_woken_since_has_crashed_if_it_is_killed(
     boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -754,6 +767,21 @@ def test_a_template_that_fails_is_set_aside_and_the_sandbox_boots(
     assert not os.path.exists(Templates(boxes.store.folder).place(key))
     (aside,) = os.listdir(f"{boxes.store.folder}/set-aside")
     assert f"template-{key}" in aside
+
+
+def test_a_template_is_not_to_blame_for_what_does_not_boot_either(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For want of memory, say, that its own limit denies it: others are restored all the same."""
+    boxes.launch(**kind(boxes))
+    wait_for_template(boxes)
+    for step in ("RESTORE", "BOOT"):
+        monkeypatch.setenv(f"VOIDBOX_FAKE_{step}", "bad")
+    with pytest.raises(ConfigError, match="the kernel is no kernel"):
+        boxes.launch(**kind(boxes))
+    for step in ("RESTORE", "BOOT"):
+        monkeypatch.delenv(f"VOIDBOX_FAKE_{step}")
+    assert "restored from" in log_of(boxes, boxes.launch(**kind(boxes)))
 
 
 def test_no_more_templates_are_made_of_a_kind_that_is_never_restored(

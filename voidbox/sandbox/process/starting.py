@@ -63,6 +63,7 @@ class Starting:
         resources.callback(self._console_log.close)
         self.source = source
         self._held: Guest | None = None
+        self._doubted: str | None = None  # a template that could not be restored
         self.has_begun = False
         self.start_time = time.time()
 
@@ -93,6 +94,8 @@ class Starting:
         client = self._restore(self.source, config) if self.source is not None else None
         if client is None:
             client = self._boot(config)
+            if self._doubted is not None:  # a full disk, say, and it had not booted either
+                templates.Templates(self._store.folder).set_aside(self._doubted)
         log.info("the guest's agent answers via %s", "serial" if client.is_serial else "vsock")
         return client
 
@@ -176,6 +179,6 @@ class Starting:
             guest.close()
         self._sandbox.is_copy = self.has_begun = False
         self.source = None
-        templates.Templates(self._store.folder).set_aside(source.folder)
+        self._doubted = source.folder
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._store.path(self._id, UPPER_FILE))

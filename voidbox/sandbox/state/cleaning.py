@@ -104,8 +104,10 @@ def _bury(folder: StateFolder, record: SandboxRecord) -> SandboxRecord:
 def _is_on_disk(folder: StateFolder, record: SandboxRecord) -> bool:
     """Whether it was just being woken, or suspended and its process could not say so any more."""
     path = folder.file(record.id, SUSPENDED)
-    if record.state is State.CREATING or not os.path.isdir(path):
-        return os.path.isdir(path)
+    if record.state is State.STOPPING or not os.path.isdir(path):
+        return False
+    if record.state is State.CREATING:
+        return True
     from voidbox.sandbox.snapshots.record import load  # hardly a command needs it
 
     try:
