@@ -9,17 +9,19 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 from contextlib import suppress
 
 from voidbox.errors import ConfigError
 from voidbox.named_tuple import NamedTuple
 from voidbox.snapshot import files
 from voidbox.snapshot import memory as memory_file
-from voidbox.snapshot.format import open_own
+from voidbox.snapshot.format import NAME, open_own
 from voidbox.storage import durable
 
 PART = ".part"
 _MODE = 0o700
+_DISK = "disk-"
 
 
 class Sizes(NamedTuple):
@@ -93,6 +95,26 @@ class Draft:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def take_over(source: str, target: str) -> None:
+    """Move a machine's files from one folder to another, and nothing else that is in there.
+
+    Whoever has written them may be hostile. It has no way to `target`: what is there is looked at.
+
+    Raises:
+        OSError: one is missing, or is no file.
+    """
+    fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        disks = (name for name in os.listdir(fd) if name.startswith(_DISK))
+        for name in (NAME, memory_file.NAME, *disks):
+            os.rename(name, f"{target}/{name}", src_dir_fd=fd)
+            status = os.lstat(f"{target}/{name}")
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+                raise OSError(errno.EINVAL, f"{name} is not a file of its own")
+    finally:
+        os.close(fd)
 
 
 def _lock(path: str) -> int | None:

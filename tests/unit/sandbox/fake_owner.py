@@ -26,6 +26,8 @@ from voidbox.errors import ConfigError, HostError
 from voidbox.event_loop import EventLoop
 from voidbox.sandbox.process import life, owner, restoring
 from voidbox.sandbox.process.heartbeat import Heartbeat
+from voidbox.sandbox.snapshots.record import SnapshotRecord
+from voidbox.sandbox.state import records
 from voidbox.snapshot.folder import Draft
 from voidbox.vmm.config import MachineConfig
 from voidbox.vmm.outcome import EndReason, Outcome
@@ -129,6 +131,8 @@ class FakeMachine:
             with open(draft.file(name), "wb") as file:
                 file.write(content)
         draft.commit()
+        if mode == "lies":
+            _lie(folder)
         if stop:
             self.stop()
         return f"stop={stop} disks={disks}"
@@ -271,6 +275,20 @@ def _await_go() -> None:
     """Wait until a test says so, by a file in the sandbox's folder."""
     while not os.path.exists(f"{sys.argv[1]}/go"):
         time.sleep(0.01)
+
+
+def _lie(folder: str) -> None:
+    """Say of a snapshot what somebody might who has taken the machine's process over."""
+    record = records.SandboxRecord(
+        "x", "/k", "/i", 1 << 30, 8, {}, {}, id="f" * 12, jail="off", disks=("/etc/shadow",)
+    )
+    made = SnapshotRecord("f" * 12, "x", "snapshot", 1.0, "", {}, "0.1.0", record)
+    for name, content in (("snapshot.json", made.encode()), ("secret", b"x" * 32)):
+        with suppress(FileNotFoundError):
+            os.unlink(f"{folder}/{name}")
+        with open(f"{folder}/{name}", "wb") as file:
+            file.write(content)
+    os.symlink("/etc", f"{folder}/working-set")
 
 
 def _refuse_to_delete(path: str) -> None:

@@ -191,6 +191,21 @@ def test_no_name_is_no_snapshots(boxes: Sandboxes) -> None:
             find("")
 
 
+def test_what_a_copy_may_do_is_not_the_machines_to_say(
+    boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process may have been taken over: the next sandbox would have no jail, and any disk."""
+    monkeypatch.setenv("VOIDBOX_FAKE_SNAPSHOT", "lies")
+    box = boxes.launch()
+    made = shelf(boxes).find(save(boxes, box, "ready"))
+    assert made.record.sandbox == boxes.store.read(box.id)
+    assert records.read_secret(made.folder) == boxes.store.secret(box.id)
+    assert sorted(os.listdir(made.folder)) == [
+        *("digests", "machine.bin", "memory", "secret", "snapshot.json")
+    ]
+    assert os.listdir(boxes.store.path(box.id, MACHINE)) == []
+
+
 def test_two_at_once_are_refused(boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VOIDBOX_FAKE_SNAPSHOT", "waits")
     box = boxes.launch()

@@ -53,6 +53,40 @@ def test_all_of_it_is_on_the_disk_before_it_has_its_name(
         assert (tmp_path / "snap" / name).stat().st_mode & 0o777 == 0o400
 
 
+@pytest.mark.parametrize("what", ["missing", "symlink", "fifo", "hard link", "the folder"])
+def test_what_is_taken_over_are_files(tmp_path: Path, what: str) -> None:
+    source, target, other = tmp_path / "source", tmp_path / "target", tmp_path / "other"
+    for path in (source, target):
+        path.mkdir()
+    other.write_bytes(b"of somebody else")
+    for name in ("memory", "machine.bin", "disk-0", "snapshot.json"):
+        (source / name).write_bytes(b"x")
+    memory = source / "memory"
+    memory.unlink()
+    if what == "symlink":
+        memory.symlink_to(other)
+    elif what == "fifo":
+        os.mkfifo(memory)
+    elif what == "hard link":
+        os.link(other, memory)
+    elif what == "the folder":
+        memory.write_bytes(b"x")
+        (tmp_path / "link").symlink_to(source)
+        source = tmp_path / "link"
+    with pytest.raises(OSError):
+        folder.take_over(str(source), str(target))
+
+
+def test_a_machines_files_are_taken_over(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for path in (source, target):
+        path.mkdir()
+    for name in ("memory", "machine.bin", "disk-0", "snapshot.json"):
+        (source / name).write_text(name)
+    folder.take_over(str(source), str(target))
+    assert sorted(os.listdir(target)) == ["disk-0", "machine.bin", "memory"]
+
+
 def test_an_aborted_one_leaves_nothing(tmp_path: Path) -> None:
     draft = Draft(str(tmp_path / "snap"))
     files.write(draft.file("memory"), b"x")

@@ -7,10 +7,9 @@ live on in the copy, and no process but the agent's runs when it is restored, un
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
@@ -233,10 +232,11 @@ class Snapshotting:
         }
         if made.kind != TEMPLATE:
             extra |= authority_files(self._store.path(self._sandbox.current_record().id))
-        written = folder
+        written, own = folder, {}
         if not is_suspend:
             id = self._sandbox.current_record().id
             written = f"{self._store.path(id, state_folder.MACHINE)}/{made.id}"
+            own, extra = extra, own  # what it says is nobody's but ours
         try:
             self._sandbox.with_agent(lambda client: _quiesce(client, freezes), _AGENT_S)
             report = self._sandbox.machine.snapshot(
@@ -250,22 +250,40 @@ class Snapshotting:
         except BaseException:
             release()
             raise
-        if written != folder:
-            _bring(written, folder)
+        if not is_suspend:
+            _bring(written, folder, own)
         log.info("a %s: %s", made.kind, report)
         if made.kind in (SNAPSHOT, SUSPENDED):
             _pin_image(made, folder)
 
 
-def _bring(written: str, folder: str) -> None:
-    """Bring a snapshot that is whole to its place, whole."""
+def _bring(written: str, folder: str, own: Mapping[str, bytes]) -> None:
+    """Bring a snapshot to its place, whole.
+
+    The process that wrote it may have been taken over. It says what its machine is; what a sandbox
+    may do that is made of it, its jail and its disks say, is not for it to say.
+
+    Args:
+        own: files of ours.
+    """
+    from voidbox.snapshot import files
+    from voidbox.snapshot.folder import Draft, take_over
+
     try:
-        os.rename(written, folder)
-        durable.sync_folder(os.path.dirname(folder))
+        draft = Draft(folder)
+        try:
+            take_over(written, draft.path)
+            for name, content in own.items():
+                files.write(draft.file(name), content)
+            draft.commit()
+        except BaseException:
+            draft.abort()
+            raise
     except OSError as error:
+        raise durable.failure("make", f"snapshot {folder}", error) from error
+    finally:
         with suppress(VoidboxError):
             durable.remove_tree(written)
-        raise durable.failure("make", f"snapshot {folder}", error) from error
 
 
 def _pin_image(made: SnapshotRecord, folder: str) -> None:
