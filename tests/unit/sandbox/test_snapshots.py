@@ -471,6 +471,26 @@ def test_one_that_cannot_be_woken_stays_suspended(
     assert boxes.store.read(box.id).reason == ""
 
 
+@pytest.mark.parametrize("name", ["disk.img", "suspended/secret", "suspended", "other"])
+def test_no_link_is_followed_out_of_what_a_machine_may_write(boxes: Sandboxes, name: str) -> None:
+    """The worker that was taken over is gone; the next one would get what its names lead to."""
+    box = boxes.launch()
+    suspend(boxes, box)
+    path, elsewhere = Path(boxes.store.path(box.id, MACHINE), name), boxes._folder / "elsewhere"
+    if path.exists():
+        path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    with pytest.raises(ConfigError, match=f"{name} is neither a file nor a folder"):
+        wake(boxes, box)
+    with pytest.raises(ConfigError, match="is a link|cannot be read: Too many levels"):
+        restoring._open(str(path.parent if path.name == "secret" else path), "one")
+    path.unlink()
+    if elsewhere.exists():
+        elsewhere.rename(path)
+    assert boxes.store.read(box.id).state is State.SUSPENDED
+    assert wake(boxes, box).state is State.RUNNING
+
+
 def test_a_process_killed_while_it_wakes_leaves_it_suspended(
     boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

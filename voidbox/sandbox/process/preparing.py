@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import stat
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from voidbox.errors import ConfigError
 from voidbox.jail import cgroups
 from voidbox.jail.cgroups import Group
 from voidbox.jail.levels import OFF
@@ -66,8 +67,10 @@ def prepare(
     """
     config = absolute(recipe.kept_config(store, record))
     own_folder = store.path(record.id, MACHINE)
-    with contextlib.suppress(FileExistsError):
+    try:
         os.mkdir(own_folder, 0o700)
+    except FileExistsError:
+        _check_left(own_folder)
     key = templates.key_of(record, config)
     source = restoring.find(store, record, key)
     secrets = None
@@ -81,6 +84,24 @@ def prepare(
         guard = secrets.guard if secrets is not None else None
         make_guest = kept = _kept_guests(store, record, config, source, link, guard)
     return Prepared(store, record, config, source, key, make_guest, secrets, kept)
+
+
+def _check_left(folder: str) -> None:
+    """Refuse what the worker before this one may have left, had it been taken over: ways out.
+
+    The next one is given what these names lead to: the guest's disk is among them.
+
+    Raises:
+        ConfigError: it is neither a file nor a folder.
+    """
+    for path, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            mode = os.lstat(f"{path}/{name}").st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise ConfigError(
+                    f"{path}/{name} is neither a file nor a folder: whoever made it wants a way "
+                    "out, and the sandbox is not woken"
+                )
 
 
 def _kept_guests(

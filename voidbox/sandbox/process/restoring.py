@@ -92,6 +92,8 @@ def find(store: Store, record: SandboxRecord, template_key: str | None) -> Sourc
 
 
 def _open(folder: str, title: str) -> Source:
+    if os.path.islink(folder):  # its machine's process may have been taken over
+        raise ConfigError(f"{title} cannot be restored: {folder} is a link")
     try:
         found = records.load(folder)
     except (FileNotFoundError, Corrupted) as error:

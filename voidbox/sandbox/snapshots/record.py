@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from typing import Any
 
 from voidbox.errors import ConfigError
@@ -77,14 +78,21 @@ def load(folder: str) -> SnapshotRecord:
 def read_secret(folder: str) -> bytes:
     """Return what the agent in a snapshot wants to see.
 
+    It is sent to the guest: of one that is suspended, the folder is its machine's process's own,
+    where a link may lead to any file of the user's.
+
     Raises:
         ConfigError: it cannot be read.
     """
     try:
-        with open(f"{folder}/{SECRET}", "rb") as file:
+        with open(f"{folder}/{SECRET}", "rb", opener=_open_no_link) as file:
             return file.read(1 << 10)
     except OSError as error:
         raise ConfigError(f"{folder}/{SECRET} cannot be read: {error.strerror}") from error
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _parse(values: dict[str, Any]) -> SnapshotRecord:
