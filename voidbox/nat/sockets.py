@@ -25,6 +25,8 @@ _LINGER = struct.Struct("@ii")
 LOOPBACK = 0x7F00_0001
 TCP_SYN_SENT, TCP_CLOSE = 2, 7  # include/net/tcp_states.h
 _ABORT = _LINGER.pack(1, 0)
+# What an ICMP error about a datagram is to the next system call, which then does nothing else.
+_OF_EARLIER_ONES = frozenset((errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH))
 
 
 class _Watched:
@@ -198,6 +200,12 @@ class DatagramSocket(_Watched):
 
     def send(self, buffers: Sequence[memoryview | bytes]) -> int:
         """See Datagrams."""
+        error = self._send(buffers)
+        if error in _OF_EARLIER_ONES:
+            self._send(buffers)
+        return error
+
+    def _send(self, buffers: Sequence[memoryview | bytes]) -> int:
         try:
             if any(buffers):
                 os.writev(self._fd, buffers)

@@ -60,7 +60,7 @@ from voidbox.nat.backend import NatBackend
 from voidbox.nat.bucket import BURST_S
 from voidbox.nat.config import NatConfig
 from voidbox.nat.forwards import _Peer
-from voidbox.nat.sockets import HostSockets, TcpSocket
+from voidbox.nat.sockets import LOOPBACK, HostSockets, TcpSocket
 from voidbox.net.datagram_table import DATAGRAM_FLOWS_MAX
 from voidbox.net.fragment_table import BYTES_MAX as FRAGMENT_BYTES_MAX
 from voidbox.net.fragment_table import DATAGRAMS_MAX, FRAGMENTS_MAX
@@ -983,6 +983,25 @@ def test_no_descriptor_is_left() -> None:
         last.close()
     assert {*made} <= {errno.EMFILE, errno.EACCES} and made[0] == made[1]
     assert not errors
+
+
+def test_the_error_of_a_datagram_does_not_swallow_the_next() -> None:
+    loop = EpollLoop()
+    with contextlib.closing(loop), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        place = server.getsockname()
+        server.close()
+        datagrams = HostSockets(loop, lambda: None).open_udp(LOOPBACK, place[1], NOBODY)
+        assert not isinstance(datagrams, int)
+        with contextlib.closing(datagrams):
+            assert datagrams.send([b"to nobody"]) == 0
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as later:
+                later.bind(place)
+                later.settimeout(5)
+                assert datagrams.send([b"to a service that began"]) == errno.ECONNREFUSED
+                assert later.recv(100) == b"to a service that began"
+                assert datagrams.send([b"and on"]) == 0
+                assert later.recv(100) == b"and on"
 
 
 class _PatientOwner:
