@@ -20,6 +20,7 @@ from voidbox.errors import AgentError, ConfigError, HostError, SandboxTimeout
 from voidbox.sandbox.endpoint import StoredEndpoint
 from voidbox.sandbox.launch import launch, reap, wait_ended
 from voidbox.sandbox.state.lifecycle import State
+from voidbox.storage.locking import FileLock
 
 
 def sockets(sandboxes: Sandboxes, id: str) -> list[str]:
@@ -88,6 +89,17 @@ def test_kill_and_wait(sandboxes: Sandboxes) -> None:
 def test_a_kill_that_leaves_nothing(sandboxes: Sandboxes) -> None:
     record = sandboxes.launch()
     sandboxes.control(record).request("kill", leaves_nothing=True)
+    assert wait_ended(sandboxes.store, record.id, DEADLINE_S)
+    assert not sandboxes.store.list()
+
+
+def test_a_kill_waits_for_nobody_who_has_the_folders_lock(sandboxes: Sandboxes) -> None:
+    record = sandboxes.launch()
+    with FileLock(f"{sandboxes.store.folder}/lock"):
+        sandboxes.control(record).request("kill", leaves_nothing=True)
+        wait_until(
+            lambda: "killing the guest" in sandboxes.file(record, "owner.log"), "it is killed"
+        )
     assert wait_ended(sandboxes.store, record.id, DEADLINE_S)
     assert not sandboxes.store.list()
 

@@ -203,7 +203,12 @@ class Life:
         log.log(level, "the sandbox has ended: %s", verdict.crash or verdict.reason)
         try:
             sandbox.record = store.update(
-                self._id, verdict.event, reason=verdict.reason, crash=verdict.crash, end=verdict.end
+                self._id,
+                verdict.event,
+                reason=verdict.reason,
+                crash=verdict.crash,
+                end=verdict.end,
+                removes_itself=sandbox.record.removes_itself or sandbox.leaves_nothing,
             )
             if sandbox.record.state.is_final:
                 self._forget_suspended()

@@ -45,9 +45,11 @@ class Sandbox(Protocol):
 
     Attributes:
         ended_fd: readable once everything has ended.
+        leaves_nothing: neither its record nor its logs are kept then.
     """
 
     ended_fd: int
+    leaves_nothing: bool
     started_at: float
     ports: PublishedPorts
     start: HeldStart
@@ -58,7 +60,6 @@ class Sandbox(Protocol):
     def current_record(self) -> SandboxRecord: ...
     def stop(self, agent_s: float) -> None: ...
     def kill(self, reason: str) -> None: ...
-    def leave_nothing(self) -> None: ...
     def pause(self) -> None: ...
     def resume(self) -> None: ...
     def snapshot(self, name: str, is_fork: bool) -> SnapshotRecord: ...
@@ -125,7 +126,7 @@ class Operations:
 
     def _kill(self, values: dict[str, object]) -> Answer:
         if values.get("leaves_nothing") is True:
-            self._sandbox.leave_nothing()
+            self._sandbox.leaves_nothing = True  # written when it has ended: a kill never blocks
         self._sandbox.kill("it was killed")
         return {}
 

@@ -46,6 +46,7 @@ class Sandbox:
         record: as it was written last.
         guest, client, is_copy: see starting.
         decision: who has ended it from here.
+        leaves_nothing: neither its record nor its logs are kept once it has ended.
         start: lets one that is held go on.
         ended: set once the machine has ended.
         ended_fd: readable once everything has.
@@ -66,6 +67,7 @@ class Sandbox:
         self.stopping = Stopping(self._ask_agent, self._press_power_button, self.kill, self.ended)
         self.start = HeldStart()
         self.stop_reason = ""  # why it was asked to stop
+        self.leaves_nothing = False
         self.relay = TeamRelay(store, record)
         self.ports = PublishedPorts(store, record.id, lambda: self.machine)
         self.snapshotting = Snapshotting(store, self)
@@ -114,11 +116,6 @@ class Sandbox:
         if guest is not None:
             guest.machine.stop()
 
-    def leave_nothing(self) -> None:
-        """Have neither its record nor its logs be kept once it has ended."""
-        with contextlib.suppress(VoidboxError):  # on a full disk, say: its record stays
-            self.record = self.store.update(self.record.id, removes_itself=True)
-
     def on_signal(self, number: int) -> None:
         """Stop it; at the second signal, kill it."""
         name = signal.Signals(number).name
@@ -137,7 +134,8 @@ class Sandbox:
     def _on_orphaned(self) -> None:
         self.snapshotting.give_template_up()  # nothing is to be left of it
         if self.record.is_pooled:
-            self.leave_nothing()
+            with contextlib.suppress(VoidboxError):  # on a full disk, say: its record stays
+                self.record = self.store.update(self.record.id, removes_itself=True)
         self._end("the process that owned it ended")
 
     def _end(self, reason: str) -> None:
