@@ -149,6 +149,17 @@ def test_a_fork_that_nobody_took_away_is_swept_and_a_snapshot_is_not(tmp_path: P
     assert [path.name for path in Path(shelf.path).iterdir()] == ["f" * 12]
 
 
+def test_a_quota_that_is_none_is_called_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VOIDBOX_SNAPSHOT_QUOTA", "plenty")
+    with (
+        pytest.raises(ConfigError, match="VOIDBOX_SNAPSHOT_QUOTA: no amount of memory: 'plenty'"),
+        Shelf(str(tmp_path)).place(""),
+    ):
+        pass
+
+
 def test_which_snapshot_is_meant(tmp_path: Path) -> None:
     shelf = Shelf(str(tmp_path))
     for id, name in (("aaaa00000000", "base"), ("aaaa11111111", "aaaa"), ("bbbb00000000", "")):

@@ -190,7 +190,10 @@ class Shelf:
             return
         from voidbox.vmm.config import parse_memory
 
-        quota = parse_memory(text)
+        try:
+            quota = parse_memory(text)
+        except ConfigError as error:
+            raise ConfigError(f"{_QUOTA_VARIABLE}: {error}") from error
         used = sum(one.sizes.disk_bytes for one in self.all())
         if used >= quota:
             raise ConfigError(
