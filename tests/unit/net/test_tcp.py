@@ -1740,6 +1740,7 @@ events = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(st.lists(events, min_size=3, max_size=30), st.sampled_from([1000, U32 - 2000]))
 def test_the_short_way_does_what_the_long_one_does(steps: list[tuple], isn: int) -> None:
