@@ -97,6 +97,11 @@ class Draft:
             self._fd = -1
 
 
+def disk_file(index: int) -> str:
+    """Return what the copy of a machine's disk is called."""
+    return f"{_DISK}{index}"
+
+
 def take_over(source: str, target: str) -> None:
     """Move a machine's files from one folder to another, and nothing else that is in there.
 

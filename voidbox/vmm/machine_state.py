@@ -13,6 +13,7 @@ from voidbox.named_tuple import NamedTuple
 from voidbox.net.addresses import NetworkConfig
 from voidbox.net.flow_state import FlowState
 from voidbox.snapshot.checks import Host
+from voidbox.snapshot.folder import disk_file
 from voidbox.snapshot.memory import Part
 from voidbox.virtio.balloon import BalloonState
 from voidbox.virtio.mmio_regs import MmioState
@@ -110,11 +111,6 @@ def disk_state(config: DiskConfig, index: int, stays: bool) -> DiskState:
         file=disk_file(index) if is_copied else "",
         stays=(0, 0) if is_written and stays else None,
     )
-
-
-def disk_file(index: int) -> str:
-    """Return what the copy of a disk is called."""
-    return f"disk-{index}"
 
 
 def written_file(config: DiskConfig) -> str | None:

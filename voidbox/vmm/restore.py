@@ -38,7 +38,6 @@ from voidbox.vmm.machine_state import (
     DEVICE_MODEL,
     DiskState,
     MachineState,
-    disk_file,
     disk_state,
     memory_parts,
     stamp,
@@ -89,7 +88,7 @@ class Restore:
         for index, (saved, disk) in enumerate(zip(self.state.disks, config.disks, strict=True)):
             target = written_file(disk)
             if saved.file and target is not None:
-                if saved.file != disk_file(index):
+                if saved.file != folder.disk_file(index):
                     raise ConfigError(f"the snapshot is damaged: a disk is called {saved.file!r}")
                 copy = os.path.join(self._folder, saved.file)
                 os.close(machine_bin.open_own(copy))

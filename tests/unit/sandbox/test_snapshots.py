@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -376,7 +377,7 @@ def test_forks_are_swept_when_nobody_took_them_away(
 def test_what_a_fork_uses_is_left_to_it(boxes: Sandboxes, monkeypatch: pytest.MonkeyPatch) -> None:
     id = str(boxes.control(boxes.launch()).request("snapshot", fork=True)["snapshot"])
     later = time.time() + 4000
-    with shelf(boxes).lend(id) as lent:
+    with closing(shelf(boxes).lend(id)) as lent:
         monkeypatch.setattr("voidbox.sandbox.snapshots.shelf.time.time", lambda: later)
         shelf(boxes).sweep()
         assert [one.record for one in shelf(boxes).all()] == [lent.record]

@@ -219,12 +219,6 @@ class Lent:
         self._shelf = shelf
         self._fd = folders.use_memory(snapshot.folder)
 
-    def __enter__(self) -> Lent:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """Delete it; who was restored from it has it open. Idempotent.
 

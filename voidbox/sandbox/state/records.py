@@ -187,11 +187,11 @@ def _is_count(value: object) -> bool:
 
 
 def _is_pid(value: object) -> bool:
-    return _is_count(value) and value <= _PID_MAX  # type: ignore[operator]
+    return type(value) is int and 0 <= value <= _PID_MAX
 
 
 def _is_time(value: object) -> bool:
-    return _is_number(value) and abs(value) <= _TIME_MAX  # type: ignore[arg-type]
+    return (type(value) is int or type(value) is float) and abs(value) <= _TIME_MAX
 
 
 def _is_time_or_none(value: object) -> bool:
